@@ -1,0 +1,153 @@
+"""Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
+
+`python scripts/generate.py` writes gen/; `--check` compares it with a fresh generation and names
+the files that differ; `--googleapis` only puts Google's protos where buf looks for them (see
+buf.yaml). Everything comes from installed packages, nothing from the network; the same packages
+give the same bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROTOS = ROOT / "protos"
+GEN = ROOT / "gen"
+GOOGLEAPIS = ROOT / "build" / "googleapis"
+
+#: What the contract imports, and the types that an error may carry.
+GOOGLE_PROTOS = (
+    "google/api/annotations.proto",
+    "google/api/http.proto",
+    "google/rpc/error_details.proto",
+    "google/rpc/status.proto",
+)
+#: In the descriptor set besides the contract. Envoy turns an error into JSON only if it knows the
+#: type of each of its details; google.rpc.Status and the well-known types are what they consist of.
+DESCRIBED_TOO = (
+    "google/rpc/error_details.proto",
+    "google/rpc/status.proto",
+    "google/protobuf/any.proto",
+    "google/protobuf/duration.proto",
+    "google/protobuf/empty.proto",
+    "google/protobuf/field_mask.proto",
+    "google/protobuf/struct.proto",
+    "google/protobuf/timestamp.proto",
+    "google/protobuf/wrappers.proto",
+)
+DESCRIPTOR_SET = "credit/v1/descriptor.binpb"
+#: File name -> contents of the files that make packages of the generated folders.
+PACKAGE_FILES = {
+    "credit/__init__.py": "",
+    "credit/py.typed": "",
+    "credit/v1/__init__.py": '"""Generated from protos/ by scripts/generate.py."""\n',
+}
+
+
+def installed(package: str, *parts: str) -> Path:
+    """The path of a data file or folder inside an installed package."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit(f"generate: the package {package} is not installed; install the dev requirements")
+    for folder in spec.submodule_search_locations:
+        path = Path(folder, *parts)
+        if path.exists():
+            return path
+    sys.exit(f"generate: {package} has no {'/'.join(parts)}")
+
+
+def plugin(name: str) -> Path:
+    """The protoc plugin of this Python's environment, whether or not that is on PATH."""
+    path = Path(sys.executable).parent / name
+    found = path if path.exists() else shutil.which(name)
+    if found is None:
+        sys.exit(f"generate: {name} is not installed; install the dev requirements")
+    return Path(found)
+
+
+def copy_googleapis() -> None:
+    """Put Google's protos into the folder that is buf's second module and protoc's second root."""
+    for name in GOOGLE_PROTOS:
+        target = GOOGLEAPIS / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = installed(f"google.{name.split('/')[1]}", name.split("/")[2])
+        if not target.exists() or target.read_bytes() != source.read_bytes():
+            shutil.copyfile(source, target)
+
+
+def protoc(*arguments: str) -> None:
+    """Run the protoc of grpcio-tools over the contract's roots; end the program if it refuses."""
+    roots = [PROTOS, GOOGLEAPIS, installed("grpc_tools", "_proto")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", *(f"-I{root}" for root in roots)]
+    done = subprocess.run([*command, *arguments], cwd=ROOT, check=False)
+    if done.returncode:
+        sys.exit(done.returncode)
+
+
+def generate(out: Path) -> None:
+    """Write everything that belongs into gen/ into the empty folder `out`."""
+    copy_googleapis()
+    contract = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    protoc(
+        f"--plugin=protoc-gen-mypy={plugin('protoc-gen-mypy')}",
+        f"--plugin=protoc-gen-mypy_grpc={plugin('protoc-gen-mypy_grpc')}",
+        f"--python_out={out}",
+        f"--grpc_python_out={out}",
+        f"--mypy_out=quiet:{out}",
+        f"--mypy_grpc_out=quiet,only_async:{out}",
+        *contract,
+    )
+    protoc(
+        "--include_imports",
+        f"--descriptor_set_out={out / DESCRIPTOR_SET}",
+        *contract,
+        *DESCRIBED_TOO,
+    )
+    for name, text in PACKAGE_FILES.items():
+        (out / name).write_text(text, encoding="utf-8")
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Relative path -> bytes of every file under the folder, compiled Python aside."""
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in folder.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+
+
+def stale() -> list[str]:
+    """The files of gen/ that a fresh generation would change, add or remove."""
+    with tempfile.TemporaryDirectory() as folder:
+        generate(Path(folder))
+        fresh, kept = contents(Path(folder)), contents(GEN)
+    return sorted(name for name in fresh | kept if fresh.get(name) != kept.get(name))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Generate gen/ from protos/.")
+    mode = parser.add_mutually_exclusive_group()
+    mode.add_argument("--check", action="store_true", help="exit 1, naming stale files of gen/")
+    mode.add_argument("--googleapis", action="store_true", help="only copy Google's protos for buf")
+    arguments = parser.parse_args()
+    if arguments.googleapis:
+        copy_googleapis()
+    elif arguments.check:
+        if names := stale():
+            listed = "\n".join(f"  gen/{name}" for name in names)
+            sys.exit(f"gen/ is not fresh; run python scripts/generate.py\n{listed}")
+    else:
+        if GEN.exists():
+            shutil.rmtree(GEN)
+        GEN.mkdir()
+        generate(GEN)
+
+
+if __name__ == "__main__":
+    main()
