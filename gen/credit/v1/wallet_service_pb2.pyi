@@ -175,22 +175,30 @@ class CreateWalletRequest(_message.Message):
         self,
         *,
         id: _builtins.str | None = ...,
-        customer_id: _builtins.str = ...,
-        currency: _builtins.str = ...,
+        customer_id: _builtins.str | None = ...,
+        currency: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
         overdraft_limit: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "id", b"id", "livemode", b"livemode", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "livemode", b"livemode", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__currency: _TypeAlias = _typing.Literal["currency"]  # noqa: Y015
+    _WhichOneofArgType__currency: _TypeAlias = _typing.Literal["_currency", b"_currency"]  # noqa: Y015
+    _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
+    _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__overdraft_limit: _TypeAlias = _typing.Literal["overdraft_limit"]  # noqa: Y015
     _WhichOneofArgType__overdraft_limit: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__currency) -> _WhichOneofReturnType__currency | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
     @_typing.overload
@@ -212,13 +220,15 @@ class GetWalletRequest(_message.Message):
     def __init__(
         self,
         *,
-        wallet_id: _builtins.str = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___GetWalletRequest: _TypeAlias = GetWalletRequest  # noqa: Y015
 
@@ -366,23 +376,27 @@ class UpdateWalletRequest(_message.Message):
     def __init__(
         self,
         *,
-        wallet_id: _builtins.str = ...,
+        wallet_id: _builtins.str | None = ...,
         overdraft_limit: _builtins.str | None = ...,
         status: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "overdraft_limit", b"overdraft_limit", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__overdraft_limit: _TypeAlias = _typing.Literal["overdraft_limit"]  # noqa: Y015
     _WhichOneofArgType__overdraft_limit: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit"]  # noqa: Y015
     _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
     _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overdraft_limit) -> _WhichOneofReturnType__overdraft_limit | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__status) -> _WhichOneofReturnType__status | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___UpdateWalletRequest: _TypeAlias = UpdateWalletRequest  # noqa: Y015
 
@@ -471,8 +485,8 @@ class PostRequest(_message.Message):
     def __init__(
         self,
         *,
-        wallet_id: _builtins.str = ...,
-        idempotency_key: _builtins.str = ...,
+        wallet_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
         grant: Global___GrantOperation | None = ...,
         consumption: Global___ConsumptionOperation | None = ...,
         adjustment: Global___AdjustmentOperation | None = ...,
@@ -484,9 +498,9 @@ class PostRequest(_message.Message):
         expected_sequence: _builtins.int | None = ...,
         validate_only: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_note", b"_note", "_validate_only", b"_validate_only", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_note", b"_note", "_validate_only", b"_validate_only", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -494,10 +508,14 @@ class PostRequest(_message.Message):
     _WhichOneofArgType__effective_at: _TypeAlias = _typing.Literal["_effective_at", b"_effective_at"]  # noqa: Y015
     _WhichOneofReturnType__expected_sequence: _TypeAlias = _typing.Literal["expected_sequence"]  # noqa: Y015
     _WhichOneofArgType__expected_sequence: _TypeAlias = _typing.Literal["_expected_sequence", b"_expected_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
     _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
     _WhichOneofReturnType__validate_only: _TypeAlias = _typing.Literal["validate_only"]  # noqa: Y015
     _WhichOneofArgType__validate_only: _TypeAlias = _typing.Literal["_validate_only", b"_validate_only"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["grant", "consumption", "adjustment", "refund"]  # noqa: Y015
     _WhichOneofArgType_operation: _TypeAlias = _typing.Literal["operation", b"operation"]  # noqa: Y015
     @_typing.overload
@@ -507,9 +525,13 @@ class PostRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_sequence) -> _WhichOneofReturnType__expected_sequence | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validate_only) -> _WhichOneofReturnType__validate_only | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType_operation) -> _WhichOneofReturnType_operation | None: ...
 
@@ -556,7 +578,7 @@ class GrantOperation(_message.Message):
     def __init__(
         self,
         *,
-        amount: _builtins.str = ...,
+        amount: _builtins.str | None = ...,
         kind: _builtins.str | None = ...,
         category: _builtins.str | None = ...,
         priority: _builtins.int | None = ...,
@@ -565,10 +587,12 @@ class GrantOperation(_message.Message):
         expires_at: _builtins.str | None = ...,
         source: _credit_transaction_pb2.TransactionSource | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
     _WhichOneofReturnType__category: _TypeAlias = _typing.Literal["category"]  # noqa: Y015
     _WhichOneofArgType__category: _TypeAlias = _typing.Literal["_category", b"_category"]  # noqa: Y015
     _WhichOneofReturnType__effective_at: _TypeAlias = _typing.Literal["effective_at"]  # noqa: Y015
@@ -583,6 +607,8 @@ class GrantOperation(_message.Message):
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
     _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__category) -> _WhichOneofReturnType__category | None: ...
     @_typing.overload
@@ -628,16 +654,18 @@ class ConsumptionOperation(_message.Message):
     def __init__(
         self,
         *,
-        amount: _builtins.str = ...,
+        amount: _builtins.str | None = ...,
         meter_id: _builtins.str | None = ...,
         meter_event_id: _builtins.str | None = ...,
         subscription_id: _builtins.str | None = ...,
         usage: Global___Usage | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_usage", b"_usage", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_usage", b"_usage", "amount", b"amount", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_usage", b"_usage", "amount", b"amount", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_usage", b"_usage", "amount", b"amount", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
     _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
     _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
     _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
@@ -646,6 +674,8 @@ class ConsumptionOperation(_message.Message):
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
     _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
     _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
     @_typing.overload
@@ -778,21 +808,25 @@ class AdjustmentOperation(_message.Message):
     def __init__(
         self,
         *,
-        amount: _builtins.str = ...,
+        amount: _builtins.str | None = ...,
         source: _credit_transaction_pb2.TransactionSource | None = ...,
         credit_grant_id: _builtins.str | None = ...,
         force: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_force", b"_force", "_source", b"_source", "credit_grant_id", b"credit_grant_id", "force", b"force", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_credit_grant_id", b"_credit_grant_id", "_force", b"_force", "_source", b"_source", "amount", b"amount", "credit_grant_id", b"credit_grant_id", "force", b"force", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_force", b"_force", "_source", b"_source", "amount", b"amount", "credit_grant_id", b"credit_grant_id", "force", b"force", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_credit_grant_id", b"_credit_grant_id", "_force", b"_force", "_source", b"_source", "amount", b"amount", "credit_grant_id", b"credit_grant_id", "force", b"force", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
     _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
     _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
     _WhichOneofReturnType__force: _TypeAlias = _typing.Literal["force"]  # noqa: Y015
     _WhichOneofArgType__force: _TypeAlias = _typing.Literal["_force", b"_force"]  # noqa: Y015
     _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant_id) -> _WhichOneofReturnType__credit_grant_id | None: ...
     @_typing.overload
@@ -819,16 +853,21 @@ class RefundOperation(_message.Message):
     def __init__(
         self,
         *,
-        posting_id: _builtins.str = ...,
+        posting_id: _builtins.str | None = ...,
         amount: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_posting_id", b"_posting_id", "amount", b"amount", "posting_id", b"posting_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "amount", b"amount", "posting_id", b"posting_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_posting_id", b"_posting_id", "amount", b"amount", "posting_id", b"posting_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__posting_id: _TypeAlias = _typing.Literal["posting_id"]  # noqa: Y015
+    _WhichOneofArgType__posting_id: _TypeAlias = _typing.Literal["_posting_id", b"_posting_id"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__posting_id) -> _WhichOneofReturnType__posting_id | None: ...
 
 Global___RefundOperation: _TypeAlias = RefundOperation  # noqa: Y015
 
@@ -1081,13 +1120,20 @@ class GetPostingRequest(_message.Message):
     def __init__(
         self,
         *,
-        wallet_id: _builtins.str = ...,
-        idempotency_key: _builtins.str = ...,
+        wallet_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_wallet_id", b"_wallet_id", "idempotency_key", b"idempotency_key", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_wallet_id", b"_wallet_id", "idempotency_key", b"idempotency_key", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___GetPostingRequest: _TypeAlias = GetPostingRequest  # noqa: Y015

@@ -1,0 +1,67 @@
+"""Time, as integer milliseconds since 1970-01-01 UTC, and its text on the wire.
+
+The one place that reads the system's clock. Everything inside takes `now` as an argument.
+"""
+
+import re
+import time
+from datetime import UTC, datetime, timedelta
+
+from creditledger.errors import InvalidField, echo
+
+SECOND = 1_000
+MINUTE = 60 * SECOND
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
+#: Every zone's offset is a multiple of a quarter of an hour, so buckets of any zone are whole ones.
+QUARTER = 15 * MINUTE
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MS = timedelta(milliseconds=1)
+_RFC3339 = re.compile(
+    r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?([Zz]|[+\- ]\d\d:\d\d)", re.ASCII
+)
+
+
+def now() -> int:
+    """The system's clock."""
+    return time.time_ns() // 1_000_000
+
+
+def parse(text: str, *, field: str) -> int:
+    """Milliseconds of an RFC 3339 time with zone; digits below a millisecond are cut off.
+
+    A blank before the offset is read as "+", which is what a query string makes of it.
+    Raises InvalidField for anything else, a date that does not exist, and years outside 1 to 9999.
+    """
+    match = _RFC3339.fullmatch(text)
+    if match is None:
+        raise InvalidField(
+            f"{field} must be a time with zone such as 2026-05-21T14:08:11Z, not {echo(text)}",
+            param=field,
+        )
+    *parts, fraction, zone = match.groups()
+    try:
+        offset = datetime.strptime(
+            "+00:00" if zone in "Zz" else zone.replace(" ", "+"), "%z"
+        ).tzinfo
+        moment = datetime(*map(int, parts), tzinfo=offset)  # type: ignore[arg-type,misc]  # six ints
+        milliseconds = (moment.astimezone(UTC) - _EPOCH) // _MS
+    except (ValueError, OverflowError):
+        raise InvalidField(f"{field} is no time that exists: {echo(text)}", param=field) from None
+    return milliseconds + int((fraction or "").ljust(3, "0")[:3])
+
+
+def moment(milliseconds: int) -> datetime:
+    """The aware UTC datetime of `milliseconds`."""
+    return _EPOCH + timedelta(milliseconds=milliseconds)
+
+
+def text(milliseconds: int) -> str:
+    """RFC 3339 in UTC with three fraction digits: 2026-05-21T14:08:11.000Z."""
+    return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def text_seconds(milliseconds: int) -> str:
+    """RFC 3339 in UTC, whole seconds, the fraction cut off: 2026-05-21T14:08:11Z."""
+    return moment(milliseconds // 1000 * 1000).isoformat(timespec="seconds")[:-6] + "Z"

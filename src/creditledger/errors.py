@@ -1,0 +1,218 @@
+"""Every refusal of the service, each one a class.
+
+Raised anywhere, turned into a status by the one interceptor in `api/`. Imports nothing, so that
+every module may raise. `reason` is a name of `ErrorReason` in `protos/credit/v1/errors.proto`;
+the HTTP status and type follow from the `ErrorKind` (table in docs/api.md).
+"""
+
+from enum import Enum
+from typing import ClassVar
+
+#: Values echoed in a message are cut here, so that an error cannot be made to carry a payload.
+ECHO_CHARACTERS_MAX = 64
+
+
+class ErrorKind(Enum):
+    """What went wrong, as gRPC status code, HTTP status and error type."""
+
+    MALFORMED = ("INVALID_ARGUMENT", 400, "invalid_request_error")
+    UNAUTHENTICATED = ("UNAUTHENTICATED", 401, "authentication_error")
+    NOT_ALLOWED = ("PERMISSION_DENIED", 403, "permission_error")
+    UNKNOWN = ("NOT_FOUND", 404, "not_found_error")
+    TAKEN = ("ALREADY_EXISTS", 409, "conflict_error")
+    MOVED_ON = ("ABORTED", 409, "conflict_error")
+    NO_CREDIT = ("FAILED_PRECONDITION", 402, "insufficient_credit_error")
+    WRONG_STATE = ("FAILED_PRECONDITION", 400, "invalid_request_error")
+    TOO_LARGE = ("RESOURCE_EXHAUSTED", 413, "request_too_large")
+    TOO_MUCH = ("RESOURCE_EXHAUSTED", 429, "rate_limit_error")
+    AWAY = ("UNAVAILABLE", 503, "overloaded_error")
+    TOO_LATE = ("DEADLINE_EXCEEDED", 504, "api_error")
+    BUG = ("INTERNAL", 500, "api_error")
+
+    def __init__(self, grpc_code: str, http_status: int, error_type: str) -> None:
+        self.grpc_code = grpc_code
+        self.http_status = http_status
+        self.error_type = error_type
+
+
+class Refusal(Exception):
+    """A command or query that was refused, wholly and without effect (but see OutcomeUnknown).
+
+    `param` names the field at fault as it is written in JSON (`consumption.amount`).
+    `metadata` carries what a program needs to react; its keys are listed with the reason.
+    """
+
+    reason: ClassVar[str]
+    kind: ClassVar[ErrorKind]
+
+    def __init__(self, message: str, *, param: str | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.metadata = metadata
+
+
+def echo(value: object) -> str:
+    """A caller's value as it may appear in a message: quoted, printable, at most 64 characters."""
+    text = str(value)
+    cut = text if len(text) <= ECHO_CHARACTERS_MAX else text[:ECHO_CHARACTERS_MAX] + "…"
+    return '"' + "".join(c if c.isprintable() else "�" for c in cut) + '"'
+
+
+class InvalidField(Refusal):
+    """A field's value is malformed or out of range."""
+
+    reason, kind = "INVALID_FIELD", ErrorKind.MALFORMED
+
+
+class MissingField(Refusal):
+    """A required field is absent."""
+
+    reason, kind = "MISSING_FIELD", ErrorKind.MALFORMED
+
+    def __init__(self, param: str) -> None:
+        super().__init__(f"{param} is required", param=param)
+
+
+class UnknownParameter(Refusal):
+    """A query parameter that the route does not have."""
+
+    reason, kind = "UNKNOWN_PARAMETER", ErrorKind.MALFORMED
+
+
+class BodyTooLarge(Refusal):
+    """A request larger than the server reads."""
+
+    reason, kind = "BODY_TOO_LARGE", ErrorKind.TOO_LARGE
+
+
+class ResultTooLarge(Refusal):
+    """An answer that would be larger than the limit; known before anything is written."""
+
+    reason, kind = "RESULT_TOO_LARGE", ErrorKind.MALFORMED
+
+
+class QueryTooBroad(Refusal):
+    """A search that passed its statement time-out, or lacks a filter that bounds it."""
+
+    reason, kind = "QUERY_TOO_BROAD", ErrorKind.MALFORMED
+
+
+class KeyMissing(Refusal):
+    """No credential came with the call."""
+
+    reason, kind = "KEY_MISSING", ErrorKind.UNAUTHENTICATED
+
+
+class KeyInvalid(Refusal):
+    """The credential is malformed, unknown, revoked or expired, or two of them differ."""
+
+    reason, kind = "KEY_INVALID", ErrorKind.UNAUTHENTICATED
+
+
+class ScopeDenied(Refusal):
+    """The key's scope does not allow this call."""
+
+    reason, kind = "SCOPE_DENIED", ErrorKind.NOT_ALLOWED
+
+
+class CustomerKeyRequired(Refusal):
+    """The call speaks of "me" and needs a key that belongs to a customer."""
+
+    reason, kind = "CUSTOMER_KEY_REQUIRED", ErrorKind.NOT_ALLOWED
+
+
+class ModeMismatch(Refusal):
+    """The call names the mode (live or test) that the key does not have."""
+
+    reason, kind = "MODE_MISMATCH", ErrorKind.NOT_ALLOWED
+
+
+class NotFound(Refusal):
+    """The id names nothing that this key may see."""
+
+    reason, kind = "NOT_FOUND", ErrorKind.UNKNOWN
+
+
+class IdTaken(Refusal):
+    """The chosen id exists with other attributes."""
+
+    reason, kind = "ID_TAKEN", ErrorKind.TAKEN
+
+
+class IdempotencyKeyReused(Refusal):
+    """The wallet has a posting of another request under this key. Metadata: fields."""
+
+    reason, kind = "IDEMPOTENCY_KEY_REUSED", ErrorKind.TAKEN
+
+
+class SequenceMismatch(Refusal):
+    """The wallet moved on since the expected sequence. Metadata: expected, actual."""
+
+    reason, kind = "SEQUENCE_MISMATCH", ErrorKind.MOVED_ON
+
+
+class Conflict(Refusal):
+    """The database gave up this transaction in favour of another one; nothing was written."""
+
+    reason, kind = "CONFLICT", ErrorKind.MOVED_ON
+
+
+class InsufficientCredit(Refusal):
+    """Less credit than required. Metadata: required, available, currency."""
+
+    reason, kind = "INSUFFICIENT_CREDIT", ErrorKind.NO_CREDIT
+
+
+class WalletFrozen(Refusal):
+    """A frozen wallet takes credit but gives none."""
+
+    reason, kind = "WALLET_FROZEN", ErrorKind.WRONG_STATE
+
+
+class WalletClosed(Refusal):
+    """A closed wallet takes no posting and no change."""
+
+    reason, kind = "WALLET_CLOSED", ErrorKind.WRONG_STATE
+
+
+class NotRefundable(Refusal):
+    """The posting is no consumption, or all of it is refunded."""
+
+    reason, kind = "NOT_REFUNDABLE", ErrorKind.WRONG_STATE
+
+
+class RefundTooLarge(Refusal):
+    """More than what is left to refund. Metadata: refundable."""
+
+    reason, kind = "REFUND_TOO_LARGE", ErrorKind.WRONG_STATE
+
+
+class OutOfRange(Refusal):
+    """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
+
+    reason, kind = "OUT_OF_RANGE", ErrorKind.MALFORMED
+
+
+class Overloaded(Refusal):
+    """The queue is full; come back later with the same key."""
+
+    reason, kind = "OVERLOADED", ErrorKind.TOO_MUCH
+
+
+class Unavailable(Refusal):
+    """The database is away or the server is shutting down; nothing was written."""
+
+    reason, kind = "UNAVAILABLE", ErrorKind.AWAY
+
+
+class OutcomeUnknown(Refusal):
+    """The write may have happened: ask GetPosting with the same key, or post again with it."""
+
+    reason, kind = "OUTCOME_UNKNOWN", ErrorKind.TOO_LATE
+
+
+class DeadlineExceeded(Refusal):
+    """The caller's deadline passed before the work began; nothing was written."""
+
+    reason, kind = "DEADLINE_EXCEEDED", ErrorKind.TOO_LATE

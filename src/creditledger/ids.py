@@ -1,0 +1,55 @@
+"""Ids: a prefix that says the kind, and what follows it.
+
+Ids of transactions, postings and grants are computed, not stored: wallet number and number within
+the wallet, 13 characters each. They route to their wallet, sort as text in order of creation, and
+need no index. Ids of wallets, customers, meters, subscriptions and keys are chosen or random.
+"""
+
+import re
+import secrets
+
+#: Crockford's base 32, lower case: no i, l, o, u; its text order is its numeric order.
+ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
+_VALUE = {c: i for i, c in enumerate(ALPHABET)}
+#: 13 × 5 bits hold 64.
+_WIDTH = 13
+_SHIFTS = tuple(range(5 * (_WIDTH - 1), -1, -5))
+_CHOSEN = re.compile(r"[A-Za-z0-9_-]{1,60}", re.ASCII)
+
+
+def number_text(number: int) -> str:
+    """A number of up to 63 bits as 13 characters."""
+    return "".join([ALPHABET[number >> shift & 31] for shift in _SHIFTS])
+
+
+def compose(prefix: str, wallet: int, number: int) -> str:
+    """compose("ct", 1, 42) == "ct_0000000000001000000000001a"."""
+    return f"{prefix}_{number_text(wallet)}{number_text(number)}"
+
+
+def resolve(prefix: str, text: str) -> tuple[int, int] | None:
+    """(wallet number, number) of a composed id; None if `text` cannot be one."""
+    head, _, body = text.partition("_")
+    if head != prefix or len(body) != 2 * _WIDTH:
+        return None
+    numbers = [0, 0]
+    for i, character in enumerate(body):
+        value = _VALUE.get(character)
+        if value is None:
+            return None
+        numbers[i // _WIDTH] = numbers[i // _WIDTH] << 5 | value
+    wallet, number = numbers
+    if max(numbers) >= 1 << 63:
+        return None
+    return wallet, number
+
+
+def random(prefix: str) -> str:
+    """A fresh id of 128 random bits, for things whose id nobody chose."""
+    value = secrets.randbits(128)
+    return f"{prefix}_{number_text(value >> 64)}{number_text(value & (1 << 64) - 1)}"
+
+
+def is_chosen(prefix: str, text: str) -> bool:
+    """Whether `text` is an id a caller may choose: <prefix>_[A-Za-z0-9_-]{1,60}."""
+    return text.startswith(prefix + "_") and _CHOSEN.fullmatch(text[len(prefix) + 1 :]) is not None

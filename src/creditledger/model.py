@@ -1,0 +1,463 @@
+"""The values of the ledger: what the rules decide on, the store keeps and the API prints.
+
+Imported by everything above; imports only errors, money, clock and ids. Times are milliseconds
+(UTC), amounts smallest units of the wallet's currency. Words of the field: docs/ledger.md.
+"""
+
+from bisect import insort
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import NamedTuple
+
+#: Open grants a wallet may have: what one posting can draw on, so what bounds its rows.
+OPEN_GRANTS_MAX = 1_000
+#: The priority of a grant that names none; 0 is spent first, 100 last.
+PRIORITY_DEFAULT = 50
+PRIORITY_MAX = 100
+#: Sorts after every moment: a grant that never expires is spent last among its priority.
+NEVER = 1 << 62
+
+
+class Kind(IntEnum):
+    """Why a transaction moved credit, in the words of the billing list. Stored as its number."""
+
+    TOPUP = 1
+    SUBSCRIPTION_RENEW = 2
+    ADMIN_CREDIT = 3
+    ADMIN_DEBIT = 4
+    REFUND = 5
+    USAGE = 6
+    EXPIRY = 7
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+class Type(IntEnum):
+    """What a transaction is, in the words of the credit-transaction API. Stored as its number."""
+
+    GRANT = 1
+    CONSUMPTION = 2
+    ADJUSTMENT = 3
+    EXPIRATION = 4
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+class Category(IntEnum):
+    """Whether a grant was paid for. Stored as its number."""
+
+    PAID = 1
+    PROMOTIONAL = 2
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+class Status(IntEnum):
+    """What a wallet accepts: everything; no spending; nothing, for ever."""
+
+    ACTIVE = 1
+    FROZEN = 2
+    CLOSED = 3
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+class Scope(IntEnum):
+    """What an API key may do; each includes the ones before it. Stored as its number."""
+
+    CUSTOMER = 1
+    SERVICE = 2
+    ADMIN = 3
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class Currency:
+    """A unit with a fixed number of digits after the point."""
+
+    code: str
+    scale: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Customer:
+    """Who owns wallets."""
+
+    id: str
+    name: str
+    email: str
+    metadata: Mapping[str, str]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """What is metered."""
+
+    id: str
+    name: str
+    event_name: str
+    unit: str
+    currency: str | None
+    metadata: Mapping[str, str]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Subscription:
+    """A customer's plan, as far as the ledger needs to know of it."""
+
+    id: str
+    customer_id: str
+    name: str
+    metadata: Mapping[str, str]
+    created_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A client's credential without its secret."""
+
+    number: int  #: What postings record: 1, 2, 3 ... in order of creation.
+    id: str
+    name: str
+    scope: Scope
+    customer_id: str | None
+    livemode: bool
+    mask: str
+    created_at: int
+    expires_at: int | None
+    revoked_at: int | None
+
+
+@dataclass(slots=True, eq=False)
+class Grant:
+    """A lot of credit given once; only `remaining` changes in its life."""
+
+    number: int  #: Sequence of the row that created it; 0 until that row is appended.
+    amount: int  #: Given, in smallest units. > 0.
+    overdraft_paid: int  #: Part of it that paid back an overdraft at its creation. <= amount.
+    remaining: int  #: Not yet drawn. 0 <= remaining <= amount.
+    category: Category
+    priority: int  #: 0 to 100, lower is spent first.
+    name: str | None
+    effective_at: int  #: Spendable from here, included ...
+    expires_at: int | None  #: ... to here, excluded; None is never.
+    created_at: int
+
+    def burn_key(self) -> tuple[int, int, int, int, int, int]:
+        """The burn order, a total order: docs/ledger.md, "Burn order"."""
+        return (
+            self.priority,
+            self.expires_at if self.expires_at is not None else NEVER,
+            -self.category,  # promotional before paid
+            self.effective_at,
+            self.created_at,
+            self.number,
+        )
+
+    def is_open(self, now: int) -> bool:
+        """Whether a consumption may draw on it at `now`, if anything remains."""
+        return self.effective_at <= now and not self.has_ended(now)
+
+    def has_ended(self, now: int) -> bool:
+        """Whether its time is over: expires_at is the first moment without it."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+def _counters() -> list[int]:
+    return [0] * (max(Kind) + 1)
+
+
+@dataclass(slots=True)
+class Wallet:
+    """A wallet under its lock: its row and its grants with something left, as one value.
+
+    The rules read it and `append` changes it; nobody else does. `sequence`, `running_balance` and
+    the counters are those of its last transaction.
+    """
+
+    number: int
+    id: str
+    customer_id: str
+    currency: str
+    scale: int
+    livemode: bool
+    status: Status
+    overdraft_limit: int
+    metadata: Mapping[str, str]
+    created_at: int
+    updated_at: int
+    sequence: int = 0
+    running_balance: int = 0
+    overdraft_used: int = 0
+    posted_at: int = 0  #: created_at of the last transaction; 0 before the first.
+    moved_sequence: int = 0  #: The last transaction that is no expiration; 0 before the first.
+    usage_count: int = 0  #: Transactions of kind usage so far.
+    usage_amount: int = 0  #: Σ of their amounts. <= 0.
+    usage_quantity: int = 0  #: Σ of all quantities of usage, each posting's once.
+    unmetered_amount: int = 0  #: Σ |amount| of those whose posting has no usage.
+    kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
+    grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
+    burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
+
+    def add(self, grant: Grant) -> None:
+        """Take a grant read or made into the wallet's books."""
+        self.grants[grant.number] = grant
+        if grant.remaining:
+            insort(self.burning, grant, key=Grant.burn_key)
+
+    def time(self, clock: int) -> int:
+        """`now` of this wallet: its time never runs backwards."""
+        return max(clock, self.posted_at)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """What a wallet's owner may know of its credit at one moment."""
+
+    balance: int
+    held: int
+    pending: int
+    available: int
+
+
+def standing(wallet: Wallet, clock: int) -> Standing:
+    """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
+    now = wallet.time(clock)
+    due = sum(g.remaining for g in wallet.burning if g.has_ended(now))
+    pending = sum(g.remaining for g in wallet.burning if g.effective_at > now)
+    balance = wallet.running_balance - due
+    return Standing(balance=balance, held=0, pending=pending, available=balance - pending)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What was consumed. Belongs to the posting and counts once, however many grants paid."""
+
+    api_key_id: str
+    product_id: str
+    product_name: str
+    category: str
+    billing_method: int
+    quantities: tuple[int, ...]
+    base_prices: tuple[int, ...]
+    discount_prices: tuple[int, ...]
+    price_precision: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveGrant:
+    """Operation: give a lot of credit."""
+
+    amount: str
+    kind: Kind
+    category: Category
+    priority: int
+    name: str | None
+    effective_at: int | None
+    expires_at: int | None
+    source: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Consume:
+    """Operation: spend credit in burn order."""
+
+    amount: str
+    meter_id: str | None = None
+    meter_event_id: str | None = None
+    subscription_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust:
+    """Operation: give or take credit by hand."""
+
+    amount: str
+    source: Mapping[str, str]
+    credit_grant_id: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Operation: return what a posting consumed, all that is left of it if amount is None."""
+
+    posting_id: str
+    amount: str | None = None
+
+
+Operation = GiveGrant | Consume | Adjust | Refund
+
+#: Stored as their index; the name is the field of the request.
+OPERATIONS: dict[type, tuple[int, str]] = {
+    GiveGrant: (1, "grant"),
+    Consume: (2, "consumption"),
+    Adjust: (3, "adjustment"),
+    Refund: (4, "refund"),
+}
+OPERATION_NAMES = {code: name for code, name in OPERATIONS.values()}
+#: The operation of a posting the ledger makes by itself, for expirations due.
+EXPIRE = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """One posting as a client asked for it, shape checked, not yet decided.
+
+    Amounts are still text: their scale is known only under the wallet's lock. `source` of the
+    operation is what was given; a missing actor is filled in from `actor` when it is written.
+    """
+
+    wallet_id: str
+    idempotency_key: str
+    operation: Operation
+    livemode: bool
+    posted_by: int | None  #: Number of the API key that posts; None: the command line.
+    actor: str  #: Its name: who did it, where the request does not say.
+    description: str | None = None
+    note: str | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    effective_at: int | None = None
+    expected_sequence: int | None = None
+    validate_only: bool = False
+    backdating_free: bool = False  #: Admin keys and import reach behind the 35 days.
+
+
+@dataclass(frozen=True, slots=True)
+class WalletChange:
+    """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
+
+    wallet_id: str
+    livemode: bool
+    overdraft_limit: str | None = None
+    status: Status | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class WalletView:
+    """A wallet as its owner sees it at one moment."""
+
+    id: str
+    customer_id: str
+    currency: str
+    scale: int
+    livemode: bool
+    status: Status
+    balance: int
+    held: int
+    pending: int
+    available: int
+    overdraft_limit: int
+    overdraft_used: int
+    sequence: int
+    metadata: Mapping[str, str]
+    created_at: int
+    updated_at: int
+
+
+def view(wallet: Wallet, clock: int) -> WalletView:
+    """The wallet at `clock`."""
+    figures = standing(wallet, clock)
+    return WalletView(
+        id=wallet.id,
+        customer_id=wallet.customer_id,
+        currency=wallet.currency,
+        scale=wallet.scale,
+        livemode=wallet.livemode,
+        status=wallet.status,
+        balance=figures.balance,
+        held=figures.held,
+        pending=figures.pending,
+        available=figures.available,
+        overdraft_limit=wallet.overdraft_limit,
+        overdraft_used=wallet.overdraft_used,
+        sequence=wallet.sequence,
+        metadata=wallet.metadata,
+        created_at=wallet.created_at,
+        updated_at=max(wallet.updated_at, wallet.posted_at),
+    )
+
+
+class Dimension(NamedTuple):
+    """What rows are added up by: kind, what was metered and for whom, at which prices.
+
+    Stored once per wallet under a number; rows and roll-ups refer to it.
+    """
+
+    kind: int
+    type: int
+    meter_id: str | None = None
+    subscription_id: str | None = None
+    has_usage: bool = False
+    api_key_id: str = ""
+    product_id: str = ""
+    product_name: str = ""
+    category: str = ""
+    billing_method: int = 1
+    base_prices: tuple[int, ...] = ()
+    discount_prices: tuple[int, ...] = ()
+    price_precision: int = 1
+
+
+class Row(NamedTuple):
+    """One credit transaction, in the order of its columns."""
+
+    wallet: int
+    sequence: int
+    posting: int
+    kind: int
+    type: int
+    grant: int | None  #: Number of the grant it gave to or drew on; None is overdraft.
+    amount: int
+    running_balance: int
+    created_at: int
+    effective_at: int | None  #: None: at created_at.
+    dimension: int
+    kind_count: int | None  #: Rows of this kind up to this one; None for usage, counted beside.
+    usage_count: int
+    usage_amount: int
+    usage_quantity: int
+    unmetered_amount: int
+
+
+@dataclass(slots=True)
+class Posting:
+    """What a command became: its request, as far as its rows do not tell, and its rows."""
+
+    wallet: int
+    number: int
+    idempotency_key: str | None  #: None: the ledger's own (expirations).
+    operation: int
+    amount: int | None  #: As requested; None for a refund of all that is left.
+    posted_by: int | None
+    description: str | None
+    note: str | None
+    metadata: Mapping[str, str]
+    source: Mapping[str, str]
+    meter_event_id: str | None
+    quantities: tuple[int, ...]
+    refund_of: int | None
+    terms: Mapping[str, object]  #: The rest of the request by field name, for `replay`.
+    rows: list[Row] = field(default_factory=list)

@@ -1,0 +1,490 @@
+"""The rules of the ledger: what a command does to a wallet, or why it is refused.
+
+`decide` is pure: it reads a wallet under its lock, what the command refers to, and `now`, and
+answers moves or raises a Refusal, touching nothing. `append` carries moves out on the wallet value
+and answers its rows. Called by ledger.py inside the write transaction; no I/O, clock, randomness.
+The rules in prose: docs/ledger.md.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from creditledger import clock, ids, money
+from creditledger.errors import (
+    InsufficientCredit,
+    InvalidField,
+    NotFound,
+    NotRefundable,
+    OutOfRange,
+    RefundTooLarge,
+    SequenceMismatch,
+    WalletClosed,
+    WalletFrozen,
+    echo,
+)
+from creditledger.model import (
+    NEVER,
+    OPEN_GRANTS_MAX,
+    PRIORITY_DEFAULT,
+    Adjust,
+    Category,
+    Command,
+    Consume,
+    Dimension,
+    GiveGrant,
+    Grant,
+    Kind,
+    Refund,
+    Row,
+    Status,
+    Type,
+    Wallet,
+    standing,
+)
+
+#: How far ahead a client's clock may run.
+AHEAD_MS_MAX = 60 * clock.SECOND
+
+
+class Move(NamedTuple):
+    """One transaction to be: so much, to or from this grant; grant None is the overdraft."""
+
+    kind: Kind
+    type: Type
+    amount: int
+    grant: Grant | None
+    effective_at: int | None  #: None: when it is written.
+    fresh: bool = False  #: The grant is made by this move.
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A posting that a refund names: its rows, oldest first, and what was returned of it."""
+
+    rows: Sequence[Row]
+    dimension: Dimension
+    refunded: int
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What the commands of a batch refer to, as far as it exists."""
+
+    meters: frozenset[str]
+    subscriptions: Mapping[str, str]  #: Subscription id -> customer id.
+    originals: dict[tuple[int, int], Original]  #: By wallet number and posting number.
+
+
+def decide(
+    wallet: Wallet,
+    command: Command,
+    amount: int | None,
+    references: References,
+    *,
+    now: int,
+    backdating_ms_max: int,
+) -> list[Move]:
+    """The command's own moves, in order (the expirations due are `expirations`).
+
+    `amount`: the operation's, in smallest units; None only for a refund of all that is left.
+    `now`: the wallet's time. Raises, in this order of precedence: SequenceMismatch; WalletClosed,
+    WalletFrozen; NotFound; InvalidField and the refusals of the operation; InsufficientCredit;
+    OutOfRange.
+    """
+    if command.expected_sequence is not None:
+        _expect_sequence(wallet, command.expected_sequence)
+    if wallet.status is not Status.ACTIVE:
+        _refuse_by_status(wallet, command, amount)
+    if command.effective_at is not None and not isinstance(command.operation, GiveGrant):
+        _check_effective_at(command, now, backdating_ms_max)
+
+    operation = command.operation
+    if isinstance(operation, Consume):
+        assert amount is not None
+        _check_references(wallet, operation, references)
+        moves = _draw(wallet, amount, Kind.USAGE, Type.CONSUMPTION, command.effective_at, now=now)
+    elif isinstance(operation, GiveGrant):
+        assert amount is not None
+        moves = _give(wallet, operation, amount, command, now, backdating_ms_max)
+    elif isinstance(operation, Adjust):
+        assert amount is not None
+        moves = _adjust(wallet, operation, amount, command.effective_at, now)
+    else:
+        moves = _refund(wallet, operation, amount, command.effective_at, references, now)
+    _check_range(wallet, command, moves, now)
+    return moves
+
+
+def _expect_sequence(wallet: Wallet, expected: int) -> None:
+    if expected > wallet.sequence or wallet.moved_sequence > expected:
+        raise SequenceMismatch(
+            f"the wallet is at sequence {wallet.sequence}, not {expected}",
+            param="expected_sequence",
+            expected=str(expected),
+            actual=str(wallet.sequence),
+        )
+
+
+def _refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> None:
+    if wallet.status is Status.CLOSED:
+        raise WalletClosed("the wallet is closed")
+    operation = command.operation
+    spends = isinstance(operation, Consume) or (
+        isinstance(operation, Adjust) and amount is not None and amount < 0 and not operation.force
+    )
+    if spends:
+        raise WalletFrozen("the wallet is frozen: it takes credit but gives none")
+
+
+def _check_effective_at(command: Command, now: int, backdating_ms_max: int) -> None:
+    moment = command.effective_at
+    assert moment is not None
+    if moment > now + AHEAD_MS_MAX:
+        raise InvalidField("effective_at is more than 60 s ahead", param="effective_at")
+    if not command.backdating_free and moment < now - backdating_ms_max:
+        days = backdating_ms_max // clock.DAY
+        raise InvalidField(f"effective_at is more than {days} days ago", param="effective_at")
+
+
+def _check_references(wallet: Wallet, operation: Consume, references: References) -> None:
+    meter, subscription = operation.meter_id, operation.subscription_id
+    if meter is not None and meter not in references.meters:
+        raise NotFound(f"no meter {echo(meter)}", param="consumption.meter_id")
+    if (
+        subscription is not None
+        and references.subscriptions.get(subscription) != wallet.customer_id
+    ):
+        raise NotFound(
+            f"no subscription {echo(subscription)} of this customer",
+            param="consumption.subscription_id",
+        )
+
+
+def _draw(
+    wallet: Wallet,
+    amount: int,
+    kind: Kind,
+    type_: Type,
+    effective_at: int | None,
+    *,
+    now: int,
+    force: bool = False,
+) -> list[Move]:
+    """Take `amount` in burn order, the rest as overdraft.
+
+    Unforced, it must not pass what is available with the overdraft the wallet may use; the sum
+    over all grants is needed only where the grants met on the way do not settle it.
+    """
+    moves = []
+    missing = amount
+    for grant in wallet.burning:
+        if not grant.is_open(now):
+            continue
+        part = min(grant.remaining, missing)
+        moves.append(Move(kind, type_, -part, grant, effective_at))
+        missing -= part
+        if not missing:
+            break
+    if not force and (missing or wallet.overdraft_used):
+        available = standing(wallet, now).available
+        if amount > available + wallet.overdraft_limit:
+            raise _insufficient(wallet, amount, available)
+    if missing:
+        moves.append(Move(kind, type_, -missing, None, effective_at))
+    return moves
+
+
+def _insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:
+    need, have = money.text(required, wallet.scale), money.text(available, wallet.scale)
+    return InsufficientCredit(
+        f"{need} {wallet.currency} are required, {have} are available",
+        required=need,
+        available=have,
+        currency=wallet.currency,
+    )
+
+
+def _new_grant(
+    wallet: Wallet,
+    amount: int,
+    category: Category,
+    now: int,
+    *,
+    overdraft_used: int,
+    priority: int = PRIORITY_DEFAULT,
+    name: str | None = None,
+    effective_at: int | None = None,
+    expires_at: int | None = None,
+) -> Grant:
+    """A grant that pays back what is overdrawn first, if it can be spent at once."""
+    starts = now if effective_at is None else effective_at
+    paid = min(overdraft_used, amount) if starts <= now else 0
+    return Grant(
+        number=0,
+        amount=amount,
+        overdraft_paid=paid,
+        remaining=amount - paid,
+        category=category,
+        priority=priority,
+        name=name,
+        effective_at=starts,
+        expires_at=expires_at,
+        created_at=now,
+    )
+
+
+def _give(
+    wallet: Wallet,
+    operation: GiveGrant,
+    amount: int,
+    command: Command,
+    now: int,
+    backdating_ms_max: int,
+) -> list[Move]:
+    given = operation.effective_at if operation.effective_at is not None else command.effective_at
+    field = "effective_at" if operation.effective_at is None else "grant.effective_at"
+    if given is not None and not command.backdating_free and given < now - backdating_ms_max:
+        days = backdating_ms_max // clock.DAY
+        raise InvalidField(f"{field} is more than {days} days ago", param=field)
+    if operation.expires_at is not None:
+        if operation.expires_at <= now:
+            raise InvalidField("grant.expires_at has already passed", param="grant.expires_at")
+        if operation.expires_at <= (now if given is None else given):
+            raise InvalidField(
+                "grant.expires_at must be after its effective_at", param="grant.expires_at"
+            )
+    grant = _new_grant(
+        wallet,
+        amount,
+        operation.category,
+        now,
+        overdraft_used=wallet.overdraft_used,
+        priority=operation.priority,
+        name=operation.name,
+        effective_at=given,
+        expires_at=operation.expires_at,
+    )
+    return [Move(operation.kind, Type.GRANT, amount, grant, given, fresh=True)]
+
+
+def _adjust(
+    wallet: Wallet, operation: Adjust, amount: int, effective_at: int | None, now: int
+) -> list[Move]:
+    if amount > 0:
+        for name in ("credit_grant_id", "force"):
+            if getattr(operation, name):
+                raise InvalidField(
+                    f"adjustment.{name} belongs to a debit; a credit makes a grant of its own",
+                    param=f"adjustment.{name}",
+                )
+        grant = _new_grant(
+            wallet, amount, Category.PROMOTIONAL, now, overdraft_used=wallet.overdraft_used
+        )
+        return [Move(Kind.ADMIN_CREDIT, Type.ADJUSTMENT, amount, grant, effective_at, fresh=True)]
+    debit, force = -amount, operation.force
+    kind, type_ = Kind.ADMIN_DEBIT, Type.ADJUSTMENT
+    if operation.credit_grant_id is None:
+        return _draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
+    found = ids.resolve("cg", operation.credit_grant_id)
+    named = wallet.grants.get(found[1]) if found and found[0] == wallet.number else None
+    if named is None:
+        raise NotFound(
+            f"no grant {echo(operation.credit_grant_id)} in this wallet",
+            param="adjustment.credit_grant_id",
+        )
+    left = 0 if named.has_ended(now) else named.remaining
+    if not force:
+        if debit > left:
+            raise _insufficient(wallet, debit, left)
+        available = standing(wallet, now).available
+        if named.effective_at <= now and debit > available + wallet.overdraft_limit:
+            raise _insufficient(wallet, debit, available)
+    moves = []
+    if part := min(debit, left):
+        moves.append(Move(kind, type_, -part, named, effective_at))
+    if debit > left:
+        moves.append(Move(kind, type_, left - debit, None, effective_at))
+    return moves
+
+
+def refundable(wallet: Wallet, operation: Refund, references: References) -> Original:
+    """The posting that a refund names. Raises NotFound, NotRefundable."""
+    found = ids.resolve("pst", operation.posting_id)
+    original = references.originals.get(found) if found and found[0] == wallet.number else None
+    if original is None:
+        raise NotFound(
+            f"no posting {echo(operation.posting_id)} in this wallet", param="refund.posting_id"
+        )
+    if original.dimension.kind != Kind.USAGE:
+        raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
+    return original
+
+
+def _refund(
+    wallet: Wallet,
+    operation: Refund,
+    amount: int | None,
+    effective_at: int | None,
+    references: References,
+    now: int,
+) -> list[Move]:
+    original = refundable(wallet, operation, references)
+    left = -sum(row.amount for row in original.rows) - original.refunded
+    if left == 0:
+        raise NotRefundable("all of the posting is refunded", param="refund.posting_id")
+    if amount is not None and amount > left:
+        most = money.text(left, wallet.scale)
+        raise RefundTooLarge(
+            f"only {most} of the posting is left to refund", param="refund.amount", refundable=most
+        )
+    moves: list[Move] = []
+    overdraft_used = wallet.overdraft_used
+    for drawn, grant_number in _unreturned(original, left if amount is None else amount):
+        part = drawn
+        drawn_on = None if grant_number is None else wallet.grants[grant_number]
+        if drawn_on is not None and not drawn_on.has_ended(now):
+            moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, part, drawn_on, effective_at))
+            continue
+        if drawn_on is None:
+            if paid := min(part, overdraft_used):
+                moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, paid, None, effective_at))
+                overdraft_used -= paid
+                part -= paid
+            if not part:
+                continue
+        grant = _new_grant(
+            wallet,
+            part,
+            drawn_on.category if drawn_on else Category.PAID,
+            now,
+            overdraft_used=overdraft_used,
+            priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
+        )
+        overdraft_used -= grant.overdraft_paid
+        moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, part, grant, effective_at, fresh=True))
+    return moves
+
+
+def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | None]]:
+    """(part, grant number) of the draws to return, newest first, after those returned before."""
+    returned = original.refunded
+    for row in reversed(original.rows):
+        drawn = -row.amount
+        skipped = min(returned, drawn)
+        returned -= skipped
+        part = min(drawn - skipped, amount)
+        if part:
+            yield part, row.grant
+        amount -= part
+        if not amount:
+            return
+
+
+def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) -> None:
+    total = wallet.running_balance + sum(move.amount for move in moves)
+    usage = getattr(command.operation, "usage", None)
+    quantity = wallet.usage_quantity + (sum(usage.quantities) if usage else 0)
+    if (
+        abs(total) > money.TOTAL_MAX
+        or quantity > money.TOTAL_MAX
+        or wallet.usage_amount - money.AMOUNT_MAX < -money.TOTAL_MAX
+    ):
+        raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
+    gained = sum(
+        1
+        for m in moves
+        if m.grant is not None and m.amount > 0 and (m.fresh or not m.grant.remaining)
+    )
+    if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
+        running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
+        if running + gained > OPEN_GRANTS_MAX:
+            raise OutOfRange(f"a wallet has at most {OPEN_GRANTS_MAX} open grants")
+
+
+def expirations(wallet: Wallet, now: int) -> list[Move]:
+    """The moves that take what expired: by expires_at, then by grant."""
+    ended = [grant for grant in wallet.burning if grant.has_ended(now)]
+    ended.sort(key=lambda grant: (grant.expires_at or NEVER, grant.number))
+    return [
+        Move(Kind.EXPIRY, Type.EXPIRATION, -grant.remaining, grant, grant.expires_at)
+        for grant in ended
+    ]
+
+
+def append(
+    wallet: Wallet,
+    moves: list[Move],
+    *,
+    posting: int,
+    dimension: int,
+    quantity: int | None,
+    now: int,
+) -> list[Row]:
+    """Carry the moves out on the wallet and answer their rows.
+
+    `quantity`: Σ of the posting's quantities, counted on its first row; None if it has no usage.
+    Asserts what the schema constrains too: 0 <= remaining <= amount, no time running backwards.
+    """
+    assert now >= wallet.posted_at
+    rows = []
+    counted = quantity or 0
+    for move in moves:
+        kind, type_, amount, grant, effective_at, fresh = move
+        wallet.sequence += 1
+        wallet.running_balance += amount
+        if grant is None:
+            wallet.overdraft_used -= amount
+            assert wallet.overdraft_used >= 0
+        elif fresh:
+            grant.number = wallet.sequence
+            wallet.overdraft_used -= grant.overdraft_paid
+            wallet.add(grant)
+        else:
+            _change(wallet, grant, amount)
+        kind_count: int | None = None
+        if kind is Kind.USAGE:
+            wallet.usage_count += 1
+            wallet.usage_amount += amount
+            if quantity is None:
+                wallet.unmetered_amount -= amount
+            else:
+                wallet.usage_quantity += counted
+                counted = 0
+        else:
+            kind_count = wallet.kind_counts[kind] = wallet.kind_counts[kind] + 1
+        if kind is not Kind.EXPIRY:
+            wallet.moved_sequence = wallet.sequence
+        rows.append(
+            Row(
+                wallet.number,
+                wallet.sequence,
+                posting,
+                kind.value,
+                type_.value,
+                None if grant is None else grant.number,
+                amount,
+                wallet.running_balance,
+                now,
+                effective_at,
+                dimension,
+                kind_count,
+                wallet.usage_count,
+                wallet.usage_amount,
+                wallet.usage_quantity,
+                wallet.unmetered_amount,
+            )
+        )
+    wallet.posted_at = now
+    return rows
+
+
+def _change(wallet: Wallet, grant: Grant, amount: int) -> None:
+    """Draw on a grant, or return to it, keeping the burn order's list of what has something left."""
+    empty_before = not grant.remaining
+    grant.remaining += amount
+    assert 0 <= grant.remaining <= grant.amount
+    if empty_before:
+        wallet.add(grant)
+    elif not grant.remaining:
+        wallet.burning.remove(grant)

@@ -1,0 +1,121 @@
+"""What one write transaction reads and writes, as values: the store's half of the write path.
+
+ledger.py fills `Wanted`, a writer answers `Loaded` under the wallets' locks, the rules decide, and
+the writer stores `Changes`. Imports the model only; every database's writer speaks these.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from creditledger.model import Dimension, Grant, Posting, Row, Wallet
+
+
+class StoreUnavailable(Exception):
+    """The database refused or did not answer before COMMIT; nothing was written."""
+
+
+class CommitFailed(Exception):
+    """COMMIT itself failed: whether the batch is in the ledger has to be looked up."""
+
+
+class DiskFailed(Exception):
+    """The disk did not do what it was told: nothing this process believes can be relied on."""
+
+
+@dataclass(slots=True)
+class Loaded:
+    """What the database knows of what a batch wants; read after the wallets were locked."""
+
+    clock: int  #: Milliseconds; on PostgreSQL the database's, read after the locks.
+    next_posting: int  #: The first free posting number; the writer owns the numbers from here on.
+    wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
+    postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
+    originals: dict[tuple[int, int], Posting] = field(default_factory=dict)  #: To be refunded.
+    refunded: dict[tuple[int, int], int] = field(default_factory=dict)  #: Σ returned of them.
+    meters: frozenset[str] = frozenset()
+    subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
+    dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)  #: Of the postings.
+    numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
+    next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a batch needs to be decided. Everything is a set: order plays no part here."""
+
+    wallets: frozenset[str]
+    keys: frozenset[tuple[str, str]]  #: (wallet id, idempotency key)
+    meters: frozenset[str]
+    subscriptions: frozenset[str]
+    originals: frozenset[tuple[int, int]]  #: (wallet number, posting number)
+    grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) named by adjustments
+    #: The dimensions the batch may write under, once the wallets and originals are loaded.
+    dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
+
+
+#: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
+#: quantity_0 ... quantity_5, created_count, created_amount, created_quantity.
+Sums = list[int]
+SUMS = 12
+
+
+@dataclass(slots=True)
+class Changes:
+    """What a decided batch writes, in the order of dependence."""
+
+    touched: dict[int, Wallet] = field(default_factory=dict)  #: Counters moved on.
+    terms: dict[int, Wallet] = field(default_factory=dict)  #: Limit, status or metadata changed.
+    dimensions: list[tuple[int, int, Dimension]] = field(default_factory=list)
+    postings: list[Posting] = field(default_factory=list)
+    given: dict[tuple[int, int], Grant] = field(default_factory=dict)
+    #: Drawn on or returned to, with whether anything remained of it before the batch.
+    drawn: dict[tuple[int, int], tuple[Grant, bool]] = field(default_factory=dict)
+    rows: list[Row] = field(default_factory=list)
+    rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.rows or self.terms)
+
+
+def dump(value: Mapping[str, object] | Iterable[object] | None) -> str | None:
+    """Compact JSON with sorted keys, or None for nothing: how the store keeps small structures."""
+    if not value:
+        return None
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def digest(dimension: Dimension) -> str:
+    """What a dimension is found by: 128 bits, so that its index stays narrow."""
+    text = json.dumps(dimension, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def dimension_columns(dimension: Dimension) -> tuple[object, ...]:
+    """The dimension as its columns after `digest`."""
+    *head, base, discount, precision = dimension
+    return (*head, json.dumps(base), json.dumps(discount), precision)
+
+
+def dimension_value(columns: Iterable[object]) -> Dimension:
+    """The dimension of its columns after `digest`."""
+    kind, type_, meter, subscription, has_usage, *labels, method, base, discount, precision = (
+        columns
+    )
+    key, product, name, category = labels
+    return Dimension(
+        int(str(kind)),
+        int(str(type_)),
+        None if meter is None else str(meter),
+        None if subscription is None else str(subscription),
+        bool(has_usage),
+        str(key),
+        str(product),
+        str(name),
+        str(category),
+        int(str(method)),
+        tuple(json.loads(str(base))),
+        tuple(json.loads(str(discount))),
+        int(str(precision)),
+    )

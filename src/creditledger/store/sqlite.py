@@ -1,0 +1,621 @@
+"""SQLite: how its connections are set up, and its writer.
+
+One process writes (a lock file beside the database says which), through one connection, in one
+thread; readers are connections that cannot write or checkpoint. The write path is bare SQL on the
+driver: per statement a thread hop or an expression tree would cost more than the statement.
+"""
+
+import asyncio
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+from urllib.parse import quote
+
+from filelock import FileLock, Timeout
+from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool, StaticPool
+
+from creditledger.model import (
+    Category,
+    Dimension,
+    Grant,
+    Kind,
+    Posting,
+    Row,
+    Status,
+    Wallet,
+)
+from creditledger.store.batch import (
+    Changes,
+    CommitFailed,
+    DiskFailed,
+    Loaded,
+    StoreUnavailable,
+    Wanted,
+    digest,
+    dimension_columns,
+    dimension_value,
+    dump,
+)
+
+T = TypeVar("T")
+
+#: Readers wait this long for the moment in which the journal is being reset.
+BUSY_TIMEOUT_MS = 5_000
+#: Numbers of dimensions kept in memory; they never change, so forgetting them costs a read only.
+DIMENSIONS_CACHED_MAX = 200_000
+
+
+class DatabaseLocked(Exception):
+    """Another process holds the database for writing."""
+
+
+def _is_disk_failure(error: sqlite3.Error) -> bool:
+    name = getattr(error, "sqlite_errorname", "")
+    return name.startswith(("SQLITE_IOERR", "SQLITE_CORRUPT", "SQLITE_NOTADB"))
+
+
+def lock(path: Path) -> FileLock:
+    """The right to write to the database at `path`, or DatabaseLocked at once."""
+    held = FileLock(f"{path}.lock", mode=0o600)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise DatabaseLocked(f"{path} is being written by another process") from None
+    return held
+
+
+def _settings(connection: sqlite3.Connection, *pragmas: str) -> None:
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "foreign_keys=ON", *pragmas):
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def writer_engine(path: Path) -> Engine:
+    """An engine of one connection, durable (fsync at every commit), transactions begun by hand."""
+    engine = create_engine(
+        URL.create("sqlite", database=str(path)),
+        poolclass=StaticPool,
+        connect_args={
+            "isolation_level": None,
+            "check_same_thread": False,
+            "cached_statements": 256,
+        },
+    )
+
+    @event.listens_for(engine, "connect")
+    def _(connection: sqlite3.Connection, _record: object) -> None:
+        # WAL lets readers read while the writer writes; FULL makes COMMIT wait for the disk.
+        _settings(connection, "journal_mode=WAL", "synchronous=FULL", "cache_size=-65536")
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def reader_engine(path: Path, connections: int) -> AsyncEngine:
+    """An engine whose transactions are snapshots and whose connections refuse to write."""
+    engine = create_async_engine(
+        f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=ro&uri=true",
+        pool_size=connections,
+        max_overflow=0,
+        connect_args={"isolation_level": None},
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def _(connection: sqlite3.Connection, _record: object) -> None:
+        cursor = connection.cursor()
+        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "query_only=ON", "wal_autocheckpoint=0"):
+            cursor.execute(f"PRAGMA {pragma}")
+        cursor.close()
+
+    @event.listens_for(engine.sync_engine, "begin")
+    def _(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def reading_engine(path: Path) -> Engine:
+    """A synchronous reader for commands that look at a database, running server or not."""
+    engine = create_engine(
+        f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true",
+        poolclass=NullPool,
+        connect_args={"isolation_level": None},
+    )
+
+    @event.listens_for(engine, "begin")
+    def _(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+class Writer:
+    """The one connection that writes, and the thread it lives in."""
+
+    def __init__(self, path: Path, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._engine = writer_engine(path)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
+        self._driver: sqlite3.Connection | None = None
+        self._numbers: dict[tuple[int, Dimension], int] = {}
+        self._next_posting = 0
+        self._closed = threading.Event()
+
+    async def open(self) -> None:
+        """Connect and find out where the numbers stand."""
+        await self._run(self._open)
+
+    async def write(self, change: Callable[[Connection], T]) -> T:
+        """Run `change` as one transaction of SQLAlchemy's Core; for what is not a posting."""
+        return await self._run(lambda: self._write(change))
+
+    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+        """Phases 1 to 6 of the write path as one transaction; `decide` runs inside it.
+
+        Raises what `decide` raised or the driver's error, with nothing written; CommitFailed if it
+        was COMMIT that failed.
+        """
+        await self._run(lambda: self._commit(wanted, decide))
+
+    async def reopen(self) -> None:
+        """A new connection, for when it is unclear what became of the last transaction."""
+        await self._run(self._reopen)
+
+    async def close(self) -> None:
+        """Finish the transaction under way, fold the journal into the database, disconnect."""
+        if not self._closed.is_set():
+            self._closed.set()
+            await self._run(self._engine.dispose)
+            self._thread.shutdown()
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        # A transaction once begun is finished whatever happens to the one who waits for it.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
+
+    def _open(self) -> None:
+        with self._engine.connect() as connection:
+            driver = connection.connection.driver_connection
+            assert isinstance(driver, sqlite3.Connection)
+            self._driver = driver
+            (last,) = driver.execute("SELECT coalesce(max(number), 0) FROM postings").fetchone()
+            self._next_posting = last + 1
+
+    def _reopen(self) -> None:
+        self._engine.dispose()
+        self._numbers.clear()
+        self._open()
+
+    def _write(self, change: Callable[[Connection], T]) -> T:
+        try:
+            with self._engine.begin() as connection:
+                return change(connection)
+        except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.OperationalError):
+                raise StoreUnavailable(error.orig) from error
+            raise
+
+    def _commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+        driver = self._driver
+        assert driver is not None
+        with _transaction(driver):
+            loaded = self._load(driver, wanted)
+            changes = decide(loaded)
+            _store(driver, changes)
+        self._next_posting += len(changes.postings)
+        if len(self._numbers) > DIMENSIONS_CACHED_MAX:
+            self._numbers.clear()
+        self._numbers.update(loaded.numbers)
+
+    def _load(self, driver: sqlite3.Connection, wanted: Wanted) -> Loaded:
+        loaded = Loaded(clock=self._clock(), next_posting=self._next_posting)
+        _load_wallets(driver, wanted, loaded)
+        _load_grants(driver, wanted, loaded)
+        _load_replays(driver, wanted, loaded)
+        if wanted.originals:
+            _load_originals(driver, wanted, loaded)
+        if wanted.meters:
+            found = driver.execute(_METERS, (json.dumps(list(wanted.meters)),))
+            loaded.meters = frozenset(meter for (meter,) in found)
+        if wanted.subscriptions:
+            found = driver.execute(_SUBSCRIPTIONS, (json.dumps(list(wanted.subscriptions)),))
+            loaded.subscriptions = dict(found)
+        self._load_dimensions(driver, wanted, loaded)
+        return loaded
+
+    def _load_dimensions(self, driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+        """Numbers of the dimensions the batch writes under; those not found get the next ones."""
+        unknown: dict[tuple[int, str], Dimension] = {}
+        for wallet, dimension in wanted.dimensions(loaded):
+            number = self._numbers.get((wallet, dimension))
+            if number is None:
+                unknown[wallet, digest(dimension)] = dimension
+            else:
+                loaded.numbers[wallet, dimension] = number
+        if not unknown:
+            return
+        pairs = json.dumps(list(unknown))
+        for wallet, mark, number in driver.execute(_DIMENSION_NUMBERS, (pairs,)):
+            loaded.numbers[wallet, unknown[wallet, mark]] = number
+        wallets = json.dumps(list({wallet for wallet, _ in unknown}))
+        loaded.next_dimension = dict(driver.execute(_DIMENSION_NEXT, (wallets,)))
+
+
+@contextmanager
+def _transaction(driver: sqlite3.Connection) -> Iterator[None]:
+    try:
+        driver.execute("BEGIN IMMEDIATE")
+        yield
+    except BaseException as error:
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        if isinstance(error, sqlite3.Error):
+            raise (DiskFailed if _is_disk_failure(error) else StoreUnavailable)(error) from error
+        raise
+    try:
+        driver.execute("COMMIT")
+    except sqlite3.Error as error:
+        if driver.in_transaction:
+            driver.execute("ROLLBACK")
+        raise (DiskFailed if _is_disk_failure(error) else CommitFailed)(error) from error
+
+
+# --- reading what a batch wants; each a statement however many postings the batch has ------------
+
+_WALLETS = """
+SELECT w.number, w.id, w.customer_id, w.currency, c.scale, w.livemode, w.status,
+       w.overdraft_limit, w.metadata, w.created_at, w.updated_at, w.sequence, w.running_balance,
+       w.overdraft_used, w.posted_at, w.moved_sequence, w.usage_count, w.usage_amount,
+       w.usage_quantity, w.unmetered_amount, w.topup_count, w.subscription_renew_count,
+       w.admin_credit_count, w.admin_debit_count, w.refund_count, w.expiry_count
+FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
+JOIN currencies AS c ON c.code = w.currency"""
+
+_GRANT_COLUMNS = """g.wallet_number, g.number, g.amount, g.overdraft_paid, g.remaining, g.category,
+       g.priority, g.name, g.effective_at, g.expires_at, g.created_at"""
+
+_OPEN_GRANTS = f"""
+SELECT {_GRANT_COLUMNS} FROM json_each(?) AS j
+CROSS JOIN grants AS g ON g.wallet_number = j.value AND g.open = 1"""  # noqa: S608 # a constant
+
+_NAMED_GRANTS = f"""
+SELECT {_GRANT_COLUMNS} FROM json_each(?) AS j
+CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
+ AND g.number = json_extract(j.value, '$[1]')"""  # noqa: S608 # a constant
+
+_POSTING_COLUMNS = """p.wallet_number, p.number, p.idempotency_key, p.operation, p.amount,
+       p.posted_by, p.description, p.note, p.metadata, p.source, p.meter_event_id, p.quantities,
+       p.refund_of, p.terms, p.first_sequence, p.row_count"""
+
+_POSTINGS_BY_KEY = f"""
+SELECT {_POSTING_COLUMNS} FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.idempotency_key = json_extract(j.value, '$[1]')"""  # noqa: S608 # a constant
+
+_POSTINGS_BY_NUMBER = f"""
+SELECT {_POSTING_COLUMNS} FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.number = json_extract(j.value, '$[1]')
+ AND p.wallet_number = json_extract(j.value, '$[0]')"""  # noqa: S608 # a constant
+
+_ROW_COLUMNS = ", ".join(
+    f"t.{name}"
+    for name in (
+        "wallet_number sequence posting_number kind type grant_number amount running_balance"
+        " created_at effective_at dimension_number kind_count usage_count usage_amount"
+        " usage_quantity unmetered_amount"
+    ).split()
+)
+
+_ROWS = f"""
+SELECT {_ROW_COLUMNS} FROM json_each(?) AS j
+CROSS JOIN credit_transactions AS t ON t.wallet_number = json_extract(j.value, '$[0]')
+ AND t.sequence BETWEEN json_extract(j.value, '$[1]') AND json_extract(j.value, '$[2]')
+ORDER BY t.wallet_number, t.sequence"""  # noqa: S608 # a constant
+
+_DIMENSIONS = """
+SELECT d.wallet_number, d.number, d.kind, d.type, d.meter_id, d.subscription_id, d.has_usage,
+       d.api_key_id, d.product_id, d.product_name, d.category, d.billing_method, d.base_prices,
+       d.discount_prices, d.price_precision
+FROM json_each(?) AS j
+CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
+ AND d.number = json_extract(j.value, '$[1]')"""
+
+_DIMENSION_NUMBERS = """
+SELECT d.wallet_number, d.digest, d.number FROM json_each(?) AS j
+CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
+ AND d.digest = json_extract(j.value, '$[1]')"""
+
+_DIMENSION_NEXT = """
+SELECT j.value, 1 + coalesce((SELECT max(d.number) FROM dimensions AS d
+                              WHERE d.wallet_number = j.value), 0)
+FROM json_each(?) AS j"""
+
+_REFUNDED = """
+SELECT p.wallet_number, p.refund_of, sum(t.amount)
+FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.refund_of = json_extract(j.value, '$[1]')
+JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+ AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
+GROUP BY p.wallet_number, p.refund_of"""
+
+_METERS = "SELECT id FROM json_each(?) AS j CROSS JOIN meters ON id = j.value"
+_SUBSCRIPTIONS = (
+    "SELECT id, customer_id FROM json_each(?) AS j CROSS JOIN subscriptions ON id = j.value"
+)
+
+
+def _load_wallets(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    for columns in driver.execute(_WALLETS, (json.dumps(list(wanted.wallets)),)):
+        head, counters, counts = columns[:11], columns[11:20], columns[20:]
+        number, id_, customer, currency, scale, live, status, limit, metadata, made, changed = head
+        topup, renew, credit, debit, refund, expiry = counts
+        kind_counts = [0] * (max(Kind) + 1)
+        kind_counts[Kind.TOPUP] = topup
+        kind_counts[Kind.SUBSCRIPTION_RENEW] = renew
+        kind_counts[Kind.ADMIN_CREDIT] = credit
+        kind_counts[Kind.ADMIN_DEBIT] = debit
+        kind_counts[Kind.REFUND] = refund
+        kind_counts[Kind.EXPIRY] = expiry
+        loaded.wallets[id_] = Wallet(
+            number,
+            id_,
+            customer,
+            currency,
+            scale,
+            bool(live),
+            Status(status),
+            limit,
+            json.loads(metadata),
+            made,
+            changed,
+            *counters,
+            kind_counts,
+        )
+
+
+def _load_grants(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    _add_grants(wallets, driver.execute(_OPEN_GRANTS, (json.dumps(list(wallets)),)))
+    if wanted.grants:
+        _load_named_grants(driver, loaded, wanted.grants)
+
+
+def _load_named_grants(
+    driver: sqlite3.Connection, loaded: Loaded, named: Iterable[tuple[int, int]]
+) -> None:
+    """Grants a command refers to, used up or not, of the batch's own wallets."""
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    missing = [
+        (wallet, number)
+        for wallet, number in set(named)
+        if wallet in wallets and number not in wallets[wallet].grants
+    ]
+    _add_grants(wallets, driver.execute(_NAMED_GRANTS, (json.dumps(missing),)))
+
+
+def _add_grants(wallets: dict[int, Wallet], found: Iterable[tuple[int, ...]]) -> None:
+    for wallet, number, amount, paid, remaining, category, *terms in found:
+        wallets[wallet].add(Grant(number, amount, paid, remaining, Category(category), *terms))  # type: ignore[arg-type]  # sqlite3 has no row types
+
+
+def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    pairs = [
+        (loaded.wallets[wallet].number, key)
+        for wallet, key in wanted.keys
+        if wallet in loaded.wallets
+    ]
+    for posting in _load_postings(driver, loaded, _POSTINGS_BY_KEY, pairs):
+        assert posting.idempotency_key is not None
+        loaded.postings[posting.wallet, posting.idempotency_key] = posting
+
+
+def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    own = {wallet.number for wallet in loaded.wallets.values()}
+    pairs = [pair for pair in wanted.originals if pair[0] in own]
+    drawn_on = []
+    for posting in _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, pairs):
+        loaded.originals[posting.wallet, posting.number] = posting
+        drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
+    for wallet, number, amount in driver.execute(_REFUNDED, (json.dumps(pairs),)):
+        loaded.refunded[wallet, number] = amount
+    _load_named_grants(driver, loaded, drawn_on)
+
+
+def _load_postings(
+    driver: sqlite3.Connection,
+    loaded: Loaded,
+    statement: str,
+    pairs: Sequence[tuple[int, int] | tuple[int, str]],
+) -> list[Posting]:
+    """Postings with their rows, and the rows' dimensions beside them."""
+    found = driver.execute(statement, (json.dumps(pairs),)).fetchall() if pairs else []
+    if not found:
+        return []
+    postings = {columns[1]: posting_value(columns) for columns in found}
+    ranges = json.dumps([(c[0], c[14], c[14] + c[15] - 1) for c in found])
+    for columns in driver.execute(_ROWS, (ranges,)):
+        row = Row(*columns)
+        postings[row.posting].rows.append(row)
+    rows = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
+    for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(list(rows)),)):
+        loaded.dimensions[wallet, number] = dimension_value(columns)
+    return list(postings.values())
+
+
+def posting_value(columns: tuple[object, ...]) -> Posting:
+    """A posting, still without rows, of its columns."""
+    wallet, number, key, operation, amount, posted_by, description, note, *rest = columns
+    metadata, source, event, quantities, refund_of, terms, _first, _count = rest
+    return Posting(  # sqlite3 has no row types; the schema vouches for them
+        wallet=wallet,  # type: ignore[arg-type]
+        number=number,  # type: ignore[arg-type]
+        idempotency_key=key,  # type: ignore[arg-type]
+        operation=operation,  # type: ignore[arg-type]
+        amount=amount,  # type: ignore[arg-type]
+        posted_by=posted_by,  # type: ignore[arg-type]
+        description=description,  # type: ignore[arg-type]
+        note=note,  # type: ignore[arg-type]
+        metadata=_json(metadata, {}),
+        source=_json(source, {}),
+        meter_event_id=event,  # type: ignore[arg-type]
+        quantities=tuple(_json(quantities, ())),
+        refund_of=refund_of,  # type: ignore[arg-type]
+        terms=_json(terms, {}),
+    )
+
+
+def _json(text: object, nothing: T) -> T:
+    return nothing if text is None else json.loads(str(text))  # type: ignore[no-any-return]
+
+
+# --- writing what was decided ---------------------------------------------------------------------
+
+
+def _insert(table: str, columns: str) -> str:
+    names = columns.split()
+    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 # constants
+
+
+_DIMENSION_INSERT = _insert(
+    "dimensions",
+    "wallet_number number digest kind type meter_id subscription_id has_usage api_key_id product_id"
+    " product_name category billing_method base_prices discount_prices price_precision",
+)
+_POSTING_INSERT = _insert(
+    "postings",
+    "wallet_number number idempotency_key operation amount posted_by description note metadata"
+    " source meter_event_id quantities refund_of terms first_sequence row_count",
+)
+_GRANT_INSERT = _insert(
+    "grants",
+    "wallet_number number amount overdraft_paid remaining open category priority name effective_at"
+    " expires_at created_at",
+)
+_ROW_INSERT = _insert("credit_transactions", _ROW_COLUMNS.replace("t.", "").replace(",", ""))
+_GRANT_DRAW = "UPDATE grants SET remaining = ? WHERE wallet_number = ? AND number = ?"
+_GRANT_TURN = "UPDATE grants SET remaining = ?, open = ? WHERE wallet_number = ? AND number = ?"
+_WALLET_MOVE = """
+UPDATE wallets SET sequence = ?, running_balance = ?, overdraft_used = ?, posted_at = ?,
+ moved_sequence = ?, usage_count = ?, usage_amount = ?, usage_quantity = ?, unmetered_amount = ?,
+ topup_count = ?, subscription_renew_count = ?, admin_credit_count = ?, admin_debit_count = ?,
+ refund_count = ?, expiry_count = ?
+WHERE number = ?"""
+_WALLET_TERMS = """
+UPDATE wallets SET overdraft_limit = ?, status = ?, metadata = ?, updated_at = ? WHERE number = ?"""
+_SUM_COLUMNS = (
+    "count amount voucher_amount quantity_0 quantity_1 quantity_2 quantity_3 quantity_4 quantity_5"
+    " created_count created_amount created_quantity"
+)
+_ROLLUP_ADD = (
+    _insert("rollups", "wallet_number quarter dimension_number " + _SUM_COLUMNS)
+    + " ON CONFLICT (wallet_number, quarter, dimension_number) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_COLUMNS.split())
+)
+
+
+def _store(driver: sqlite3.Connection, changes: Changes) -> None:
+    """At most nine statements however many postings."""
+    many = driver.executemany
+    if changes.terms:
+        many(
+            _WALLET_TERMS,
+            [
+                (w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at, n)
+                for n, w in changes.terms.items()
+            ],
+        )
+    if not changes.rows:
+        return
+    if changes.dimensions:
+        many(
+            _DIMENSION_INSERT,
+            [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
+        )
+    many(_POSTING_INSERT, map(_posting_columns, changes.postings))
+    if changes.given:
+        many(
+            _GRANT_INSERT,
+            [
+                (
+                    wallet,
+                    g.number,
+                    g.amount,
+                    g.overdraft_paid,
+                    g.remaining,
+                    g.remaining > 0,
+                    g.category.value,
+                    g.priority,
+                    g.name,
+                    g.effective_at,
+                    g.expires_at,
+                    g.created_at,
+                )
+                for (wallet, _), g in changes.given.items()
+            ],
+        )
+    turned, kept = [], []
+    for (wallet, number), (grant, was_open) in changes.drawn.items():
+        if was_open and grant.remaining:
+            kept.append((grant.remaining, wallet, number))
+        else:
+            turned.append((grant.remaining, grant.remaining > 0, wallet, number))
+    if kept:
+        many(_GRANT_DRAW, kept)
+    if turned:
+        many(_GRANT_TURN, turned)
+    many(_ROW_INSERT, changes.rows)
+    many(_WALLET_MOVE, map(_wallet_columns, changes.touched.values()))
+    many(_ROLLUP_ADD, [(*key, *sums) for key, sums in changes.rollups.items()])
+
+
+def _posting_columns(posting: Posting) -> tuple[object, ...]:
+    return (
+        posting.wallet,
+        posting.number,
+        posting.idempotency_key,
+        posting.operation,
+        posting.amount,
+        posting.posted_by,
+        posting.description,
+        posting.note,
+        dump(posting.metadata),
+        dump(posting.source),
+        posting.meter_event_id,
+        dump(posting.quantities),
+        posting.refund_of,
+        dump(posting.terms),
+        posting.rows[0].sequence,
+        len(posting.rows),
+    )
+
+
+def _wallet_columns(wallet: Wallet) -> tuple[int, ...]:
+    counts = wallet.kind_counts
+    return (
+        wallet.sequence,
+        wallet.running_balance,
+        wallet.overdraft_used,
+        wallet.posted_at,
+        wallet.moved_sequence,
+        wallet.usage_count,
+        wallet.usage_amount,
+        wallet.usage_quantity,
+        wallet.unmetered_amount,
+        counts[Kind.TOPUP],
+        counts[Kind.SUBSCRIPTION_RENEW],
+        counts[Kind.ADMIN_CREDIT],
+        counts[Kind.ADMIN_DEBIT],
+        counts[Kind.REFUND],
+        counts[Kind.EXPIRY],
+        wallet.number,
+    )
