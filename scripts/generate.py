@@ -2,7 +2,8 @@
 
 `python scripts/generate.py` writes gen/; `--check` compares it with a fresh generation and names
 the files that differ; `--googleapis` only puts Google's protos where buf looks for them (see
-buf.yaml). Everything comes from installed packages, nothing from the network; the same packages
+buf.yaml); `--breaking REVISION` asks buf whether the contract still keeps what it promised in that
+git revision. Everything comes from installed packages, nothing from the network; the same packages
 give the same bytes.
 """
 
@@ -10,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import io
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 from pathlib import Path
 
@@ -62,8 +65,8 @@ def installed(package: str, *parts: str) -> Path:
     sys.exit(f"generate: {package} has no {'/'.join(parts)}")
 
 
-def plugin(name: str) -> Path:
-    """The protoc plugin of this Python's environment, whether or not that is on PATH."""
+def tool(name: str) -> Path:
+    """A command of this Python's environment, whether or not that is on PATH."""
     path = Path(sys.executable).parent / name
     found = path if path.exists() else shutil.which(name)
     if found is None:
@@ -95,8 +98,8 @@ def generate(out: Path) -> None:
     copy_googleapis()
     contract = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
     protoc(
-        f"--plugin=protoc-gen-mypy={plugin('protoc-gen-mypy')}",
-        f"--plugin=protoc-gen-mypy_grpc={plugin('protoc-gen-mypy_grpc')}",
+        f"--plugin=protoc-gen-mypy={tool('protoc-gen-mypy')}",
+        f"--plugin=protoc-gen-mypy_grpc={tool('protoc-gen-mypy_grpc')}",
         f"--python_out={out}",
         f"--grpc_python_out={out}",
         f"--mypy_out=quiet:{out}",
@@ -130,12 +133,36 @@ def stale() -> list[str]:
     return sorted(name for name in fresh | kept if fresh.get(name) != kept.get(name))
 
 
+def breaking(revision: str) -> int:
+    """Run buf breaking against a git revision; its exit code.
+
+    The other side is that revision's contract in a folder of its own, with Google's protos beside
+    it: buf reads a revision by itself, too, but would miss there what is not committed.
+    """
+    copy_googleapis()
+    archive = subprocess.run(
+        ["git", "archive", revision, "protos", "buf.yaml"],  # noqa: S607 - whatever git there is
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as protos:
+            protos.extractall(folder, filter="data")
+        shutil.copytree(GOOGLEAPIS, Path(folder, GOOGLEAPIS.relative_to(ROOT)))
+        command = [str(tool("buf")), "breaking", "--against", folder]
+        return subprocess.run(command, cwd=ROOT, check=False).returncode
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate gen/ from protos/.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="exit 1, naming stale files of gen/")
     mode.add_argument("--googleapis", action="store_true", help="only copy Google's protos for buf")
+    mode.add_argument("--breaking", metavar="REVISION", help="run buf breaking against it")
     arguments = parser.parse_args()
+    if arguments.breaking:
+        sys.exit(breaking(arguments.breaking))
     if arguments.googleapis:
         copy_googleapis()
     elif arguments.check:

@@ -261,26 +261,36 @@ def test_routes_are_the_published_ones(
     assert actual == ROUTES
 
 
-def test_query_scalars_are_optional(
+def test_scalars_of_requests_are_optional(
     contract: list[descriptor_pb2.FileDescriptorProto],
 ) -> None:
-    """In a query 0 is not absence: every scalar but a required string is optional."""
-    messages = {message.name: message for file in contract for message in file.message_type}
-    string = descriptor_pb2.FieldDescriptorProto.TYPE_STRING
+    """In all that a client sends absence is not 0 or "", and Envoy refuses what is given twice.
+
+    Of a scalar that is not optional Envoy takes the last value it meets: of a key repeated in the
+    body, or of a query that repeats what stands in the path.
+    """
+    messages = {f".credit.v1.{m.name}": m for file in contract for m in file.message_type}
+    waiting = [
+        method.input_type
+        for file in contract
+        for service in file.service
+        for method in service.method
+    ]
+    sent = set()
     plain = []
-    for file in contract:
-        for service in file.service:
-            for method in service.method:
-                rule = method.options.Extensions[annotations_pb2.http]
-                if rule.WhichOneof("pattern") in ("get", "delete"):
-                    request = messages[method.input_type.split(".")[-1]]
-                    plain += [
-                        (request.name, field.name)
-                        for field in request.field
-                        if not field.proto3_optional and field.type != string
-                    ]
+    while waiting:
+        name = waiting.pop()
+        if name in sent or name not in messages:
+            continue
+        sent.add(name)
+        for field in messages[name].field:
+            if field.type == descriptor_pb2.FieldDescriptorProto.TYPE_MESSAGE:
+                waiting.append(field.type_name)
+            elif not field.proto3_optional and field.label != field.LABEL_REPEATED:
+                plain.append((name, field.name))
 
     assert plain == []
+    assert ".credit.v1.GrantOperation" in sent
 
 
 def test_descriptor_set_holds_every_error_detail() -> None:

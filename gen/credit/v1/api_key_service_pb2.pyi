@@ -101,8 +101,8 @@ class CreateApiKeyRequest(_message.Message):
     customer_id: _builtins.str
     """Id of the customer whose key it is; must exist. Required where scope is customer, else refused."""
     livemode: _builtins.bool
-    """The mode it acts in: true live, false test. Absent means that of the key that asks; an admin
-    key may make keys of either mode.
+    """The mode it acts in: true live, false test. Absent means that of the key that asks; the other
+    one is MODE_MISMATCH.
     """
     expires_at: _builtins.str
     """When it ends by itself, RFC 3339 with a zone, in the future. Absent means never."""
@@ -189,7 +189,9 @@ class ListApiKeysRequest(_message.Message):
     customer_id: _builtins.str
     """Only keys of this customer. Absent means all."""
     livemode: _builtins.bool
-    """Only keys of this mode: true live, false test. Absent means both."""
+    """Mode: true live, false test. Absent means that of the key that asks; the other one is
+    MODE_MISMATCH.
+    """
     def __init__(
         self,
         *,

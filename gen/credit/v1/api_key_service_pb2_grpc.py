@@ -64,7 +64,7 @@ class ApiKeyServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeys(self, request, context):
-        """Answers a page of API keys, revoked and expired ones too, ordered by id.
+        """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

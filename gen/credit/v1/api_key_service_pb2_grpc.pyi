@@ -19,7 +19,7 @@ class ApiKeyServiceStub:
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]
     """Makes an API key and answers its secret, this once and never again."""
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]
-    """Answers a page of API keys, revoked and expired ones too, ordered by id."""
+    """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RevokeApiKeyRequest, _api_key_service_pb2.ApiKey]
     """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
     elsewhere. Revoking a revoked key changes nothing.
@@ -42,7 +42,7 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _api_key_service_pb2.ListApiKeysRequest,
         context: _aio.ServicerContext[_api_key_service_pb2.ListApiKeysRequest, _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]],
     ) -> _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]:
-        """Answers a page of API keys, revoked and expired ones too, ordered by id."""
+        """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id."""
 
     @_abc_1.abstractmethod
     def RevokeApiKey(

@@ -104,7 +104,7 @@ class CreditTransactionServiceListRequest(_message.Message):
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
     q: _builtins.str
     """Only rows with this text, whatever the case of ASCII letters, in description, note, id,
-    receipt_id or a metadata value; 1 to 128 characters, `%` and `_` literal. Absent means all.
+    receipt_id or a metadata value; 1 to 256 characters, `%` and `_` literal. Absent means all.
     Needs company as `source` does.
     """
     page_token: _builtins.str

@@ -51,7 +51,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "UNKNOWN_PATH", "domain": "creditledger"}
     """
     ERROR_REASON_BODY_TOO_LARGE: _ErrorReason.ValueType  # 5
-    """The request is larger than the server reads: 4 MiB for a body.
+    """The request is larger than the server reads: 4 MiB for a body. Over REST also for headers of
+    more than 60 KiB; that is status 431.
     [RESOURCE_EXHAUSTED, 413 request_too_large] Metadata: none.
     Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
     """
@@ -219,7 +220,8 @@ ERROR_REASON_UNKNOWN_PATH: ErrorReason.ValueType  # 4
 Example: {"reason": "UNKNOWN_PATH", "domain": "creditledger"}
 """
 ERROR_REASON_BODY_TOO_LARGE: ErrorReason.ValueType  # 5
-"""The request is larger than the server reads: 4 MiB for a body.
+"""The request is larger than the server reads: 4 MiB for a body. Over REST also for headers of
+more than 60 KiB; that is status 431.
 [RESOURCE_EXHAUSTED, 413 request_too_large] Metadata: none.
 Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
 """

@@ -705,26 +705,22 @@ class Currency(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
-    CREATED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, which is its code: 3 to 16 of A-Z 0-9 _, beginning with a letter, for example `USD`."""
     scale: _builtins.int
     """Digits after the point that amounts may have, 0 to 9. Never changed."""
     name: _builtins.str
     """Name for people."""
-    created_at: _builtins.str
-    """When it was registered: RFC 3339 in UTC with three fraction digits."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         scale: _builtins.int = ...,
         name: _builtins.str = ...,
-        created_at: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "id", b"id", "name", b"name", "scale", b"scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
