@@ -403,11 +403,13 @@ class _Deciding:
     def change(self, change: WalletChange) -> WalletView:
         """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""
         wallet = self._wallet(change.wallet_id, change.livemode)
-        if wallet.status is Status.CLOSED:
-            raise WalletClosed("the wallet is closed")
         limit = wallet.overdraft_limit
         if change.overdraft_limit is not None:
             limit = money.parse(change.overdraft_limit, wallet.scale, field="overdraft_limit")
+            if limit < 0:
+                raise InvalidField("overdraft_limit is below 0", param="overdraft_limit")
+        if wallet.status is Status.CLOSED:
+            raise WalletClosed("the wallet is closed")
         metadata = {**wallet.metadata, **change.metadata}
         metadata = {name: value for name, value in metadata.items() if value}
         size = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
@@ -431,9 +433,9 @@ class _Deciding:
         self.changes.terms[wallet.number] = wallet
         return view(wallet, self.loaded.clock)
 
-    def _wallet(self, wallet_id: str, livemode: bool) -> Wallet:
+    def _wallet(self, wallet_id: str, livemode: bool | None) -> Wallet:
         wallet = self.loaded.wallets.get(wallet_id)
-        if wallet is None or wallet.livemode != livemode:
+        if wallet is None or livemode not in (None, wallet.livemode):
             raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
         return wallet
 

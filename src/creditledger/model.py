@@ -316,7 +316,7 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     Adjust: (3, "adjustment"),
     Refund: (4, "refund"),
 }
-OPERATION_NAMES = {code: name for code, name in OPERATIONS.values()}
+OPERATION_NAMES = dict(OPERATIONS.values())
 #: The operation of a posting the ledger makes by itself, for expirations due.
 EXPIRE = 5
 
@@ -332,7 +332,7 @@ class Command:
     wallet_id: str
     idempotency_key: str
     operation: Operation
-    livemode: bool
+    livemode: bool | None  #: The mode its wallet must have; None: either.
     posted_by: int | None  #: Number of the API key that posts; None: the command line.
     actor: str  #: Its name: who did it, where the request does not say.
     description: str | None = None
@@ -349,7 +349,7 @@ class WalletChange:
     """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
 
     wallet_id: str
-    livemode: bool
+    livemode: bool | None  #: The mode its wallet must have; None: either.
     overdraft_limit: str | None = None
     status: Status | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
@@ -398,6 +398,31 @@ def view(wallet: Wallet, clock: int) -> WalletView:
         created_at=wallet.created_at,
         updated_at=max(wallet.updated_at, wallet.posted_at),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """One credit transaction with all that a list shows of it."""
+
+    row: "Row"
+    position: int  #: Its place in commit order over all wallets.
+    posting: "Posting"  #: Without its rows.
+    dimension: "Dimension"
+    wallet: "WalletPlace"
+    customer: tuple[str, str]  #: Name and e-mail address.
+    meter_name: str | None
+    grant: Grant | None
+
+
+@dataclass(frozen=True, slots=True)
+class WalletPlace:
+    """Which wallet a transaction is on, and how its amounts read."""
+
+    id: str
+    customer_id: str
+    currency: str
+    scale: int
+    livemode: bool
 
 
 class Dimension(NamedTuple):

@@ -161,7 +161,7 @@ def _stored(posting: Posting, dimension: Dimension) -> dict[str, object]:
             "consumption.usage.quantities": list(posting.quantities),
         }
         fields |= _dimension_fields(dimension)
-    return _present(fields | posting.terms)
+    return _present({**fields, **posting.terms})
 
 
 def _dimension_fields(dimension: Dimension) -> dict[str, object]:

@@ -35,6 +35,7 @@ from creditledger.model import (
     GiveGrant,
     Grant,
     Kind,
+    Operation,
     Refund,
     Row,
     Status,
@@ -96,13 +97,13 @@ def decide(
         _expect_sequence(wallet, command.expected_sequence)
     if wallet.status is not Status.ACTIVE:
         _refuse_by_status(wallet, command, amount)
+    _check_references(wallet, command.operation, references)
     if command.effective_at is not None and not isinstance(command.operation, GiveGrant):
         _check_effective_at(command, now, backdating_ms_max)
 
     operation = command.operation
     if isinstance(operation, Consume):
         assert amount is not None
-        _check_references(wallet, operation, references)
         moves = _draw(wallet, amount, Kind.USAGE, Type.CONSUMPTION, command.effective_at, now=now)
     elif isinstance(operation, GiveGrant):
         assert amount is not None
@@ -147,18 +148,44 @@ def _check_effective_at(command: Command, now: int, backdating_ms_max: int) -> N
         raise InvalidField(f"effective_at is more than {days} days ago", param="effective_at")
 
 
-def _check_references(wallet: Wallet, operation: Consume, references: References) -> None:
-    meter, subscription = operation.meter_id, operation.subscription_id
-    if meter is not None and meter not in references.meters:
-        raise NotFound(f"no meter {echo(meter)}", param="consumption.meter_id")
-    if (
-        subscription is not None
-        and references.subscriptions.get(subscription) != wallet.customer_id
-    ):
+def _check_references(wallet: Wallet, operation: Operation, references: References) -> None:
+    if isinstance(operation, Consume):
+        meter, subscription = operation.meter_id, operation.subscription_id
+        if meter is not None and meter not in references.meters:
+            raise NotFound(f"no meter {echo(meter)}", param="consumption.meter_id")
+        if (
+            subscription is not None
+            and references.subscriptions.get(subscription) != wallet.customer_id
+        ):
+            raise NotFound(
+                f"no subscription {echo(subscription)} of this customer",
+                param="consumption.subscription_id",
+            )
+    elif isinstance(operation, Adjust):
+        if operation.credit_grant_id is not None:
+            _named_grant(wallet, operation.credit_grant_id)
+    elif isinstance(operation, Refund):
+        _named_posting(wallet, operation, references)
+
+
+def _named_grant(wallet: Wallet, grant_id: str) -> Grant:
+    found = ids.resolve("cg", grant_id)
+    named = wallet.grants.get(found[1]) if found and found[0] == wallet.number else None
+    if named is None:
         raise NotFound(
-            f"no subscription {echo(subscription)} of this customer",
-            param="consumption.subscription_id",
+            f"no grant {echo(grant_id)} in this wallet", param="adjustment.credit_grant_id"
         )
+    return named
+
+
+def _named_posting(wallet: Wallet, operation: Refund, references: References) -> Original:
+    found = ids.resolve("pst", operation.posting_id)
+    original = references.originals.get(found) if found and found[0] == wallet.number else None
+    if original is None:
+        raise NotFound(
+            f"no posting {echo(operation.posting_id)} in this wallet", param="refund.posting_id"
+        )
+    return original
 
 
 def _draw(
@@ -286,13 +313,7 @@ def _adjust(
     kind, type_ = Kind.ADMIN_DEBIT, Type.ADJUSTMENT
     if operation.credit_grant_id is None:
         return _draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
-    found = ids.resolve("cg", operation.credit_grant_id)
-    named = wallet.grants.get(found[1]) if found and found[0] == wallet.number else None
-    if named is None:
-        raise NotFound(
-            f"no grant {echo(operation.credit_grant_id)} in this wallet",
-            param="adjustment.credit_grant_id",
-        )
+    named = _named_grant(wallet, operation.credit_grant_id)
     left = 0 if named.has_ended(now) else named.remaining
     if not force:
         if debit > left:
@@ -310,12 +331,7 @@ def _adjust(
 
 def refundable(wallet: Wallet, operation: Refund, references: References) -> Original:
     """The posting that a refund names. Raises NotFound, NotRefundable."""
-    found = ids.resolve("pst", operation.posting_id)
-    original = references.originals.get(found) if found and found[0] == wallet.number else None
-    if original is None:
-        raise NotFound(
-            f"no posting {echo(operation.posting_id)} in this wallet", param="refund.posting_id"
-        )
+    original = _named_posting(wallet, operation, references)
     if original.dimension.kind != Kind.USAGE:
         raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
     return original
@@ -382,20 +398,26 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
 
 
 def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) -> None:
-    total = wallet.running_balance + sum(move.amount for move in moves)
+    balance, overdraft = wallet.running_balance, wallet.overdraft_used
+    usage_amount, gained = wallet.usage_amount, 0
+    for move in moves:
+        balance += move.amount
+        if move.kind is Kind.USAGE:
+            usage_amount += move.amount
+        if move.grant is None:
+            overdraft -= move.amount
+        elif move.fresh:
+            overdraft -= move.grant.overdraft_paid
+            gained += move.grant.remaining > 0
+        else:
+            gained += move.amount > 0 and not move.grant.remaining
     usage = getattr(command.operation, "usage", None)
     quantity = wallet.usage_quantity + (sum(usage.quantities) if usage else 0)
-    if (
-        abs(total) > money.TOTAL_MAX
-        or quantity > money.TOTAL_MAX
-        or wallet.usage_amount - money.AMOUNT_MAX < -money.TOTAL_MAX
-    ):
+    if balance > money.TOTAL_MAX:  # what has expired is gone, swept or not
+        balance -= sum(grant.remaining for grant in wallet.burning if grant.has_ended(now))
+    # No balance is below the overdraft it has used, so that bounds it from below.
+    if max(balance, overdraft, -usage_amount, quantity) > money.TOTAL_MAX:
         raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
-    gained = sum(
-        1
-        for m in moves
-        if m.grant is not None and m.amount > 0 and (m.fresh or not m.grant.remaining)
-    )
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
         running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
         if running + gained > OPEN_GRANTS_MAX:
@@ -480,7 +502,7 @@ def append(
 
 
 def _change(wallet: Wallet, grant: Grant, amount: int) -> None:
-    """Draw on a grant, or return to it, keeping the burn order's list of what has something left."""
+    """Draw on a grant, or return to it, keeping the list of what has something left."""
     empty_before = not grant.remaining
     grant.remaining += amount
     assert 0 <= grant.remaining <= grant.amount

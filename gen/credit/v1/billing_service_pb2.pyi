@@ -33,6 +33,7 @@ class ListTransactionsRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
     page: _builtins.int
     """Number of the page, from 1. Absent means 1."""
     page_size: _builtins.int
@@ -45,6 +46,10 @@ class ListTransactionsRequest(_message.Message):
     """Only items created at or after this moment, RFC 3339 with a zone. Absent means from the first."""
     until: _builtins.str
     """Only items created before this moment, RFC 3339 with a zone. Absent means to the last."""
+    livemode: _builtins.bool
+    """Mode, as a check: a key acts in its own, and the other one is a MODE_MISMATCH. Absent means the
+    key's.
+    """
     def __init__(
         self,
         *,
@@ -53,13 +58,16 @@ class ListTransactionsRequest(_message.Message):
         kind: _builtins.str | None = ...,
         since: _builtins.str | None = ...,
         until: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_page", b"_page", "_page_size", b"_page_size", "_since", b"_since", "_until", b"_until", "kind", b"kind", "page", b"page", "page_size", b"page_size", "since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_page", b"_page", "_page_size", b"_page_size", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "page", b"page", "page_size", b"page_size", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_page", b"_page", "_page_size", b"_page_size", "_since", b"_since", "_until", b"_until", "kind", b"kind", "page", b"page", "page_size", b"page_size", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_page", b"_page", "_page_size", b"_page_size", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "page", b"page", "page_size", b"page_size", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
     _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__page: _TypeAlias = _typing.Literal["page"]  # noqa: Y015
     _WhichOneofArgType__page: _TypeAlias = _typing.Literal["_page", b"_page"]  # noqa: Y015
     _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
@@ -70,6 +78,8 @@ class ListTransactionsRequest(_message.Message):
     _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__page) -> _WhichOneofReturnType__page | None: ...
     @_typing.overload

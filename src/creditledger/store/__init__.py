@@ -28,6 +28,7 @@ from creditledger.store.batch import (
 from creditledger.store.sqlite import DatabaseLocked
 
 __all__ = [
+    "READ_SECONDS_MAX",
     "SUMS",
     "Changes",
     "CommitFailed",

@@ -4,9 +4,7 @@ ledger.py fills `Wanted`, a writer answers `Loaded` under the wallets' locks, th
 the writer stores `Changes`. Imports the model only; every database's writer speaks these.
 """
 
-import hashlib
-import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from creditledger.model import Dimension, Grant, Posting, Row, Wallet
@@ -77,45 +75,3 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(self.rows or self.terms)
-
-
-def dump(value: Mapping[str, object] | Iterable[object] | None) -> str | None:
-    """Compact JSON with sorted keys, or None for nothing: how the store keeps small structures."""
-    if not value:
-        return None
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
-
-
-def digest(dimension: Dimension) -> str:
-    """What a dimension is found by: 128 bits, so that its index stays narrow."""
-    text = json.dumps(dimension, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
-def dimension_columns(dimension: Dimension) -> tuple[object, ...]:
-    """The dimension as its columns after `digest`."""
-    *head, base, discount, precision = dimension
-    return (*head, json.dumps(base), json.dumps(discount), precision)
-
-
-def dimension_value(columns: Iterable[object]) -> Dimension:
-    """The dimension of its columns after `digest`."""
-    kind, type_, meter, subscription, has_usage, *labels, method, base, discount, precision = (
-        columns
-    )
-    key, product, name, category = labels
-    return Dimension(
-        int(str(kind)),
-        int(str(type_)),
-        None if meter is None else str(meter),
-        None if subscription is None else str(subscription),
-        bool(has_usage),
-        str(key),
-        str(product),
-        str(name),
-        str(category),
-        int(str(method)),
-        tuple(json.loads(str(base))),
-        tuple(json.loads(str(discount))),
-        int(str(precision)),
-    )

@@ -262,6 +262,8 @@ Index(
     transactions.c.kind_count,
     sqlite_where=text("kind <> 6"),
 )
+#: The order of lists over all wallets; rows come in this order, so it grows at its end only.
+Index("credit_transactions_created", transactions.c.created_at)
 #: What happened at another time than it was written: where bills look beside the sequence.
 Index(
     "credit_transactions_effective",

@@ -22,16 +22,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
-from creditledger.model import (
-    Category,
-    Dimension,
-    Grant,
-    Kind,
-    Posting,
-    Row,
-    Status,
-    Wallet,
-)
+from creditledger.model import Dimension, Posting, Row
 from creditledger.store.batch import (
     Changes,
     CommitFailed,
@@ -39,10 +30,22 @@ from creditledger.store.batch import (
     Loaded,
     StoreUnavailable,
     Wanted,
+)
+from creditledger.store.values import (
+    DIMENSION_COLUMNS,
+    GRANT_COLUMNS,
+    POSTING_COLUMNS,
+    ROW_COLUMNS,
+    WALLET_COLUMNS,
     digest,
     dimension_columns,
     dimension_value,
-    dump,
+    grant_columns,
+    grant_value,
+    posting_columns,
+    posting_value,
+    wallet_counters,
+    wallet_value,
 )
 
 T = TypeVar("T")
@@ -271,61 +274,43 @@ def _transaction(driver: sqlite3.Connection) -> Iterator[None]:
 
 # --- reading what a batch wants; each a statement however many postings the batch has ------------
 
-_WALLETS = """
-SELECT w.number, w.id, w.customer_id, w.currency, c.scale, w.livemode, w.status,
-       w.overdraft_limit, w.metadata, w.created_at, w.updated_at, w.sequence, w.running_balance,
-       w.overdraft_used, w.posted_at, w.moved_sequence, w.usage_count, w.usage_amount,
-       w.usage_quantity, w.unmetered_amount, w.topup_count, w.subscription_renew_count,
-       w.admin_credit_count, w.admin_debit_count, w.refund_count, w.expiry_count
+
+def _of(table: str, columns: list[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in columns)
+
+
+_WALLETS = f"""
+SELECT c.scale, {_of("w", WALLET_COLUMNS)}
 FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
 JOIN currencies AS c ON c.code = w.currency"""
 
-_GRANT_COLUMNS = """g.wallet_number, g.number, g.amount, g.overdraft_paid, g.remaining, g.category,
-       g.priority, g.name, g.effective_at, g.expires_at, g.created_at"""
-
 _OPEN_GRANTS = f"""
-SELECT {_GRANT_COLUMNS} FROM json_each(?) AS j
-CROSS JOIN grants AS g ON g.wallet_number = j.value AND g.open = 1"""  # noqa: S608 # a constant
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN grants AS g ON g.wallet_number = j.value AND g.open = 1"""
 
 _NAMED_GRANTS = f"""
-SELECT {_GRANT_COLUMNS} FROM json_each(?) AS j
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
- AND g.number = json_extract(j.value, '$[1]')"""  # noqa: S608 # a constant
-
-_POSTING_COLUMNS = """p.wallet_number, p.number, p.idempotency_key, p.operation, p.amount,
-       p.posted_by, p.description, p.note, p.metadata, p.source, p.meter_event_id, p.quantities,
-       p.refund_of, p.terms, p.first_sequence, p.row_count"""
+ AND g.number = json_extract(j.value, '$[1]')"""
 
 _POSTINGS_BY_KEY = f"""
-SELECT {_POSTING_COLUMNS} FROM json_each(?) AS j
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
- AND p.idempotency_key = json_extract(j.value, '$[1]')"""  # noqa: S608 # a constant
+ AND p.idempotency_key = json_extract(j.value, '$[1]')"""
 
 _POSTINGS_BY_NUMBER = f"""
-SELECT {_POSTING_COLUMNS} FROM json_each(?) AS j
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN postings AS p ON p.number = json_extract(j.value, '$[1]')
- AND p.wallet_number = json_extract(j.value, '$[0]')"""  # noqa: S608 # a constant
-
-_ROW_COLUMNS = ", ".join(
-    f"t.{name}"
-    for name in (
-        "wallet_number sequence posting_number kind type grant_number amount running_balance"
-        " created_at effective_at dimension_number kind_count usage_count usage_amount"
-        " usage_quantity unmetered_amount"
-    ).split()
-)
+ AND p.wallet_number = json_extract(j.value, '$[0]')"""
 
 _ROWS = f"""
-SELECT {_ROW_COLUMNS} FROM json_each(?) AS j
+SELECT {_of("t", ROW_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN credit_transactions AS t ON t.wallet_number = json_extract(j.value, '$[0]')
  AND t.sequence BETWEEN json_extract(j.value, '$[1]') AND json_extract(j.value, '$[2]')
-ORDER BY t.wallet_number, t.sequence"""  # noqa: S608 # a constant
+ORDER BY t.wallet_number, t.sequence"""
 
-_DIMENSIONS = """
-SELECT d.wallet_number, d.number, d.kind, d.type, d.meter_id, d.subscription_id, d.has_usage,
-       d.api_key_id, d.product_id, d.product_name, d.category, d.billing_method, d.base_prices,
-       d.discount_prices, d.price_precision
-FROM json_each(?) AS j
+_DIMENSIONS = f"""
+SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
  AND d.number = json_extract(j.value, '$[1]')"""
 
@@ -348,44 +333,23 @@ JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
  AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
 GROUP BY p.wallet_number, p.refund_of"""
 
-_METERS = "SELECT id FROM json_each(?) AS j CROSS JOIN meters ON id = j.value"
+_METERS = "SELECT m.id FROM json_each(?) AS j CROSS JOIN meters AS m ON m.id = j.value"
 _SUBSCRIPTIONS = (
-    "SELECT id, customer_id FROM json_each(?) AS j CROSS JOIN subscriptions ON id = j.value"
+    "SELECT s.id, s.customer_id FROM json_each(?) AS j"
+    " CROSS JOIN subscriptions AS s ON s.id = j.value"
 )
 
 
 def _load_wallets(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    for columns in driver.execute(_WALLETS, (json.dumps(list(wanted.wallets)),)):
-        head, counters, counts = columns[:11], columns[11:20], columns[20:]
-        number, id_, customer, currency, scale, live, status, limit, metadata, made, changed = head
-        topup, renew, credit, debit, refund, expiry = counts
-        kind_counts = [0] * (max(Kind) + 1)
-        kind_counts[Kind.TOPUP] = topup
-        kind_counts[Kind.SUBSCRIPTION_RENEW] = renew
-        kind_counts[Kind.ADMIN_CREDIT] = credit
-        kind_counts[Kind.ADMIN_DEBIT] = debit
-        kind_counts[Kind.REFUND] = refund
-        kind_counts[Kind.EXPIRY] = expiry
-        loaded.wallets[id_] = Wallet(
-            number,
-            id_,
-            customer,
-            currency,
-            scale,
-            bool(live),
-            Status(status),
-            limit,
-            json.loads(metadata),
-            made,
-            changed,
-            *counters,
-            kind_counts,
-        )
+    for scale, *columns in driver.execute(_WALLETS, (json.dumps(list(wanted.wallets)),)):
+        wallet = wallet_value(columns, scale)
+        loaded.wallets[wallet.id] = wallet
 
 
 def _load_grants(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
     wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
-    _add_grants(wallets, driver.execute(_OPEN_GRANTS, (json.dumps(list(wallets)),)))
+    for number, *columns in driver.execute(_OPEN_GRANTS, (json.dumps(list(wallets)),)):
+        wallets[number].add(grant_value(columns))
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
 
@@ -400,12 +364,8 @@ def _load_named_grants(
         for wallet, number in set(named)
         if wallet in wallets and number not in wallets[wallet].grants
     ]
-    _add_grants(wallets, driver.execute(_NAMED_GRANTS, (json.dumps(missing),)))
-
-
-def _add_grants(wallets: dict[int, Wallet], found: Iterable[tuple[int, ...]]) -> None:
-    for wallet, number, amount, paid, remaining, category, *terms in found:
-        wallets[wallet].add(Grant(number, amount, paid, remaining, Category(category), *terms))  # type: ignore[arg-type]  # sqlite3 has no row types
+    for number, *columns in driver.execute(_NAMED_GRANTS, (json.dumps(missing),)):
+        wallets[number].add(grant_value(columns))
 
 
 def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
@@ -441,9 +401,13 @@ def _load_postings(
     found = driver.execute(statement, (json.dumps(pairs),)).fetchall() if pairs else []
     if not found:
         return []
-    postings = {columns[1]: posting_value(columns) for columns in found}
-    ranges = json.dumps([(c[0], c[14], c[14] + c[15] - 1) for c in found])
-    for columns in driver.execute(_ROWS, (ranges,)):
+    postings = {}
+    ranges = []
+    for first, count, *columns in found:
+        posting = posting_value(columns)
+        postings[posting.number] = posting
+        ranges.append((posting.wallet, first, first + count - 1))
+    for columns in driver.execute(_ROWS, (json.dumps(ranges),)):
         row = Row(*columns)
         postings[row.posting].rows.append(row)
     rows = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
@@ -452,74 +416,41 @@ def _load_postings(
     return list(postings.values())
 
 
-def posting_value(columns: tuple[object, ...]) -> Posting:
-    """A posting, still without rows, of its columns."""
-    wallet, number, key, operation, amount, posted_by, description, note, *rest = columns
-    metadata, source, event, quantities, refund_of, terms, _first, _count = rest
-    return Posting(  # sqlite3 has no row types; the schema vouches for them
-        wallet=wallet,  # type: ignore[arg-type]
-        number=number,  # type: ignore[arg-type]
-        idempotency_key=key,  # type: ignore[arg-type]
-        operation=operation,  # type: ignore[arg-type]
-        amount=amount,  # type: ignore[arg-type]
-        posted_by=posted_by,  # type: ignore[arg-type]
-        description=description,  # type: ignore[arg-type]
-        note=note,  # type: ignore[arg-type]
-        metadata=_json(metadata, {}),
-        source=_json(source, {}),
-        meter_event_id=event,  # type: ignore[arg-type]
-        quantities=tuple(_json(quantities, ())),
-        refund_of=refund_of,  # type: ignore[arg-type]
-        terms=_json(terms, {}),
-    )
-
-
-def _json(text: object, nothing: T) -> T:
-    return nothing if text is None else json.loads(str(text))  # type: ignore[no-any-return]
-
-
 # --- writing what was decided ---------------------------------------------------------------------
 
 
-def _insert(table: str, columns: str) -> str:
-    names = columns.split()
-    return f"INSERT INTO {table} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 # constants
+def _insert(table: str, columns: list[str]) -> str:
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({', '.join('?' * len(columns))})"
 
 
-_DIMENSION_INSERT = _insert(
-    "dimensions",
-    "wallet_number number digest kind type meter_id subscription_id has_usage api_key_id product_id"
-    " product_name category billing_method base_prices discount_prices price_precision",
-)
-_POSTING_INSERT = _insert(
-    "postings",
-    "wallet_number number idempotency_key operation amount posted_by description note metadata"
-    " source meter_event_id quantities refund_of terms first_sequence row_count",
-)
-_GRANT_INSERT = _insert(
-    "grants",
-    "wallet_number number amount overdraft_paid remaining open category priority name effective_at"
-    " expires_at created_at",
-)
-_ROW_INSERT = _insert("credit_transactions", _ROW_COLUMNS.replace("t.", "").replace(",", ""))
+_DIMENSION_INSERT = _insert("dimensions", ["wallet_number", "number", "digest", *DIMENSION_COLUMNS])
+_POSTING_INSERT = _insert("postings", [*POSTING_COLUMNS, "first_sequence", "row_count"])
+_GRANT_INSERT = _insert("grants", ["wallet_number", *GRANT_COLUMNS, "open"])
+_ROW_INSERT = _insert("credit_transactions", ROW_COLUMNS)
 _GRANT_DRAW = "UPDATE grants SET remaining = ? WHERE wallet_number = ? AND number = ?"
 _GRANT_TURN = "UPDATE grants SET remaining = ?, open = ? WHERE wallet_number = ? AND number = ?"
-_WALLET_MOVE = """
-UPDATE wallets SET sequence = ?, running_balance = ?, overdraft_used = ?, posted_at = ?,
- moved_sequence = ?, usage_count = ?, usage_amount = ?, usage_quantity = ?, unmetered_amount = ?,
- topup_count = ?, subscription_renew_count = ?, admin_credit_count = ?, admin_debit_count = ?,
- refund_count = ?, expiry_count = ?
-WHERE number = ?"""
+_COUNTERS = WALLET_COLUMNS[WALLET_COLUMNS.index("sequence") :]
+_WALLET_MOVE = f"UPDATE wallets SET {', '.join(f'{c} = ?' for c in _COUNTERS)} WHERE number = ?"
 _WALLET_TERMS = """
 UPDATE wallets SET overdraft_limit = ?, status = ?, metadata = ?, updated_at = ? WHERE number = ?"""
-_SUM_COLUMNS = (
-    "count amount voucher_amount quantity_0 quantity_1 quantity_2 quantity_3 quantity_4 quantity_5"
-    " created_count created_amount created_quantity"
-)
+_SUM_COLUMNS = [
+    "count",
+    "amount",
+    "voucher_amount",
+    "quantity_0",
+    "quantity_1",
+    "quantity_2",
+    "quantity_3",
+    "quantity_4",
+    "quantity_5",
+    "created_count",
+    "created_amount",
+    "created_quantity",
+]
 _ROLLUP_ADD = (
-    _insert("rollups", "wallet_number quarter dimension_number " + _SUM_COLUMNS)
+    _insert("rollups", ["wallet_number", "quarter", "dimension_number", *_SUM_COLUMNS])
     + " ON CONFLICT (wallet_number, quarter, dimension_number) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_COLUMNS.split())
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_COLUMNS)
 )
 
 
@@ -541,27 +472,11 @@ def _store(driver: sqlite3.Connection, changes: Changes) -> None:
             _DIMENSION_INSERT,
             [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
         )
-    many(_POSTING_INSERT, map(_posting_columns, changes.postings))
+    many(_POSTING_INSERT, map(posting_columns, changes.postings))
     if changes.given:
         many(
             _GRANT_INSERT,
-            [
-                (
-                    wallet,
-                    g.number,
-                    g.amount,
-                    g.overdraft_paid,
-                    g.remaining,
-                    g.remaining > 0,
-                    g.category.value,
-                    g.priority,
-                    g.name,
-                    g.effective_at,
-                    g.expires_at,
-                    g.created_at,
-                )
-                for (wallet, _), g in changes.given.items()
-            ],
+            [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
         )
     turned, kept = [], []
     for (wallet, number), (grant, was_open) in changes.drawn.items():
@@ -574,48 +489,5 @@ def _store(driver: sqlite3.Connection, changes: Changes) -> None:
     if turned:
         many(_GRANT_TURN, turned)
     many(_ROW_INSERT, changes.rows)
-    many(_WALLET_MOVE, map(_wallet_columns, changes.touched.values()))
+    many(_WALLET_MOVE, [(*wallet_counters(w), n) for n, w in changes.touched.items()])
     many(_ROLLUP_ADD, [(*key, *sums) for key, sums in changes.rollups.items()])
-
-
-def _posting_columns(posting: Posting) -> tuple[object, ...]:
-    return (
-        posting.wallet,
-        posting.number,
-        posting.idempotency_key,
-        posting.operation,
-        posting.amount,
-        posting.posted_by,
-        posting.description,
-        posting.note,
-        dump(posting.metadata),
-        dump(posting.source),
-        posting.meter_event_id,
-        dump(posting.quantities),
-        posting.refund_of,
-        dump(posting.terms),
-        posting.rows[0].sequence,
-        len(posting.rows),
-    )
-
-
-def _wallet_columns(wallet: Wallet) -> tuple[int, ...]:
-    counts = wallet.kind_counts
-    return (
-        wallet.sequence,
-        wallet.running_balance,
-        wallet.overdraft_used,
-        wallet.posted_at,
-        wallet.moved_sequence,
-        wallet.usage_count,
-        wallet.usage_amount,
-        wallet.usage_quantity,
-        wallet.unmetered_amount,
-        counts[Kind.TOPUP],
-        counts[Kind.SUBSCRIPTION_RENEW],
-        counts[Kind.ADMIN_CREDIT],
-        counts[Kind.ADMIN_DEBIT],
-        counts[Kind.REFUND],
-        counts[Kind.EXPIRY],
-        wallet.number,
-    )

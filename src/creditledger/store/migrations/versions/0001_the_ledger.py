@@ -119,7 +119,8 @@ def upgrade() -> None:
         sa.CheckConstraint("overdraft_limit >= 0", name="wallets_overdraft_limit_check"),
         sa.CheckConstraint("overdraft_used >= 0", name="wallets_overdraft_used_check"),
         sa.CheckConstraint(
-            "sequence = usage_count + topup_count + subscription_renew_count + admin_credit_count + admin_debit_count + refund_count + expiry_count",
+            "sequence = usage_count + topup_count + subscription_renew_count + admin_credit_count"
+            " + admin_debit_count + refund_count + expiry_count",
             name="wallets_counters_check",
         ),
         sa.CheckConstraint("status BETWEEN 1 AND 3", name="wallets_status_check"),
@@ -302,6 +303,7 @@ def upgrade() -> None:
             "wallet_number", "sequence", name="credit_transactions_sequence_unique"
         ),
     )
+    op.create_index("credit_transactions_created", "credit_transactions", ["created_at"])
     op.create_index(
         "credit_transactions_effective",
         "credit_transactions",

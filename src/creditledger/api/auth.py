@@ -1,0 +1,157 @@
+"""Who calls, and what they may: API keys, their scopes, their mode.
+
+A key's secret is `sk-` and 43 characters (256 random bits); the database holds its SHA-256 only,
+which needs no salt or stretching for a random secret. Keys are cached for two seconds, so that a
+revocation by another server holds within that; a revocation by this one holds at once.
+"""
+
+import hashlib
+import hmac
+import re
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from creditledger.errors import (
+    CustomerKeyRequired,
+    KeyInvalid,
+    KeyMissing,
+    ModeMismatch,
+    NotFound,
+    ScopeDenied,
+    echo,
+)
+from creditledger.model import ApiKey, Scope
+from creditledger.store import Store, registry
+
+CACHE_MS_MAX = 2_000
+#: Distinct keys kept; beyond, the cache starts anew.
+CACHED_MAX = 10_000
+
+_SECRET = re.compile(r"sk-[A-Za-z0-9_-]{16,128}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as far as the ledger cares."""
+
+    scope: Scope
+    customer_id: str | None  #: Of a customer key.
+    livemode: bool | None  #: The mode it acts in; None: both (the command line's own socket).
+    number: int | None  #: Of its key; None without one.
+    id: str
+    name: str
+
+    def require(self, scope: Scope) -> None:
+        """Raises ScopeDenied if the caller may less than `scope`."""
+        if self.scope < scope:
+            raise ScopeDenied(f"this call needs a key of scope {scope.word}")
+
+    def mode(self, livemode: bool | None, *, field: str = "livemode") -> bool:
+        """The mode a call acts in. Raises ModeMismatch if it names the one the key lacks."""
+        if self.livemode is None:
+            return True if livemode is None else livemode
+        if livemode is not None and livemode != self.livemode:
+            has = "live" if self.livemode else "test"
+            raise ModeMismatch(f"this key acts in {has} mode", param=field)
+        return self.livemode
+
+    def customer(self) -> str:
+        """ "me". Raises CustomerKeyRequired."""
+        if self.customer_id is None:
+            raise CustomerKeyRequired("this call speaks of the key's own customer: use its key")
+        return self.customer_id
+
+    def may_see(self, customer_id: str) -> bool:
+        """Whether this customer's affairs exist for the caller."""
+        return self.customer_id in (None, customer_id)
+
+    def own(self, customer_id: str | None, *, field: str = "customer_id") -> str | None:
+        """The customer a list is narrowed to. Raises NotFound for another one's id."""
+        if self.customer_id is None or customer_id is None:
+            return customer_id or self.customer_id
+        if customer_id != self.customer_id:
+            raise NotFound(f"no customer {echo(customer_id)}", param=field)
+        return customer_id
+
+
+#: Who comes through the Unix socket beside the database: the file's mode lets its owner in only.
+LOCAL = Caller(Scope.ADMIN, None, None, None, "local", "command line")
+
+
+def new_secret() -> str:
+    """A fresh secret."""
+    return "sk-" + secrets.token_urlsafe(32)
+
+
+def secret_hash(secret: str) -> bytes:
+    """What is stored of a secret."""
+    return hashlib.sha256(secret.encode()).digest()
+
+
+def mask(secret: str) -> str:
+    """What is shown of a secret afterwards."""
+    return f"sk-****{secret[-4:]}"
+
+
+class Callers:
+    """Turns credentials into callers."""
+
+    def __init__(self, store: Store, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._clock = clock
+        self._cache: dict[bytes, tuple[ApiKey, int]] = {}
+        self._forgotten = 0  #: How often `forget` was called.
+
+    async def identify(self, metadata: Iterable[tuple[str, str]], peer: str) -> Caller:
+        """The caller of an RPC. Raises KeyMissing, KeyInvalid."""
+        if peer.startswith("unix:"):
+            return LOCAL
+        secret = _secret(metadata)
+        hashed = secret_hash(secret)
+        now = self._clock()
+        key, read_at = self._cache.get(hashed, (None, 0))
+        if key is None or not 0 <= now - read_at < CACHE_MS_MAX:
+            key = await self._read(hashed, now)
+        if key.revoked_at is not None:
+            raise KeyInvalid("the API key is revoked")
+        if key.expires_at is not None and key.expires_at <= now:
+            raise KeyInvalid("the API key has expired")
+        return Caller(key.scope, key.customer_id, key.livemode, key.number, key.id, key.name)
+
+    def forget(self, key_id: str) -> None:
+        """Read this key anew before its next use."""
+        self._cache = {h: entry for h, entry in self._cache.items() if entry[0].id != key_id}
+        self._forgotten += 1
+
+    async def _read(self, hashed: bytes, now: int) -> ApiKey:
+        forgotten = self._forgotten
+        found = await self._store.read(lambda c: registry.key_by_hash(c, hashed))
+        if found is None or not hmac.compare_digest(found[1], hashed):
+            raise KeyInvalid("there is no such API key")
+        # What was read while a key was being revoked may be the key as it was before.
+        if forgotten == self._forgotten:
+            if len(self._cache) >= CACHED_MAX:
+                self._cache.clear()
+            self._cache[hashed] = found[0], now
+        return found[0]
+
+
+def _secret(metadata: Iterable[tuple[str, str]]) -> str:
+    found = set()
+    for name, value in metadata:
+        if name == "authorization" and value:
+            scheme, _, credential = value.partition(" ")
+            if scheme.lower() != "bearer":
+                raise KeyInvalid("authorization must be: Bearer sk-…")
+            found.add(credential.strip())
+        elif name == "x-api-key" and value:
+            found.add(value.strip())
+    if not found:
+        raise KeyMissing("an API key is required, as authorization: Bearer sk-…")
+    if len(found) > 1:
+        raise KeyInvalid("the request carries two different API keys")
+    secret = found.pop()
+    if not _SECRET.fullmatch(secret):
+        raise KeyInvalid("the API key is malformed")
+    return secret

@@ -1,0 +1,319 @@
+"""BillingService: the two published billing lists, exactly as their documents have them.
+
+ListTransactions is the wallet's history for the key's own customer, ListApiKeyBills its bills by
+period, API key and product. Names, numbers and bounds follow those documents, not this project.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from zoneinfo import ZoneInfo, available_timezones
+
+from credit.v1 import billing_service_pb2 as pb
+from credit.v1 import billing_service_pb2_grpc, credit_transaction_pb2
+from google.protobuf import struct_pb2
+from sqlalchemy import Connection
+
+from creditledger import bills, money
+from creditledger import clock as time
+from creditledger.api import fields, wire
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
+from creditledger.model import ApiKey, Dimension, Kind, Scope, Transaction
+from creditledger.store import Store, lists, registry, sums
+
+PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
+#: What the list shows where no kind is asked for: the document's own.
+LISTED_KINDS = (
+    Kind.TOPUP,
+    Kind.REFUND,
+    Kind.ADMIN_CREDIT,
+    Kind.ADMIN_DEBIT,
+    Kind.SUBSCRIPTION_RENEW,
+)
+_KINDS = {kind.word: (kind,) for kind in Kind}
+
+BILL_PAGE_SIZE, BILL_PAGE_SIZE_MAX = 100, 1_000
+#: Rows of an answer that nobody asked to be paged.
+BILL_ROWS_MAX = 10_000
+_CYCLES = {cycle: cycle for cycle in bills.CYCLES}
+_ZONES = available_timezones()
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    page: int
+    page_size: int
+    kinds: tuple[Kind, ...]
+    since: int | None
+    until: int | None
+    livemode: bool | None
+
+
+def _listing(request: pb.ListTransactionsRequest) -> _Listing:
+    page = fields.optional(request, "page", 1)
+    fields.number(page, least=1, most=fields.INT32_MAX, field="page")
+    size = fields.page_size(
+        request, "page_size", field="page_size", default=PAGE_SIZE, most=PAGE_SIZE_MAX
+    )
+    kinds: tuple[Kind, ...] = LISTED_KINDS
+    if request.HasField("kind"):
+        kinds = fields.word(request.kind, _KINDS, field="kind")
+    since = fields.optional_time(request, "since", field="since")
+    until = fields.optional_time(request, "until", field="until")
+    if since is not None and until is not None and since > until:
+        raise InvalidField("since must not be after until", param="since")
+    livemode = fields.optional(request, "livemode", None)
+    return _Listing(page, size, kinds, since, until, livemode)
+
+
+@dataclass(frozen=True, slots=True)
+class _BillQuery:
+    cycle: str
+    start: int
+    end: int  #: Exclusive: the last second named is in.
+    zone: ZoneInfo
+    category: str | None
+    product_name: str | None
+    api_key_id: str | None
+    currency: str
+    livemode: bool | None
+    page: int | None  #: None: all of it.
+    page_size: int
+
+
+def _bill_query(request: pb.ListApiKeyBillsRequest) -> _BillQuery:
+    cycle = fields.required(request.cycle_type, field="cycleType")
+    start = fields.seconds(request, "start_time", field="startTime")
+    end = fields.seconds(request, "end_time", field="endTime")
+    if start is None or end is None:
+        raise MissingField("startTime" if start is None else "endTime")
+    if end <= start:
+        raise InvalidField("endTime must be after startTime", param="endTime")
+    zone = fields.optional(request, "time_zone", "UTC")
+    if zone not in _ZONES:
+        raise InvalidField(f"timeZone must be an IANA name, not {echo(zone)}", param="timeZone")
+    paged = request.HasField("page") or request.HasField("page_size")
+    page = fields.optional(request, "page", 1)
+    return _BillQuery(
+        cycle=fields.word(cycle, _CYCLES, field="cycleType"),
+        start=start,
+        end=end + time.SECOND,
+        zone=ZoneInfo(zone),
+        category=fields.optional_text(request, "category", field="category"),
+        product_name=fields.optional_text(request, "product_name", field="productName"),
+        api_key_id=fields.optional_text(request, "apikey_id", field="apikeyId"),
+        currency=fields.currency(fields.optional(request, "currency", "USD"), field="currency"),
+        livemode=fields.optional(request, "livemode", None),
+        page=fields.number(page, least=1, most=fields.INT32_MAX, field="page") if paged else None,
+        page_size=fields.page_size(
+            request,
+            "page_size",
+            field="pageSize",
+            default=BILL_PAGE_SIZE,
+            most=BILL_PAGE_SIZE_MAX,
+        ),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Bill:
+    """One row of a bill, exact: amounts in smallest units, > 0 where something was charged."""
+
+    bucket: bills.Bucket
+    dimension: Dimension
+    quantities: tuple[int, ...]
+    amount: int
+    voucher: int
+    charge: bills.Charge
+
+
+class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
+    """Served to clients written for the published APIs."""
+
+    def __init__(
+        self, *, store: Store, callers: Callers, clock: Callable[[], int], bills_from: int
+    ) -> None:
+        """`bills_from`: Unix seconds before which bills are not served; 0 serves all."""
+        self.callers = callers
+        self._store = store
+        self._clock = clock
+        self._bills_from = bills_from
+
+    @rpc(_listing, scope=Scope.CUSTOMER)
+    async def ListTransactions(  # noqa: N802
+        self, wanted: _Listing, caller: Caller
+    ) -> pb.ListTransactionsResponse:
+        """A page of the USD wallet's history, newest first. Raises CustomerKeyRequired."""
+        customer_id = caller.customer()
+        livemode = caller.mode(wanted.livemode)
+
+        def read(connection: Connection) -> tuple[int, list[Transaction]]:
+            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
+            if wallet is None:
+                return 0, []
+            return lists.kind_page(
+                connection,
+                wallet.number,
+                wallet.sequence,
+                wanted.kinds,
+                start=wanted.since,
+                end=wanted.until,
+                size=wanted.page_size,
+                offset=(wanted.page - 1) * wanted.page_size,
+            )
+
+        total, transactions = await self._store.read(read)
+        return pb.ListTransactionsResponse(
+            items=[_item(one) for one in transactions],
+            total=total,
+            page=wanted.page,
+            page_size=wanted.page_size,
+        )
+
+    @rpc(_bill_query, scope=Scope.CUSTOMER)
+    async def ListApiKeyBills(  # noqa: N802
+        self, wanted: _BillQuery, caller: Caller
+    ) -> pb.ListApiKeyBillsResponse:
+        """The bills of a window. Raises CustomerKeyRequired, InvalidField, ResultTooLarge."""
+        customer_id = caller.customer()
+        livemode = caller.mode(wanted.livemode)
+        if wanted.start < self._bills_from * time.SECOND:
+            since = time.text_seconds(self._bills_from * time.SECOND)
+            raise InvalidField(f"startTime must not be before {since}", param="startTime")
+
+        def read(connection: Connection) -> tuple[list[_Bill], int, dict[str, ApiKey]]:
+            scale = registry.scale(connection, wanted.currency, field="currency")
+            wallet = registry.wallet_of(connection, customer_id, wanted.currency, livemode)
+            if wallet is None:
+                return [], scale, {}
+            found = _bills(connection, wallet.number, wallet.sequence, wanted, scale)
+            labels = {bill.dimension.api_key_id for bill in found}
+            return found, scale, registry.api_keys_of(connection, customer_id, labels)
+
+        found, scale, keys = await self._store.read(read)
+        return pb.ListApiKeyBillsResponse(
+            bills=[_bill(bill, customer_id, scale, keys) for bill in found]
+        )
+
+
+def _item(one: Transaction) -> pb.BillingTransaction:
+    scale = one.wallet.scale
+    note = one.posting.note
+    return pb.BillingTransaction(
+        id=one.row.sequence,
+        created_at=time.text_seconds(one.row.created_at),
+        kind=Kind(one.row.kind).word,
+        amount_usd=float(money.text(one.row.amount, scale)),
+        balance_after_usd=float(money.text(one.row.running_balance, scale)),
+        source=credit_transaction_pb2.TransactionSource(**wire.source(one.posting)),
+        note=struct_pb2.Value(string_value=note)
+        if note is not None
+        else struct_pb2.Value(null_value=struct_pb2.NULL_VALUE),
+    )
+
+
+def _bills(
+    connection: Connection, wallet: int, last: int, wanted: _BillQuery, scale: int
+) -> list[_Bill]:
+    """The rows asked for; each bucket is rounded over all its rows before any is left out."""
+    dimensions = sums.billed_dimensions(connection, wallet)
+    found: list[_Bill] = []
+    skipped = 0 if wanted.page is None else (wanted.page - 1) * wanted.page_size
+    most = BILL_ROWS_MAX if wanted.page is None else skipped + wanted.page_size
+    moment = wanted.start
+    while (
+        quarter := sums.next_quarter(connection, wallet, moment, wanted.end)
+    ) is not None and len(found) <= most:
+        bucket = bills.bucket_of(max(quarter, moment), wanted.cycle, wanted.zone)
+        start, end = max(bucket.start, moment), min(bucket.end, wanted.end)
+        added = sums.bill_sums(connection, wallet, last, start, end)
+        rows = _rows({dimensions[n]: s for n, s in added.items() if n in dimensions})
+        charges = bills.apportion([(amount, voucher) for _, _, amount, voucher in rows], scale)
+        found += [
+            _Bill(bucket, dimension, quantities, amount, voucher, charge)
+            for (dimension, quantities, amount, voucher), charge in zip(rows, charges, strict=True)
+            if _matches(dimension, wanted)
+        ]
+        moment = end
+    if wanted.page is None and len(found) > BILL_ROWS_MAX:
+        raise ResultTooLarge(
+            f"more than {BILL_ROWS_MAX} bills; ask for pages, or for a shorter time",
+            param="page",
+        )
+    return found[skipped:most]
+
+
+def _order(dimension: Dimension) -> tuple[object, ...]:
+    """What a row of a bill is one of, in the order of rows within a bucket."""
+    return (
+        dimension.api_key_id,
+        dimension.product_id,
+        dimension.base_prices,
+        dimension.discount_prices,
+        dimension.price_precision,
+        dimension.product_name,
+        dimension.category,
+        dimension.billing_method,
+    )
+
+
+def _rows(
+    added: Mapping[Dimension, sums.BillSums],
+) -> list[tuple[Dimension, tuple[int, ...], int, int]]:
+    """(dimension, quantities, amount, voucher) of a bucket: dimensions a bill does not tell apart
+    (meter, subscription, refund or not) are one row."""
+    rows = []
+    for _, group in groupby(sorted(added, key=_order), key=_order):
+        members = list(group)
+        parts = [added[one] for one in members]
+        quantities = tuple(sum(q) for q in zip(*(part.quantities for part in parts), strict=True))
+        amount = -sum(part.amount for part in parts)
+        voucher = -sum(part.voucher_amount for part in parts)
+        rows.append((members[0], quantities, amount, voucher))
+    return rows
+
+
+def _matches(dimension: Dimension, wanted: _BillQuery) -> bool:
+    return (
+        wanted.category in (None, dimension.category)
+        and wanted.api_key_id in (None, dimension.api_key_id)
+        and (
+            wanted.product_name is None
+            or lists.fold(wanted.product_name) in lists.fold(dimension.product_name)
+        )
+    )
+
+
+def _bill(bill: _Bill, customer_id: str, scale: int, keys: Mapping[str, ApiKey]) -> pb.ApiKeyBill:
+    dimension, charge = bill.dimension, bill.charge
+    key = keys.get(dimension.api_key_id)
+    base = (*dimension.base_prices, 0, 0)
+    discount = (*dimension.discount_prices, 0, 0)
+    return pb.ApiKeyBill(
+        user_id=customer_id,
+        start_time=bill.bucket.start // time.SECOND,
+        end_time=bill.bucket.end // time.SECOND - 1,
+        billing_method=dimension.billing_method,
+        product_name=dimension.product_name,
+        category=dimension.category,
+        owner_id=dimension.api_key_id,
+        bill_num0=bill.quantities[0],
+        bill_num1=bill.quantities[1],
+        base_price0=base[0],
+        base_price1=base[1],
+        discount_price0=discount[0],
+        discount_price1=discount[1],
+        amount=charge.amount,
+        voucher_amount=charge.voucher,
+        pay_amount=charge.pay,
+        pay_amount_display=charge.pay / 10**bills.BILL_SCALE,
+        price_precision=dimension.price_precision,
+        product_id=dimension.product_id,
+        apikey_name=key.name if key else "",
+        apikey_mask=key.mask if key else "",
+        amount_decimal=money.text(bill.amount, scale),
+        voucher_amount_decimal=money.text(bill.voucher, scale),
+        pay_amount_decimal=money.text(bill.amount - bill.voucher, scale),
+    )

@@ -1,0 +1,301 @@
+"""CreditTransactionService: the published credit-transaction API, over any wallet.
+
+Retrieve, List and Summary, with names and shapes of the published API, plus page tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from credit.v1 import credit_transaction_pb2, credit_transaction_service_pb2_grpc
+from credit.v1 import credit_transaction_service_pb2 as pb
+from sqlalchemy import Connection
+
+from creditledger import clock as time
+from creditledger import ids, money
+from creditledger.api import fields, pages, wire
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
+from creditledger.model import Scope, Transaction
+from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums
+from creditledger.store.lists import Cursor, Page
+from creditledger.store.reads import Filters
+from creditledger.store.sums import Sums
+
+PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
+PAGE_MAX = 2**31 - 1
+#: A search that nothing else narrows may look at this much time.
+SEARCH_WINDOW_MS_MAX = 31 * time.DAY
+SEARCH_SECONDS_MAX = 2.0
+#: How a sum over no wallet at all is printed: 0.00.
+NO_WALLET_SCALE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    """What List and Summary have in common."""
+
+    livemode: bool | None
+    customer_id: str | None
+    subscription_id: str | None
+    meter_id: str | None
+    start: int | None
+    end: int | None  #: Exclusive: the whole second named is in.
+
+
+def _window(
+    request: pb.CreditTransactionServiceListRequest | pb.CreditTransactionServiceSummaryRequest,
+) -> _Window:
+    start = fields.seconds(request, "start", field="start")
+    end = fields.seconds(request, "end", field="end")
+    if start is not None and end is not None and start > end:
+        raise InvalidField("start must not be after end", param="start")
+    reference = fields.optional_reference
+    return _Window(
+        livemode=fields.optional(request, "livemode", None),
+        customer_id=reference("cus", request, "customer_id", field="customer_id"),
+        subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
+        meter_id=reference("mtr", request, "meter_id", field="meter_id"),
+        start=start,
+        end=None if end is None else end + time.SECOND,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    window: _Window
+    page: int
+    page_size: int
+    page_token: str | None
+    credit_grant_id: str | None
+    source: str | None
+    q: str | None
+
+
+def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
+    limited = request.HasField("limit")
+    if limited and request.HasField("page_size") and request.page_size != request.limit:
+        raise InvalidField("pageSize and limit are two names of one thing", param="limit")
+    if request.HasField("page_token") and request.HasField("page"):
+        raise InvalidField("page and page_token exclude each other", param="page_token")
+    if request.HasField("page"):
+        fields.number(request.page, least=1, most=PAGE_MAX, field="page")
+    return _List(
+        window=_window(request),
+        page=request.page or 1,
+        page_size=fields.page_size(
+            request,
+            "limit" if limited else "page_size",
+            field="limit" if limited else "pageSize",
+            default=PAGE_SIZE,
+            most=PAGE_SIZE_MAX,
+        ),
+        page_token=fields.optional(request, "page_token", None),
+        credit_grant_id=fields.optional_reference(
+            "cg", request, "credit_grant_id", field="credit_grant_id"
+        ),
+        source=fields.optional_text(request, "source", field="source", most=fields.KEY_MAX),
+        q=fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Summary:
+    window: _Window
+    currency: str | None
+
+
+def _summary(request: pb.CreditTransactionServiceSummaryRequest) -> _Summary:
+    given = request.HasField("currency_id")
+    return _Summary(
+        window=_window(request),
+        currency=fields.currency(request.currency_id, field="currency_id") if given else None,
+    )
+
+
+def _retrieve(request: pb.CreditTransactionServiceRetrieveRequest) -> tuple[str, bool | None]:
+    id_ = fields.reference("ct", request.id, field="id")
+    return id_, fields.optional(request, "livemode", None)
+
+
+class CreditTransactionService(
+    Service, credit_transaction_service_pb2_grpc.CreditTransactionServiceServicer
+):
+    """Served to consoles, accountants and the published API's clients."""
+
+    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
+        self.callers = callers
+        self._store = store
+        self._clock = clock
+
+    @rpc(_retrieve, scope=Scope.CUSTOMER)
+    async def Retrieve(  # noqa: N802
+        self, wanted: tuple[str, bool | None], caller: Caller
+    ) -> credit_transaction_pb2.CreditTransaction:
+        """One transaction, expanded. Raises NotFound, ModeMismatch."""
+        id_, livemode = wanted
+        caller.mode(livemode)
+        place = ids.resolve("ct", id_)
+        found = None
+        if place is not None:
+            found = await self._store.read(lambda c: reads.transaction(c, *place))
+        if (
+            found is None
+            or not caller.may_see(found.wallet.customer_id)
+            or caller.livemode not in (None, found.wallet.livemode)
+        ):
+            raise NotFound(f"no credit transaction {echo(id_)}", param="id")
+        return expanded(found)
+
+    @rpc(_list, scope=Scope.CUSTOMER)
+    async def List(  # noqa: N802
+        self, wanted: _List, caller: Caller
+    ) -> pb.CreditTransactionServiceListResponse:
+        """A page, newest first. Raises InvalidField, ModeMismatch, NotFound, QueryTooBroad."""
+        filters = self._filters(wanted.window, caller, wanted)
+        searching = wanted.q is not None or wanted.source is not None
+        if searching:
+            _require_narrow(wanted)
+        size = wanted.page_size
+        if wanted.page_token is not None:
+            at = pages.position(wanted.page_token, filters, [int] * 4)
+            cursor = Cursor(*map(int, at))
+
+            def read(connection: Connection) -> Page:
+                return lists.page_after(connection, filters, cursor, size=size)
+        else:
+
+            def read(connection: Connection) -> Page:
+                offset = (wanted.page - 1) * size
+                return lists.page(connection, filters, size=size, offset=offset)
+
+        seconds = SEARCH_SECONDS_MAX if searching else READ_SECONDS_MAX
+        page = await self._store.read(read, seconds=seconds)
+        token = None
+        if page.next is not None:
+            at = [page.next.pin, page.next.count, page.next.created_at, page.next.position]
+            token = pages.token(filters, at)
+        return pb.CreditTransactionServiceListResponse(
+            count=page.count,
+            list=[expanded(one) for one in page.transactions],
+            paging=pb.CreditTransactionPaging(
+                page=wanted.page, page_size=size, next_page_token=token
+            ),
+        )
+
+    @rpc(_summary, scope=Scope.CUSTOMER)
+    async def Summary(  # noqa: N802
+        self, wanted: _Summary, caller: Caller
+    ) -> pb.CreditTransactionServiceSummaryResponse:
+        """Consumption in a window, of one currency. Raises InvalidField(currency_id), NotFound."""
+        filters = self._filters(wanted.window, caller, wanted)
+
+        def read(connection: Connection) -> tuple[Sums, int]:
+            if wanted.currency is not None:
+                registry.scale(connection, wanted.currency, field="currency_id")
+            found = sums.currencies(connection, filters)
+            if len(found) > 1:
+                raise InvalidField(
+                    f"wallets of {', '.join(found)} are in scope and cannot be added up;"
+                    " name one as currency_id",
+                    param="currency_id",
+                )
+            if not found:
+                return Sums(), NO_WALLET_SCALE
+            scale = registry.scale(connection, found[0], field="currency_id")
+            return sums.summary(connection, filters), scale
+
+        total, scale = await self._store.read(read)
+        window = wanted.window
+        return pb.CreditTransactionServiceSummaryResponse(
+            total_quantity=_quantity(total, scale),
+            total_credit_amount=money.text(total.amount, scale),
+            transaction_count=total.count,
+            filters=pb.CreditTransactionSummaryFilters(
+                customer_id=window.customer_id,
+                subscription_id=window.subscription_id,
+                currency_id=wanted.currency,
+                meter_id=window.meter_id,
+                livemode=window.livemode,
+                start_time=None if window.start is None else time.text(window.start),
+                end_time=None if window.end is None else time.text(window.end - time.SECOND),
+            ),
+        )
+
+    def _filters(self, window: _Window, caller: Caller, wanted: _List | _Summary) -> Filters:
+        grant = None
+        if isinstance(wanted, _List) and wanted.credit_grant_id is not None:
+            # An id that cannot be names nothing: wallet 0 does not exist.
+            grant = ids.resolve("cg", wanted.credit_grant_id) or (0, 0)
+        return Filters(
+            livemode=caller.mode(window.livemode),
+            customer_id=caller.own(window.customer_id),
+            subscription_id=window.subscription_id,
+            meter_id=window.meter_id,
+            currency=wanted.currency if isinstance(wanted, _Summary) else None,
+            grant=grant,
+            source=wanted.source if isinstance(wanted, _List) else None,
+            q=wanted.q if isinstance(wanted, _List) else None,
+            start=window.start,
+            end=window.end,
+        )
+
+
+def _require_narrow(wanted: _List) -> None:
+    window = wanted.window
+    narrowed = (
+        window.customer_id,
+        window.subscription_id,
+        window.meter_id,
+        wanted.credit_grant_id,
+    )
+    bounded = (
+        window.start is not None
+        and window.end is not None
+        and window.end - window.start <= SEARCH_WINDOW_MS_MAX + time.SECOND
+    )
+    if bounded or any(value is not None for value in narrowed):
+        return
+    raise QueryTooBroad(
+        "q and source need a customer, subscription, grant or meter beside them,"
+        " or a window of at most 31 days",
+        param="q" if wanted.q is not None else "source",
+    )
+
+
+def _quantity(total: Sums, scale: int) -> str:
+    """Quantities and, of what has none, credits: as one number without trailing zeros."""
+    text = money.text(total.quantity * 10**scale + total.unmetered_amount, scale)
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
+    """The transaction with what its ids stand for."""
+    message = wire.transaction(found.row, found.posting, found.dimension, found.wallet)
+    name, email = found.customer
+    message.customer.CopyFrom(
+        credit_transaction_pb2.TransactionCustomer(
+            id=found.wallet.customer_id, name=name, email=email
+        )
+    )
+    if found.dimension.meter_id is not None:
+        message.meter.CopyFrom(
+            credit_transaction_pb2.TransactionMeter(
+                id=found.dimension.meter_id, name=found.meter_name or ""
+            )
+        )
+    if found.dimension.subscription_id is not None:
+        message.subscription.id = found.dimension.subscription_id
+    if found.grant is not None:
+        grant = found.grant
+        message.credit_grant.CopyFrom(
+            credit_transaction_pb2.TransactionGrant(
+                id=ids.compose("cg", found.row.wallet, grant.number),
+                name=grant.name,
+                category=grant.category.word,
+                priority=grant.priority,
+                amount=money.text(grant.amount, found.wallet.scale),
+                expires_at=None if grant.expires_at is None else time.text(grant.expires_at),
+            )
+        )
+    return message

@@ -1,0 +1,198 @@
+"""What a field may hold: the one table of rules for everything that comes in.
+
+Each function answers the checked value or raises InvalidField / MissingField under the field's
+JSON name. They know nothing of the database: what can be wrong with a value by itself is wrong
+before anybody asks who calls. The proto comments state the same limits.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from creditledger import clock, ids, money
+from creditledger.errors import InvalidField, MissingField, echo
+from creditledger.ledger import METADATA_BYTES_MAX, METADATA_KEYS_MAX
+
+T = TypeVar("T")
+
+TEXT_MAX = 512  #: description, note
+NAME_MAX = 128  #: names, labels, ids of others
+KEY_MAX = 255  #: idempotency keys
+EMAIL_MAX = 254
+QUERY_MAX = 256  #: search strings
+QUANTITY_MAX = 10**15
+QUANTITIES_MAX = 6
+PRICE_MAX = 10**15
+INT32_MAX = 2**31 - 1
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+_PRINTABLE_ASCII = re.compile(r"[\x20-\x7e]+", re.ASCII)
+_CURRENCY = re.compile(r"[A-Z][A-Z0-9_]{2,15}", re.ASCII)
+
+
+def given(message: Message, name: str) -> bool:
+    """Whether an optional field was sent."""
+    return message.HasField(name)
+
+
+def optional(message: Message, name: str, otherwise: T) -> T:
+    """The field's value if it was sent, else `otherwise`."""
+    return getattr(message, name) if message.HasField(name) else otherwise
+
+
+def required(value: str, *, field: str) -> str:
+    """`value` unless it is empty, which is how proto3 spells absence."""
+    if not value:
+        raise MissingField(field)
+    return value
+
+
+def text(value: str, *, field: str, most: int = TEXT_MAX) -> str:
+    """1 to `most` characters, none of them a control character."""
+    if not value:
+        raise InvalidField(f"{field} must not be empty; leave it out instead", param=field)
+    if len(value) > most:
+        raise InvalidField(f"{field} has {len(value)} characters, at most {most}", param=field)
+    if _CONTROL.search(value):
+        raise InvalidField(f"{field} must not hold control characters", param=field)
+    return value
+
+
+def optional_text(message: Message, name: str, *, field: str, most: int = TEXT_MAX) -> str | None:
+    """`text` of an optional field; None if it was not sent."""
+    return text(getattr(message, name), field=field, most=most) if given(message, name) else None
+
+
+def name(value: str, *, field: str = "name") -> str:
+    """`text` of 1 to 128 characters that must be there."""
+    return text(required(value, field=field), field=field, most=NAME_MAX)
+
+
+def idempotency_key(value: str, *, field: str = "idempotency_key") -> str:
+    """1 to 255 printable ASCII characters."""
+    required(value, field=field)
+    if len(value) > KEY_MAX or not _PRINTABLE_ASCII.fullmatch(value):
+        raise InvalidField(
+            f"{field} must be 1 to {KEY_MAX} printable ASCII characters", param=field
+        )
+    return value
+
+
+def reference(prefix: str, value: str, *, field: str) -> str:
+    """An id of this kind, chosen or made by the ledger; whether it exists is another question."""
+    required(value, field=field)
+    if not ids.is_chosen(prefix, value):
+        raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
+    return value
+
+
+def optional_reference(prefix: str, message: Message, name: str, *, field: str) -> str | None:
+    """`reference` of an optional field; None if it was not sent."""
+    return reference(prefix, getattr(message, name), field=field) if given(message, name) else None
+
+
+def currency(value: str, *, field: str) -> str:
+    """A currency code: 3 to 16 of A-Z 0-9 _, a letter first."""
+    required(value, field=field)
+    if not _CURRENCY.fullmatch(value):
+        raise InvalidField(
+            f"{field} must be a currency code such as USD, not {echo(value)}", param=field
+        )
+    return value
+
+
+def word(value: str, words: Mapping[str, T], *, field: str) -> T:
+    """What the word stands for; it must be one of `words`."""
+    found = words.get(value)
+    if found is None:
+        choices = ", ".join(words)
+        raise InvalidField(f"{field} must be one of {choices}, not {echo(value)}", param=field)
+    return found
+
+
+def number(value: int, *, least: int, most: int, field: str) -> int:
+    """A whole number in [least, most]."""
+    if not least <= value <= most:
+        raise InvalidField(f"{field} must be {least} to {most}, not {value}", param=field)
+    return value
+
+
+def numbers(values: Iterable[int], *, most: int, count_max: int, field: str) -> tuple[int, ...]:
+    """Up to `count_max` whole numbers in [0, most]."""
+    found = tuple(values)
+    if len(found) > count_max:
+        raise InvalidField(f"{field} has {len(found)} values, at most {count_max}", param=field)
+    for i, value in enumerate(found):
+        number(value, least=0, most=most, field=f"{field}[{i}]")
+    return found
+
+
+def amount(value: str, *, field: str, signed: bool = False) -> str:
+    """A decimal that moves something: not zero, and positive unless `signed`.
+
+    Its digits after the point are checked under the wallet's lock, where its scale is known.
+    """
+    money.check(required(value, field=field), field=field)
+    if not value.strip("0."):
+        raise InvalidField(f"{field} must not be zero", param=field)
+    if value[0] == "-" and not signed:
+        raise InvalidField(f"{field} must be positive", param=field)
+    return value
+
+
+def limit(value: str, *, field: str) -> str:
+    """A decimal of 0 or more."""
+    money.check(value, field=field)
+    if value[0] == "-":
+        raise InvalidField(f"{field} must not be negative", param=field)
+    return value
+
+
+def metadata(pairs: Mapping[str, str], *, field: str = "metadata") -> dict[str, str]:
+    """At most 50 keys and 8 kB, keys of 1 to 128 characters, no control characters."""
+    found = dict(pairs)
+    if len(found) > METADATA_KEYS_MAX:
+        raise InvalidField(
+            f"{field} has {len(found)} keys, at most {METADATA_KEYS_MAX}", param=field
+        )
+    size = sum(len(key.encode()) + len(value.encode()) for key, value in found.items())
+    if size > METADATA_BYTES_MAX:
+        raise InvalidField(f"{field} has {size} bytes, at most {METADATA_BYTES_MAX}", param=field)
+    for key, value in found.items():
+        if not key or len(key) > NAME_MAX or _CONTROL.search(key) or _CONTROL.search(value):
+            raise InvalidField(
+                f"{field} has an empty or overlong key, or control characters", param=field
+            )
+    return found
+
+
+def email(value: str, *, field: str) -> str:
+    """Something with an @ in it; who receives mail there is not this service's business."""
+    text(required(value, field=field), field=field, most=EMAIL_MAX)
+    local, at, domain = value.partition("@")
+    if not (at and local and domain) or " " in value:
+        raise InvalidField(f"{field} must be an e-mail address", param=field)
+    return value
+
+
+def optional_time(message: Message, name: str, *, field: str) -> int | None:
+    """Milliseconds of an optional RFC 3339 field; None if it was not sent."""
+    return clock.parse(getattr(message, name), field=field) if given(message, name) else None
+
+
+def seconds(message: Message, name: str, *, field: str) -> int | None:
+    """An optional field of whole Unix seconds, in milliseconds; years 1970 to 9999."""
+    if not given(message, name):
+        return None
+    value: int = getattr(message, name)
+    number(value, least=0, most=253_402_300_799, field=field)
+    return value * clock.SECOND
+
+
+def page_size(message: Message, name: str, *, field: str, default: int, most: int) -> int:
+    """An optional page size in [1, most]."""
+    if not given(message, name):
+        return default
+    return number(getattr(message, name), least=1, most=most, field=field)

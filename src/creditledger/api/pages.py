@@ -1,0 +1,92 @@
+"""Page tokens: a position in a list, bound to the filters it was made with.
+
+A token is opaque to clients and carries no right: the call that brings it is checked like any
+other. It holds what the list needs to go on and a digest of the filters.
+"""
+
+import base64
+import binascii
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from creditledger.api import fields
+from creditledger.errors import InvalidField
+
+T = TypeVar("T")
+
+#: Of the lists that are ordered by id.
+PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
+
+#: Longer than any token this module makes.
+TOKEN_CHARACTERS_MAX = 512
+
+
+def token(filters: object, position: Sequence[int | str]) -> str:
+    """The token of `position` in the list with these filters (any value with a stable repr)."""
+    body = json.dumps([_digest(filters), *position], separators=(",", ":"))
+    return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
+
+
+def position(text: str, filters: object, kinds: Sequence[type]) -> list[int | str]:
+    """What `token` was given, if it is of these filters and of values of these kinds.
+
+    Raises InvalidField(page_token) for anything else.
+    """
+    try:
+        if len(text) > TOKEN_CHARACTERS_MAX:
+            raise ValueError
+        body = base64.b64decode(text + "=" * (-len(text) % 4), altchars=b"-_", validate=True)
+        digest, *values = json.loads(body)
+    except (ValueError, TypeError, binascii.Error, RecursionError):
+        raise InvalidField("page_token is no token of this list", param="page_token") from None
+    if digest != _digest(filters):
+        raise InvalidField("page_token belongs to a list with other filters", param="page_token")
+    found: list[int | str] = values
+    if [type(value) for value in found] != list(kinds) or not all(map(_is_sane, found)):
+        raise InvalidField("page_token is no token of this list", param="page_token")
+    return found
+
+
+def _is_sane(value: int | str) -> bool:
+    """Whether a database takes it: tokens are no secret, so anybody can make one up."""
+    return value.isascii() if isinstance(value, str) else 0 <= value < 2**63
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """The page of a list ordered by id that a request asks for."""
+
+    size: int
+    token: str | None
+
+    def after(self, filters: object) -> str:
+        """The id behind which the page begins, "" for the first one. Raises InvalidField."""
+        if self.token is None:
+            return ""
+        (after,) = position(self.token, filters, [str])
+        return str(after)
+
+
+def asked(request: Message) -> Asked:
+    """`page_size` and `page_token` of a request. Raises InvalidField for the size."""
+    size = fields.page_size(
+        request, "page_size", field="page_size", default=PAGE_SIZE, most=PAGE_SIZE_MAX
+    )
+    return Asked(size, fields.optional(request, "page_token", None))
+
+
+def cut(
+    items: Sequence[T], size: int, filters: object, position_of: Callable[[T], Sequence[int | str]]
+) -> tuple[Sequence[T], str | None]:
+    """The page, and the token of the next one: there is one if more than `size` items are given."""
+    page = items[:size]
+    return page, token(filters, position_of(page[-1])) if len(items) > size else None
+
+
+def _digest(filters: object) -> str:
+    return hashlib.blake2b(repr(filters).encode(), digest_size=9).hexdigest()

@@ -1,0 +1,262 @@
+"""RegistryService: the customers, meters, subscriptions and currencies that postings refer to."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from credit.v1 import registry_service_pb2 as pb
+from credit.v1 import registry_service_pb2_grpc
+
+from creditledger import clock as time
+from creditledger import ids
+from creditledger.api import fields, pages
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.errors import MissingField, NotFound, echo
+from creditledger.model import Currency, Customer, Meter, Scope, Subscription
+from creditledger.store import Store, registry
+
+SCALE_MAX = 9
+
+
+# New things come without a time: created_at is filled in by the service.
+
+
+def _new_customer(request: pb.CreateCustomerRequest) -> Customer:
+    return Customer(
+        id=fields.optional_reference("cus", request, "id", field="id") or ids.random("cus"),
+        name=fields.name(request.name),
+        email=fields.email(request.email, field="email"),
+        metadata=fields.metadata(request.metadata),
+        created_at=0,
+    )
+
+
+def _new_meter(request: pb.CreateMeterRequest) -> Meter:
+    return Meter(
+        id=fields.optional_reference("mtr", request, "id", field="id") or ids.random("mtr"),
+        name=fields.name(request.name),
+        event_name=fields.name(request.event_name, field="event_name"),
+        unit=fields.name(request.unit, field="unit"),
+        currency=fields.currency(request.currency_id, field="currency_id")
+        if request.HasField("currency_id")
+        else None,
+        metadata=fields.metadata(request.metadata),
+        created_at=0,
+    )
+
+
+def _new_subscription(request: pb.CreateSubscriptionRequest) -> Subscription:
+    return Subscription(
+        id=fields.optional_reference("sub", request, "id", field="id") or ids.random("sub"),
+        customer_id=fields.reference("cus", request.customer_id, field="customer_id"),
+        name=fields.name(request.name),
+        metadata=fields.metadata(request.metadata),
+        created_at=0,
+    )
+
+
+def _new_currency(request: pb.CreateCurrencyRequest) -> Currency:
+    code = fields.currency(request.id, field="id")
+    if not request.HasField("scale"):
+        raise MissingField("scale")
+    scale = fields.number(request.scale, least=0, most=SCALE_MAX, field="scale")
+    return Currency(code, scale, fields.name(request.name))
+
+
+def _customer_id(request: pb.GetCustomerRequest) -> str:
+    return fields.reference("cus", request.customer_id, field="customer_id")
+
+
+def _meter_id(request: pb.GetMeterRequest) -> str:
+    return fields.reference("mtr", request.meter_id, field="meter_id")
+
+
+def _subscription_id(request: pb.GetSubscriptionRequest) -> str:
+    return fields.reference("sub", request.subscription_id, field="subscription_id")
+
+
+def _currency_id(request: pb.GetCurrencyRequest) -> str:
+    return fields.currency(request.currency_id, field="currency_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _SubscriptionList:
+    page: pages.Asked
+    customer_id: str | None
+
+
+def _subscription_list(request: pb.ListSubscriptionsRequest) -> _SubscriptionList:
+    return _SubscriptionList(
+        page=pages.asked(request),
+        customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+    )
+
+
+def _customer(one: Customer) -> pb.Customer:
+    return pb.Customer(
+        id=one.id,
+        name=one.name,
+        email=one.email,
+        metadata=one.metadata,
+        created_at=time.text(one.created_at),
+    )
+
+
+def _meter(one: Meter) -> pb.Meter:
+    return pb.Meter(
+        id=one.id,
+        name=one.name,
+        event_name=one.event_name,
+        unit=one.unit,
+        currency_id=one.currency,
+        metadata=one.metadata,
+        created_at=time.text(one.created_at),
+    )
+
+
+def _subscription(one: Subscription) -> pb.Subscription:
+    return pb.Subscription(
+        id=one.id,
+        customer_id=one.customer_id,
+        name=one.name,
+        metadata=one.metadata,
+        created_at=time.text(one.created_at),
+    )
+
+
+def _currency(one: Currency) -> pb.Currency:
+    return pb.Currency(id=one.code, scale=one.scale, name=one.name)
+
+
+class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer):
+    """Served to internal services over gRPC and, through Envoy, over REST.
+
+    Nothing here has a mode. An identical create answers what is there. A customer key sees its own
+    customer and that customer's subscriptions, and all meters and currencies.
+    """
+
+    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
+        self.callers = callers
+        self._store = store
+        self._clock = clock
+
+    @rpc(_new_customer, scope=Scope.SERVICE)
+    async def CreateCustomer(  # noqa: N802
+        self, new: Customer, _caller: Caller
+    ) -> pb.Customer:
+        """Raises IdTaken."""
+        one = replace(new, created_at=self._clock())
+        return _customer(await self._store.write(lambda c: registry.create_customer(c, one)))
+
+    @rpc(_customer_id, scope=Scope.CUSTOMER)
+    async def GetCustomer(self, customer_id: str, caller: Caller) -> pb.Customer:  # noqa: N802
+        """Raises NotFound."""
+        found = await self._store.read(lambda c: registry.customer(c, customer_id))
+        if found is None or not caller.may_see(found.id):
+            raise NotFound(f"no customer {echo(customer_id)}", param="customer_id")
+        return _customer(found)
+
+    @rpc(pages.asked, scope=Scope.CUSTOMER)
+    async def ListCustomers(  # noqa: N802
+        self, asked: pages.Asked, caller: Caller
+    ) -> pb.ListCustomersResponse:
+        """Ordered by id; a customer key's list has one entry."""
+        own = caller.customer_id
+        filters = ("customers", own)
+        after = asked.after(filters)
+        found = await self._store.read(
+            lambda c: registry.customers(c, after, asked.size, customer_id=own)
+        )
+        page, token = pages.cut(found, asked.size, filters, lambda one: [one.id])
+        return pb.ListCustomersResponse(
+            customers=[_customer(one) for one in page], next_page_token=token
+        )
+
+    @rpc(_new_meter, scope=Scope.SERVICE)
+    async def CreateMeter(  # noqa: N802
+        self, new: Meter, _caller: Caller
+    ) -> pb.Meter:
+        """Raises IdTaken for the id or the event_name, NotFound for the currency."""
+        one = replace(new, created_at=self._clock())
+        return _meter(await self._store.write(lambda c: registry.create_meter(c, one)))
+
+    @rpc(_meter_id, scope=Scope.CUSTOMER)
+    async def GetMeter(self, meter_id: str, _caller: Caller) -> pb.Meter:  # noqa: N802
+        """Raises NotFound."""
+        found = await self._store.read(lambda c: registry.meter(c, meter_id))
+        if found is None:
+            raise NotFound(f"no meter {echo(meter_id)}", param="meter_id")
+        return _meter(found)
+
+    @rpc(pages.asked, scope=Scope.CUSTOMER)
+    async def ListMeters(  # noqa: N802
+        self, asked: pages.Asked, _caller: Caller
+    ) -> pb.ListMetersResponse:
+        """Ordered by id."""
+        filters = ("meters",)
+        after = asked.after(filters)
+        found = await self._store.read(lambda c: registry.meters(c, after, asked.size))
+        page, token = pages.cut(found, asked.size, filters, lambda one: [one.id])
+        return pb.ListMetersResponse(meters=[_meter(one) for one in page], next_page_token=token)
+
+    @rpc(_new_subscription, scope=Scope.SERVICE)
+    async def CreateSubscription(  # noqa: N802
+        self, new: Subscription, _caller: Caller
+    ) -> pb.Subscription:
+        """Raises IdTaken, NotFound for the customer."""
+        one = replace(new, created_at=self._clock())
+        return _subscription(
+            await self._store.write(lambda c: registry.create_subscription(c, one))
+        )
+
+    @rpc(_subscription_id, scope=Scope.CUSTOMER)
+    async def GetSubscription(  # noqa: N802
+        self, subscription_id: str, caller: Caller
+    ) -> pb.Subscription:
+        """Raises NotFound."""
+        found = await self._store.read(lambda c: registry.subscription(c, subscription_id))
+        if found is None or not caller.may_see(found.customer_id):
+            raise NotFound(f"no subscription {echo(subscription_id)}", param="subscription_id")
+        return _subscription(found)
+
+    @rpc(_subscription_list, scope=Scope.CUSTOMER)
+    async def ListSubscriptions(  # noqa: N802
+        self, wanted: _SubscriptionList, caller: Caller
+    ) -> pb.ListSubscriptionsResponse:
+        """Ordered by id. Raises NotFound for another customer's id if the key is a customer's."""
+        customer_id = caller.own(wanted.customer_id)
+        filters = ("subscriptions", customer_id)
+        after = wanted.page.after(filters)
+        found = await self._store.read(
+            lambda c: registry.subscriptions(c, after, wanted.page.size, customer_id=customer_id)
+        )
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.id])
+        return pb.ListSubscriptionsResponse(
+            subscriptions=[_subscription(one) for one in page], next_page_token=token
+        )
+
+    @rpc(_new_currency, scope=Scope.ADMIN)
+    async def CreateCurrency(self, new: Currency, _caller: Caller) -> pb.Currency:  # noqa: N802
+        """Raises IdTaken."""
+        return _currency(await self._store.write(lambda c: registry.create_currency(c, new)))
+
+    @rpc(_currency_id, scope=Scope.CUSTOMER)
+    async def GetCurrency(self, code: str, _caller: Caller) -> pb.Currency:  # noqa: N802
+        """Raises NotFound."""
+        found = await self._store.read(lambda c: registry.currency(c, code))
+        if found is None:
+            raise NotFound(f"no currency {echo(code)}", param="currency_id")
+        return _currency(found)
+
+    @rpc(pages.asked, scope=Scope.CUSTOMER)
+    async def ListCurrencies(  # noqa: N802
+        self, asked: pages.Asked, _caller: Caller
+    ) -> pb.ListCurrenciesResponse:
+        """Ordered by code."""
+        filters = ("currencies",)
+        after = asked.after(filters)
+        found = await self._store.read(lambda c: registry.currencies(c, after, asked.size))
+        page, token = pages.cut(found, asked.size, filters, lambda one: [one.code])
+        return pb.ListCurrenciesResponse(
+            currencies=[_currency(one) for one in page], next_page_token=token
+        )

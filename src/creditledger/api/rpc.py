@@ -1,0 +1,257 @@
+"""How an RPC is put together, and how its errors leave the process.
+
+`rpc` wraps a service's method in the order of checks: shape, key, scope; what follows belongs to
+the method. `Boundary` is the one interceptor: it turns every Refusal into a status with details,
+anything unforeseen into INTERNAL without text, and writes one log line per call.
+"""
+
+import asyncio
+import functools
+import json
+import re
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextvars import ContextVar
+from typing import Any, TypeVar
+
+import grpc
+import structlog
+from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.message import DecodeError
+from google.rpc import error_details_pb2, status_pb2
+
+from creditledger import ids
+from creditledger.api.auth import Caller, Callers
+from creditledger.errors import ErrorKind, InvalidField, Refusal
+from creditledger.model import Scope
+
+log = structlog.get_logger()
+
+M = TypeVar("M")
+P = TypeVar("P")
+Context = grpc.aio.ServicerContext[Any, Any]
+
+DOMAIN = "creditledger"
+#: The trailers that Envoy turns into the REST answer; it strips their like from requests.
+ERROR_HEADER = "x-creditledger-error"
+STATUS_HEADER = "x-creditledger-status"
+#: Headers this long pass every proxy.
+HEADER_BYTES_MAX = 2_000
+MESSAGE_CHARACTERS_MAX = 400
+
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
+
+#: What the log line of the call under way says beside its outcome.
+_line: ContextVar[dict[str, object]] = ContextVar("line")
+
+
+class Internal(Refusal):
+    """Something unforeseen; the text is in the log under the request id."""
+
+    reason, kind = "INTERNAL", ErrorKind.BUG
+
+
+class Service:
+    """What every service has: it can tell who calls."""
+
+    callers: Callers
+
+    async def caller(self, context: Context, scope: Scope) -> Caller:
+        """The caller of this RPC, allowed at least `scope`."""
+        caller = await self.callers.identify(_metadata(context), context.peer())
+        _line.get()["key"] = caller.id
+        caller.require(scope)
+        return caller
+
+
+def rpc(
+    shape: Callable[[Any], P], *, scope: Scope
+) -> Callable[
+    [Callable[[Any, P, Caller], Awaitable[M]]], Callable[[Any, Any, Context], Awaitable[M]]
+]:
+    """A unary RPC of a `Service`: `shape` checks the message, then the key, then its scope.
+
+    The method takes what `shape` answered and the caller, and answers the response message.
+    """
+
+    def decorate(
+        method: Callable[[Any, P, Caller], Awaitable[M]],
+    ) -> Callable[[Any, Any, Context], Awaitable[M]]:
+        @functools.wraps(method)
+        async def handler(self: Service, request: Any, context: Context) -> M:
+            shaped = shape(request)
+            return await method(self, shaped, await self.caller(context, scope))
+
+        handler.scope = scope  # type: ignore[attr-defined] # read by the test of who may do what
+        return handler
+
+    return decorate
+
+
+def message(refusal: Refusal) -> str:
+    """The refusal's text, at a length that every header takes."""
+    return refusal.message[:MESSAGE_CHARACTERS_MAX]
+
+
+def _body(refusal: Refusal, request_id: str, *, most: int) -> str:
+    """The error as REST answers it: ASCII JSON."""
+    error = {
+        "type": refusal.kind.error_type,
+        "message": refusal.message[:most],
+        "code": refusal.reason,
+        "param": refusal.param and refusal.param[:most],
+        "request_id": request_id,
+    }
+    present = {name: value for name, value in error.items() if value is not None}
+    return json.dumps({"error": present}, separators=(",", ":"))
+
+
+def _metadata(context: Context) -> list[tuple[str, str]]:
+    """All of it: a name may come twice, with different values."""
+    return [(str(key), str(value)) for key, value in context.invocation_metadata() or ()]
+
+
+def _details(refusal: Refusal) -> bytes:
+    code = getattr(grpc.StatusCode, refusal.kind.grpc_code).value[0]
+    details: list[Any] = [
+        error_details_pb2.ErrorInfo(
+            reason=refusal.reason, domain=DOMAIN, metadata=dict(refusal.metadata)
+        )
+    ]
+    if refusal.param is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=refusal.param, description=message(refusal)
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    status = status_pb2.Status(code=code, message=message(refusal))
+    for detail in details:
+        packed = AnyMessage()
+        packed.Pack(detail)
+        status.details.append(packed)
+    serialized: bytes = status.SerializeToString()
+    return serialized
+
+
+async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
+    header = _body(refusal, request_id, most=MESSAGE_CHARACTERS_MAX)
+    if len(header) > HEADER_BYTES_MAX:  # escaped, a character may take twelve bytes
+        header = _body(refusal, request_id, most=64)
+    trailers: list[tuple[str, str | bytes]] = [
+        (ERROR_HEADER, header),
+        (STATUS_HEADER, str(refusal.kind.http_status)),
+        ("grpc-status-details-bin", _details(refusal)),
+        ("x-request-id", request_id),
+    ]
+    if "retry_after" in refusal.metadata:
+        trailers.append(("retry-after", refusal.metadata["retry_after"]))
+    code = getattr(grpc.StatusCode, refusal.kind.grpc_code)
+    await context.abort(code, message(refusal), tuple(trailers))
+
+
+def request_id(metadata: Mapping[str, str]) -> str:
+    """The id the proxy gave the request, or a fresh one."""
+    given = metadata.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else ids.random("req")
+
+
+class Boundary(grpc.aio.ServerInterceptor):
+    """The edge between the service and gRPC: errors, request ids, the log."""
+
+    def __init__(self) -> None:
+        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        """Wrap each of our methods once; health and reflection pass as they are."""
+        method: str = handler_call_details.method
+        if not method.startswith("/credit."):
+            return await continuation(handler_call_details)
+        found = self._wrapped.get(method)
+        if found is None:
+            handler = await continuation(handler_call_details)
+            if handler is None:
+                return handler
+            found = self._wrapped[method] = _wrap(method, handler)
+        return found
+
+
+class _Malformed:
+    """In the place of a message whose bytes are no protobuf of its type."""
+
+
+def _sound(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise InvalidField("the request is malformed: a text is not UTF-8, or an object no text")
+    return request
+
+
+def _wrap(method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    def parse(data: bytes) -> Any:
+        # An error raised here would reach the client as gRPC's own INTERNAL.
+        try:
+            return handler.request_deserializer(data)
+        except DecodeError:
+            return _Malformed()
+
+    if handler.unary_unary is not None:
+
+        async def unary(request: Any, context: Context) -> Any:
+            async with _Call(method, context):
+                return await handler.unary_unary(_sound(request), context)
+
+        return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+
+    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+        sound = (_sound(request) async for request in requests)
+        async with _Call(method, context):
+            async for answer in handler.stream_stream(sound, context):
+                yield answer
+
+    return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
+
+
+class _Call:
+    """One call under way: its id, its log line, and the end of whatever it raises."""
+
+    def __init__(self, method: str, context: Context) -> None:
+        self._method = method
+        self._context = context
+
+    async def __aenter__(self) -> None:
+        self._began = time.perf_counter()
+        self._id = request_id(dict(_metadata(self._context)))
+        self._fields: dict[str, object] = {"method": self._method, "request_id": self._id}
+        _line.set(self._fields)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
+    ) -> None:
+        milliseconds = round((time.perf_counter() - self._began) * 1000, 1)
+        fields: dict[str, object] = {**self._fields, "duration_ms": milliseconds}
+        if error is None:
+            log.info("call", code="OK", **fields)
+        elif isinstance(error, Refusal):
+            log.info("call", code=error.kind.grpc_code, reason=error.reason, **fields)
+            await _abort(self._context, error, self._id)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            log.info("call", code="CANCELLED", **fields)
+        elif isinstance(error, grpc.aio.AbortError):
+            log.info("call", code="ABORTED", **fields)
+        else:
+            log.error("call", code="INTERNAL", exc_info=error, **fields)
+            await _abort(self._context, unforeseen(self._id), self._id)
+
+
+def unforeseen(request_id: str) -> Internal:
+    """What a client is told of a bug."""
+    return Internal(f"internal error; the operator finds it in the log as {request_id}")
+
+
+def current_request_id() -> str:
+    """The id of the call under way."""
+    return str(_line.get()["request_id"])

@@ -1,0 +1,290 @@
+"""WalletService: wallets and their postings."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+
+import structlog
+from credit.v1 import wallet_service_pb2 as pb
+from credit.v1 import wallet_service_pb2_grpc
+from sqlalchemy import Connection
+
+from creditledger import ids, money
+from creditledger.api import fields, pages, wire
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
+from creditledger.errors import InvalidField, NotFound, Refusal, echo
+from creditledger.ledger import BATCH_MAX, Budget, Ledger, Posted
+from creditledger.model import Adjust, Command, Scope, Status, Wallet, WalletChange, view
+from creditledger.store import Store, reads, registry
+
+log = structlog.get_logger()
+
+#: Postings of one stream that may wait for their answers; then reading stops.
+UNANSWERED_MAX = 1_024
+
+
+@dataclass(frozen=True, slots=True)
+class _NewWallet:
+    id: str | None
+    customer_id: str
+    currency: str
+    livemode: bool | None
+    overdraft_limit: str | None
+    metadata: dict[str, str]
+
+
+def _new_wallet(request: pb.CreateWalletRequest) -> _NewWallet:
+    limit = fields.optional(request, "overdraft_limit", None)
+    return _NewWallet(
+        id=fields.optional_reference("wal", request, "id", field="id"),
+        customer_id=fields.reference("cus", request.customer_id, field="customer_id"),
+        currency=fields.currency(request.currency, field="currency"),
+        livemode=fields.optional(request, "livemode", None),
+        overdraft_limit=None if limit is None else fields.limit(limit, field="overdraft_limit"),
+        metadata=fields.metadata(request.metadata),
+    )
+
+
+def _wallet_id(request: pb.GetWalletRequest) -> str:
+    return fields.reference("wal", request.wallet_id, field="wallet_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _WalletList:
+    page: pages.Asked
+    livemode: bool | None
+    customer_id: str | None
+    currency: str | None
+    status: Status | None
+
+
+def _wallet_list(request: pb.ListWalletsRequest) -> _WalletList:
+    return _WalletList(
+        page=pages.asked(request),
+        livemode=fields.optional(request, "livemode", None),
+        customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+        currency=fields.currency(request.currency, field="currency")
+        if request.HasField("currency")
+        else None,
+        status=fields.word(request.status, wire.STATUSES, field="status")
+        if request.HasField("status")
+        else None,
+    )
+
+
+def _wallet_change(request: pb.UpdateWalletRequest) -> WalletChange:
+    limit = fields.optional(request, "overdraft_limit", None)
+    return WalletChange(
+        wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
+        livemode=None,
+        overdraft_limit=None if limit is None else fields.limit(limit, field="overdraft_limit"),
+        status=fields.word(request.status, wire.STATUSES, field="status")
+        if request.HasField("status")
+        else None,
+        metadata=fields.metadata(request.metadata),
+    )
+
+
+def _batch(request: pb.BatchPostRequest) -> list[Command | Refusal]:
+    """Each posting's command, or why it has none: a bad one does not spoil the others."""
+    if not 1 <= len(request.postings) <= BATCH_MAX:
+        raise InvalidField(
+            f"postings must hold 1 to {BATCH_MAX} postings, not {len(request.postings)}",
+            param="postings",
+        )
+    return [_command_or_refusal(posting) for posting in request.postings]
+
+
+def _command_or_refusal(request: pb.PostRequest) -> Command | Refusal:
+    try:
+        return wire.command(request)
+    except Refusal as refusal:
+        return refusal
+
+
+def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
+    return (
+        fields.reference("wal", request.wallet_id, field="wallet_id"),
+        fields.idempotency_key(request.idempotency_key),
+    )
+
+
+class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
+    """Served to internal services over gRPC and, through Envoy, over REST."""
+
+    def __init__(
+        self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
+    ) -> None:
+        self.callers = callers
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+
+    @rpc(_new_wallet, scope=Scope.SERVICE)
+    async def CreateWallet(self, new: _NewWallet, caller: Caller) -> pb.Wallet:  # noqa: N802
+        """An identical request answers the wallet that is there. Raises IdTaken, NotFound."""
+        livemode = caller.mode(new.livemode)
+        if new.overdraft_limit is not None:
+            caller.require(Scope.ADMIN)
+        now = self._clock()
+
+        def create(connection: Connection) -> Wallet:
+            scale = registry.scale(connection, new.currency, field="currency")
+            limit = money.parse(new.overdraft_limit or "0", scale, field="overdraft_limit")
+            return registry.create_wallet(
+                connection,
+                id_=new.id,
+                new_id=ids.random("wal"),
+                customer_id=new.customer_id,
+                currency=new.currency,
+                livemode=livemode,
+                overdraft_limit=limit,
+                metadata=new.metadata,
+                now=now,
+            )
+
+        return wire.wallet(view(await self._store.write(create), now))
+
+    @rpc(_wallet_id, scope=Scope.CUSTOMER)
+    async def GetWallet(self, wallet_id: str, caller: Caller) -> pb.Wallet:  # noqa: N802
+        """The wallet as it is now. Raises NotFound."""
+        return wire.wallet(view(await self._wallet(wallet_id, caller), self._clock()))
+
+    @rpc(_wallet_list, scope=Scope.CUSTOMER)
+    async def ListWallets(  # noqa: N802
+        self, wanted: _WalletList, caller: Caller
+    ) -> pb.ListWalletsResponse:
+        """Wallets of the key's mode, ordered by id."""
+        livemode = caller.mode(wanted.livemode)
+        customer_id = caller.own(wanted.customer_id)
+        filters = ("wallets", livemode, customer_id, wanted.currency, wanted.status)
+        after = wanted.page.after(filters)
+        found = await self._store.read(
+            lambda connection: registry.wallets(
+                connection,
+                after,
+                wanted.page.size,
+                livemode=livemode,
+                customer_id=customer_id,
+                currency=wanted.currency,
+                status=wanted.status,
+            )
+        )
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.id])
+        now = self._clock()
+        return pb.ListWalletsResponse(
+            wallets=[wire.wallet(view(one, now)) for one in page], next_page_token=token
+        )
+
+    @rpc(_wallet_change, scope=Scope.ADMIN)
+    async def UpdateWallet(self, change: WalletChange, caller: Caller) -> pb.Wallet:  # noqa: N802
+        """Raises NotFound, WalletClosed, InvalidField."""
+        return wire.wallet(await self._ledger.change(replace(change, livemode=caller.livemode)))
+
+    @rpc(wire.command, scope=Scope.SERVICE)
+    async def Post(self, command: Command, caller: Caller) -> pb.Posting:  # noqa: N802
+        """One posting; see `Ledger.post` for what it costs and raises."""
+        return wire.posted(await self._ledger.post(_on_behalf(command, caller)))
+
+    @rpc(_batch, scope=Scope.SERVICE)
+    async def BatchPost(  # noqa: N802
+        self, commands: list[Command | Refusal], caller: Caller
+    ) -> pb.BatchPostResponse:
+        """Up to 1,000 postings, each with a fate of its own, answered in order."""
+        budget = Budget()
+        waiting = [self._submit(command, caller, budget) for command in commands]
+        answers = await asyncio.gather(*waiting, return_exceptions=True)
+        return pb.BatchPostResponse(results=[_result(answer) for answer in answers])
+
+    async def StreamPost(  # noqa: N802
+        self, request_iterator: AsyncIterator[pb.StreamPostRequest], context: Context
+    ) -> AsyncIterator[pb.StreamPostResponse]:
+        """Postings in, answers out in order; a refusal is an answer and ends nothing."""
+        caller = await self.caller(context, Scope.SERVICE)
+        # One more is in the hands of the loop below.
+        waiting: asyncio.Queue[asyncio.Future[Posted] | None] = asyncio.Queue(UNANSWERED_MAX - 1)
+
+        async def read() -> None:
+            async for request in request_iterator:
+                command = _command_or_refusal(request.posting)
+                await waiting.put(self._submit(command, caller, Budget()))
+            await waiting.put(None)
+
+        reading = asyncio.create_task(read())
+        try:
+            while True:
+                arrived = asyncio.ensure_future(waiting.get())
+                await asyncio.wait((arrived, reading), return_when=asyncio.FIRST_COMPLETED)
+                if not arrived.done() and (error := reading.exception()):
+                    arrived.cancel()
+                    raise error
+                answer = await arrived
+                if answer is None:
+                    return
+                await asyncio.wait((answer,))
+                result = _result(answer.exception() or answer.result())
+                yield pb.StreamPostResponse(result=result)
+        finally:
+            reading.cancel()
+
+    StreamPost.scope = Scope.SERVICE  # type: ignore[attr-defined] # as `rpc` does
+
+    @rpc(_posting_key, scope=Scope.CUSTOMER)
+    async def GetPosting(self, key: tuple[str, str], caller: Caller) -> pb.Posting:  # noqa: N802
+        """What the wallet has under an idempotency key. Raises NotFound."""
+        wallet_id, idempotency_key = key
+        wallet = await self._wallet(wallet_id, caller)
+
+        found = await self._store.read(
+            lambda connection: reads.posting(connection, wallet.number, idempotency_key)
+        )
+        if found is None:
+            raise NotFound("no posting under this idempotency key", param="idempotency_key")
+        posting, dimension = found
+        return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), False, False))
+
+    async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:
+        found = await self._store.read(lambda c: registry.wallet(c, wallet_id))
+        if (
+            found is None
+            or not caller.may_see(found.customer_id)
+            or caller.livemode not in (None, found.livemode)
+        ):
+            raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
+        return found
+
+    def _submit(
+        self, command: Command | Refusal, caller: Caller, budget: Budget
+    ) -> asyncio.Future[Posted]:
+        """The answer to come; a refusal known already is an answer too."""
+        try:
+            if isinstance(command, Refusal):
+                raise command
+            return self._ledger.post(_on_behalf(command, caller), budget)
+        except Refusal as refusal:
+            answer = asyncio.get_running_loop().create_future()
+            answer.set_exception(refusal)
+            return answer
+
+
+def _on_behalf(command: Command, caller: Caller) -> Command:
+    """The command with who posts it. Raises ScopeDenied where it needs more than the scope."""
+    if isinstance(command.operation, Adjust) and command.operation.force:
+        caller.require(Scope.ADMIN)
+    return replace(
+        command,
+        livemode=caller.livemode,
+        posted_by=caller.number,
+        actor=caller.name,
+        backdating_free=caller.scope is Scope.ADMIN,
+    )
+
+
+def _result(answer: Posted | BaseException) -> pb.PostingResult:
+    if isinstance(answer, Posted):
+        return pb.PostingResult(posting=wire.posted(answer))
+    if not isinstance(answer, Refusal):
+        log.error("posting failed", exc_info=answer, request_id=current_request_id())
+        answer = unforeseen(current_request_id())
+    return pb.PostingResult(error=wire.posting_error(answer))

@@ -1,0 +1,93 @@
+"""Bills: the calendar they are cut by, and how exact amounts become whole ten-thousandths.
+
+Pure; used by the API over what `store/sums.py` adds up. The source of the rules is the published
+bill-list API: integer columns in 1/10000 of the currency that must add up to what was charged.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from zoneinfo import ZoneInfo
+
+from creditledger import clock
+
+#: Integer columns of a bill count this part of a currency unit: 10^-4.
+BILL_SCALE = 4
+CYCLES = ("Day", "Week", "Month")
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One period of a bill, [start, end) in milliseconds."""
+
+    start: int
+    end: int
+
+
+def bucket_of(moment: int, cycle: str, zone: ZoneInfo) -> Bucket:
+    """The day, week (from Monday) or month of `zone` in which `moment` lies."""
+    local = clock.moment(moment).astimezone(zone)
+    day = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
+    if cycle == "Day":
+        first, after = day, day + timedelta(days=1)
+    elif cycle == "Week":
+        first = day - timedelta(days=day.weekday())
+        after = first + timedelta(days=7)
+    else:
+        first = day.replace(day=1)
+        after = (first + timedelta(days=32)).replace(day=1)
+    return Bucket(_milliseconds(first, zone), _milliseconds(after, zone))
+
+
+def _milliseconds(wall: datetime, zone: ZoneInfo) -> int:
+    return int(wall.replace(tzinfo=zone).timestamp()) * clock.SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one row of a bill comes to, in 1/10000: amount = voucher + pay."""
+
+    amount: int
+    voucher: int
+
+    @property
+    def pay(self) -> int:
+        """What was paid in cash."""
+        return self.amount - self.voucher
+
+
+def apportion(exact: Sequence[tuple[int, int]], scale: int) -> list[Charge]:
+    """The rows of one bucket, (amount, voucher) in smallest units of `scale` digits, in 1/10000.
+
+    The amounts add up to the exact total rounded half up: each is rounded down, and the units
+    still missing go to the largest remainders, ties in row order. Vouchers likewise, but none
+    above its row's amount (unless it is so exactly, where refunds of cash outweigh the rest).
+    """
+    amounts = _round([amount for amount, _ in exact], scale)
+    rooms = [
+        whole if voucher <= amount else None
+        for whole, (amount, voucher) in zip(amounts, exact, strict=True)
+    ]
+    vouchers = _round([voucher for _, voucher in exact], scale, rooms)
+    return [Charge(*pair) for pair in zip(amounts, vouchers, strict=True)]
+
+
+def _round(
+    values: Sequence[int], scale: int, most: Sequence[int | None] | None = None
+) -> list[int]:
+    if scale <= BILL_SCALE:
+        return [value * 10 ** (BILL_SCALE - scale) for value in values]
+    unit = 10 ** (scale - BILL_SCALE)
+    rounded = [value // unit for value in values]
+    missing = (sum(values) + unit // 2) // unit - sum(rounded)
+    by_remainder = sorted(range(len(values)), key=lambda i: (-(values[i] % unit), i))
+    while missing:
+        before = missing
+        for i in by_remainder:
+            limit = None if most is None else most[i]
+            if missing and (limit is None or rounded[i] < limit):
+                rounded[i] += 1
+                missing -= 1
+        if missing == before:  # every row is at its limit
+            break
+    return rounded

@@ -1,0 +1,1 @@
+"""What the larger commands do; `creditledger.cli` says how they are called."""

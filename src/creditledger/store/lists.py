@@ -1,0 +1,341 @@
+"""Lists of credit transactions, newest first: by (created_at, position).
+
+What lies in a range of sequence is told by the counters that every row carries, so neither a page
+nor its total costs more as the ledger grows. A search (`q`, `source`) reads what its other filters
+leave, under the statement time-out of its caller.
+"""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    exists,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+)
+
+from creditledger import ids
+from creditledger.errors import InvalidField
+from creditledger.model import Kind, Transaction
+from creditledger.store import schema
+from creditledger.store.reads import Filters, Span, expand, span, wallets_of
+from creditledger.store.sums import dimension_sums
+from creditledger.store.values import dump
+
+t, p, d, w = (
+    schema.transactions.c,
+    schema.postings.c,
+    schema.dimensions.c,
+    schema.wallets.c,
+)
+
+#: Beyond this many rows a page has to be asked for by token where no counter leads to it.
+OFFSET_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a walk stands: what it counted at its first page, and the last row it gave."""
+
+    pin: int  #: No row beyond this position belongs to the walk.
+    count: int
+    created_at: int
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list."""
+
+    count: int  #: Rows the filters match, in the walk's snapshot.
+    transactions: list[Transaction]
+    next: Cursor | None
+
+
+def page(connection: Connection, filters: Filters, *, size: int, offset: int) -> Page:
+    """The page after `offset` rows. Raises InvalidField(page) where no counter leads that deep."""
+    pin = connection.execute(select(func.max(t.position))).scalar() or 0
+    wallets = wallets_of(connection, filters)
+    plain = _conditions(filters) is None
+    if wallets is not None and plain:
+        spans = [
+            span(connection, number, last, filters.start, filters.end)
+            for number, last, _ in wallets
+        ]
+        count = sum(map(len, spans))
+        if len(spans) == 1:
+            through = spans[0].last - offset
+            keys = _keys_of(connection, [Span(spans[0].wallet, spans[0].first, through)], size + 1)
+            return _page(connection, keys, size, count, pin)
+    else:
+        spans = None
+        count = _count(connection, filters, wallets)
+    if offset > OFFSET_MAX:
+        raise InvalidField(
+            f"page reaches beyond {OFFSET_MAX} rows; walk by page_token instead", param="page"
+        )
+    if spans is not None:
+        keys = _keys_of(connection, spans, offset + size + 1)[offset:]
+    else:
+        query = _matching(filters, wallets).limit(size + 1).offset(offset)
+        keys = _keys(connection, query)
+    return _page(connection, keys, size, count, pin)
+
+
+def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size: int) -> Page:
+    """The page after `cursor`, of the snapshot in which the walk began."""
+    wallets = wallets_of(connection, filters)
+    earlier = or_(
+        t.created_at < cursor.created_at,
+        and_(t.created_at == cursor.created_at, t.position < cursor.position),
+    )
+    if wallets is not None and _conditions(filters) is None:
+        spans = [
+            span(connection, number, last, filters.start, cursor.created_at + 1)
+            for number, last, _ in wallets
+        ]
+        keys = _keys_of(connection, spans, size + 1, and_(t.position <= cursor.pin, earlier))
+    else:
+        query = _matching(filters, wallets).where(
+            t.created_at <= cursor.created_at, t.position <= cursor.pin, earlier
+        )
+        keys = _keys(connection, query.limit(size + 1))
+    return _page(connection, keys, size, cursor.count, cursor.pin)
+
+
+_Key = tuple[int, int]  # (created_at, position): the order of lists
+
+
+def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: int) -> Page:
+    shown, more = keys[:size], len(keys) > size
+    cursor = Cursor(pin, count, shown[-1][0], shown[-1][1]) if more else None
+    return Page(count, expand(connection, [position for _, position in shown]), cursor)
+
+
+def _keys(connection: Connection, query: Select[int, int]) -> list[_Key]:
+    return [(row[0], row[1]) for row in connection.execute(query)]
+
+
+def _keys_of(
+    connection: Connection,
+    spans: Iterable[Span],
+    limit: int,
+    condition: ColumnElement[bool] | None = None,
+) -> list[_Key]:
+    """The newest keys of several wallets' spans, merged."""
+    found: list[_Key] = []
+    for one in spans:
+        query = select(t.created_at, t.position).where(
+            t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
+        )
+        if condition is not None:
+            query = query.where(condition)
+        query = query.order_by(t.sequence.desc()).limit(limit)
+        found += _keys(connection, query)
+    return sorted(found, reverse=True)[:limit]
+
+
+def _conditions(filters: Filters) -> ColumnElement[bool] | None:
+    """What a row's own columns must say; None where the wallet and the time say it all."""
+    conditions: list[ColumnElement[bool]] = []
+    if filters.grant is not None:
+        conditions.append(
+            and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1])
+        )
+        conditions.append(t.sequence >= filters.grant[1])
+    if filters.meter_id is not None:
+        conditions.append(d.meter_id == filters.meter_id)
+    if filters.subscription_id is not None:
+        conditions.append(d.subscription_id == filters.subscription_id)
+    if filters.source is not None:
+        conditions.append(_has_source(filters.source))
+    if filters.q is not None:
+        conditions.append(_says(filters.q))
+    return and_(*conditions) if conditions else None
+
+
+def _has_source(source: str) -> ColumnElement[bool]:
+    """The meter event, or one of the source's values, is exactly `source`."""
+    values = [_json_pair(key, source) for key in ("provider", "receipt_id", "actor")]
+    # Replacing changes the text if and only if it is in there: exact bytes, on every database.
+    return or_(
+        and_(p.meter_event_id == source, t.kind == Kind.USAGE.value),
+        *(func.replace(p.source, pair, "") != p.source for pair in values),
+    )
+
+
+def _json_pair(key: str, value: str) -> str:
+    return (dump({key: value}) or "")[1:-1]
+
+
+def _says(q: str) -> ColumnElement[bool]:
+    """Description, note, id, receipt id or a metadata value holds `q`, ASCII letters folded."""
+    wanted = fold(q)
+    return or_(
+        func.instr(func.lower(p.description), wanted) > 0,
+        func.instr(func.lower(p.note), wanted) > 0,
+        func.instr(_id_text(), wanted) > 0,
+        func.instr(func.lower(_json_value(p.source, "receipt_id")), wanted) > 0,
+        _any_value(p.metadata, wanted),
+    )
+
+
+def fold(q: str) -> str:
+    """ASCII letters in lower case, all others as they are: what SQLite's lower() does."""
+    return "".join(c.lower() if c.isascii() else c for c in q)
+
+
+def _json_value(column: ColumnElement[Any], key: str) -> ColumnElement[Any]:
+    return func.json_extract(column, f"$.{key}")
+
+
+def _any_value(column: ColumnElement[Any], wanted: str) -> ColumnElement[bool]:
+    values = func.json_each(column).table_valued("value")
+    return exists(
+        select(1).select_from(values).where(func.instr(func.lower(values.c.value), wanted) > 0)
+    )
+
+
+def _id_text() -> ColumnElement[str]:
+    """The row's id, as ids.compose writes it."""
+    shifts = range(60, -1, -5)
+    digits = [
+        func.substr(ids.ALPHABET, column.op(">>")(shift).op("&")(31) + 1, 1)
+        for column in (t.wallet_number, t.sequence)
+        for shift in shifts
+    ]
+    return reduce(lambda left, right: left.concat(right), digits, literal("ct_"))
+
+
+def _matching(
+    filters: Filters, wallets: list[tuple[int, int, str]] | None
+) -> Select[int, int]:
+    """Keys of the rows the filters match, newest first."""
+    query = (
+        select(t.created_at, t.position)
+        .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+        .join(
+            schema.dimensions,
+            and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
+        )
+        .order_by(t.created_at.desc(), t.position.desc())
+    )
+    if wallets is None:
+        query = query.join(schema.wallets, w.number == t.wallet_number)
+        query = query.where(w.livemode == filters.livemode)
+    else:
+        query = query.where(t.wallet_number.in_([number for number, _, _ in wallets]))
+    if filters.start is not None:
+        query = query.where(t.created_at >= filters.start)
+    if filters.end is not None:
+        query = query.where(t.created_at < filters.end)
+    conditions = _conditions(filters)
+    return query if conditions is None else query.where(conditions)
+
+
+def _count(
+    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
+) -> int:
+    counted_by_dimension = replace(
+        filters, meter_id=None, subscription_id=None, start=None, end=None
+    )
+    if _conditions(counted_by_dimension) is None:
+        if filters.meter_id is not None or filters.subscription_id is not None:
+            return dimension_sums(connection, filters, wallets).count
+        if filters.start is None and filters.end is None:
+            total = select(func.coalesce(func.sum(w.sequence), 0))
+            return int(connection.execute(total.where(w.livemode == filters.livemode)).scalar_one())
+    query = _matching(filters, wallets).order_by(None).subquery()
+    return int(connection.execute(select(func.count()).select_from(query)).scalar_one())
+
+
+# --- the billing list: one wallet, by kind --------------------------------------------------
+
+
+def kind_page(
+    connection: Connection,
+    wallet: int,
+    last: int,
+    kinds: Sequence[Kind],
+    *,
+    start: int | None,
+    end: int | None,
+    size: int,
+    offset: int,
+) -> tuple[int, list[Transaction]]:
+    """(rows of these kinds in [start, end), the page after `offset` of them), newest first.
+
+    Every row but usage carries its number among its kind, every row the number of usage rows so
+    far: so the total is a difference, and a deep page is found by bisection.
+    """
+    window = span(connection, wallet, last, start, end)
+    below = _rank(connection, wallet, window.first - 1, kinds)
+    total = _rank(connection, wallet, window.last, kinds) - below
+    if offset >= total:
+        return total, []
+    through = window.last
+    if offset:
+        through = _select(connection, window, kinds, below + total - offset)
+    positions = [position for _, position in _kind_keys(connection, window, through, kinds, size)]
+    return total, expand(connection, positions)
+
+
+def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Kind]) -> int:
+    """How many of the rows up to `sequence` are of these kinds: an index lookup a kind."""
+    if sequence < 1:
+        return 0
+    counts: list[ColumnElement[int]] = []
+    for kind in kinds:
+        column = t.usage_count if kind is Kind.USAGE else t.kind_count
+        query = select(column).where(t.wallet_number == wallet, t.sequence <= sequence)
+        if kind is not Kind.USAGE:
+            query = query.where(t.kind == _literal(kind))
+        query = query.order_by(t.sequence.desc()).limit(1)
+        counts.append(func.coalesce(query.scalar_subquery(), 0))
+    return int(connection.execute(select(reduce(operator.add, counts))).scalar_one())
+
+
+def _literal(kind: Kind) -> ColumnElement[int]:
+    # Written out, so that the planner sees that the partial index covers it.
+    return literal_column(str(kind.value))
+
+
+def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: int) -> int:
+    """The sequence of the row of these kinds whose rank is `rank`."""
+    low, high = window.first, window.last
+    while low < high:
+        middle = (low + high) // 2
+        if _rank(connection, window.wallet, middle, kinds) >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _kind_keys(
+    connection: Connection, window: Span, through: int, kinds: Sequence[Kind], limit: int
+) -> list[_Key]:
+    found: list[_Key] = []
+    for kind in kinds:
+        query = (
+            select(t.sequence, t.position)
+            .where(
+                t.wallet_number == window.wallet,
+                t.kind == _literal(kind),
+                t.sequence.between(window.first, through),
+            )
+            .order_by(t.sequence.desc())
+            .limit(limit)
+        )
+        found += _keys(connection, query)
+    return sorted(found, reverse=True)[:limit]

@@ -1,0 +1,208 @@
+"""Reading single transactions and postings, and what every list and sum begins with.
+
+Functions of a SQLAlchemy connection on one snapshot. Within a wallet, order of time is order of
+sequence, so a window of time is a `Span` of sequences, found by bisection in their unique index.
+Lists are in `lists.py`, sums in `sums.py`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, and_, select, text
+
+from creditledger.model import Dimension, Grant, Posting, Row, Transaction, WalletPlace
+from creditledger.store import schema
+from creditledger.store.values import (
+    DIMENSION_COLUMNS,
+    GRANT_COLUMNS,
+    POSTING_COLUMNS,
+    ROW_COLUMNS,
+    dimension_value,
+    grant_value,
+    posting_value,
+)
+
+t, p, d, w, g = (
+    schema.transactions.c,
+    schema.postings.c,
+    schema.dimensions.c,
+    schema.wallets.c,
+    schema.grants.c,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list or summary is narrowed to; None does not narrow. Times are [start, end) ms."""
+
+    livemode: bool
+    customer_id: str | None = None
+    subscription_id: str | None = None
+    meter_id: str | None = None
+    currency: str | None = None
+    grant: tuple[int, int] | None = None  #: (wallet number, grant number)
+    source: str | None = None
+    q: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+_EXPANDED = (
+    select(
+        t.position,
+        *(t[name] for name in ROW_COLUMNS),
+        *(p[name] for name in POSTING_COLUMNS),
+        *(d[name] for name in DIMENSION_COLUMNS),
+        w.id,
+        w.customer_id,
+        w.currency,
+        schema.currencies.c.scale,
+        w.livemode,
+        schema.customers.c.name,
+        schema.customers.c.email,
+        schema.meters.c.name,
+        *(g[name] for name in GRANT_COLUMNS),
+    )
+    .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+    .join(
+        schema.dimensions,
+        and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
+    )
+    .join(schema.wallets, w.number == t.wallet_number)
+    .join(schema.currencies, schema.currencies.c.code == w.currency)
+    .join(schema.customers, schema.customers.c.id == w.customer_id)
+    .join(schema.meters, schema.meters.c.id == d.meter_id, isouter=True)
+    .join(
+        schema.grants,
+        and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
+        isouter=True,
+    )
+)
+
+
+def _transaction(columns: Sequence[Any]) -> Transaction:
+    rest = iter(columns)
+
+    def take(count: int) -> list[Any]:
+        return [next(rest) for _ in range(count)]
+
+    (position,) = take(1)
+    row = Row(*take(len(ROW_COLUMNS)))
+    posting = posting_value(take(len(POSTING_COLUMNS)))
+    dimension = dimension_value(take(len(DIMENSION_COLUMNS)))
+    place = WalletPlace(*take(5))
+    name, email, meter_name = take(3)
+    grant: Grant | None = None if row.grant is None else grant_value(take(len(GRANT_COLUMNS)))
+    return Transaction(row, position, posting, dimension, place, (name, email), meter_name, grant)
+
+
+def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
+    """The transaction of this wallet number and sequence, expanded."""
+    found = connection.execute(
+        _EXPANDED.where(t.wallet_number == wallet, t.sequence == sequence)
+    ).one_or_none()
+    return None if found is None else _transaction(found)
+
+
+def posting(connection: Connection, wallet: int, key: str) -> tuple[Posting, Dimension] | None:
+    """The wallet's posting under this idempotency key, with its rows."""
+    found = connection.execute(
+        select(p.first_sequence, p.row_count).where(
+            p.wallet_number == wallet, p.idempotency_key == key
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    first, count = found
+    transactions = [
+        _transaction(columns)
+        for columns in connection.execute(
+            _EXPANDED.where(
+                t.wallet_number == wallet, t.sequence.between(first, first + count - 1)
+            ).order_by(t.sequence)
+        )
+    ]
+    whole = transactions[0].posting
+    whole.rows = [one.row for one in transactions]
+    return whole, transactions[0].dimension
+
+
+def expand(connection: Connection, positions: Sequence[int]) -> list[Transaction]:
+    """The transactions at these positions, in this order."""
+    found = {
+        columns[0]: _transaction(columns)
+        for columns in connection.execute(_EXPANDED.where(t.position.in_(positions)))
+    }
+    return [found[position] for position in positions]
+
+
+# --- time is sequence -----------------------------------------------------------------------------
+
+#: The last sequence of a wallet written before a moment: bisection, a step a level.
+_BISECT = text(
+    """
+    WITH RECURSIVE search (low, high) AS (
+        SELECT 0, CAST(:last AS BIGINT)
+        UNION ALL
+        SELECT CASE WHEN (SELECT created_at FROM credit_transactions
+                          WHERE wallet_number = :wallet AND sequence = (low + high + 1) / 2)
+                         < :moment
+                    THEN (low + high + 1) / 2 ELSE low END,
+               CASE WHEN (SELECT created_at FROM credit_transactions
+                          WHERE wallet_number = :wallet AND sequence = (low + high + 1) / 2)
+                         < :moment
+                    THEN high ELSE (low + high + 1) / 2 - 1 END
+        FROM search WHERE low < high
+    )
+    SELECT low FROM search WHERE low = high
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A wallet's rows in a window: sequences first to last, both included."""
+
+    wallet: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+
+def _before(connection: Connection, wallet: int, last: int, moment: int) -> int:
+    """The last sequence, up to `last`, written before `moment`; 0 if there is none."""
+    values = {"wallet": wallet, "last": last, "moment": moment}
+    found: int = connection.execute(_BISECT, values).scalar_one()
+    return found
+
+
+def span(
+    connection: Connection, wallet: int, last: int, start: int | None, end: int | None
+) -> Span:
+    """The rows of [start, end), of a wallet whose last sequence is `last`."""
+    through = last if end is None else _before(connection, wallet, last, end)
+    first = 1 if start is None else _before(connection, wallet, through, start) + 1
+    return Span(wallet, first, through)
+
+
+def wallets_of(connection: Connection, filters: Filters) -> list[tuple[int, int, str]] | None:
+    """(number, last sequence, currency) of the wallets in scope; None: all of the mode."""
+    query = select(w.number, w.sequence, w.currency).where(w.livemode == filters.livemode)
+    named = False
+    if filters.customer_id is not None:
+        query, named = query.where(w.customer_id == filters.customer_id), True
+    if filters.subscription_id is not None:
+        owner = select(schema.subscriptions.c.customer_id).where(
+            schema.subscriptions.c.id == filters.subscription_id
+        )
+        query, named = query.where(w.customer_id == owner.scalar_subquery()), True
+    if filters.grant is not None:
+        query, named = query.where(w.number == filters.grant[0]), True
+    if not named:
+        return None
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    return [tuple(row) for row in connection.execute(query)]

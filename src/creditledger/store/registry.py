@@ -1,0 +1,442 @@
+"""Customers, meters, subscriptions, currencies, wallets and API keys: made once, rarely changed.
+
+Functions of a SQLAlchemy connection, to be run by `Store.write` (create, revoke) or `Store.read`.
+A create that repeats an existing thing answers that thing; one that differs raises IdTaken.
+"""
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from typing import Any
+
+from sqlalchemy import Connection, Row, Select, Table, insert, select, tuple_, update
+
+from creditledger.errors import IdTaken, NotFound, echo
+from creditledger.model import (
+    ApiKey,
+    Currency,
+    Customer,
+    Meter,
+    Scope,
+    Status,
+    Subscription,
+    Wallet,
+)
+from creditledger.store import schema
+from creditledger.store.values import GRANT_COLUMNS, WALLET_COLUMNS, grant_value, wallet_value
+
+
+def _customer(row: Row[Any]) -> Customer:
+    return Customer(row.id, row.name, row.email, json.loads(row.metadata), row.created_at)
+
+
+def _meter(row: Row[Any]) -> Meter:
+    return Meter(
+        row.id,
+        row.name,
+        row.event_name,
+        row.unit,
+        row.currency,
+        json.loads(row.metadata),
+        row.created_at,
+    )
+
+
+def _subscription(row: Row[Any]) -> Subscription:
+    return Subscription(row.id, row.customer_id, row.name, json.loads(row.metadata), row.created_at)
+
+
+def _api_key(row: Row[Any]) -> ApiKey:
+    return ApiKey(
+        row.number,
+        row.id,
+        row.name,
+        Scope(row.scope),
+        row.customer_id,
+        row.livemode,
+        row.mask,
+        row.created_at,
+        row.expires_at,
+        row.revoked_at,
+    )
+
+
+def _metadata(value: object) -> str:
+    return json.dumps(value, sort_keys=True, ensure_ascii=False)
+
+
+def _one(connection: Connection, table: Table, id_: str) -> Row[Any] | None:
+    return connection.execute(select(table).where(table.c.id == id_)).one_or_none()
+
+
+def _page(
+    connection: Connection, query: Select[Any], table: Table, after: str, size: int
+) -> Sequence[Row[Any]]:
+    """Up to `size` + 1 rows with an id after `after`: one more tells that there is a next page."""
+    return connection.execute(
+        query.where(table.c.id > after).order_by(table.c.id).limit(size + 1)
+    ).all()
+
+
+def taken(what: str, id_: str, *, field: str = "id") -> IdTaken:
+    """The refusal of an id that exists with other attributes."""
+    return IdTaken(f"{what} {echo(id_)} exists with other attributes", param=field)
+
+
+def customer(connection: Connection, id_: str) -> Customer | None:
+    """The customer of this id."""
+    row = _one(connection, schema.customers, id_)
+    return None if row is None else _customer(row)
+
+
+def customers(
+    connection: Connection, after: str, size: int, *, customer_id: str | None
+) -> list[Customer]:
+    """A page, and one more if there is a next one."""
+    table = schema.customers
+    query = select(table)
+    if customer_id is not None:
+        query = query.where(table.c.id == customer_id)
+    return [_customer(row) for row in _page(connection, query, table, after, size)]
+
+
+def create_customer(connection: Connection, new: Customer) -> Customer:
+    """Raises IdTaken."""
+    found = customer(connection, new.id)
+    if found is None:
+        connection.execute(
+            insert(schema.customers).values(
+                id=new.id,
+                name=new.name,
+                email=new.email,
+                metadata=_metadata(new.metadata),
+                created_at=new.created_at,
+            )
+        )
+        return new
+    if (found.name, found.email, found.metadata) != (new.name, new.email, new.metadata):
+        raise taken("customer", new.id)
+    return found
+
+
+def meter(connection: Connection, id_: str) -> Meter | None:
+    """The meter of this id."""
+    row = _one(connection, schema.meters, id_)
+    return None if row is None else _meter(row)
+
+
+def meters(connection: Connection, after: str, size: int) -> list[Meter]:
+    """A page, and one more if there is a next one."""
+    table = schema.meters
+    return [_meter(row) for row in _page(connection, select(table), table, after, size)]
+
+
+def create_meter(connection: Connection, new: Meter) -> Meter:
+    """Raises IdTaken (also for an event_name in use), NotFound for the currency."""
+    found = meter(connection, new.id)
+    if found is not None:
+        same = (found.name, found.event_name, found.unit, found.currency, found.metadata)
+        if same != (new.name, new.event_name, new.unit, new.currency, new.metadata):
+            raise taken("meter", new.id)
+        return found
+    table = schema.meters
+    if new.currency is not None:
+        _require_currency(connection, new.currency, field="currency_id")
+    if connection.execute(select(table.c.id).where(table.c.event_name == new.event_name)).first():
+        raise taken("meter of event", new.event_name, field="event_name")
+    connection.execute(
+        insert(table).values(
+            id=new.id,
+            name=new.name,
+            event_name=new.event_name,
+            unit=new.unit,
+            currency=new.currency,
+            metadata=_metadata(new.metadata),
+            created_at=new.created_at,
+        )
+    )
+    return new
+
+
+def subscription(connection: Connection, id_: str) -> Subscription | None:
+    """The subscription of this id."""
+    row = _one(connection, schema.subscriptions, id_)
+    return None if row is None else _subscription(row)
+
+
+def subscriptions(
+    connection: Connection, after: str, size: int, *, customer_id: str | None
+) -> list[Subscription]:
+    """A page, and one more if there is a next one."""
+    table = schema.subscriptions
+    query = select(table)
+    if customer_id is not None:
+        query = query.where(table.c.customer_id == customer_id)
+    return [_subscription(row) for row in _page(connection, query, table, after, size)]
+
+
+def create_subscription(connection: Connection, new: Subscription) -> Subscription:
+    """Raises IdTaken, NotFound for the customer."""
+    found = subscription(connection, new.id)
+    if found is not None:
+        same = (found.customer_id, found.name, found.metadata)
+        if same != (new.customer_id, new.name, new.metadata):
+            raise taken("subscription", new.id)
+        return found
+    require_customer(connection, new.customer_id)
+    connection.execute(
+        insert(schema.subscriptions).values(
+            id=new.id,
+            customer_id=new.customer_id,
+            name=new.name,
+            metadata=_metadata(new.metadata),
+            created_at=new.created_at,
+        )
+    )
+    return new
+
+
+def require_customer(connection: Connection, id_: str, *, field: str = "customer_id") -> None:
+    """Raises NotFound."""
+    if customer(connection, id_) is None:
+        raise NotFound(f"no customer {echo(id_)}", param=field)
+
+
+def currency(connection: Connection, code: str) -> Currency | None:
+    """The currency of this code."""
+    table = schema.currencies
+    row = connection.execute(select(table).where(table.c.code == code)).one_or_none()
+    return None if row is None else Currency(row.code, row.scale, row.name)
+
+
+def currencies(connection: Connection, after: str, size: int) -> list[Currency]:
+    """A page, and one more if there is a next one."""
+    table = schema.currencies
+    rows = connection.execute(
+        select(table).where(table.c.code > after).order_by(table.c.code).limit(size + 1)
+    )
+    return [Currency(row.code, row.scale, row.name) for row in rows]
+
+
+def create_currency(connection: Connection, new: Currency) -> Currency:
+    """Raises IdTaken."""
+    found = currency(connection, new.code)
+    if found is None:
+        connection.execute(
+            insert(schema.currencies).values(code=new.code, scale=new.scale, name=new.name)
+        )
+        return new
+    if found != new:
+        raise taken("currency", new.code)
+    return found
+
+
+def _require_currency(connection: Connection, code: str, *, field: str) -> Currency:
+    found = currency(connection, code)
+    if found is None:
+        raise NotFound(f"no currency {echo(code)}", param=field)
+    return found
+
+
+_WALLETS = select(
+    schema.currencies.c.scale, *(schema.wallets.c[name] for name in WALLET_COLUMNS)
+).join_from(schema.wallets, schema.currencies)
+
+
+def _with_grants(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
+    found: dict[int, Wallet] = {}
+    columns: list[Any]
+    for scale, *columns in rows:
+        one = wallet_value(columns, scale)
+        found[one.number] = one
+    table = schema.grants
+    grants = connection.execute(
+        select(table.c.wallet_number, *(table.c[name] for name in GRANT_COLUMNS)).where(
+            table.c.wallet_number.in_(list(found)), table.c.open
+        )
+    )
+    for number, *columns in grants:
+        found[number].add(grant_value(columns))
+    return list(found.values())
+
+
+def wallet(connection: Connection, id_: str) -> Wallet | None:
+    """The wallet of this id with its open grants."""
+    rows = connection.execute(_WALLETS.where(schema.wallets.c.id == id_)).all()
+    return next(iter(_with_grants(connection, rows)), None)
+
+
+def wallet_of(
+    connection: Connection, customer_id: str, currency: str, livemode: bool
+) -> Wallet | None:
+    """The customer's wallet in this currency and mode, with its open grants."""
+    table = schema.wallets
+    rows = connection.execute(
+        _WALLETS.where(
+            tuple_(table.c.customer_id, table.c.currency) == tuple_(customer_id, currency),
+            table.c.livemode == livemode,
+        )
+    ).all()
+    return next(iter(_with_grants(connection, rows)), None)
+
+
+def wallets(
+    connection: Connection,
+    after: str,
+    size: int,
+    *,
+    livemode: bool | None,
+    customer_id: str | None,
+    currency: str | None,
+    status: Status | None,
+) -> list[Wallet]:
+    """A page, and one more if there is a next one."""
+    table = schema.wallets
+    query = _WALLETS
+    if livemode is not None:
+        query = query.where(table.c.livemode == livemode)
+    if customer_id is not None:
+        query = query.where(table.c.customer_id == customer_id)
+    if currency is not None:
+        query = query.where(table.c.currency == currency)
+    if status is not None:
+        query = query.where(table.c.status == status.value)
+    return _with_grants(connection, _page(connection, query, table, after, size))
+
+
+def scale(connection: Connection, code: str, *, field: str) -> int:
+    """Digits after the point of a currency. Raises NotFound."""
+    return _require_currency(connection, code, field=field).scale
+
+
+def create_wallet(
+    connection: Connection,
+    *,
+    id_: str | None,
+    new_id: str,
+    customer_id: str,
+    currency: str,
+    livemode: bool,
+    overdraft_limit: int,
+    metadata: dict[str, str],
+    now: int,
+) -> Wallet:
+    """The wallet, made under `id_` or else `new_id` unless it is there. Raises IdTaken, NotFound.
+
+    The existing wallet is the one of this id, or of this customer, currency and mode.
+    """
+    require_customer(connection, customer_id)
+    _require_currency(connection, currency, field="currency")
+    found = wallet_of(connection, customer_id, currency, livemode)
+    if found is None and id_ is not None:
+        found = wallet(connection, id_)
+    if found is None:
+        connection.execute(
+            insert(schema.wallets).values(
+                id=id_ or new_id,
+                customer_id=customer_id,
+                currency=currency,
+                livemode=livemode,
+                status=Status.ACTIVE.value,
+                overdraft_limit=overdraft_limit,
+                metadata=_metadata(metadata),
+                created_at=now,
+                updated_at=now,
+            )
+        )
+        found = wallet(connection, id_ or new_id)
+        assert found is not None
+        return found
+    same = (found.customer_id, found.currency, found.livemode, found.overdraft_limit)
+    asked = (customer_id, currency, livemode, overdraft_limit)
+    if id_ not in (None, found.id) or same != asked or found.metadata != metadata:
+        raise taken("wallet", found.id)
+    return found
+
+
+def key_by_hash(connection: Connection, secret_hash: bytes) -> tuple[ApiKey, bytes] | None:
+    """The API key whose secret has this hash, with the stored hash."""
+    table = schema.api_keys
+    row = connection.execute(select(table).where(table.c.secret_hash == secret_hash)).one_or_none()
+    return None if row is None else (_api_key(row), row.secret_hash)
+
+
+def api_key(connection: Connection, id_: str) -> ApiKey | None:
+    """The API key of this id."""
+    row = _one(connection, schema.api_keys, id_)
+    return None if row is None else _api_key(row)
+
+
+def api_keys(
+    connection: Connection,
+    after: str,
+    size: int,
+    *,
+    customer_id: str | None = None,
+    livemode: bool | None = None,
+) -> list[ApiKey]:
+    """A page, and one more if there is a next one."""
+    table = schema.api_keys
+    query = select(table)
+    if customer_id is not None:
+        query = query.where(table.c.customer_id == customer_id)
+    if livemode is not None:
+        query = query.where(table.c.livemode == livemode)
+    return [_api_key(row) for row in _page(connection, query, table, after, size)]
+
+
+def api_keys_of(
+    connection: Connection, customer_id: str, wanted: Collection[str]
+) -> dict[str, ApiKey]:
+    """The customer's keys among these labels, by id."""
+    table = schema.api_keys
+    rows = connection.execute(select(table).where(table.c.customer_id == customer_id))
+    return {row.id: _api_key(row) for row in rows if row.id in wanted}
+
+
+def create_api_key(
+    connection: Connection,
+    *,
+    id_: str,
+    secret_hash: bytes,
+    name: str,
+    scope: Scope,
+    customer_id: str | None,
+    livemode: bool,
+    mask: str,
+    expires_at: int | None,
+    now: int,
+) -> ApiKey:
+    """A new key. Raises NotFound for the customer."""
+    if customer_id is not None:
+        require_customer(connection, customer_id)
+    connection.execute(
+        insert(schema.api_keys).values(
+            id=id_,
+            secret_hash=secret_hash,
+            name=name,
+            scope=scope.value,
+            customer_id=customer_id,
+            livemode=livemode,
+            mask=mask,
+            created_at=now,
+            expires_at=expires_at,
+        )
+    )
+    made = api_key(connection, id_)
+    assert made is not None
+    return made
+
+
+def revoke_api_key(
+    connection: Connection, id_: str, *, now: int, livemode: bool | None = None
+) -> ApiKey | None:
+    """The key, revoked now or earlier; None if there is none of this id and mode."""
+    found = api_key(connection, id_)
+    if found is None or livemode not in (None, found.livemode):
+        return None
+    if found.revoked_at is None:
+        table = schema.api_keys
+        connection.execute(update(table).where(table.c.id == id_).values(revoked_at=now))
+        found = replace(found, revoked_at=now)
+    return found

@@ -1,0 +1,252 @@
+"""Consumption in a window: what Summary and the bills add up.
+
+A wallet's total is the difference of two rows' counters. Narrowed to a meter or subscription, it
+comes from the roll-ups of whole quarters of an hour, and from the rows at the window's edges.
+"""
+
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, and_, func, select
+
+from creditledger import clock
+from creditledger.model import NEVER, Category, Dimension, Kind
+from creditledger.store import schema
+from creditledger.store.reads import Filters, Span, span, wallets_of
+from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
+
+t, d, w = schema.transactions.c, schema.dimensions.c, schema.wallets.c
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Consumption in a window, over one or more wallets of one currency."""
+
+    count: int = 0
+    amount: int = 0  #: <= 0
+    quantity: int = 0
+    unmetered_amount: int = 0  #: Σ |amount| of what has no usage
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.count + other.count,
+            self.amount + other.amount,
+            self.quantity + other.quantity,
+            self.unmetered_amount + other.unmetered_amount,
+        )
+
+
+def currencies(connection: Connection, filters: Filters) -> list[str]:
+    """Codes of the currencies of the wallets in scope."""
+    wallets = wallets_of(connection, filters)
+    if wallets is not None:
+        return sorted({currency for _, _, currency in wallets})
+    query = select(w.currency).where(w.livemode == filters.livemode).distinct()
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    return sorted(connection.execute(query).scalars())
+
+
+def summary(connection: Connection, filters: Filters) -> Sums:
+    """Consumption written in [start, end), over the wallets in scope (of one currency)."""
+    wallets = wallets_of(connection, filters)
+    if filters.meter_id is not None or filters.subscription_id is not None:
+        return dimension_sums(connection, filters, wallets)
+    if wallets is None:
+        wallets = _wallets_written(connection, filters)
+    total = Sums()
+    for number, last, _ in wallets:
+        window = span(connection, number, last, filters.start, filters.end)
+        through = _sums_through(connection, number, window.last)
+        before = _sums_through(connection, number, min(window.first - 1, window.last))
+        total += Sums(*(a - b for a, b in zip(through, before, strict=True)))
+    return total
+
+
+def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int, int, str]]:
+    """All wallets of the mode and currency that can have rows in the window."""
+    query = select(w.number, w.sequence, w.currency).where(w.livemode == filters.livemode)
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    if filters.start is not None:
+        query = query.where(w.posted_at >= filters.start)
+    if filters.end is not None:
+        query = query.where(w.created_at < filters.end)
+    return [tuple(row) for row in connection.execute(query)]
+
+
+def _sums_through(connection: Connection, wallet: int, sequence: int) -> tuple[int, int, int, int]:
+    found = connection.execute(
+        select(t.usage_count, t.usage_amount, t.usage_quantity, t.unmetered_amount).where(
+            t.wallet_number == wallet, t.sequence == sequence
+        )
+    ).one_or_none()
+    return (0, 0, 0, 0) if found is None else tuple(found)
+
+
+def dimension_sums(
+    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
+) -> Sums:
+    """Consumption of a meter or subscription: whole quarters from the roll-ups, edges from rows."""
+    if wallets is None:
+        wallets = _wallets_written(connection, filters)
+    total = Sums()
+    for number, last, _ in wallets:
+        query = select(d.number, d.has_usage).where(
+            d.wallet_number == number, d.kind == Kind.USAGE.value
+        )
+        if filters.meter_id is not None:
+            query = query.where(d.meter_id == filters.meter_id)
+        if filters.subscription_id is not None:
+            query = query.where(d.subscription_id == filters.subscription_id)
+        dimensions = {row.number: row.has_usage for row in connection.execute(query)}
+        if dimensions:
+            total += _quarter_sums(connection, number, last, dimensions, filters)
+    return total
+
+
+def _quarter_sums(
+    connection: Connection, wallet: int, last: int, dimensions: dict[int, bool], filters: Filters
+) -> Sums:
+    start = 0 if filters.start is None else filters.start
+    end = NEVER if filters.end is None else filters.end
+    first, through = -(-start // clock.QUARTER), end // clock.QUARTER
+    if first >= through:
+        return _row_sums(connection, span(connection, wallet, last, start, end), dimensions)
+    r = schema.rollups.c
+    total = Sums()
+    found = connection.execute(
+        select(
+            r.dimension_number,
+            func.sum(r.created_count),
+            func.sum(r.created_amount),
+            func.sum(r.created_quantity),
+        )
+        .where(
+            r.wallet_number == wallet,
+            r.quarter >= first,
+            r.quarter < through,
+            r.dimension_number.in_(list(dimensions)),
+        )
+        .group_by(r.dimension_number)
+    )
+    for number, count, amount, quantity in found:
+        total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
+    for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
+        if a < b:
+            total += _row_sums(connection, span(connection, wallet, last, a, b), dimensions)
+    return total
+
+
+def _row_sums(connection: Connection, window: Span, dimensions: dict[int, bool]) -> Sums:
+    """The same from the rows: a row's quantity is what the counter grew by."""
+    total = Sums()
+    if not len(window):
+        return total
+    quantity_before = _sums_through(connection, window.wallet, window.first - 1)[2]
+    for row in connection.execute(
+        select(t.dimension_number, t.amount, t.usage_quantity)
+        .where(t.wallet_number == window.wallet, t.sequence.between(window.first, window.last))
+        .order_by(t.sequence)
+    ):
+        if row.dimension_number in dimensions:
+            unmetered = 0 if dimensions[row.dimension_number] else -row.amount
+            total += Sums(1, row.amount, row.usage_quantity - quantity_before, unmetered)
+        quantity_before = row.usage_quantity
+    return total
+
+
+# --- bills: consumption and refunds by when they happened -----------------------------------------
+
+
+@dataclass(slots=True)
+class BillSums:
+    """What one dimension comes to in one period. Amounts as on the rows: consumption < 0."""
+
+    amount: int
+    voucher_amount: int
+    quantities: list[int]
+
+
+def next_quarter(connection: Connection, wallet: int, start: int, end: int) -> int | None:
+    """The beginning of the first quarter of an hour overlapping [start, end) that has rows."""
+    r = schema.rollups.c
+    found = connection.execute(
+        select(func.min(r.quarter)).where(
+            r.wallet_number == wallet,
+            r.quarter >= start // clock.QUARTER,
+            r.quarter < -(-end // clock.QUARTER),
+            r.count > 0,
+        )
+    ).scalar_one()
+    return None if found is None else int(found) * clock.QUARTER
+
+
+def bill_sums(
+    connection: Connection, wallet: int, last: int, start: int, end: int
+) -> dict[int, BillSums]:
+    """By dimension number, what happened in [start, end): all kinds, all dimensions.
+
+    Whole quarters of an hour come from the roll-ups, what the ends cut off from the rows.
+    """
+    found: dict[int, BillSums] = {}
+    first, through = -(-start // clock.QUARTER), end // clock.QUARTER
+    if first >= through:
+        _add_rows(connection, wallet, last, start, end, found)
+        return found
+    r = schema.rollups.c
+    columns = (r.amount, r.voucher_amount, *(r[f"quantity_{i}"] for i in range(6)))
+    for number, amount, voucher_amount, *quantities in connection.execute(
+        select(r.dimension_number, *(func.sum(column) for column in columns))
+        .where(r.wallet_number == wallet, r.quarter >= first, r.quarter < through, r.count > 0)
+        .group_by(r.dimension_number)
+    ):
+        found[number] = BillSums(int(amount), int(voucher_amount), [int(q) for q in quantities])
+    _add_rows(connection, wallet, last, start, first * clock.QUARTER, found)
+    _add_rows(connection, wallet, last, through * clock.QUARTER, end, found)
+    return found
+
+
+def _add_rows(
+    connection: Connection,
+    wallet: int,
+    last: int,
+    start: int,
+    end: int,
+    found: dict[int, BillSums],
+) -> None:
+    """The rows that happened in [start, end): when they were written, or at a time of their own."""
+    if start >= end:
+        return
+    window = span(connection, wallet, last, start, end)
+    p, g = schema.postings.c, schema.grants.c
+    query = (
+        select(t.dimension_number, t.sequence, t.amount, g.category, p.first_sequence, p.quantities)
+        .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+        .join(
+            schema.grants,
+            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
+            isouter=True,
+        )
+        .where(t.wallet_number == wallet)
+    )
+    for condition in (
+        and_(t.effective_at.is_(None), t.sequence.between(window.first, window.last)),
+        and_(t.effective_at >= start, t.effective_at < end),
+    ):
+        for row in connection.execute(query.where(condition)):
+            sums = found.setdefault(row.dimension_number, BillSums(0, 0, [0] * 6))
+            sums.amount += row.amount
+            if row.category == Category.PROMOTIONAL.value:
+                sums.voucher_amount += row.amount
+            if row.sequence == row.first_sequence:
+                quantities: tuple[int, ...] = load(row.quantities, ())
+                for i, quantity in enumerate(quantities):
+                    sums.quantities[i] += quantity
+
+
+def billed_dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:
+    """The wallet's dimensions of consumptions and refunds, by number."""
+    query = select(d.number, *(d[name] for name in DIMENSION_COLUMNS)).where(
+        d.wallet_number == wallet, d.kind.in_((Kind.USAGE.value, Kind.REFUND.value))
+    )
+    return {number: dimension_value(rest) for number, *rest in connection.execute(query)}

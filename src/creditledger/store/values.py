@@ -1,0 +1,273 @@
+"""Columns to values and back: how the model's values lie in their tables.
+
+Shared by the writer and the reads, so that each table is read in one way. Column lists are in the
+order in which the functions beside them take the columns.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, TypeVar
+
+from creditledger.model import Category, Dimension, Grant, Kind, Posting, Row, Status, Wallet
+
+T = TypeVar("T")
+
+#: Of `wallets`, with `scale` of its currency after `currency`.
+WALLET_COLUMNS = [
+    "number",
+    "id",
+    "customer_id",
+    "currency",
+    "livemode",
+    "status",
+    "overdraft_limit",
+    "metadata",
+    "created_at",
+    "updated_at",
+    "sequence",
+    "running_balance",
+    "overdraft_used",
+    "posted_at",
+    "moved_sequence",
+    "usage_count",
+    "usage_amount",
+    "usage_quantity",
+    "unmetered_amount",
+    "topup_count",
+    "subscription_renew_count",
+    "admin_credit_count",
+    "admin_debit_count",
+    "refund_count",
+    "expiry_count",
+]
+GRANT_COLUMNS = [
+    "number",
+    "amount",
+    "overdraft_paid",
+    "remaining",
+    "category",
+    "priority",
+    "name",
+    "effective_at",
+    "expires_at",
+    "created_at",
+]
+POSTING_COLUMNS = [
+    "wallet_number",
+    "number",
+    "idempotency_key",
+    "operation",
+    "amount",
+    "posted_by",
+    "description",
+    "note",
+    "metadata",
+    "source",
+    "meter_event_id",
+    "quantities",
+    "refund_of",
+    "terms",
+]
+ROW_COLUMNS = [
+    "wallet_number",
+    "sequence",
+    "posting_number",
+    "kind",
+    "type",
+    "grant_number",
+    "amount",
+    "running_balance",
+    "created_at",
+    "effective_at",
+    "dimension_number",
+    "kind_count",
+    "usage_count",
+    "usage_amount",
+    "usage_quantity",
+    "unmetered_amount",
+]
+DIMENSION_COLUMNS = [
+    "kind",
+    "type",
+    "meter_id",
+    "subscription_id",
+    "has_usage",
+    "api_key_id",
+    "product_id",
+    "product_name",
+    "category",
+    "billing_method",
+    "base_prices",
+    "discount_prices",
+    "price_precision",
+]
+
+assert len(ROW_COLUMNS) == len(Row._fields)
+assert len(DIMENSION_COLUMNS) == len(Dimension._fields)
+
+
+def dump(value: Mapping[str, object] | tuple[int, ...] | None) -> str | None:
+    """Compact JSON with sorted keys, or None for nothing: how small structures are kept."""
+    if not value:
+        return None
+    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+
+
+def load(text: str | None, nothing: T) -> T:
+    """What `dump` wrote."""
+    if text is None:
+        return nothing
+    value: T = json.loads(text)
+    return value
+
+
+def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
+    """A wallet, still without grants, of its columns."""
+    number, id_, customer, currency, live, status, limit, metadata, made, changed, *rest = columns
+    topup, renew, credit, debit, refund, expiry = rest[9:]
+    kind_counts = [0] * (max(Kind) + 1)
+    kind_counts[Kind.TOPUP] = topup
+    kind_counts[Kind.SUBSCRIPTION_RENEW] = renew
+    kind_counts[Kind.ADMIN_CREDIT] = credit
+    kind_counts[Kind.ADMIN_DEBIT] = debit
+    kind_counts[Kind.REFUND] = refund
+    kind_counts[Kind.EXPIRY] = expiry
+    wallet = Wallet(
+        number,
+        id_,
+        customer,
+        currency,
+        scale,
+        bool(live),
+        Status(status),
+        limit,
+        json.loads(metadata),
+        made,
+        changed,
+        *rest[:9],
+    )
+    wallet.kind_counts = kind_counts
+    return wallet
+
+
+def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
+    """The columns from `sequence` on."""
+    counts = wallet.kind_counts
+    return (
+        wallet.sequence,
+        wallet.running_balance,
+        wallet.overdraft_used,
+        wallet.posted_at,
+        wallet.moved_sequence,
+        wallet.usage_count,
+        wallet.usage_amount,
+        wallet.usage_quantity,
+        wallet.unmetered_amount,
+        counts[Kind.TOPUP],
+        counts[Kind.SUBSCRIPTION_RENEW],
+        counts[Kind.ADMIN_CREDIT],
+        counts[Kind.ADMIN_DEBIT],
+        counts[Kind.REFUND],
+        counts[Kind.EXPIRY],
+    )
+
+
+def grant_value(columns: Iterable[Any]) -> Grant:
+    """A grant of its columns."""
+    number, amount, paid, remaining, category, *terms = columns
+    return Grant(number, amount, paid, remaining, Category(category), *terms)
+
+
+def grant_columns(grant: Grant) -> tuple[object, ...]:
+    """The columns of a grant, and whether anything is left of it."""
+    return (
+        grant.number,
+        grant.amount,
+        grant.overdraft_paid,
+        grant.remaining,
+        grant.category.value,
+        grant.priority,
+        grant.name,
+        grant.effective_at,
+        grant.expires_at,
+        grant.created_at,
+        grant.remaining > 0,
+    )
+
+
+def posting_value(columns: Iterable[Any]) -> Posting:
+    """A posting, still without rows, of its columns."""
+    wallet, number, key, operation, amount, posted_by, description, note, *rest = columns
+    metadata, source, event, quantities, refund_of, terms = rest
+    return Posting(
+        wallet=wallet,
+        number=number,
+        idempotency_key=key,
+        operation=operation,
+        amount=amount,
+        posted_by=posted_by,
+        description=description,
+        note=note,
+        metadata=load(metadata, {}),
+        source=load(source, {}),
+        meter_event_id=event,
+        quantities=tuple(load(quantities, ())),
+        refund_of=refund_of,
+        terms=load(terms, {}),
+    )
+
+
+def posting_columns(posting: Posting) -> tuple[object, ...]:
+    """The columns of a posting, then first_sequence and row_count."""
+    return (
+        posting.wallet,
+        posting.number,
+        posting.idempotency_key,
+        posting.operation,
+        posting.amount,
+        posting.posted_by,
+        posting.description,
+        posting.note,
+        dump(posting.metadata),
+        dump(posting.source),
+        posting.meter_event_id,
+        dump(posting.quantities),
+        posting.refund_of,
+        dump(posting.terms),
+        posting.rows[0].sequence,
+        len(posting.rows),
+    )
+
+
+def dimension_value(columns: Iterable[Any]) -> Dimension:
+    """A dimension of its columns."""
+    kind, type_, meter, subscription, has_usage, *rest = columns
+    key, product, name, category, method, base, discount, precision = rest
+    return Dimension(
+        kind,
+        type_,
+        meter,
+        subscription,
+        bool(has_usage),
+        key,
+        product,
+        name,
+        category,
+        method,
+        tuple(json.loads(base)),
+        tuple(json.loads(discount)),
+        precision,
+    )
+
+
+def dimension_columns(dimension: Dimension) -> tuple[object, ...]:
+    """The columns of a dimension."""
+    *head, base, discount, precision = dimension
+    return (*head, json.dumps(base), json.dumps(discount), precision)
+
+
+def digest(dimension: Dimension) -> str:
+    """What a dimension is found by: 128 bits, so that its index stays narrow."""
+    text = json.dumps(dimension, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
