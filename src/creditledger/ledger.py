@@ -8,63 +8,31 @@ one write transaction, and answers after COMMIT:
 | 1 | begin                                | store, `Writer.commit`       |
 | 2 | lock the batch's wallets             | store                        |
 | 3 | read postings under the keys, grants | store, as `Loaded`           |
-| 4 | decide one after the other           | here, `_Batch.decide`, rules |
+| 4 | decide one after the other           | deciding.py, by the rules    |
 | 5 | write                                | store, from `Changes`        |
 | 6 | commit, then answer                  | here                         |
 
-While one batch commits the next one gathers: there is no timer. Called by the API; imports the
-rules and the store.
+While one batch commits the next one gathers: there is no timer. Called by the API; imports
+deciding.py and the store.
 """
 
 import asyncio
-import copy
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import structlog
 
-from creditledger import clock, ids, money, replay, rules
-from creditledger.errors import (
-    InvalidField,
-    NotFound,
-    OutcomeUnknown,
-    Overloaded,
-    Refusal,
-    ResultTooLarge,
-    Unavailable,
-    WalletClosed,
-    echo,
-)
-from creditledger.model import (
-    EXPIRE,
-    OPERATIONS,
-    Adjust,
-    Category,
-    Command,
-    Consume,
-    Dimension,
-    Kind,
-    Posting,
-    Refund,
-    Row,
-    Status,
-    Type,
-    Wallet,
-    WalletChange,
-    WalletView,
-    standing,
-    view,
-)
+from creditledger.deciding import Budget, Deciding, Posted, wanted
+from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
+from creditledger.model import Command, WalletChange, WalletView
 from creditledger.store import (
-    SUMS,
     Changes,
     CommitFailed,
     DiskFailed,
     Loaded,
     Store,
     StoreUnavailable,
-    Wanted,
 )
 
 log = structlog.get_logger()
@@ -73,47 +41,6 @@ log = structlog.get_logger()
 BATCH_MAX = 1_000
 #: How long a batch whose COMMIT failed is looked for before its callers are told.
 RECOVERY_SECONDS_MAX = 5.0
-#: An answer must fit what a gRPC client accepts unasked (4 MiB), with room for its envelope.
-ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
-#: What a transaction takes in an answer beside its texts: ids, numbers and times, rounded up.
-ROW_BYTES = 640
-#: Metadata a wallet may have, as a request may bring.
-METADATA_KEYS_MAX = 50
-METADATA_BYTES_MAX = 8_192
-
-_EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
-
-
-@dataclass(frozen=True, slots=True)
-class Posted:
-    """A command's answer: its posting with its rows, and the wallet right after it."""
-
-    posting: Posting
-    dimension: Dimension
-    wallet: WalletView
-    replayed: bool
-    validate_only: bool
-
-
-@dataclass(slots=True)
-class Budget:
-    """Bytes that the answer of one call may still take; its postings share it."""
-
-    left: int = ANSWER_BYTES_MAX
-
-    def spend(self, posting: Posting, rows: int) -> None:
-        """Raises ResultTooLarge, before anything is written, if the posting's rows do not fit."""
-        texts = (posting.description or "", posting.note or "", posting.meter_event_id or "")
-        pairs = (*posting.metadata.items(), *posting.source.items())
-        size = sum(len(t.encode()) for t in texts)
-        size += sum(len(k.encode()) + len(v.encode()) + 8 for k, v in pairs)
-        needed = rows * (ROW_BYTES + size) + ROW_BYTES
-        if needed > self.left:
-            raise ResultTooLarge(
-                f"the answer would hold {rows} more transactions of this posting and pass"
-                " 4 MiB; post it in a smaller batch, or with less metadata"
-            )
-        self.left -= needed
 
 
 @dataclass(slots=True)
@@ -210,7 +137,7 @@ class Ledger:
         """
         batch = _Batch(waiting, self._backdating_ms_max)
         try:
-            await self._store.commit(batch.wanted(), batch.decide)
+            await self._store.commit(batch.wanted, batch.decide)
         except CommitFailed:
             await self._recover(waiting)
         except DiskFailed:
@@ -239,7 +166,7 @@ class Ledger:
             batch = _Batch(waiting, self._backdating_ms_max)
             try:
                 await self._store.reconnect()
-                await self._store.commit(batch.wanted(), batch.decide)
+                await self._store.commit(batch.wanted, batch.decide)
             except Exception:
                 log.warning("recovery after a failed commit failed", exc_info=True)
                 await asyncio.sleep(pause)
@@ -261,48 +188,13 @@ class _Batch:
 
     def __init__(self, waiting: list[_Waiting], backdating_ms_max: int) -> None:
         self._waiting = waiting
+        self.wanted = wanted(one.command for one in waiting)
         self._backdating_ms_max = backdating_ms_max
         self._answers: list[Posted | WalletView | Exception] = []
 
-    def wanted(self) -> Wanted:
-        """What has to be read to decide."""
-        commands = [one.command for one in self._waiting if isinstance(one.command, Command)]
-        consumptions = [c.operation for c in commands if isinstance(c.operation, Consume)]
-        refunds = [c.operation for c in commands if isinstance(c.operation, Refund)]
-        adjustments = [c.operation for c in commands if isinstance(c.operation, Adjust)]
-        named = [ids.resolve("cg", a.credit_grant_id) for a in adjustments if a.credit_grant_id]
-        originals = [ids.resolve("pst", refund.posting_id) for refund in refunds]
-        return Wanted(
-            wallets=frozenset(one.command.wallet_id for one in self._waiting),
-            keys=frozenset((c.wallet_id, c.idempotency_key) for c in commands),
-            meters=frozenset(c.meter_id for c in consumptions if c.meter_id is not None),
-            subscriptions=frozenset(
-                c.subscription_id for c in consumptions if c.subscription_id is not None
-            ),
-            originals=frozenset(pair for pair in originals if pair is not None),
-            grants=frozenset(pair for pair in named if pair is not None),
-            dimensions=self._dimensions,
-        )
-
-    def _dimensions(self, loaded: Loaded) -> set[tuple[int, Dimension]]:
-        found = {(wallet.number, _EXPIRY) for wallet in loaded.wallets.values() if wallet.burning}
-        for one in self._waiting:
-            wallet = loaded.wallets.get(one.command.wallet_id)
-            if wallet is None or not isinstance(one.command, Command):
-                continue
-            original = None
-            if isinstance(one.command.operation, Refund):
-                pair = ids.resolve("pst", one.command.operation.posting_id)
-                posting = loaded.originals.get(pair) if pair else None
-                if posting is None:
-                    continue
-                original = loaded.dimensions[wallet.number, posting.rows[0].dimension]
-            found.add((wallet.number, replay.dimension(one.command, original)))
-        return found
-
     def decide(self, loaded: Loaded) -> Changes:
         """Phase 4. Runs inside the transaction, maybe in another thread; keeps the answers."""
-        deciding = _Deciding(loaded, self._backdating_ms_max)
+        deciding = Deciding(loaded, self._backdating_ms_max)
         self._answers = []
         for one in self._waiting:
             try:
@@ -323,238 +215,3 @@ class _Batch:
                 one.answer.set_exception(answer)
             else:
                 one.answer.set_result(answer)
-
-
-@dataclass(slots=True)
-class _Deciding:
-    """The state of phase 4: what was loaded, moved on posting by posting, and what it writes."""
-
-    loaded: Loaded
-    backdating_ms_max: int
-    changes: Changes = field(default_factory=Changes)
-    done: dict[tuple[int, str], tuple[Posting, Dimension]] = field(default_factory=dict)
-    references: rules.References = field(init=False)
-
-    def __post_init__(self) -> None:
-        loaded = self.loaded
-        self.references = rules.References(
-            meters=loaded.meters,
-            subscriptions=loaded.subscriptions,
-            originals={
-                pair: rules.Original(
-                    rows=posting.rows,
-                    dimension=loaded.dimensions[pair[0], posting.rows[0].dimension],
-                    refunded=loaded.refunded.get(pair, 0),
-                )
-                for pair, posting in loaded.originals.items()
-            },
-        )
-
-    def post(self, command: Command, budget: Budget) -> Posted:
-        """One posting, or its Refusal with nothing changed."""
-        wallet = self._wallet(command.wallet_id, command.livemode)
-        amount = replay.amount(command, wallet.scale)
-        known = self._known(wallet, command.idempotency_key)
-        if known is not None:
-            posting, dimension = known
-            replay.check(command, amount, posting, dimension)
-            budget.spend(posting, len(posting.rows))
-            seen = view(wallet, self.loaded.clock)
-            return Posted(posting, dimension, seen, True, command.validate_only)
-        if command.validate_only:
-            wallet = copy.deepcopy(wallet)
-        now = wallet.time(self.loaded.clock)
-        moves = rules.decide(
-            wallet,
-            command,
-            amount,
-            self.references,
-            now=now,
-            backdating_ms_max=self.backdating_ms_max,
-        )
-        original = None
-        if isinstance(command.operation, Refund):
-            original = rules.refundable(wallet, command.operation, self.references)
-        dimension = replay.dimension(command, original.dimension if original else None)
-        posting = _posting(wallet, command, amount)
-        budget.spend(posting, len(moves))
-        ended = rules.expirations(wallet, now)
-        usage = command.operation.usage if isinstance(command.operation, Consume) else None
-        quantity = sum(usage.quantities) if usage else None
-        if command.validate_only:
-            rules.append(wallet, ended, posting=0, dimension=0, quantity=None, now=now)
-            posting.rows = rules.append(
-                wallet, moves, posting=0, dimension=0, quantity=quantity, now=now
-            )
-        else:
-            if ended:
-                self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
-            self._write(wallet, posting, moves, dimension, quantity, now)
-            self.done[wallet.number, command.idempotency_key] = posting, dimension
-            if original is not None and posting.refund_of is not None:
-                returned = original.refunded + sum(move.amount for move in moves)
-                self.references.originals[wallet.number, posting.refund_of] = rules.Original(
-                    original.rows, original.dimension, returned
-                )
-        return Posted(
-            posting, dimension, view(wallet, self.loaded.clock), False, command.validate_only
-        )
-
-    def change(self, change: WalletChange) -> WalletView:
-        """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""
-        wallet = self._wallet(change.wallet_id, change.livemode)
-        limit = wallet.overdraft_limit
-        if change.overdraft_limit is not None:
-            limit = money.parse(change.overdraft_limit, wallet.scale, field="overdraft_limit")
-            if limit < 0:
-                raise InvalidField("overdraft_limit is below 0", param="overdraft_limit")
-        if wallet.status is Status.CLOSED:
-            raise WalletClosed("the wallet is closed")
-        metadata = {**wallet.metadata, **change.metadata}
-        metadata = {name: value for name, value in metadata.items() if value}
-        size = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
-        if len(metadata) > METADATA_KEYS_MAX or size > METADATA_BYTES_MAX:
-            raise InvalidField(
-                f"metadata would pass {METADATA_KEYS_MAX} keys or {METADATA_BYTES_MAX} bytes",
-                param="metadata",
-            )
-        now = wallet.time(self.loaded.clock)
-        empty = not standing(wallet, now).balance and not wallet.overdraft_used
-        if change.status is Status.CLOSED and not (empty and not standing(wallet, now).pending):
-            raise InvalidField(
-                "only a wallet with balance 0 and no overdraft can be closed", param="status"
-            )
-        ended = rules.expirations(wallet, now)
-        if ended:
-            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
-        wallet.overdraft_limit, wallet.metadata = limit, metadata
-        wallet.status = change.status or wallet.status
-        wallet.updated_at = now
-        self.changes.terms[wallet.number] = wallet
-        return view(wallet, self.loaded.clock)
-
-    def _wallet(self, wallet_id: str, livemode: bool | None) -> Wallet:
-        wallet = self.loaded.wallets.get(wallet_id)
-        if wallet is None or livemode not in (None, wallet.livemode):
-            raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
-        return wallet
-
-    def _known(self, wallet: Wallet, key: str) -> tuple[Posting, Dimension] | None:
-        done = self.done.get((wallet.number, key))
-        if done is not None:
-            return done
-        posting = self.loaded.postings.get((wallet.number, key))
-        if posting is None:
-            return None
-        return posting, self.loaded.dimensions[wallet.number, posting.rows[0].dimension]
-
-    def _write(
-        self,
-        wallet: Wallet,
-        posting: Posting,
-        moves: list[rules.Move],
-        dimension: Dimension,
-        quantity: int | None,
-        now: int,
-    ) -> None:
-        changes = self.changes
-        for move in moves:
-            if move.grant is not None and not move.fresh:
-                place = wallet.number, move.grant.number
-                if place not in changes.given:
-                    changes.drawn.setdefault(place, (move.grant, move.grant.remaining > 0))
-        posting.number = self.loaded.next_posting
-        self.loaded.next_posting += 1
-        number = self._dimension_number(wallet.number, dimension)
-        posting.rows = rules.append(
-            wallet,
-            moves,
-            posting=posting.number,
-            dimension=number,
-            quantity=quantity,
-            now=now,
-        )
-        for move in moves:
-            if move.fresh and move.grant is not None:
-                changes.given[wallet.number, move.grant.number] = move.grant
-        changes.postings.append(posting)
-        changes.rows += posting.rows
-        changes.touched[wallet.number] = wallet
-        self._roll_up(posting, moves)
-
-    def _dimension_number(self, wallet: int, dimension: Dimension) -> int:
-        number = self.loaded.numbers.get((wallet, dimension))
-        if number is None:
-            number = self.loaded.next_dimension[wallet]
-            self.loaded.next_dimension[wallet] = number + 1
-            self.loaded.numbers[wallet, dimension] = number
-            self.changes.dimensions.append((wallet, number, dimension))
-        return number
-
-    def _roll_up(self, posting: Posting, moves: list[rules.Move]) -> None:
-        quantities = posting.quantities
-        for row, move in zip(posting.rows, moves, strict=True):
-            written = row.created_at // clock.QUARTER
-            happened = written if row.effective_at is None else row.effective_at // clock.QUARTER
-            sums = self._sums(row, happened)
-            sums[0] += 1
-            sums[1] += row.amount
-            if move.grant is not None and move.grant.category is Category.PROMOTIONAL:
-                sums[2] += row.amount
-            for i, quantity in enumerate(quantities):
-                sums[3 + i] += quantity
-            if written != happened:
-                sums = self._sums(row, written)
-            sums[9] += 1
-            sums[10] += row.amount
-            sums[11] += sum(quantities)
-            quantities = ()
-
-    def _sums(self, row: Row, quarter: int) -> list[int]:
-        place = row.wallet, quarter, row.dimension
-        sums = self.changes.rollups.get(place)
-        if sums is None:
-            sums = self.changes.rollups[place] = [0] * SUMS
-        return sums
-
-
-def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
-    operation = command.operation
-    usage = operation.usage if isinstance(operation, Consume) else None
-    refunded = ids.resolve("pst", operation.posting_id) if isinstance(operation, Refund) else None
-    return Posting(
-        wallet=wallet.number,
-        number=0,
-        idempotency_key=command.idempotency_key,
-        operation=OPERATIONS[type(operation)][0],
-        amount=amount,
-        posted_by=command.posted_by,
-        description=command.description,
-        note=command.note,
-        metadata=command.metadata,
-        source=replay.source(command),
-        meter_event_id=operation.meter_event_id if isinstance(operation, Consume) else None,
-        quantities=usage.quantities if usage else (),
-        refund_of=refunded[1] if refunded else None,
-        terms=replay.terms(command),
-    )
-
-
-def _expiry(wallet: Wallet) -> Posting:
-    """The ledger's own posting for what expired: it has no key and nobody posted it."""
-    return Posting(
-        wallet=wallet.number,
-        number=0,
-        idempotency_key=None,
-        operation=EXPIRE,
-        amount=None,
-        posted_by=None,
-        description=None,
-        note=None,
-        metadata={},
-        source={},
-        meter_event_id=None,
-        quantities=(),
-        refund_of=None,
-        terms={},
-    )

@@ -1,5 +1,6 @@
 """ApiKeyService: the credentials of clients."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -150,11 +151,16 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
     @rpc(_key_id, scope=Scope.ADMIN)
     async def RevokeApiKey(self, key_id: str, caller: Caller) -> pb.ApiKey:  # noqa: N802
         """The key with the time of its first revocation. Raises NotFound."""
-        now = self._clock()
-        revoked = await self._store.write(
-            lambda c: registry.revoke_api_key(c, key_id, now=now, livemode=caller.livemode)
-        )
+        # A caller who goes away must not leave the key revoked on disk and alive in the cache.
+        revoked = await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller.livemode)))
         if revoked is None:
             raise NotFound(f"no API key {echo(key_id)}", param="id")
-        self.callers.forget(key_id)
         return _key(revoked)
+
+    async def _revoke(self, key_id: str, livemode: bool | None) -> ApiKey | None:
+        now = self._clock()
+        revoked = await self._store.write(
+            lambda c: registry.revoke_api_key(c, key_id, now=now, livemode=livemode)
+        )
+        self.callers.forget(key_id)
+        return revoked

@@ -223,9 +223,10 @@ def _bills(
     skipped = 0 if wanted.page is None else (wanted.page - 1) * wanted.page_size
     most = BILL_ROWS_MAX if wanted.page is None else skipped + wanted.page_size
     moment = wanted.start
-    while (
-        quarter := sums.next_quarter(connection, wallet, moment, wanted.end)
-    ) is not None and len(found) <= most:
+    while moment < wanted.end and len(found) <= most:
+        quarter = sums.next_quarter(connection, wallet, moment, wanted.end)
+        if quarter is None:
+            break
         bucket = bills.bucket_of(max(quarter, moment), wanted.cycle, wanted.zone)
         start, end = max(bucket.start, moment), min(bucket.end, wanted.end)
         added = sums.bill_sums(connection, wallet, last, start, end)

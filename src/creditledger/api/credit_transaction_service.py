@@ -156,17 +156,17 @@ class CreditTransactionService(
         searching = wanted.q is not None or wanted.source is not None
         if searching:
             _require_narrow(wanted)
-        size = wanted.page_size
+        size, number = wanted.page_size, wanted.page
         if wanted.page_token is not None:
-            at = pages.position(wanted.page_token, filters, [int] * 4)
-            cursor = Cursor(*map(int, at))
+            *at, number = map(int, pages.position(wanted.page_token, filters, [int] * 5))
+            cursor = Cursor(*at)
 
             def read(connection: Connection) -> Page:
                 return lists.page_after(connection, filters, cursor, size=size)
         else:
 
             def read(connection: Connection) -> Page:
-                offset = (wanted.page - 1) * size
+                offset = (number - 1) * size
                 return lists.page(connection, filters, size=size, offset=offset)
 
         seconds = SEARCH_SECONDS_MAX if searching else READ_SECONDS_MAX
@@ -174,13 +174,11 @@ class CreditTransactionService(
         token = None
         if page.next is not None:
             at = [page.next.pin, page.next.count, page.next.created_at, page.next.position]
-            token = pages.token(filters, at)
+            token = pages.token(filters, [*at, number + 1])
         return pb.CreditTransactionServiceListResponse(
             count=page.count,
             list=[expanded(one) for one in page.transactions],
-            paging=pb.CreditTransactionPaging(
-                page=wanted.page, page_size=size, next_page_token=token
-            ),
+            paging=pb.CreditTransactionPaging(page=number, page_size=size, next_page_token=token),
         )
 
     @rpc(_summary, scope=Scope.CUSTOMER)

@@ -163,10 +163,10 @@ class Boundary(grpc.aio.ServerInterceptor):
     async def intercept_service(
         self,
         continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
         ],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Wrap each of our methods once; health and reflection pass as they are."""
         method: str = handler_call_details.method
         if not method.startswith("/credit."):
@@ -190,7 +190,7 @@ def _sound(request: Any) -> Any:
     return request
 
 
-def _wrap(method: str, handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     def parse(data: bytes) -> Any:
         # An error raised here would reach the client as gRPC's own INTERNAL.
         try:

@@ -13,8 +13,9 @@ from creditledger import ids, money
 from creditledger.api import fields, pages, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
+from creditledger.deciding import Budget, Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
-from creditledger.ledger import BATCH_MAX, Budget, Ledger, Posted
+from creditledger.ledger import BATCH_MAX, Ledger
 from creditledger.model import Adjust, Command, Scope, Status, Wallet, WalletChange, view
 from creditledger.store import Store, reads, registry
 
@@ -201,13 +202,15 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, request_iterator: AsyncIterator[pb.StreamPostRequest], context: Context
     ) -> AsyncIterator[pb.StreamPostResponse]:
         """Postings in, answers out in order; a refusal is an answer and ends nothing."""
-        caller = await self.caller(context, Scope.SERVICE)
+        await self.caller(context, Scope.SERVICE)
         # One more is in the hands of the loop below.
         waiting: asyncio.Queue[asyncio.Future[Posted] | None] = asyncio.Queue(UNANSWERED_MAX - 1)
 
         async def read() -> None:
             async for request in request_iterator:
                 command = _command_or_refusal(request.posting)
+                # Asked anew each time: a key revoked meanwhile ends the stream.
+                caller = await self.caller(context, Scope.SERVICE)
                 await waiting.put(self._submit(command, caller, Budget()))
             await waiting.put(None)
 
@@ -227,6 +230,11 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 yield pb.StreamPostResponse(result=result)
         finally:
             reading.cancel()
+            while not waiting.empty():
+                # What has not begun is dropped; what has stands, and its answer has no reader.
+                unread = waiting.get_nowait()
+                if unread is not None and not unread.cancel():
+                    unread.exception()
 
     StreamPost.scope = Scope.SERVICE  # type: ignore[attr-defined] # as `rpc` does
 
@@ -242,7 +250,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         if found is None:
             raise NotFound("no posting under this idempotency key", param="idempotency_key")
         posting, dimension = found
-        return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), False, False))
+        return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), True, False))
 
     async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:
         found = await self._store.read(lambda c: registry.wallet(c, wallet_id))

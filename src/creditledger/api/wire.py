@@ -12,8 +12,8 @@ from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 from creditledger import clock, ids, money
 from creditledger.api import fields
 from creditledger.api.rpc import message
+from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField, Refusal
-from creditledger.ledger import Posted
 from creditledger.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,

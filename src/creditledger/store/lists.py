@@ -217,9 +217,7 @@ def _id_text() -> ColumnElement[str]:
     return reduce(lambda left, right: left.concat(right), digits, literal("ct_"))
 
 
-def _matching(
-    filters: Filters, wallets: list[tuple[int, int, str]] | None
-) -> Select[int, int]:
+def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[int, int]:
     """Keys of the rows the filters match, newest first."""
     query = (
         select(t.created_at, t.position)
