@@ -461,4 +461,3 @@ def main() -> None:
 def _fail(sentence: str, code: int = REFUSED) -> NoReturn:
     print(f"creditledger: {sentence}", file=sys.stderr, flush=True)
     raise SystemExit(code) from None
-

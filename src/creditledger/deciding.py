@@ -69,11 +69,14 @@ class Budget:
 
     def spend(self, posting: Posting, rows: int) -> None:
         """Raises ResultTooLarge, before anything is written, if the posting's rows do not fit."""
-        texts = (posting.description or "", posting.note or "", posting.meter_event_id or "")
-        pairs = (*posting.metadata.items(), *posting.source.items())
-        size = sum(len(t.encode()) for t in texts)
-        size += sum(len(k.encode()) + len(v.encode()) + 8 for k, v in pairs)
-        needed = rows * (ROW_BYTES + size) + ROW_BYTES
+        size = ROW_BYTES
+        for text in (posting.description, posting.note, posting.meter_event_id):
+            if text:
+                size += len(text.encode())
+        for pairs in (posting.metadata, posting.source):
+            for key, value in pairs.items():
+                size += len(key.encode()) + len(value.encode()) + 8
+        needed = rows * size + ROW_BYTES
         if needed > self.left:
             raise ResultTooLarge(
                 f"the answer would hold {rows} more transactions of this posting and pass"

@@ -243,8 +243,12 @@ class Standing:
 def standing(wallet: Wallet, clock: int) -> Standing:
     """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
     now = wallet.time(clock)
-    due = sum(g.remaining for g in wallet.burning if g.has_ended(now))
-    pending = sum(g.remaining for g in wallet.burning if g.effective_at > now)
+    due = pending = 0
+    for grant in wallet.burning:
+        if grant.has_ended(now):
+            due += grant.remaining
+        elif grant.effective_at > now:
+            pending += grant.remaining
     balance = wallet.running_balance - due
     return Standing(balance=balance, held=0, pending=pending, available=balance - pending)
 

@@ -24,6 +24,7 @@ from creditledger.model import (
     Usage,
 )
 
+_USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
 _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
@@ -42,8 +43,8 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
     if isinstance(operation, Consume):
         usage = operation.usage or _PLAIN_USAGE
         return Dimension(
-            Kind.USAGE.value,
-            Type.CONSUMPTION.value,
+            _USAGE,
+            _CONSUMPTION,
             operation.meter_id,
             operation.subscription_id,
             operation.usage is not None,

@@ -398,25 +398,18 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
 
 
 def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) -> None:
-    balance, overdraft = wallet.running_balance, wallet.overdraft_used
-    usage_amount, gained = wallet.usage_amount, 0
+    total, gained = wallet.running_balance, 0
     for move in moves:
-        balance += move.amount
-        if move.kind is Kind.USAGE:
-            usage_amount += move.amount
-        if move.grant is None:
-            overdraft -= move.amount
-        elif move.fresh:
-            overdraft -= move.grant.overdraft_paid
-            gained += move.grant.remaining > 0
-        else:
-            gained += move.amount > 0 and not move.grant.remaining
-    usage = getattr(command.operation, "usage", None)
+        total += move.amount
+        if move.amount > 0 and move.grant is not None:
+            gained += move.fresh or not move.grant.remaining
+    usage = command.operation.usage if isinstance(command.operation, Consume) else None
     quantity = wallet.usage_quantity + (sum(usage.quantities) if usage else 0)
-    if balance > money.TOTAL_MAX:  # what has expired is gone, swept or not
-        balance -= sum(grant.remaining for grant in wallet.burning if grant.has_ended(now))
-    # No balance is below the overdraft it has used, so that bounds it from below.
-    if max(balance, overdraft, -usage_amount, quantity) > money.TOTAL_MAX:
+    if (
+        abs(total) > money.TOTAL_MAX
+        or quantity > money.TOTAL_MAX
+        or wallet.usage_amount - money.AMOUNT_MAX < -money.TOTAL_MAX
+    ):
         raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
         running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
@@ -482,8 +475,8 @@ def append(
                 wallet.number,
                 wallet.sequence,
                 posting,
-                kind.value,
-                type_.value,
+                int(kind),
+                int(type_),
                 None if grant is None else grant.number,
                 amount,
                 wallet.running_balance,

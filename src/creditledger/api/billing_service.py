@@ -104,7 +104,7 @@ def _bill_query(request: pb.ListApiKeyBillsRequest) -> _BillQuery:
         category=fields.optional_text(request, "category", field="category"),
         product_name=fields.optional_text(request, "product_name", field="productName"),
         api_key_id=fields.optional_text(request, "apikey_id", field="apikeyId"),
-        currency=fields.currency(fields.optional(request, "currency", "USD"), field="currency"),
+        currency=fields.optional_currency(request, "currency", field="currency") or "USD",
         livemode=fields.optional(request, "livemode", None),
         page=fields.number(page, least=1, most=fields.INT32_MAX, field="page") if paged else None,
         page_size=fields.page_size(

@@ -106,10 +106,9 @@ class _Summary:
 
 
 def _summary(request: pb.CreditTransactionServiceSummaryRequest) -> _Summary:
-    given = request.HasField("currency_id")
     return _Summary(
         window=_window(request),
-        currency=fields.currency(request.currency_id, field="currency_id") if given else None,
+        currency=fields.optional_currency(request, "currency_id", field="currency_id"),
     )
 
 
@@ -160,6 +159,8 @@ class CreditTransactionService(
         if wanted.page_token is not None:
             *at, number = map(int, pages.position(wanted.page_token, filters, [int] * 5))
             cursor = Cursor(*at)
+            if max(cursor.count, number) > PAGE_MAX:  # made up: the answer could not hold them
+                raise InvalidField("page_token is no token of this list", param="page_token")
 
             def read(connection: Connection) -> Page:
                 return lists.page_after(connection, filters, cursor, size=size)

@@ -49,11 +49,16 @@ def required(value: str, *, field: str) -> str:
     return value
 
 
-def text(value: str, *, field: str, most: int = TEXT_MAX) -> str:
-    """1 to `most` characters, none of them a control character."""
+def not_empty(value: str, *, field: str) -> str:
+    """`value`, of something optional: to say nothing is to leave it out."""
     if not value:
         raise InvalidField(f"{field} must not be empty; leave it out instead", param=field)
-    if len(value) > most:
+    return value
+
+
+def text(value: str, *, field: str, most: int = TEXT_MAX) -> str:
+    """1 to `most` characters, none of them a control character."""
+    if len(not_empty(value, field=field)) > most:
         raise InvalidField(f"{field} has {len(value)} characters, at most {most}", param=field)
     if _CONTROL.search(value):
         raise InvalidField(f"{field} must not hold control characters", param=field)
@@ -90,7 +95,9 @@ def reference(prefix: str, value: str, *, field: str) -> str:
 
 def optional_reference(prefix: str, message: Message, name: str, *, field: str) -> str | None:
     """`reference` of an optional field; None if it was not sent."""
-    return reference(prefix, getattr(message, name), field=field) if given(message, name) else None
+    if not given(message, name):
+        return None
+    return reference(prefix, not_empty(getattr(message, name), field=field), field=field)
 
 
 def currency(value: str, *, field: str) -> str:
@@ -101,6 +108,13 @@ def currency(value: str, *, field: str) -> str:
             f"{field} must be a currency code such as USD, not {echo(value)}", param=field
         )
     return value
+
+
+def optional_currency(message: Message, name: str, *, field: str) -> str | None:
+    """`currency` of an optional field; None if it was not sent."""
+    if not given(message, name):
+        return None
+    return currency(not_empty(getattr(message, name), field=field), field=field)
 
 
 def word(value: str, words: Mapping[str, T], *, field: str) -> T:

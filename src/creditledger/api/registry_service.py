@@ -37,9 +37,7 @@ def _new_meter(request: pb.CreateMeterRequest) -> Meter:
         name=fields.name(request.name),
         event_name=fields.name(request.event_name, field="event_name"),
         unit=fields.name(request.unit, field="unit"),
-        currency=fields.currency(request.currency_id, field="currency_id")
-        if request.HasField("currency_id")
-        else None,
+        currency=fields.optional_currency(request, "currency_id", field="currency_id"),
         metadata=fields.metadata(request.metadata),
         created_at=0,
     )

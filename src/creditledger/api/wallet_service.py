@@ -65,9 +65,7 @@ def _wallet_list(request: pb.ListWalletsRequest) -> _WalletList:
         page=pages.asked(request),
         livemode=fields.optional(request, "livemode", None),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
-        currency=fields.currency(request.currency, field="currency")
-        if request.HasField("currency")
-        else None,
+        currency=fields.optional_currency(request, "currency", field="currency"),
         status=fields.word(request.status, wire.STATUSES, field="status")
         if request.HasField("status")
         else None,

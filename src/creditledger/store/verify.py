@@ -325,73 +325,70 @@ wallet_closed: w.status = $CLOSED AND (w.running_balance <> 0 OR w.overdraft_use
 # --- roll-ups: their rows added up anew, minus what is stored -------------------------------------
 
 _QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
-_VOUCHER = f"CASE g.category WHEN {Category.PROMOTIONAL:d} THEN t.amount ELSE 0 END"
+_KEY = "wallet_number, quarter, dimension_number"
+_PLACE = "quarter {x.quarter}, dimension {x.dimension_number}"
+_ROWS_AND_POSTINGS = """credit_transactions AS t
+       LEFT JOIN postings AS p ON p.number = t.posting_number"""
 
 
-def _quarter(column: str) -> str:
+def _quarter(time: str) -> str:
     """The quarter of an hour of a time, rounded down: before 1970 too, where / rounds up."""
-    return f"({column} - ({column} % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER}"
+    return f"({time} - ({time} % {QUARTER} + {QUARTER}) % {QUARTER}) / {QUARTER} AS quarter"
 
 
-def _sums(time: str, happened: str, moved: str, which: str) -> str:
-    return f"""
-    SELECT t.wallet_number, {_quarter(time)} AS quarter, t.dimension_number, 0 AS stored,
-           {happened}, {moved}
-    FROM credit_transactions AS t LEFT JOIN postings AS p ON p.number = t.posting_number
-    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
-    WHERE t.effective_at IS {which}"""  # noqa: S608 # constants
+def _off(name: str, difference: str) -> str:
+    return f"rollup_{name}: {difference} <> 0 -- {_PLACE}: its rows have {{{difference}}} more\n"
 
 
-#: One grouping finds both directions: a roll-up without rows differs from 0. `moved_` is what the
-#: sums by created_at have beyond those by effective_at, so that only rows with an effective_at
-#: count twice. Quantities stay JSON as long as they can: SQLite sorts up to 12 columns faster.
-_HAPPENED = (
-    f"1 AS count, t.amount AS amount, {_VOUCHER} AS voucher_amount, {_FIRST_QUANTITIES} AS js"
-)
-_ADDED = f"""(
-    SELECT wallet_number, quarter, dimension_number,
-      count(*) AS parts, sum(stored) AS stored, sum(count) AS count, sum(amount) AS amount,
-      sum(voucher_amount) AS voucher_amount, sum(moved_count) AS moved_count,
-      sum(moved_amount) AS moved_amount, sum(moved_quantity) AS moved_quantity,
-      {", ".join(f"coalesce(sum($JS_{i}), 0) AS {name}" for i, name in enumerate(_QUANTITIES))}
-    FROM ({
-    _sums(
-        "t.created_at",
-        _HAPPENED,
-        "0 AS moved_count, 0 AS moved_amount, 0 AS moved_quantity",
-        "NULL",
-    )
-}
-      UNION ALL {_sums("t.effective_at", _HAPPENED, "-1, -t.amount, -$QUANTITY", "NOT NULL")}
-      UNION ALL {_sums("t.created_at", "0, 0, 0, NULL", "1, t.amount, $QUANTITY", "NOT NULL")}
-      UNION ALL SELECT wallet_number, quarter, dimension_number, 1, -count, -amount,
-        -voucher_amount, $JS_STORED,
-        count - created_count, amount - created_amount,
-        {" + ".join(_QUANTITIES)} - created_quantity FROM rollups) AS every
-    GROUP BY wallet_number * 1000003 + quarter * 1009 + dimension_number,
-      wallet_number, quarter, dimension_number) AS x"""  # noqa: S608 # constants
-_DIFFERENCES = {
-    name: f"x.{name}" for name in ("count", "amount", "voucher_amount", *_QUANTITIES)
-} | {
-    "created_count": "x.count + x.moved_count",
-    "created_amount": "x.amount + x.moved_amount",
-    "created_quantity": " + ".join(f"x.{name}" for name in (*_QUANTITIES, "moved_quantity")),
-}
-_WHERE = "quarter {x.quarter}, dimension {x.dimension_number}"
-
+#: One grouping finds both directions, for a roll-up without rows differs from 0 as well. Quantities
+#: stay JSON until they are added up: SQLite sorts up to twelve columns, keys twice, faster.
 _ROLLUPS = Pass(
     "roll-ups",
-    f"{_ADDED} LEFT JOIN wallets AS w ON w.number = x.wallet_number",
+    f"""(SELECT {_KEY}, sum(stored) AS stored, sum(count) AS count, sum(amount) AS amount,
+           sum(voucher_amount) AS voucher_amount,
+           {", ".join(f"coalesce(sum($JS_{i}), 0) AS {q}" for i, q in enumerate(_QUANTITIES))}
+    FROM (SELECT t.wallet_number, {_quarter("coalesce(t.effective_at, t.created_at)")},
+            t.dimension_number, 0 AS stored, 1 AS count, t.amount,
+            CASE g.category WHEN {Category.PROMOTIONAL:d} THEN t.amount ELSE 0 END AS voucher_amount,
+            {_FIRST_QUANTITIES} AS js
+          FROM {_ROWS_AND_POSTINGS}
+          LEFT JOIN grants AS g
+            ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+          UNION ALL SELECT {_KEY}, 1, -count, -amount, -voucher_amount, $JS_STORED
+          FROM rollups) AS every
+    GROUP BY wallet_number * 1000003 + quarter * 1009 + dimension_number, {_KEY}) AS x
+    LEFT JOIN wallets AS w ON w.number = x.wallet_number""",  # noqa: S608 # constants
     ("x.wallet_number", "CAST(NULL AS bigint)"),
-    f"rollup: x.stored <> 1 OR x.parts = 1 -- {_WHERE}: {{x.stored}} roll-ups of"
-    " {x.parts - x.stored} rows\n"
-    + "".join(
-        f"rollup_{name}: {difference} <> 0 -- {_WHERE}: its rows have {{{difference}}} more\n"
-        for name, difference in _DIFFERENCES.items()
-    ),
+    f"rollup: x.stored <> 1 -- {_PLACE}: there is no roll-up\n"
+    + "".join(_off(name, f"x.{name}") for name in ("count", "amount", "voucher_amount"))
+    + "".join(_off(name, f"x.{name}") for name in _QUANTITIES),
 )
 
-PASSES = (_ROWS, _KIND_COUNTS, _POSTINGS, _REFUNDS, _GRANTS, _WALLETS, _ROLLUPS)
+_STORED_QUANTITY = " + ".join(_QUANTITIES)
+
+
+def _moved(time: str, sign: str) -> str:
+    return f"""SELECT t.wallet_number, {_quarter(time)}, t.dimension_number,
+           {sign} 1 AS count, {sign} t.amount AS amount, {sign} $QUANTITY AS quantity
+         FROM {_ROWS_AND_POSTINGS} WHERE t.effective_at IS NOT NULL"""  # noqa: S608 # constants
+
+
+#: The sums by created_at, as what they have beyond those by effective_at: only rows that have one
+#: differ, so only these are grouped once more.
+_MOVED_ROLLUPS = Pass(
+    "roll-ups as written",
+    f"""(SELECT {_KEY}, sum(count) AS count, sum(amount) AS amount, sum(quantity) AS quantity
+    FROM ({_moved("t.created_at", "+")} UNION ALL {_moved("t.effective_at", "-")}
+          UNION ALL SELECT {_KEY}, count - created_count, amount - created_amount,
+            {_STORED_QUANTITY} - created_quantity FROM rollups WHERE count <> created_count
+            OR amount <> created_amount OR {_STORED_QUANTITY} <> created_quantity) AS every
+    GROUP BY {_KEY}) AS x
+    LEFT JOIN wallets AS w ON w.number = x.wallet_number""",  # noqa: S608 # constants
+    ("x.wallet_number", "CAST(NULL AS bigint)"),
+    "".join(_off(f"created_{name}", f"x.{name}") for name in ("count", "amount", "quantity")),
+)
+
+PASSES = (_ROWS, _KIND_COUNTS, _POSTINGS, _REFUNDS, _GRANTS, _WALLETS, _ROLLUPS, _MOVED_ROLLUPS)
 
 # --- what SQLite and PostgreSQL spell differently, and the model's numbers ------------------------
 
