@@ -449,7 +449,8 @@ def main() -> None:
     except DatabaseLocked as error:
         _fail(f"{error}; stop it first.")
     except grpc.aio.AioRpcError as error:
-        _fail(error.details() or error.code().name)
+        gone = error.code() is grpc.StatusCode.UNAVAILABLE
+        _fail(f"{'The server went away: ' if gone else ''}{error.details() or error.code().name}")
     except KeyboardInterrupt:
         _fail("interrupted")
     except BrokenPipeError:

@@ -6,6 +6,7 @@ The one place that reads the system's clock. Everything inside takes `now` as an
 import re
 import time
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from creditledger.errors import InvalidField, echo
 
@@ -57,6 +58,8 @@ def moment(milliseconds: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
+# All rows of a batch have one time, so it is printed once.
+@lru_cache(maxsize=4096)
 def text(milliseconds: int) -> str:
     """RFC 3339 in UTC with three fraction digits: 2026-05-21T14:08:11.000Z."""
     return moment(milliseconds).isoformat(timespec="milliseconds").replace("+00:00", "Z")

@@ -13,13 +13,19 @@ ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 _VALUE = {c: i for i, c in enumerate(ALPHABET)}
 #: 13 × 5 bits hold 64.
 _WIDTH = 13
-_SHIFTS = tuple(range(5 * (_WIDTH - 1), -1, -5))
+#: Two characters for each ten bits: half the steps.
+_PAIRS = [high + low for high in ALPHABET for low in ALPHABET]
 _CHOSEN = re.compile(r"[A-Za-z0-9_-]{1,60}", re.ASCII)
 
 
 def number_text(number: int) -> str:
-    """A number of up to 63 bits as 13 characters."""
-    return "".join([ALPHABET[number >> shift & 31] for shift in _SHIFTS])
+    """A number of up to 64 bits as 13 characters."""
+    pairs = _PAIRS
+    return (
+        f"{ALPHABET[number >> 60]}{pairs[number >> 50 & 1023]}{pairs[number >> 40 & 1023]}"
+        f"{pairs[number >> 30 & 1023]}{pairs[number >> 20 & 1023]}{pairs[number >> 10 & 1023]}"
+        f"{pairs[number & 1023]}"
+    )
 
 
 def compose(prefix: str, wallet: int, number: int) -> str:

@@ -25,8 +25,8 @@ from creditledger.errors import InvalidField, echo
 
 #: Rows in one call: enough to make its cost small, few enough that progress is seen to move.
 BATCH = 500
-#: Rows that were refused for the moment are posted again in ever smaller calls.
-AGAIN = (BATCH, 50, 5, 1)
+#: Calls in a row that may book nothing of what is only refused for the moment: three seconds.
+VAIN_CALLS_MAX = 6
 #: A call of a full batch takes well below a second; a busy server may take longer.
 CALL_SECONDS_MAX = 60.0
 #: Refusals that say nothing of the row itself: the same key may be accepted a moment later, or in
@@ -287,25 +287,29 @@ def _moment(text: str, column: str) -> int:
 
 
 async def _post(wallets: WalletServiceStub, plan: Plan, rows: list[Row], report: Report) -> None:
-    """Post the rows and count their fates; what was refused for the moment is tried again."""
-    for attempt, size in enumerate(AGAIN):
-        passed: list[Row] = []
-        for first in range(0, len(rows), size):
-            some = rows[first : first + size]
-            request = wallet_service_pb2.BatchPostRequest(
-                postings=[_posting(row, plan, report.scale) for row in some]
-            )
-            answer = await wallets.BatchPost(request, timeout=CALL_SECONDS_MAX)
-            for row, result in zip(some, answer.results, strict=True):
-                if result.HasField("posting"):
-                    report.booked(row, replayed=result.posting.replayed)
-                elif result.error.code in PASSING and size > 1:
-                    passed.append(row)
-                else:
-                    report.refuse(result.error.code, row.line, result.error.message)
-        rows = passed
-        if rows:
-            await asyncio.sleep(0.1 * 2**attempt)
+    """Post the rows and count their fates.
+
+    Those refused for the moment are posted again, in smaller calls, before any that follow them.
+    """
+    waiting, size, vain = rows, BATCH, 0
+    while waiting:
+        some, waiting = waiting[:size], waiting[size:]
+        request = wallet_service_pb2.BatchPostRequest(
+            postings=[_posting(row, plan, report.scale) for row in some]
+        )
+        answer = await wallets.BatchPost(request, timeout=CALL_SECONDS_MAX)
+        again = []
+        for row, result in zip(some, answer.results, strict=True):
+            if result.HasField("posting"):
+                report.booked(row, replayed=result.posting.replayed)
+            elif result.error.code in PASSING and vain < VAIN_CALLS_MAX:
+                again.append(row)
+            else:
+                report.refuse(result.error.code, row.line, result.error.message)
+        vain = vain + 1 if len(again) == len(some) else 0
+        if again:
+            waiting, size = again + waiting, max(1, size // 10)
+            await asyncio.sleep(0.05 * 2**vain)
 
 
 def _posting(row: Row, plan: Plan, scale: int) -> wallet_service_pb2.PostRequest:

@@ -52,7 +52,10 @@ def text(units: int, scale: int) -> str:
     """
     if scale == 0:
         return str(units)
-    digits = str(abs(units)).rjust(scale + 1, "0")
-    whole, fraction = digits[:-scale], digits[-scale:]
-    fraction = fraction.rstrip("0").ljust(min(2, scale), "0")
-    return f"{'-' if units < 0 else ''}{whole}.{fraction}"
+    whole, fraction = divmod(abs(units), 10**scale)
+    sign = "-" if units < 0 else ""
+    least = min(2, scale)
+    if not fraction:
+        return f"{sign}{whole}.{'0' * least}"
+    digits = f"{fraction:0{scale}d}".rstrip("0").ljust(least, "0")
+    return f"{sign}{whole}.{digits}"

@@ -398,18 +398,23 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
 
 
 def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) -> None:
-    total, gained = wallet.running_balance, 0
+    total, overdraft, gained = wallet.running_balance, wallet.overdraft_used, 0
     for move in moves:
         total += move.amount
-        if move.amount > 0 and move.grant is not None:
-            gained += move.fresh or not move.grant.remaining
-    usage = command.operation.usage if isinstance(command.operation, Consume) else None
-    quantity = wallet.usage_quantity + (sum(usage.quantities) if usage else 0)
-    if (
-        abs(total) > money.TOTAL_MAX
-        or quantity > money.TOTAL_MAX
-        or wallet.usage_amount - money.AMOUNT_MAX < -money.TOTAL_MAX
-    ):
+        if move.grant is None:
+            overdraft -= move.amount
+        elif move.amount > 0:
+            # A new grant that goes into the overdraft whole leaves nothing open.
+            gained += move.grant.remaining > 0 if move.fresh else not move.grant.remaining
+    usage_amount, quantity = wallet.usage_amount, wallet.usage_quantity
+    operation = command.operation
+    if isinstance(operation, Consume):
+        usage_amount += total - wallet.running_balance
+        quantity += sum(operation.usage.quantities) if operation.usage else 0
+    if total > money.TOTAL_MAX:  # what has expired is gone, swept or not
+        total -= sum(grant.remaining for grant in wallet.burning if grant.has_ended(now))
+    # No balance is below the overdraft used, so that bounds it from below.
+    if max(total, overdraft, -usage_amount, quantity) > money.TOTAL_MAX:
         raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
         running = sum(1 for grant in wallet.burning if not grant.has_ended(now))

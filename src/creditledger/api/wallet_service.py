@@ -1,6 +1,7 @@
 """WalletService: wallets and their postings."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
 
@@ -201,37 +202,40 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     ) -> AsyncIterator[pb.StreamPostResponse]:
         """Postings in, answers out in order; a refusal is an answer and ends nothing."""
         await self.caller(context, Scope.SERVICE)
-        # One more is in the hands of the loop below.
-        waiting: asyncio.Queue[asyncio.Future[Posted] | None] = asyncio.Queue(UNANSWERED_MAX - 1)
+        room = asyncio.Semaphore(UNANSWERED_MAX)
+        arrived: asyncio.Queue[asyncio.Future[Posted] | Exception | None] = asyncio.Queue()
+        unanswered: deque[asyncio.Future[Posted]] = deque()
 
         async def read() -> None:
-            async for request in request_iterator:
-                command = _command_or_refusal(request.posting)
-                # Asked anew each time: a key revoked meanwhile ends the stream.
-                caller = await self.caller(context, Scope.SERVICE)
-                await waiting.put(self._submit(command, caller, Budget()))
-            await waiting.put(None)
+            end = None
+            try:
+                await room.acquire()
+                async for request in request_iterator:
+                    command = _command_or_refusal(request.posting)
+                    # Asked anew each time: a key revoked meanwhile ends the stream.
+                    caller = await self.caller(context, Scope.SERVICE)
+                    unanswered.append(self._submit(command, caller, Budget()))
+                    arrived.put_nowait(unanswered[-1])
+                    await room.acquire()
+            except Exception as error:
+                end = error
+            arrived.put_nowait(end)
 
         reading = asyncio.create_task(read())
         try:
-            while True:
-                arrived = asyncio.ensure_future(waiting.get())
-                await asyncio.wait((arrived, reading), return_when=asyncio.FIRST_COMPLETED)
-                if not arrived.done() and (error := reading.exception()):
-                    arrived.cancel()
-                    raise error
-                answer = await arrived
-                if answer is None:
-                    return
+            while (answer := await arrived.get()) is not None:
+                if isinstance(answer, Exception):
+                    raise answer
                 await asyncio.wait((answer,))
                 result = _result(answer.exception() or answer.result())
+                unanswered.popleft()
                 yield pb.StreamPostResponse(result=result)
+                room.release()
         finally:
             reading.cancel()
-            while not waiting.empty():
+            for unread in unanswered:
                 # What has not begun is dropped; what has stands, and its answer has no reader.
-                unread = waiting.get_nowait()
-                if unread is not None and not unread.cancel():
+                if not unread.cancel():
                     unread.exception()
 
     StreamPost.scope = Scope.SERVICE  # type: ignore[attr-defined] # as `rpc` does

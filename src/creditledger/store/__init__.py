@@ -86,8 +86,8 @@ class Store:
     async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
         """Phases 1 to 6 of the write path: one transaction in which `decide` runs.
 
-        Raises what `decide` raises and StoreUnavailable with nothing written, CommitFailed and
-        DiskFailed with the outcome unknown.
+        Raises what `decide` raises, the driver's error for a broken constraint and StoreUnavailable
+        with nothing written, CommitFailed and DiskFailed with the outcome unknown.
         """
         await self._writer.commit(wanted, decide)
 

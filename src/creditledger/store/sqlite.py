@@ -261,8 +261,11 @@ def _transaction(driver: sqlite3.Connection) -> Iterator[None]:
     except BaseException as error:
         if driver.in_transaction:
             driver.execute("ROLLBACK")
-        if isinstance(error, sqlite3.Error):
-            raise (DiskFailed if _is_disk_failure(error) else StoreUnavailable)(error) from error
+        if isinstance(error, sqlite3.Error) and _is_disk_failure(error):
+            raise DiskFailed(error) from error
+        if isinstance(error, sqlite3.OperationalError):
+            raise StoreUnavailable(error) from error
+        # A broken constraint among them: the same again would break it again.
         raise
     try:
         driver.execute("COMMIT")

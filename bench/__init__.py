@@ -1,0 +1,1 @@
+"""The benchmark: `make bench`. A real server on real storage, driven by processes beside it."""
