@@ -8,12 +8,12 @@ created it, a posting by a number of the model's own.
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict, dataclass, field, replace
-from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Container, Iterable
 
 AMOUNT_MAX = 10**17
 BALANCE_MAX = 9 * 10**18
@@ -24,7 +24,7 @@ FUTURE_MAX_MS = 60_000
 
 # One key, the operation's name, and its fields; a field left out and None are the same:
 #   grant        amount, kind, category, priority, name, effective_at, expires_at, source
-#   consumption  amount, meter_id, subscription_id,
+#   consumption  amount, meter_id, meter_event_id, subscription_id,
 #                usage {api_key_id, product_id, product_name, category, billing_method,
 #                       quantities, base_prices, discount_prices, price_precision}
 #   adjustment   amount (signed), credit_grant_id, force, source
@@ -88,6 +88,7 @@ class Posting:
     created_at: int
     effective_at: int
     overdraft_limit: int  #: The wallet's, when this was posted.
+    oldest: int  #: The earliest effective_at that this command may have named.
 
 
 class WalletView(NamedTuple):
@@ -128,8 +129,8 @@ def refuse(reason: str, **metadata: object) -> NoReturn:
 
 @dataclass(slots=True)
 class Wallet:
-    created_at: int
     overdraft_limit: int
+    subscriptions: frozenset[str] = frozenset()  #: Of its customer.
     status: str = "active"
     rows: list[Row] = field(default_factory=list)
     grants: list[Grant] = field(default_factory=list)
@@ -139,7 +140,7 @@ class Wallet:
         return replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
 
     def now(self, clock: int) -> int:
-        return max([clock, self.created_at, *(row.created_at for row in self.rows)])
+        return max([clock, *(row.created_at for row in self.rows)])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]
@@ -204,7 +205,7 @@ class Wallet:
             self.append(posting, kind, -amount, None)
 
     def expire(self, ref: int, now: int) -> None:
-        posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit)
+        posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
         due = [grant for grant in self.grants if grant.ended(now) and self.remaining(grant)]
         for grant in sorted(due, key=lambda grant: (grant.expires_at or 0, grant.ref)):
             self.append(posting, "expiry", -self.remaining(grant), grant.ref, grant.expires_at)
@@ -216,11 +217,11 @@ class Wallet:
         now, kind = posting.created_at, body.get("kind") or "topup"
         own, expires_at = body.get("effective_at"), body.get("expires_at")
         start = posting.effective_at if own is None else own
-        if start < now - PAST_MAX_MS:
+        if start < posting.oldest:
             refuse("INVALID_FIELD", param="effective_at" if own is None else "grant.effective_at")
         if expires_at is not None and expires_at <= max(now, start):
             refuse("INVALID_FIELD", param="grant.expires_at")
-        category = body.get("category") or ("promotional" if kind == "admin_credit" else "paid")
+        category = body.get("category") or default_category(kind)
         terms = {"name": body.get("name"), "effective_at": start, "expires_at": expires_at}
         if body.get("priority") is not None:
             terms["priority"] = body["priority"]
@@ -239,6 +240,8 @@ class Wallet:
     def apply_adjustment(self, posting: Posting, body: Body) -> None:
         now, debit, ref = posting.created_at, -body["amount"], body.get("credit_grant_id")
         if debit < 0:
+            for name in [name for name in ("credit_grant_id", "force") if body.get(name)]:
+                refuse("INVALID_FIELD", param=f"adjustment.{name}")
             self.give(posting, "admin_credit", -debit, "promotional")
             return
         named, forced = None if ref is None else self.grant(ref), body.get("force")
@@ -283,37 +286,49 @@ class Wallet:
 
 def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) -> None:
     amount, quantities = body.get("amount"), (body.get("usage") or {}).get("quantities", [0])
-    debit = name == "adjustment" and (amount or 0) < 0
-    credit = name == "adjustment" and not debit
-    amount_good = debit or (amount or 0) > 0 or (name == "refund" and amount is None)
+    sign_good = (amount or 0) > 0 or (name == "adjustment" and amount)
+    amount_good = (name == "refund" and amount is None) or sign_good
     rules = {
         "idempotency_key": 1 <= len(key) <= 255 and all(" " <= c <= "~" for c in key),
         "expected_sequence": (expected_sequence or 0) >= 0,
-        f"{name}.amount": amount_good,
+        f"{name}.amount": amount_good and abs(amount or 0) <= AMOUNT_MAX,
         "grant.kind": body.get("kind") in (None, "topup", "subscription_renew", "admin_credit"),
         "grant.category": body.get("category") in (None, "paid", "promotional"),
         "grant.priority": 0 <= (body.get("priority") or 0) <= 100,
-        "consumption.usage.quantities": 1 <= len(quantities) <= 6 and min(quantities) >= 0,
-        "adjustment.credit_grant_id": not credit or body.get("credit_grant_id") is None,
-        "adjustment.force": not credit or not body.get("force"),
+        "consumption.usage.quantities": 1 <= len(quantities) <= 6
+        and all(0 <= quantity <= QUANTITY_MAX for quantity in quantities),
     }
     for param in [param for param, good in rules.items() if not good]:
         refuse("INVALID_FIELD", param=param)
-    if abs(amount or 0) > AMOUNT_MAX:
-        refuse("OUT_OF_RANGE", param=f"{name}.amount")
-    if max(quantities) > QUANTITY_MAX:
-        refuse("OUT_OF_RANGE", param="consumption.usage.quantities")
 
 
-def canonical(request: Body, prefix: str = "") -> dict[str, object]:
-    """{dotted name: value}; None, False and {} equal absence, 0 does not."""
-    flat: dict[str, object] = {}
-    for name, value in request.items():
-        if isinstance(value, dict) and name != "metadata":
-            flat |= canonical(value, f"{prefix}{name}.")
-        elif value is not None and value is not False and value != {}:
-            flat[prefix + name] = tuple(value) if isinstance(value, list) else value
-    return flat
+def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
+    """{field as an error names it: value}, without what equals its absence.
+
+    A default written out equals its absence, but usage that is all defaults is still usage.
+    """
+    usage = body.get("usage")
+    fields = {f"{name}.{field}": value for field, value in body.items() if field != "usage"}
+    fields |= {f"consumption.usage.{field}": value for field, value in (usage or {}).items()}
+    defaults: Body = {
+        "grant.kind": "topup",
+        "grant.priority": 50,
+        "adjustment.force": False,
+        "consumption.usage.billing_method": 1,
+        "consumption.usage.price_precision": 1,
+    }
+    given = {
+        field: tuple(value) if isinstance(value, list) else value
+        for field, value in {**fields, **others}.items()
+        if value not in (None, "", {}, []) and value != defaults.get(field)
+    }
+    if name == "grant":
+        given["grant.category"] = body.get("category") or default_category(body.get("kind"))
+    return given | {"consumption.usage": usage is not None}
+
+
+def default_category(kind: str | None) -> str:
+    return "promotional" if kind == "admin_credit" else "paid"
 
 
 def check_replay(old: Posting, name: str, request: dict[str, object]) -> None:
@@ -324,72 +339,69 @@ def check_replay(old: Posting, name: str, request: dict[str, object]) -> None:
 
 
 def check_wallet(wallet: Wallet, name: str, body: Body, expected_sequence: int | None) -> None:
-    """Expected sequence, wallet state, references."""
+    """Expected sequence, wallet state."""
     written = [row.sequence for row in wallet.rows if row.type != "expiration"]
-    if expected_sequence is not None and max([0, *written]) > expected_sequence:
-        actual = len(wallet.rows)
+    actual = len(wallet.rows)
+    if expected_sequence is not None and not max([0, *written]) <= expected_sequence <= actual:
         refuse("SEQUENCE_MISMATCH", expected=expected_sequence, actual=actual)
     unforced_debit = name == "adjustment" and body["amount"] < 0 and not body.get("force")
     if wallet.status == "closed":
         refuse("WALLET_CLOSED")
     if wallet.status == "frozen" and (name == "consumption" or unforced_debit):
         refuse("WALLET_FROZEN")
-    if body.get("credit_grant_id") not in (None, *(grant.ref for grant in wallet.grants)):
-        refuse("NOT_FOUND", param="adjustment.credit_grant_id")
-    if body.get("posting_id") not in (None, *wallet.postings):
-        refuse("NOT_FOUND", param="refund.posting_id")
+
+
+def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[str]) -> None:
+    known: dict[str, Container[object]] = {
+        "meter_id": meters,
+        "subscription_id": wallet.subscriptions,
+        "credit_grant_id": [grant.ref for grant in wallet.grants],
+        "posting_id": wallet.postings,
+    }
+    for reference, ids in known.items():
+        if body.get(reference) is not None and body[reference] not in ids:
+            refuse("NOT_FOUND", param=f"{name}.{reference}")
 
 
 def check_limits(wallet: Wallet, now: int) -> None:
     live = [g for g in wallet.grants if not g.ended(now) and wallet.remaining(g)]
-    if len(live) > GRANTS_MAX or abs(wallet.rows[-1].running_balance) > BALANCE_MAX:
+    used = -sum(row.amount for row in wallet.rows if row.kind == "usage")
+    usages = [posting.body.get("usage") or {} for posting in wallet.postings.values()]
+    quantity = sum(sum(usage.get("quantities", ())) for usage in usages)
+    counters = (wallet.rows[-1].running_balance, wallet.overdraft_used(), used, quantity)
+    if len(live) > GRANTS_MAX or any(abs(counter) > BALANCE_MAX for counter in counters):
         refuse("OUT_OF_RANGE")
 
 
 # --- The ledger ---
 
 
-class Bill(NamedTuple):
-    """Positive = charged, a refund counts negative; voucher is what promotional grants paid."""
-
-    quantities: tuple[int, ...] = ()
-    amount: int = 0
-    voucher: int = 0
-    pay: int = 0
-
-
-class Summary(NamedTuple):
-    quantity: int  #: Of the postings with usage, each counted once.
-    unmetered_amount: int  #: |amount| of the postings without usage.
-    amount: int  #: Negative or 0.
-    row_count: int
-
-
 class NaiveLedger:
-    def __init__(self, now: int) -> None:
+    def __init__(self, now: int, *, meters: Iterable[str] = ()) -> None:
         self.clock = now  #: As the last command saw it.
+        self.meters = frozenset(meters)
         self.wallets: dict[str, Wallet] = {}
         self.postings_made = 0
 
-    def create_wallet(self, wallet_id: str, *, overdraft_limit: int = 0) -> Answer:
+    def create_wallet(
+        self, wallet_id: str, *, overdraft_limit: int = 0, subscriptions: Iterable[str] = ()
+    ) -> Answer:
         if not 0 <= overdraft_limit <= AMOUNT_MAX:
             return Refused("INVALID_FIELD", {"param": "overdraft_limit"})
-        wallet = self.wallets.setdefault(wallet_id, Wallet(self.clock, overdraft_limit))
+        wallet = self.wallets.setdefault(
+            wallet_id, Wallet(overdraft_limit, frozenset(subscriptions))
+        )
         same = wallet.overdraft_limit == overdraft_limit
         return wallet.view(self.clock) if same else Refused("ID_TAKEN", {})
 
-    def set_status(self, wallet_id: str, status: str, *, now: int | None = None) -> Answer:
-        return self._update(wallet_id, now, status, None)
-
-    def set_overdraft_limit(self, wallet_id: str, limit: int, *, now: int | None = None) -> Answer:
-        """It may fall below what is used: then nothing more can be drawn on it."""
-        return self._update(wallet_id, now, None, limit)
-
-    def _update(
-        self, wallet_id: str, now: int | None, status: str | None, limit: int | None
+    def update(
+        self, wallet_id: str, *, now: int, status: str | None = None, limit: int | None = None
     ) -> Answer:
-        """Appends the expirations due, as a posting does; `now` defaults to the last clock."""
-        self.clock = self.clock if now is None else now
+        """Appends the expirations due, as a posting does.
+
+        The limit may fall below what is used: then nothing more can be drawn on it.
+        """
+        self.clock = now
         if status not in (None, "active", "frozen", "closed"):
             return Refused("INVALID_FIELD", {"param": "status"})
         if not 0 <= (limit or 0) <= AMOUNT_MAX:
@@ -398,7 +410,7 @@ class NaiveLedger:
             return Refused("NOT_FOUND", {"param": "wallet_id"})
         wallet = self.wallets[wallet_id]
         view = wallet.view(self.clock)
-        if wallet.status == "closed" and status != "closed":
+        if wallet.status == "closed":
             return Refused("WALLET_CLOSED", {})
         if status == "closed" and (view.balance or view.overdraft_used):
             return Refused("INVALID_FIELD", {"param": "status"})
@@ -415,7 +427,7 @@ class NaiveLedger:
         now: int,
         idempotency_key: str,
         operation: Operation,
-        force_allowed: bool = True,
+        backdating_free: bool = False,
         effective_at: int | None = None,
         expected_sequence: int | None = None,
         validate_only: bool = False,
@@ -423,15 +435,13 @@ class NaiveLedger:
         note: str | None = None,
         metadata: dict[str, str] | None = None,
     ) -> Accepted | Refused:
-        """`force_allowed`: by an admin key, which may also date a spend further back."""
+        """`backdating_free`: by an admin key, which may date further back than the 35 days."""
         self.clock = now
         ((name, body),) = operation.items()
         texts = {"description": description, "note": note, "metadata": metadata}
-        request = canonical({**operation, **texts, "effective_at": effective_at})
+        request = canonical(name, body, {**texts, "effective_at": effective_at})
         try:
             check_shape(name, body, idempotency_key, expected_sequence)
-            if body.get("force") and not force_allowed:
-                refuse("SCOPE_DENIED")
             if wallet_id not in self.wallets:
                 refuse("NOT_FOUND", param="wallet_id")
             wallet = self.wallets[wallet_id]
@@ -440,13 +450,14 @@ class NaiveLedger:
                     check_replay(old, name, request)
                     return Accepted(old.ref, True, wallet.rows_of(old.ref), wallet.view(now))
             check_wallet(wallet, name, body, expected_sequence)
+            check_references(wallet, name, body, self.meters)
 
             draft, ref, now = wallet.draft(), self.postings_made + 2, wallet.now(now)
             at, limit = now if effective_at is None else effective_at, wallet.overdraft_limit
-            too_old = at < now - PAST_MAX_MS and not force_allowed
-            if name != "grant" and (too_old or at > now + FUTURE_MAX_MS):
+            oldest = -sys.maxsize if backdating_free else now - PAST_MAX_MS
+            if name != "grant" and not oldest <= at <= now + FUTURE_MAX_MS:
                 refuse("INVALID_FIELD", param="effective_at")
-            posting = Posting(ref, idempotency_key, name, body, request, now, at, limit)
+            posting = Posting(ref, idempotency_key, name, body, request, now, at, limit, oldest)
             draft.expire(ref - 1, now)
             draft.postings[ref] = posting
             getattr(draft, f"apply_{name}")(posting, body)
@@ -469,159 +480,3 @@ class NaiveLedger:
         """By their rows: an ended grant keeps what is left until its expiration is written."""
         wallet = self.wallets[wallet_id]
         return [GrantView(**asdict(g), remaining=wallet.remaining(g)) for g in wallet.grants]
-
-    def summary(
-        self,
-        wallet_ids: Iterable[str],
-        *,
-        start: int | None = None,
-        end: int | None = None,
-        meter_id: str | None = None,
-        subscription_id: str | None = None,
-    ) -> Summary:
-        """Consumptions created in [start, end)."""
-        quantity = unmetered = amount = row_count = 0
-        for wallet in [self.wallets[wallet_id] for wallet_id in wallet_ids]:
-            for row in [row for row in wallet.rows if row.type == "consumption"]:
-                body = wallet.postings[row.posting].body
-                early = start is not None and row.created_at < start
-                late = end is not None and row.created_at >= end
-                other_meter = meter_id not in (None, body.get("meter_id"))
-                other_subscription = subscription_id not in (None, body.get("subscription_id"))
-                if early or late or other_meter or other_subscription:
-                    continue
-                if not body.get("usage"):
-                    unmetered -= row.amount
-                elif row == wallet.rows_of(row.posting)[0]:
-                    quantity += sum(body["usage"]["quantities"])
-                amount, row_count = amount + row.amount, row_count + 1
-        return Summary(quantity, unmetered, amount, row_count)
-
-    def bills(
-        self, wallet_id: str, *, start: int, end: int, bucket_of: Callable[[int], Any]
-    ) -> dict[tuple[Any, ...], Bill]:
-        """Consumptions and refunds effective in [start, end), in the order of the published rows.
-
-        Key: (bucket, api_key_id, product_id, product_name, category, billing_method, base_prices,
-        discount_prices, price_precision); a refund counts under the usage that it refunds.
-        """
-        wallet = self.wallets[wallet_id]
-        bills: dict[tuple[Any, ...], Bill] = {}
-        for row in [row for row in wallet.rows if row.kind in ("usage", "refund")]:
-            if not start <= row.effective_at < end:
-                continue
-            spent = wallet.postings[row.posting].body.get("posting_id", row.posting)
-            usage = wallet.postings[spent].body.get("usage") or {}
-            labels = ("api_key_id", "product_id", "product_name", "category")
-            texts = [usage.get(label) or "" for label in labels]
-            prices = [tuple(usage.get(name) or ()) for name in ("base_prices", "discount_prices")]
-            method, precision = usage.get("billing_method") or 1, usage.get("price_precision") or 1
-            key = (bucket_of(row.effective_at), *texts, method, *prices, precision)
-            first = row.kind == "usage" and row == wallet.rows_of(row.posting)[0]
-            quantities = usage.get("quantities", ()) if first else ()
-            old, amount = bills.get(key, Bill()), -row.amount
-            voucher = amount if wallet.category(row) == "promotional" else 0
-            sums = tuple(a + b for a, b in zip_longest(old.quantities, quantities, fillvalue=0))
-            pay = old.pay + amount - voucher
-            bills[key] = Bill(sums, old.amount + amount, old.voucher + voucher, pay)
-        return {key: bills[key] for key in sorted(bills, key=lambda k: (*k[:3], *k[6:], *k[3:6]))}
-
-    def check(self) -> None:
-        """The invariants, by walking each wallet's rows forward: not by the sums used above."""
-        for wallet in self.wallets.values():
-            left, now, view = walk(wallet), wallet.now(self.clock), wallet.view(self.clock)
-            spendable = sum(left[grant.ref] for grant in wallet.grants if grant.open(now))
-            assert view.available == spendable - view.overdraft_used
-            assert view.balance == view.available + view.pending + view.held
-            assert wallet.status != "closed" or not (view.balance or view.overdraft_used)
-            assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
-            keys = [p.key for p in wallet.postings.values() if p.key is not None]
-            assert len(keys) == len(set(keys))
-            for posting in [p for p in wallet.postings.values() if p.name == "consumption"]:
-                draws, back = wallet.rows_of(posting.ref), wallet.refund_rows(posting.ref)
-                for category in ("paid", "promotional"):
-                    spent = sum(r.amount for r in draws if wallet.category(r) == category)
-                    given = sum(r.amount for r in back if wallet.category(r) == category)
-                    assert 0 <= given <= -spent
-
-
-def walk(wallet: Wallet) -> dict[int, int]:
-    """Assert what each row must be after those before it; answer what is left of each grant."""
-    grants = {grant.ref: grant for grant in wallet.grants}
-    left: dict[int, int] = {}
-    balance = used = now = 0
-    for sequence, row in enumerate(wallet.rows, 1):
-        posting = wallet.postings[row.posting]
-        balance += row.amount
-        assert (row.sequence, row.running_balance) == (sequence, balance)
-        assert now <= row.created_at
-        assert 0 < abs(row.amount) <= AMOUNT_MAX
-        assert abs(balance) <= BALANCE_MAX
-        now = row.created_at
-
-        if row.type == "expiration":
-            assert row.grant is not None
-            assert row.amount == -left[row.grant]
-            assert row.effective_at == grants[row.grant].expires_at
-        else:
-            assert not any(left[ref] for ref in left if grants[ref].ended(now))
-        if row.amount < 0 and row.type != "expiration" and not posting.body.get("credit_grant_id"):
-            # By burn order, nothing that is open may be left before this grant, or at all.
-            last = None if row.grant is None else grants[row.grant].burn_order()
-            for grant in [grants[ref] for ref in left if left[ref] and grants[ref].open(now)]:
-                assert last is not None
-                assert grant.burn_order() >= last
-            assert row.grant is None or grants[row.grant].open(now)
-
-        if sequence in grants:
-            assert row.grant == sequence
-            assert row.amount == grants[sequence].amount
-            paid = min(used, row.amount) if grants[sequence].open(now) else 0
-            assert grants[sequence].overdraft_paid == paid
-            left[sequence], used = -paid, used - paid
-        if row.grant is None:
-            used -= row.amount
-            allowed = row.amount > 0 or posting.body.get("force")
-            assert allowed or used <= posting.overdraft_limit
-        else:
-            left[row.grant] += row.amount
-            assert 0 <= left[row.grant] <= grants[row.grant].amount
-        assert used >= 0
-        assert balance == sum(left.values()) - used
-    return left
-
-
-# --- Bills in 1/10000 of the currency ---
-
-
-def apportion(
-    amounts: Sequence[int], scale: int, caps: Sequence[int | None] | None = None
-) -> list[int]:
-    """Exact amounts of one bucket (smallest units, `scale` digits) in 1/10000 of the currency.
-
-    They add up to the exact total rounded half up: floor, then largest remainder, ties by order.
-    None exceeds its cap (None: no cap); what a cap refuses goes to the next that has room.
-    """
-    exact, unit = [amount * 10**4 for amount in amounts], 10**scale
-    parts = [amount // unit for amount in exact]
-    left = (2 * sum(exact) + unit) // (2 * unit) - sum(parts)
-    order = sorted(range(len(exact)), key=lambda i: -(exact[i] % unit))
-    limits = [None] * len(exact) if caps is None else caps
-    while left and (room := [i for i in order if (cap := limits[i]) is None or parts[i] < cap]):
-        for i in room[:left]:
-            parts[i] += 1
-        left -= len(room[:left])
-    return parts
-
-
-def apportion_bills(bills: Sequence[Bill], scale: int) -> list[tuple[int, int, int]]:
-    """(amount, voucher, pay) of the rows of one bucket, in row order.
-
-    The cap holds where the exact voucher is not above the exact amount; it is above where refunds
-    of cash outweigh the rest.
-    """
-    amounts = apportion([bill.amount for bill in bills], scale)
-    pairs = zip(amounts, bills, strict=True)
-    caps = [a if bill.voucher <= bill.amount else None for a, bill in pairs]
-    vouchers = apportion([bill.voucher for bill in bills], scale, caps)
-    return [(a, voucher, a - voucher) for a, voucher in zip(amounts, vouchers, strict=True)]

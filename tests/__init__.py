@@ -1,0 +1,1 @@
+"""The promises of creditledger, one file each."""

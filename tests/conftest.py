@@ -1,0 +1,83 @@
+"""Fixtures: a database of the newest schema, a clock to set, a store and a ledger upon them.
+
+Every database made here is verified when its test is over: a test that leaves rows behind that
+disagree with each other fails, whatever it asserted itself.
+"""
+
+from __future__ import annotations
+
+import os
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from creditledger.ledger import Ledger
+from creditledger.store import Store
+from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, copied, findings, migrated
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+#: The disk decides how long an example takes, so none has a deadline.
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=False,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+#: Hours rather than minutes: HYPOTHESIS_PROFILE=thorough. The model test reads its factor.
+settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2_000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(scope="session", params=["sqlite"])
+def new_database(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], str]:
+    """Makes a database of the newest schema and answers its URL; another kind, another param."""
+    assert request.param == "sqlite"
+    directory = tmp_path_factory.mktemp("databases")
+    template = migrated(directory / "template.db")
+    numbers = count(1)
+    return lambda: copied(template, directory / f"{next(numbers)}.db")
+
+
+@pytest.fixture
+def database_url(new_database: Callable[[], str]) -> Iterator[str]:
+    """A database of the newest schema with nothing in it but currencies; verified afterwards."""
+    url = new_database()
+    yield url
+    assert findings(url) == []
+
+
+@pytest.fixture
+def clock() -> Clock:
+    """What the store takes for the time: `clock.now = …`, `clock.advance(…)`."""
+    return Clock()
+
+
+@pytest.fixture
+async def store(database_url: str, clock: Clock) -> AsyncIterator[Store]:
+    """A store opened for writing."""
+    opened = Store(database_url, clock=clock)
+    await opened.open()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def ledger(store: Store) -> AsyncIterator[Ledger]:
+    """A running committer upon the store, and one empty USD wallet: wal_acme."""
+    await store.write(lambda connection: add_wallet(connection, "wal_acme"))
+    started = Ledger(
+        store,
+        queue_max=10_000,
+        backdating_ms_max=BACKDATING_MS_MAX,
+        on_disk_failure=lambda: pytest.fail("the disk failed"),
+    )
+    await started.start()
+    yield started
+    await started.close()

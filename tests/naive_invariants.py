@@ -1,0 +1,78 @@
+"""What must hold of a naive ledger's rows, whatever happened: the model of the model.
+
+Walks each wallet's rows forward, once, and so does not lean on the sums that `naive.py` decides by.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from tests.naive import AMOUNT_MAX, BALANCE_MAX, GRANTS_MAX
+
+if TYPE_CHECKING:
+    from tests.naive import NaiveLedger, Wallet
+
+
+def check(ledger: NaiveLedger) -> None:
+    """Assert the invariants of every wallet."""
+    for wallet in ledger.wallets.values():
+        left, now, view = walk(wallet), wallet.now(ledger.clock), wallet.view(ledger.clock)
+        spendable = sum(left[grant.ref] for grant in wallet.grants if grant.open(now))
+        assert view.available == spendable - view.overdraft_used
+        assert view.balance == view.available + view.pending + view.held
+        assert wallet.status != "closed" or not (view.balance or view.overdraft_used)
+        assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
+        keys = [p.key for p in wallet.postings.values() if p.key is not None]
+        assert len(keys) == len(set(keys))
+        for posting in [p for p in wallet.postings.values() if p.name == "consumption"]:
+            draws, back = wallet.rows_of(posting.ref), wallet.refund_rows(posting.ref)
+            for category in ("paid", "promotional"):
+                spent = sum(r.amount for r in draws if wallet.category(r) == category)
+                given = sum(r.amount for r in back if wallet.category(r) == category)
+                assert 0 <= given <= -spent
+
+
+def walk(wallet: Wallet) -> dict[int, int]:
+    """Assert what each row must be after those before it; answer what is left of each grant."""
+    grants = {grant.ref: grant for grant in wallet.grants}
+    left: dict[int, int] = {}
+    balance = used = now = 0
+    for sequence, row in enumerate(wallet.rows, 1):
+        posting = wallet.postings[row.posting]
+        balance += row.amount
+        assert (row.sequence, row.running_balance) == (sequence, balance)
+        assert now <= row.created_at
+        assert 0 < abs(row.amount) <= AMOUNT_MAX
+        assert abs(balance) <= BALANCE_MAX
+        now = row.created_at
+
+        if row.type == "expiration":
+            assert row.grant is not None
+            assert row.amount == -left[row.grant]
+            assert row.effective_at == grants[row.grant].expires_at
+        else:
+            assert not any(left[ref] for ref in left if grants[ref].ended(now))
+        if row.amount < 0 and row.type != "expiration" and not posting.body.get("credit_grant_id"):
+            # By burn order, nothing that is open may be left before this grant, or at all.
+            last = None if row.grant is None else grants[row.grant].burn_order()
+            for grant in [grants[ref] for ref in left if left[ref] and grants[ref].open(now)]:
+                assert last is not None
+                assert grant.burn_order() >= last
+            assert row.grant is None or grants[row.grant].open(now)
+
+        if sequence in grants:
+            assert row.grant == sequence
+            assert row.amount == grants[sequence].amount
+            paid = min(used, row.amount) if grants[sequence].open(now) else 0
+            assert grants[sequence].overdraft_paid == paid
+            left[sequence], used = -paid, used - paid
+        if row.grant is None:
+            used -= row.amount
+            allowed = row.amount > 0 or posting.body.get("force")
+            assert allowed or used <= posting.overdraft_limit
+        else:
+            left[row.grant] += row.amount
+            assert 0 <= left[row.grant] <= grants[row.grant].amount
+        assert used >= 0
+        assert balance == sum(left.values()) - used
+    return left

@@ -1,0 +1,193 @@
+"""What several tests need beside fixtures: a clock to set, commands in short, a seeded database.
+
+Imports the project's store and model; `conftest.py` makes fixtures of it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import shutil
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from creditledger import clock as time
+from creditledger.model import (
+    Adjust,
+    Category,
+    Command,
+    Consume,
+    GiveGrant,
+    Kind,
+    Operation,
+    Refund,
+    Status,
+)
+from creditledger.store import database_path, schema, sqlite
+from creditledger.store.migrations import migrate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+#: 2026-09-21T14:13:20Z, a moment like any other.
+START = 1_790_000_000_000
+BACKDATING_MS_MAX = 35 * time.DAY
+
+
+@dataclass(slots=True)
+class Clock:
+    """A clock that stands still until it is told otherwise: pass it as `clock=`."""
+
+    now: int = START
+
+    def __call__(self) -> int:
+        """Milliseconds since 1970."""
+        return self.now
+
+    def advance(self, milliseconds: int) -> None:
+        """Move on, or back."""
+        self.now += milliseconds
+
+
+def migrated(path: Path) -> str:
+    """Make a database of the newest schema at `path` and answer its URL."""
+    engine = sqlite.writer_engine(path)
+    with engine.begin() as connection:
+        migrate(connection)
+    engine.dispose()
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def copied(url: str, path: Path) -> str:
+    """A copy of the closed database at `url`; cheaper than migrating another one."""
+    shutil.copyfile(database_path(url), path)
+    return f"sqlite+aiosqlite:///{path}"
+
+
+def findings(url: str) -> list[object]:
+    """What `verify` has to say about the database, open or closed: nothing, if all is well."""
+    if importlib.util.find_spec("creditledger.store.verify") is None:
+        return []
+    engine = sqlite.reading_engine(database_path(url))
+    with engine.begin() as connection:
+        found = list(importlib.import_module("creditledger.store.verify").verify(connection))
+    engine.dispose()
+    return found
+
+
+def add_customer(connection: Connection, customer_id: str) -> None:
+    connection.execute(
+        schema.customers.insert().values(
+            id=customer_id,
+            name="Acme",
+            email="billing@example.com",
+            metadata="{}",
+            created_at=START,
+        )
+    )
+
+
+def add_wallet(
+    connection: Connection,
+    wallet_id: str,
+    *,
+    customer_id: str | None = None,
+    currency: str = "USD",
+    livemode: bool = True,
+    status: Status = Status.ACTIVE,
+    overdraft_limit: int = 0,
+) -> None:
+    """A wallet, and, if none is named, a customer of its own."""
+    if customer_id is None:
+        customer_id = f"cus_of_{wallet_id}"
+        add_customer(connection, customer_id)
+    connection.execute(
+        schema.wallets.insert().values(
+            id=wallet_id,
+            customer_id=customer_id,
+            currency=currency,
+            livemode=livemode,
+            status=status.value,
+            overdraft_limit=overdraft_limit,
+            metadata="{}",
+            created_at=START,
+            updated_at=START,
+        )
+    )
+
+
+def add_meter(connection: Connection, meter_id: str) -> None:
+    connection.execute(
+        schema.meters.insert().values(
+            id=meter_id,
+            name="Tokens",
+            event_name=f"event of {meter_id}",
+            unit="token",
+            currency=None,
+            metadata="{}",
+            created_at=START,
+        )
+    )
+
+
+def add_subscription(connection: Connection, subscription_id: str, *, customer_id: str) -> None:
+    connection.execute(
+        schema.subscriptions.insert().values(
+            id=subscription_id,
+            customer_id=customer_id,
+            name="Pro",
+            metadata="{}",
+            created_at=START,
+        )
+    )
+
+
+def give(
+    amount: str,
+    *,
+    kind: Kind = Kind.TOPUP,
+    category: Category = Category.PAID,
+    priority: int = 50,
+    effective_at: int | None = None,
+    expires_at: int | None = None,
+) -> GiveGrant:
+    return GiveGrant(amount, kind, category, priority, None, effective_at, expires_at, {})
+
+
+def consume(amount: str) -> Consume:
+    return Consume(amount)
+
+
+def adjust(amount: str, *, credit_grant_id: str | None = None, force: bool = False) -> Adjust:
+    return Adjust(amount, {}, credit_grant_id, force)
+
+
+def refund(posting_id: str, amount: str | None = None) -> Refund:
+    return Refund(posting_id, amount)
+
+
+def command(
+    operation: Operation,
+    *,
+    key: str = "key",
+    wallet_id: str = "wal_acme",
+    effective_at: int | None = None,
+    expected_sequence: int | None = None,
+    validate_only: bool = False,
+    backdating_free: bool = False,
+) -> Command:
+    """A posting by the command line, in live mode."""
+    return Command(
+        wallet_id=wallet_id,
+        idempotency_key=key,
+        operation=operation,
+        livemode=True,
+        posted_by=None,
+        actor="ops@example.com",
+        effective_at=effective_at,
+        expected_sequence=expected_sequence,
+        validate_only=validate_only,
+        backdating_free=backdating_free,
+    )

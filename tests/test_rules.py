@@ -1,0 +1,888 @@
+"""The rules on values alone: who is refused and why, and what a command does to a wallet.
+
+No database and no loop: `decide` and `append` are pure, so every promise here is about numbers.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from itertools import chain, combinations
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import event, given
+from hypothesis import strategies as st
+
+from creditledger import ids, money, rules
+from creditledger.clock import DAY, SECOND
+from creditledger.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
+from creditledger.model import (
+    Category,
+    Dimension,
+    Grant,
+    Kind,
+    Row,
+    Status,
+    Type,
+    Usage,
+    Wallet,
+    standing,
+)
+from tests.support import (
+    BACKDATING_MS_MAX,
+    START,
+    adjust,
+    command,
+    consume,
+    give,
+    refund,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from creditledger.model import Command, Operation
+
+NOW = START
+WALLET = 7
+#: The posting that refunds name, and one that is no consumption.
+SPENT, GIVEN = 90, 91
+SPENT_ID, GIVEN_ID = ids.compose("pst", WALLET, SPENT), ids.compose("pst", WALLET, GIVEN)
+USAGE = Dimension(Kind.USAGE.value, Type.CONSUMPTION.value)
+TOPUP = Dimension(Kind.TOPUP.value, Type.GRANT.value)
+PAID, PROMOTIONAL = Category.PAID, Category.PROMOTIONAL
+
+
+def grant(
+    number: int,
+    remaining: int,
+    *,
+    amount: int | None = None,
+    category: Category = PAID,
+    priority: int = 50,
+    starts: int = -DAY,
+    ends: int | None = None,
+) -> Grant:
+    """A grant that starts and ends so long after NOW, given when it starts or at NOW."""
+    return Grant(
+        number=number,
+        amount=remaining if amount is None else amount,
+        overdraft_paid=0,
+        remaining=remaining,
+        category=category,
+        priority=priority,
+        name=None,
+        effective_at=NOW + starts,
+        expires_at=None if ends is None else NOW + ends,
+        created_at=NOW + min(starts, 0),
+    )
+
+
+def wallet_of(*grants: Grant, overdraft_used: int = 0, overdraft_limit: int = 0) -> Wallet:
+    """A wallet with these grants, in a currency of scale 0: amounts are their own units."""
+    wallet = Wallet(
+        number=WALLET,
+        id="wal_acme",
+        customer_id="cus_acme",
+        currency="PTS",
+        scale=0,
+        livemode=True,
+        status=Status.ACTIVE,
+        overdraft_limit=overdraft_limit,
+        metadata={},
+        created_at=START - 40 * DAY,
+        updated_at=START - 40 * DAY,
+        sequence=40,
+        running_balance=sum(grant.remaining for grant in grants) - overdraft_used,
+        overdraft_used=overdraft_used,
+        posted_at=NOW - SECOND,
+        moved_sequence=38,  # the last two rows are expirations
+    )
+    for one in grants:
+        wallet.add(one)
+    return wallet
+
+
+def references(*draws: tuple[int, int | None], refunded: int = 0) -> rules.References:
+    """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`."""
+    rows = [row_of(sequence, -amount, number) for sequence, (amount, number) in enumerate(draws, 1)]
+    return rules.References(
+        meters=frozenset({"mtr_tokens"}),
+        subscriptions={"sub_pro": "cus_acme", "sub_other": "cus_other"},
+        originals={
+            (WALLET, SPENT): rules.Original(rows, USAGE, refunded),
+            (WALLET, GIVEN): rules.Original([row_of(9, 5, 9)], TOPUP, 0),
+        },
+    )
+
+
+def row_of(sequence: int, amount: int, number: int | None) -> Row:
+    return Row(
+        WALLET, sequence, SPENT, 6, 2, number, amount, 0, NOW - DAY, None, 1, None, 1, 0, 0, 0
+    )
+
+
+def decide(
+    wallet: Wallet,
+    command_: Command,
+    known: rules.References | None = None,
+    *,
+    now: int = NOW,
+) -> list[rules.Move]:
+    amount = command_.operation.amount
+    return rules.decide(
+        wallet,
+        command_,
+        None if amount is None else int(amount),
+        references() if known is None else known,
+        now=now,
+        backdating_ms_max=BACKDATING_MS_MAX,
+    )
+
+
+def carry_out(
+    wallet: Wallet,
+    operation: Operation,
+    known: rules.References | None = None,
+    *,
+    now: int = NOW,
+) -> list[Row]:
+    """As the ledger does it: decide, then what expired, then the moves. Answers the moves' rows."""
+    moves = decide(wallet, command(operation), known, now=now)
+    ended = rules.expirations(wallet, now)
+    rules.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
+    return rules.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+
+
+def drawn(moves: Sequence[rules.Move]) -> list[tuple[int, int | None]]:
+    """(amount, number of the grant) of each move; a fresh grant has number 0."""
+    return [(m.amount, None if m.grant is None else m.grant.number) for m in moves]
+
+
+# --- refusals, in order of precedence -------------------------------------------------------------
+
+#: What can be wrong at once: it changes a wallet, the fields of a command, or its operation.
+Fault = tuple[str, str | None, dict[str, object]]
+
+
+def usage(*quantities: int) -> Usage:
+    return Usage("", "", "", "", 1, quantities, (), (), 1)
+
+
+def spend_faults() -> list[Fault]:
+    full: dict[str, object] = {"usage_quantity": money.TOTAL_MAX}
+    return [
+        ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 37}),
+        ("WALLET_FROZEN", None, {"wallet": {"status": Status.FROZEN}}),
+        ("NOT_FOUND", "consumption.meter_id", {"operation": {"meter_id": "mtr_none"}}),
+        ("NOT_FOUND", "consumption.subscription_id", {"operation": {"subscription_id": "sub_no"}}),
+        ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
+        ("INSUFFICIENT_CREDIT", None, {"operation": {"amount": "101"}}),
+        ("OUT_OF_RANGE", None, {"wallet": full, "operation": {"usage": usage(1)}}),
+    ]
+
+
+def grant_faults() -> list[Fault]:
+    full = {"running_balance": money.TOTAL_MAX}
+    return [
+        ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 41}),
+        ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
+        ("INVALID_FIELD", "grant.effective_at", {"operation": {"effective_at": NOW - 36 * DAY}}),
+        ("INVALID_FIELD", "grant.expires_at", {"operation": {"expires_at": NOW}}),
+        ("OUT_OF_RANGE", None, {"wallet": full}),
+    ]
+
+
+def debit_faults() -> list[Fault]:
+    unknown: dict[str, object] = {"operation": {"credit_grant_id": ids.compose("cg", WALLET, 6)}}
+    return [
+        ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 0}),
+        ("WALLET_FROZEN", None, {"wallet": {"status": Status.FROZEN}}),
+        ("NOT_FOUND", "adjustment.credit_grant_id", unknown),
+        ("INVALID_FIELD", "effective_at", {"effective_at": NOW + 61 * SECOND}),
+        ("INSUFFICIENT_CREDIT", None, {"operation": {"amount": "-101"}}),
+    ]
+
+
+def credit_faults() -> list[Fault]:
+    unknown: dict[str, object] = {"operation": {"credit_grant_id": ids.compose("cg", WALLET, 6)}}
+    return [
+        ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 41}),
+        ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
+        ("NOT_FOUND", "adjustment.credit_grant_id", unknown),
+        ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
+        ("INVALID_FIELD", "adjustment.force", {"operation": {"force": True}}),
+        ("OUT_OF_RANGE", None, {"wallet": {"running_balance": money.TOTAL_MAX}}),
+    ]
+
+
+def refund_faults() -> list[Fault]:
+    other_wallet: dict[str, object] = {
+        "operation": {"posting_id": ids.compose("pst", WALLET + 1, SPENT)}
+    }
+    return [
+        ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 37}),
+        ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
+        ("NOT_FOUND", "refund.posting_id", other_wallet),
+        ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
+        ("NOT_REFUNDABLE", "refund.posting_id", {"operation": {"posting_id": GIVEN_ID}}),
+        ("REFUND_TOO_LARGE", "refund.amount", {"operation": {"amount": "31"}}),
+        ("OUT_OF_RANGE", None, {"wallet": {"running_balance": money.TOTAL_MAX}}),
+    ]
+
+
+def with_faults(operation: Operation, faults: list[Fault]) -> list[tuple[Operation, list[Fault]]]:
+    """The command with each fault alone, with each two of them, and with all at once."""
+    alone_and_paired = chain(combinations(faults, 1), combinations(faults, 2))
+    return [(operation, [*some]) for some in alone_and_paired] + [(operation, faults)]
+
+
+def faulty(operation: Operation, faults: Sequence[Fault]) -> tuple[Wallet, Command]:
+    wallet = wallet_of(grant(4, 60), grant(5, 40))
+    fields: dict[str, object] = {}
+    for _, _, changes in reversed(faults):  # of two that exclude each other the first stands
+        for name, value in changes.items():
+            if name == "wallet":
+                assert isinstance(value, dict)
+                for attribute, new in value.items():
+                    setattr(wallet, attribute, new)
+            elif name == "operation":
+                assert isinstance(value, dict)
+                operation = replace(operation, **value)
+            else:
+                fields[name] = value
+    return wallet, replace(command(operation), **fields)  # type: ignore[arg-type]  # by fault
+
+
+CASES = [
+    *with_faults(consume("100"), spend_faults()),
+    *with_faults(give("1"), grant_faults()),
+    *with_faults(adjust("-100"), debit_faults()),
+    *with_faults(adjust("100"), credit_faults()),
+    *with_faults(refund(SPENT_ID, "30"), refund_faults()),
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "faults"),
+    CASES,
+    ids=[f"{type(o).__name__}-{'+'.join(f[0] for f in faults)}" for o, faults in CASES],
+)
+def test_the_first_fault_in_order_is_named(operation: Operation, faults: list[Fault]) -> None:
+    """Whatever is wrong at once, the refusal is the first in the order of checks, and alone."""
+    wallet, wrong = faulty(operation, faults)
+    before = asdict(wallet)
+
+    with pytest.raises(Refusal) as refused:
+        decide(wallet, wrong, references((10, 4), (20, 5)))
+
+    assert faults[0][:2] == (refused.value.reason, refused.value.param)
+    assert before == asdict(wallet)
+
+
+@pytest.mark.parametrize("operation", list({id(o): o for o, _ in CASES}.values()), ids=repr)
+def test_without_a_fault_the_same_commands_are_accepted(operation: Operation) -> None:
+    """Nothing but the fault is why the commands of the table are refused."""
+    wallet, right = faulty(operation, [])
+    before = asdict(wallet)
+
+    assert decide(wallet, right, references((10, 4), (20, 5)))
+    assert before == asdict(wallet)
+
+
+REFUSALS: list[tuple[Wallet, Command, str, str | None, dict[str, str]]] = [
+    (
+        wallet_of(),
+        command(consume("1"), expected_sequence=37),
+        "SEQUENCE_MISMATCH",
+        "expected_sequence",
+        {"expected": "37", "actual": "40"},
+    ),
+    (
+        wallet_of(),
+        command(consume("1"), expected_sequence=41),
+        "SEQUENCE_MISMATCH",
+        "expected_sequence",
+        {"expected": "41", "actual": "40"},
+    ),
+    (
+        wallet_of(grant(1, 3), grant(2, 90, starts=1), grant(3, 90, ends=0), overdraft_limit=6),
+        command(consume("10")),
+        "INSUFFICIENT_CREDIT",
+        None,
+        {"required": "10", "available": "3", "currency": "PTS"},
+    ),
+    (
+        wallet_of(grant(1, 3), overdraft_used=5, overdraft_limit=5),
+        command(consume("4")),
+        "INSUFFICIENT_CREDIT",
+        None,
+        {"required": "4", "available": "-2", "currency": "PTS"},
+    ),
+    (
+        wallet_of(grant(1, 3), grant(2, 9)),
+        command(adjust("-4", credit_grant_id=ids.compose("cg", WALLET, 1))),
+        "INSUFFICIENT_CREDIT",
+        None,
+        {"required": "4", "available": "3", "currency": "PTS"},
+    ),
+    (
+        wallet_of(grant(1, 3, ends=0), grant(2, 9)),
+        command(adjust("-1", credit_grant_id=ids.compose("cg", WALLET, 1))),
+        "INSUFFICIENT_CREDIT",
+        None,
+        {"required": "1", "available": "0", "currency": "PTS"},
+    ),
+    (
+        wallet_of(grant(1, 9), overdraft_used=6, overdraft_limit=5),
+        command(adjust("-9", credit_grant_id=ids.compose("cg", WALLET, 1))),
+        "INSUFFICIENT_CREDIT",
+        None,
+        {"required": "9", "available": "3", "currency": "PTS"},
+    ),
+    (
+        wallet_of(),
+        command(refund(SPENT_ID, "31")),
+        "REFUND_TOO_LARGE",
+        "refund.amount",
+        {"refundable": "30"},
+    ),
+    (wallet_of(), command(refund("pst_none")), "NOT_FOUND", "refund.posting_id", {}),
+    (
+        wallet_of(),
+        command(adjust("-1", credit_grant_id="cg_none")),
+        "NOT_FOUND",
+        "adjustment.credit_grant_id",
+        {},
+    ),
+    (
+        wallet_of(grant(1, 9)),
+        command(adjust("1", credit_grant_id=ids.compose("cg", WALLET, 1))),
+        "INVALID_FIELD",
+        "adjustment.credit_grant_id",
+        {},
+    ),
+    (
+        wallet_of(),
+        command(give("1", effective_at=NOW + DAY, expires_at=NOW + DAY)),
+        "INVALID_FIELD",
+        "grant.expires_at",
+        {},
+    ),
+    (
+        wallet_of(),
+        command(give("1"), effective_at=NOW - BACKDATING_MS_MAX - 1),
+        "INVALID_FIELD",
+        "effective_at",
+        {},
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("wallet", "wrong", "reason", "param", "metadata"),
+    REFUSALS,
+    ids=[f"{place}-{reason}" for place, (_, _, reason, _, _) in enumerate(REFUSALS)],
+)
+def test_a_refusal_says_what_a_program_needs(
+    wallet: Wallet, wrong: Command, reason: str, param: str | None, metadata: dict[str, str]
+) -> None:
+    """Each refusal carries its reason, the field at fault and the figures it turned on."""
+    with pytest.raises(Refusal) as refused:
+        decide(wallet, wrong, references((10, 4), (20, 5)))
+
+    assert (reason, param, metadata) == (
+        refused.value.reason,
+        refused.value.param,
+        refused.value.metadata,
+    )
+
+
+@pytest.mark.parametrize(
+    ("operation", "effective_at", "backdating_free"),
+    [
+        (consume("1"), NOW - BACKDATING_MS_MAX, False),
+        (consume("1"), NOW + 60 * SECOND, False),
+        (consume("1"), NOW - 400 * DAY, True),
+        (give("1"), NOW - BACKDATING_MS_MAX, False),
+        (give("1"), NOW - 400 * DAY, True),
+        (give("1"), NOW + 400 * DAY, False),
+        (give("1", effective_at=NOW - 400 * DAY), None, True),
+        (adjust("1"), NOW - 400 * DAY, True),
+    ],
+)
+def test_effective_at_reaches_to_its_bounds(
+    operation: Operation, effective_at: int | None, backdating_free: bool
+) -> None:
+    """35 days back and 60 s ahead are within; free backdating has no floor; grants start later."""
+    right = command(operation, effective_at=effective_at, backdating_free=backdating_free)
+
+    assert len(decide(wallet_of(grant(1, 5)), right)) == 1
+
+
+@pytest.mark.parametrize("expected", [38, 39, 40])
+def test_expirations_do_not_move_the_expected_sequence(expected: int) -> None:
+    """expected_sequence holds as long as nothing but expirations follows it."""
+    assert decide(wallet_of(grant(1, 5)), command(consume("1"), expected_sequence=expected))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [give("1"), adjust("1"), adjust("-1", force=True), refund(SPENT_ID)],
+    ids=repr,
+)
+def test_a_frozen_wallet_takes_credit(operation: Operation) -> None:
+    """Frozen refuses spending only: grants, credits, forced debits and refunds go through."""
+    wallet = wallet_of(grant(4, 5, amount=15), grant(5, 5, amount=25))
+    wallet.status = Status.FROZEN
+
+    assert decide(wallet, command(operation), references((10, 4), (20, 5)))
+
+
+# --- limits ---------------------------------------------------------------------------------------
+
+
+def test_a_wallet_has_a_thousand_open_grants() -> None:
+    """The thousandth open grant is given, the next one refused, until one of them has ended."""
+    full = wallet_of(*(grant(number, 1) for number in range(1, 1_001)))
+    with pytest.raises(OutOfRange):
+        decide(full, command(give("1")))
+
+    room = wallet_of(*(grant(number, 1) for number in range(1, 1_000)), grant(1_000, 1, ends=0))
+    assert len(decide(room, command(give("1")))) == 1
+
+
+def test_a_grant_that_pays_back_an_overdraft_whole_is_not_open() -> None:
+    """What goes into the overdraft to the last unit takes no place among the open grants."""
+    grants = [grant(number, 1, starts=1) for number in range(1, 1_001)]
+    wallet = wallet_of(*grants, overdraft_used=5, overdraft_limit=5)
+
+    assert len(decide(wallet, command(give("5")))) == 1
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(give("6")))
+
+
+def test_a_refund_to_a_grant_that_was_used_up_opens_it_again() -> None:
+    """What a refund fills again takes its place among the thousand; what has some left has one."""
+    grants = [grant(number, 1) for number in range(2, 1_002)]
+    wallet = wallet_of(grant(1, 0, amount=10), *grants)
+
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(refund(SPENT_ID)), references((10, 1)))
+    wallet = wallet_of(grant(1, 1, amount=10), *grants[1:])
+    assert drawn(decide(wallet, command(refund(SPENT_ID)), references((9, 1)))) == [(9, 1)]
+
+
+@pytest.mark.parametrize("swept", [False, True])
+def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
+    """Whether a sweep has run decides nothing, at the highest balance either."""
+    ended = grant(1, 10, ends=0)
+    wallet = wallet_of(ended)
+    wallet.running_balance = money.TOTAL_MAX
+    if swept:
+        rules.append(
+            wallet,
+            rules.expirations(wallet, NOW),
+            posting=1,
+            dimension=1,
+            quantity=None,
+            now=NOW,
+        )
+
+    assert len(decide(wallet, command(give("10")))) == 1
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(give("11")))
+
+
+def test_counters_stop_at_their_bound_exactly() -> None:
+    """What would take a counter past 9·10^18 is refused, what reaches it is not."""
+    wallet = wallet_of(grant(1, 10))
+    wallet.usage_amount = 5 - money.TOTAL_MAX
+    assert decide(wallet, command(consume("5")))
+    assert decide(wallet, command(give("10")))
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(consume("6")))
+
+    wallet = wallet_of(grant(1, 10))
+    wallet.usage_quantity = money.TOTAL_MAX - 5
+    metered = replace(consume("1"), usage=usage(2, 3))
+    assert decide(wallet, command(metered))
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(replace(metered, usage=usage(3, 3))))
+
+    wallet = wallet_of(overdraft_used=money.TOTAL_MAX - 5)
+    wallet.running_balance = 0  # as much is pending
+    assert decide(wallet, command(adjust("-5", force=True)))
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(adjust("-6", force=True)))
+
+
+# --- examples -------------------------------------------------------------------------------------
+
+
+def test_burn_order_by_example() -> None:
+    """Priority, then expiry, then promotional, then start, then creation, then id."""
+    late, sooner = 9 * DAY, 8 * DAY
+    in_order = [
+        grant(8, 1, priority=0),
+        grant(7, 1, ends=sooner),
+        grant(6, 1, ends=late, category=PROMOTIONAL),
+        grant(5, 1, ends=late, starts=-2 * DAY),
+        replace(grant(4, 1, ends=late), created_at=NOW - 3 * DAY),
+        grant(2, 1, ends=late),
+        grant(3, 1, ends=late),
+        grant(1, 1),
+        grant(9, 1, priority=100, ends=1, category=PROMOTIONAL),
+    ]
+    waiting = [grant(10, 1, priority=0, starts=1), grant(11, 1, priority=0, ends=0)]
+    wallet = wallet_of(*sorted([*in_order, *waiting], key=lambda one: one.number))
+
+    moves = decide(wallet, command(consume("9")))
+
+    assert [(-1, one.number) for one in in_order] == drawn(moves)
+
+
+def test_what_grants_do_not_cover_is_one_overdraft_row_and_last() -> None:
+    """A consumption beyond the grants draws the rest as overdraft, up to the limit."""
+    wallet = wallet_of(grant(1, 3), grant(2, 4), overdraft_used=1, overdraft_limit=6)
+
+    assert drawn(decide(wallet, command(consume("12")))) == [(-3, 1), (-4, 2), (-5, None)]
+    with pytest.raises(InsufficientCredit):
+        decide(wallet, command(consume("13")))
+
+
+@pytest.mark.parametrize(
+    ("named", "force", "debit", "expected"),
+    [
+        (1, False, 3, [(-3, 1)]),
+        (2, False, 4, [(-4, 2)]),  # pending: only what it has itself counts
+        (1, True, 8, [(-3, 1), (-5, None)]),
+        (2, True, 8, [(-4, 2), (-4, None)]),
+        (3, True, 8, [(-8, None)]),  # ended
+        (None, True, 8, [(-3, 1), (-5, None)]),
+    ],
+)
+def test_debits_by_example(
+    named: int | None, force: bool, debit: int, expected: list[tuple[int, int | None]]
+) -> None:
+    """A debit takes from the grant it names; forced, what that lacks is overdraft."""
+    wallet = wallet_of(grant(1, 3), grant(2, 4, starts=1), grant(3, 5, ends=0))
+    id_ = None if named is None else ids.compose("cg", WALLET, named)
+
+    moves = decide(wallet, command(adjust(f"-{debit}", credit_grant_id=id_, force=force)))
+
+    assert expected == drawn(moves)
+
+
+def test_an_open_grant_pays_the_overdraft_back_first() -> None:
+    """What an open grant pays back is not spendable; one that starts later pays nothing."""
+    wallet = wallet_of(overdraft_used=7, overdraft_limit=7)
+
+    (row,) = carry_out(wallet, give("10"))
+    made = wallet.grants[41]
+    assert (row.amount, row.grant) == (10, 41)
+    assert (made.amount, made.overdraft_paid, made.remaining) == (10, 7, 3)
+    assert (wallet.running_balance, wallet.overdraft_used) == (3, 0)
+
+    wallet = wallet_of(overdraft_used=7, overdraft_limit=7)
+    carry_out(wallet, give("10", effective_at=NOW + 1))
+    made = wallet.grants[41]
+    assert (made.overdraft_paid, made.remaining) == (0, 10)
+    assert (wallet.running_balance, wallet.overdraft_used) == (3, 7)
+    assert standing(wallet, NOW).available == -7
+
+
+def test_refunds_by_example() -> None:
+    """Newest draw first: overdraft still used, then a paid grant; ended grants give a new one."""
+    wallet = wallet_of(
+        grant(1, 0, amount=10),
+        grant(2, 0, amount=10, ends=0, category=PROMOTIONAL, priority=20),
+        overdraft_used=2,
+    )
+    known = references((3, 1), (4, 2), (5, None))
+
+    moves = decide(wallet, command(refund(SPENT_ID)), known)
+
+    assert drawn(moves) == [(2, None), (3, 0), (4, 0), (3, 1)]
+    paid, promotional = moves[1].grant, moves[2].grant
+    assert paid is not None
+    assert promotional is not None
+    assert (paid.category, paid.priority, paid.expires_at) == (PAID, 50, None)
+    assert (
+        promotional.category,
+        promotional.priority,
+        promotional.expires_at,
+    ) == (PROMOTIONAL, 20, None)
+    # A part skips what was returned before: two of the overdraft's five, then on.
+    assert drawn(
+        decide(
+            wallet_of(*wallet.grants.values()),
+            command(refund(SPENT_ID, "5")),
+            references((3, 1), (4, 2), (5, None), refunded=2),
+        )
+    ) == [(3, 0), (2, 0)]
+
+
+def test_expirations_come_in_order_of_their_ends() -> None:
+    """What is due is taken whole, by its end and then by its grant, dated at its end."""
+    wallet = wallet_of(
+        grant(1, 1, ends=0),
+        grant(2, 2, ends=-SECOND, priority=100),
+        grant(3, 3, ends=-SECOND),
+        grant(4, 4, ends=1),
+        grant(5, 0, amount=5, ends=-SECOND),
+    )
+
+    moves = rules.expirations(wallet, NOW)
+
+    assert drawn(moves) == [(-2, 2), (-3, 3), (-1, 1)]
+    assert [move.effective_at for move in moves] == [NOW - SECOND, NOW - SECOND, NOW]
+
+
+# --- properties -----------------------------------------------------------------------------------
+
+
+@st.composite
+def grants(draw: st.DrawFn, number: int) -> Grant:
+    amount = draw(st.integers(1, 20))
+    starts = draw(st.integers(-3, 2))
+    return grant(
+        number,
+        draw(st.integers(0, amount)),
+        amount=amount,
+        category=draw(st.sampled_from(Category)),
+        priority=draw(st.sampled_from([0, 50, 100])),
+        starts=starts,
+        ends=draw(st.none() | st.integers(starts + 1, 4)),
+    )
+
+
+@st.composite
+def wallets(draw: st.DrawFn) -> Wallet:
+    found = [draw(grants(number)) for number in range(1, 1 + draw(st.integers(0, 6)))]
+    return wallet_of(
+        *found,
+        overdraft_used=draw(st.integers(0, 10)),
+        overdraft_limit=draw(st.integers(0, 12)),
+    )
+
+
+def open_grants(wallet: Wallet) -> list[Grant]:
+    """Those a consumption may draw on at NOW, in burn order as the design states it."""
+    found = [
+        one
+        for one in wallet.grants.values()
+        if one.effective_at <= NOW and (one.expires_at is None or one.expires_at > NOW)
+    ]
+    return sorted(
+        found,
+        key=lambda one: (
+            one.priority,
+            one.expires_at is None,
+            one.expires_at,
+            one.category is PAID,
+            one.effective_at,
+            one.created_at,
+            one.number,
+        ),
+    )
+
+
+def assert_consistent(wallet: Wallet) -> None:
+    """Invariants 2 and 3 of a wallet value."""
+    left = sum(one.remaining for one in wallet.grants.values())
+    assert wallet.running_balance == left - wallet.overdraft_used
+    assert all(
+        0 <= one.remaining <= one.amount - one.overdraft_paid for one in wallet.grants.values()
+    )
+    assert wallet.overdraft_used >= 0
+    assert {id(one) for one in wallet.grants.values() if one.remaining} == {
+        id(one) for one in wallet.burning
+    }
+
+
+def assert_drawn_in_order(moves: Sequence[rules.Move], order: Sequence[Grant]) -> None:
+    """No grant is drawn on while one before it has something left; the overdraft is last."""
+    left = {one.number: one.remaining for one in order}
+    for move in moves:
+        if move.grant is None:
+            assert not any(left.values())
+            continue
+        for earlier in order:
+            if earlier.number == move.grant.number:
+                break
+            assert not left[earlier.number]
+        left[move.grant.number] += move.amount
+        assert left[move.grant.number] >= 0
+    assert len(moves) == len({move.grant and move.grant.number for move in moves})
+
+
+@given(wallet=wallets(), amount=st.integers(1, 90), debit=st.booleans())
+def test_spending_takes_what_may_be_spent_in_burn_order(
+    wallet: Wallet, amount: int, debit: bool
+) -> None:
+    """Accepted if and only if credit and overdraft suffice; then exactly so much, in order."""
+    order, before = open_grants(wallet), asdict(wallet)
+    most = sum(one.remaining for one in order) - wallet.overdraft_used + wallet.overdraft_limit
+    operation: Operation = adjust(f"-{amount}") if debit else consume(str(amount))
+
+    if amount > most:
+        event("refused")
+        with pytest.raises(InsufficientCredit) as refused:
+            decide(wallet, command(operation))
+        assert str(most - wallet.overdraft_limit) == refused.value.metadata["available"]
+        assert before == asdict(wallet)
+        return
+
+    event("accepted")
+    moves = decide(wallet, command(operation))
+    assert -amount == sum(move.amount for move in moves)
+    assert before == asdict(wallet)
+    assert_drawn_in_order(moves, order)
+    used = wallet.overdraft_used
+    carry_out(wallet, operation)
+    assert_consistent(wallet)
+    assert wallet.overdraft_used <= max(used, wallet.overdraft_limit)
+    assert standing(wallet, NOW).available == most - wallet.overdraft_limit - amount
+
+
+@given(wallet=wallets(), amount=st.integers(1, 90))
+def test_force_is_never_short_of_credit(wallet: Wallet, amount: int) -> None:
+    """A forced debit takes what there is, in order, and the rest as overdraft, limit or not."""
+    order, before = open_grants(wallet), standing(wallet, NOW)
+    covered = min(amount, sum(one.remaining for one in order))
+    used = wallet.overdraft_used
+
+    moves = decide(wallet, command(adjust(f"-{amount}", force=True)))
+    assert_drawn_in_order(moves, order)
+    carry_out(wallet, adjust(f"-{amount}", force=True))
+
+    assert_consistent(wallet)
+    assert used + amount - covered == wallet.overdraft_used
+    assert before.balance - amount == standing(wallet, NOW).balance
+
+
+@given(wallet=wallets(), amount=st.integers(1, 30), starts=st.none() | st.integers(-5, 5))
+def test_giving_adds_exactly_what_is_given(wallet: Wallet, amount: int, starts: int | None) -> None:
+    """A grant adds its amount to the balance, whatever of it pays back an overdraft."""
+    before, used = standing(wallet, NOW), wallet.overdraft_used
+    begins = None if starts is None else NOW + starts
+    later = amount if starts is not None and starts > 0 else 0
+
+    carry_out(wallet, give(str(amount), effective_at=begins))
+
+    after = standing(wallet, NOW)
+    assert_consistent(wallet)
+    assert before.balance + amount == after.balance
+    assert before.pending + later == after.pending
+    assert used - (0 if later else min(used, amount)) == wallet.overdraft_used
+
+
+@given(
+    wallet=wallets(),
+    amount=st.integers(1, 60),
+    parts=st.lists(st.integers(1, 30), max_size=5),
+    later=st.integers(0, 5),
+)
+def test_refunds_return_what_was_drawn_and_never_more(
+    wallet: Wallet, amount: int, parts: list[int], later: int
+) -> None:
+    """Parts and then the rest return the consumption exactly; one unit more is refused."""
+    figures = standing(wallet, NOW)
+    left_before = {one.number: one.remaining for one in open_grants(wallet)}
+    used_before = wallet.overdraft_used
+    try:
+        rows = carry_out(wallet, consume(str(amount)))
+    except InsufficientCredit:
+        return
+    known = rules.References(
+        frozenset(), {}, {(WALLET, SPENT): rules.Original(rows, USAGE, refunded=0)}
+    )
+    refunded, now = 0, NOW + later
+
+    for part in [*map(str, parts), None]:
+        due = part if part is None else int(part)
+        if refunded == amount or (due is not None and refunded + due > amount):
+            with pytest.raises(Refusal) as refused:
+                decide(wallet, command(refund(SPENT_ID, part)), known, now=now)
+            too_large = refunded < amount
+            expected = "REFUND_TOO_LARGE" if too_large else "NOT_REFUNDABLE"
+            assert expected == refused.value.reason
+            assert not too_large or str(amount - refunded) == refused.value.metadata["refundable"]
+            continue
+        given_back = carry_out(wallet, refund(SPENT_ID, part), known, now=now)
+        returned = sum(row.amount for row in given_back)
+        assert returned == (amount - refunded if due is None else due)
+        assert all(row.amount > 0 for row in given_back)
+        refunded += returned
+        known.originals[WALLET, SPENT] = rules.Original(rows, USAGE, refunded)
+        assert_consistent(wallet)
+
+    assert refunded == amount
+    with pytest.raises(NotRefundable):
+        decide(wallet, command(refund(SPENT_ID)), known, now=now)
+    if not later:
+        # Nothing has ended or been paid back since: everything stands as it did.
+        event("restored")
+        assert figures == standing(wallet, now)
+        assert used_before == wallet.overdraft_used
+        assert left_before == {one.number: one.remaining for one in open_grants(wallet)}
+
+
+@given(
+    wallet=wallets(),
+    operations=st.lists(
+        st.builds(consume, st.integers(1, 20).map(str))
+        | st.builds(adjust, st.integers(-20, -1).map(str), force=st.booleans())
+        | st.builds(adjust, st.integers(1, 20).map(str))
+        | st.builds(give, st.integers(1, 20).map(str)),
+        max_size=8,
+    ),
+)
+def test_rows_and_counters_follow_each_other(wallet: Wallet, operations: list[Operation]) -> None:
+    """Sequences have no gap, running balances add up, counters count what the rows are."""
+    start, balance = wallet.sequence, wallet.running_balance
+    rows = []
+    for operation in operations:
+        try:
+            moves = decide(wallet, command(operation))
+        except InsufficientCredit:
+            continue
+        ended = rules.expirations(wallet, NOW)
+        rows += rules.append(wallet, ended, posting=1, dimension=1, quantity=None, now=NOW)
+        rows += rules.append(wallet, moves, posting=2, dimension=2, quantity=3, now=NOW)
+
+    assert [start + place for place in range(1, len(rows) + 1)] == [row.sequence for row in rows]
+    for row in rows:
+        balance += row.amount
+        assert balance == row.running_balance
+    spent = [row for row in rows if row.kind == Kind.USAGE]
+    assert (len(spent), sum(row.amount for row in spent)) == (
+        wallet.usage_count,
+        wallet.usage_amount,
+    )
+    assert all(
+        wallet.kind_counts[kind] == sum(row.kind == kind for row in rows)
+        for kind in Kind
+        if kind is not Kind.USAGE
+    )
+    others = [row.sequence for row in rows if row.kind != Kind.EXPIRY]
+    assert max([38, *others]) == wallet.moved_sequence
+
+
+@pytest.mark.parametrize(
+    ("quantity", "expected"), [(None, (0, 12)), (0, (0, 0)), (1_500, (1_500, 0))]
+)
+def test_usage_counts_once_however_many_grants_pay(
+    quantity: int | None, expected: tuple[int, int]
+) -> None:
+    """A posting's quantities count on its first row; without usage its amount counts instead."""
+    wallet = wallet_of(grant(1, 3), grant(2, 4), overdraft_limit=5)
+    moves = decide(wallet, command(consume("12")))
+
+    rows = rules.append(wallet, moves, posting=1, dimension=1, quantity=quantity, now=NOW)
+
+    assert len(rows) == 3
+    assert expected == (wallet.usage_quantity, wallet.unmetered_amount)
+    assert {expected[0]} == {row.usage_quantity for row in rows}
+    assert expected[1] == rows[-1].unmetered_amount
