@@ -86,7 +86,7 @@ class Ledger:
     def post(self, command: Command, budget: Budget | None = None) -> asyncio.Future[Posted]:
         """Queue one posting; the future answers Posted or raises its Refusal.
 
-        One write transaction however many callers: three to ten reads and at most nine writes for
+        One write transaction however many callers: three to fifteen reads and at most nine writes for
         the whole batch. Same key and fields: the first answer, replayed=True, nothing written.
         Cancelling the future drops the command if its batch has not begun; afterwards it stands.
         Raises Overloaded at once if the queue is full, Unavailable if the server is closing.
@@ -144,14 +144,15 @@ class Ledger:
             log.critical("disk failed", exc_info=True)
             _refuse(waiting, OutcomeUnknown("the disk failed while the posting was written"))
             self._on_disk_failure()
+        except StoreUnavailable:
+            # It is so for each of them: halving would wait for the database once for each half.
+            log.error("database unavailable", exc_info=True)
+            _refuse(waiting, Unavailable("the database does not answer"))
         except Exception as error:
             if len(waiting) > 1:
                 middle = len(waiting) // 2
                 await self._commit(waiting[:middle])
                 await self._commit(waiting[middle:])
-            elif isinstance(error, StoreUnavailable):
-                log.error("database unavailable", exc_info=True)
-                _refuse(waiting, Unavailable("the database does not answer"))
             else:
                 _refuse(waiting, error)
         else:

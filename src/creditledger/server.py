@@ -67,6 +67,9 @@ LOCAL_WAIT_SECONDS_MAX = 10.0
 #: What a stop may take beyond the drain: the queue, the last commit, folding the journal.
 CLOSE_SECONDS_MAX = 20.0
 
+#: How folders for sockets begin, in the folder for temporary files.
+_FOLDER = "creditledger-"
+
 #: Every RPC of the contract, by service; what reflection and health speak of.
 SERVICES = tuple(
     service.full_name
@@ -119,7 +122,7 @@ class Server:
         self.failed = asyncio.Event()
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
-        #: The Unix socket beside the database, for commands of its owner.
+        #: The Unix socket for commands of the database's owner.
         self.local_socket = local_socket(config.path)
 
     async def start(self) -> None:
@@ -194,6 +197,11 @@ class Server:
         return server
 
     def _bind(self, server: grpc.aio.Server) -> None:
+        if self._local_only:
+            # Nobody else's: who else looks for a server is not to find one that is about to end.
+            folder = tempfile.TemporaryDirectory(prefix=_FOLDER)
+            self._closing.callback(folder.cleanup)
+            self.local_socket = Path(folder.name, "credit.sock")
         # The file is made with the mode that it keeps: there is no moment in which others may in.
         require_private(self.local_socket)
         before = os.umask(0o177)
@@ -235,7 +243,7 @@ def local_socket(path: Path) -> Path:
     if len(os.fsencode(beside)) <= SOCKET_BYTES_MAX:
         return beside
     name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return Path(tempfile.gettempdir(), f"creditledger-{os.getuid()}", f"{name}.sock")
+    return Path(tempfile.gettempdir(), f"{_FOLDER}{os.getuid()}", f"{name}.sock")
 
 
 def target(path: Path) -> str:
@@ -246,7 +254,7 @@ def target(path: Path) -> str:
 def require_private(path: Path) -> None:
     """Raises CannotStart unless the socket's folder is the database's or only its owner's."""
     folder = path.parent
-    if folder.parent != Path(tempfile.gettempdir()) or not folder.name.startswith("creditledger-"):
+    if folder.parent != Path(tempfile.gettempdir()) or not folder.name.startswith(_FOLDER):
         return
     folder.mkdir(mode=0o700, exist_ok=True)
     found = folder.lstat()
@@ -337,35 +345,38 @@ async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + LOCAL_WAIT_SECONDS_MAX
-    path = local_socket(config.path)
     while True:
-        server: Server | None = build(config, local_only=True)
-        assert server is not None
+        server = build(config, local_only=True)
         try:
             await server.start()
         except DatabaseLocked:
-            server = None
-        channel = _channel(path)
-        try:
-            async with asyncio.timeout(1.0):
-                await channel.channel_ready()
-        except TimeoutError:
-            # Whoever has the database is migrating it, or about to begin or to end.
-            await channel.close()
-            if server is not None:
-                await server.stop()
-            if loop.time() > give_up:
-                raise CannotStart(
-                    f"Another process has {config.path}, and nobody answers at {path}."
-                ) from None
+            channel = _channel(server.local_socket)
+            async with channel:
+                if await _is_ready(channel):
+                    yield channel
+                    return
         else:
             break
+        # Another command has the database, or a server is about to begin or to end.
+        if loop.time() > give_up:
+            raise CannotStart(
+                f"Another process has {config.path}, and no server answers at"
+                f" {server.local_socket}: wait for its end."
+            )
     try:
-        yield channel
+        async with server.local_channel() as channel:
+            yield channel
     finally:
-        await channel.close()
-        if server is not None:
-            await server.stop()
+        await server.stop()
+
+
+async def _is_ready(channel: grpc.aio.Channel) -> bool:
+    try:
+        async with asyncio.timeout(0.5):
+            await channel.channel_ready()
+    except TimeoutError:
+        return False
+    return True
 
 
 def _channel(path: Path) -> grpc.aio.Channel:

@@ -57,8 +57,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
     """
     ERROR_REASON_RESULT_TOO_LARGE: _ErrorReason.ValueType  # 6
-    """The answer would be larger than one answer may be (4 MiB for a batch, 10,000 rows for bills
-    without a page). A batch refused for this booked nothing.
+    """The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for bills
+    without a page). A posting refused for this is not booked; of a batch, those before it are.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
     """
@@ -119,8 +119,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_CONFLICT: _ErrorReason.ValueType  # 17
     """The database gave up on this write because of another one: nothing was written, try again with
-    the same key. Or a wallet was to be closed that still has a balance or overdraft; that is
-    FAILED_PRECONDITION, 400 invalid_request_error.
+    the same key.
     [ABORTED, 409 conflict_error] Metadata: none.
     Example: {"reason": "CONFLICT", "domain": "creditledger"}
     """
@@ -155,13 +154,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
     """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
     wallet would have more than 1,000 open grants.
-    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
+    [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
     """
     ERROR_REASON_OVERLOADED: _ErrorReason.ValueType  # 24
     """The queue of writes is full. Nothing was written; try again later with the same key.
-    [RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: none.
-    Example: {"reason": "OVERLOADED", "domain": "creditledger"}
+    [RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `retry_after`, seconds to wait at least.
+    Example: {"reason": "OVERLOADED", "domain": "creditledger", "metadata": {"retry_after": "1"}}
     """
     ERROR_REASON_RATE_LIMITED: _ErrorReason.ValueType  # 25
     """This client sends more than it may.
@@ -226,8 +225,8 @@ more than 60 KiB; that is status 431.
 Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
 """
 ERROR_REASON_RESULT_TOO_LARGE: ErrorReason.ValueType  # 6
-"""The answer would be larger than one answer may be (4 MiB for a batch, 10,000 rows for bills
-without a page). A batch refused for this booked nothing.
+"""The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for bills
+without a page). A posting refused for this is not booked; of a batch, those before it are.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
 """
@@ -288,8 +287,7 @@ Example: {"reason": "SEQUENCE_MISMATCH", "domain": "creditledger", "metadata": {
 """
 ERROR_REASON_CONFLICT: ErrorReason.ValueType  # 17
 """The database gave up on this write because of another one: nothing was written, try again with
-the same key. Or a wallet was to be closed that still has a balance or overdraft; that is
-FAILED_PRECONDITION, 400 invalid_request_error.
+the same key.
 [ABORTED, 409 conflict_error] Metadata: none.
 Example: {"reason": "CONFLICT", "domain": "creditledger"}
 """
@@ -324,13 +322,13 @@ Example: {"reason": "REFUND_TOO_LARGE", "domain": "creditledger", "metadata": {"
 ERROR_REASON_OUT_OF_RANGE: ErrorReason.ValueType  # 23
 """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
 wallet would have more than 1,000 open grants.
-[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
+[INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
 """
 ERROR_REASON_OVERLOADED: ErrorReason.ValueType  # 24
 """The queue of writes is full. Nothing was written; try again later with the same key.
-[RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: none.
-Example: {"reason": "OVERLOADED", "domain": "creditledger"}
+[RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `retry_after`, seconds to wait at least.
+Example: {"reason": "OVERLOADED", "domain": "creditledger", "metadata": {"retry_after": "1"}}
 """
 ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 25
 """This client sends more than it may.

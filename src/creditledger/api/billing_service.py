@@ -251,13 +251,18 @@ def _order(dimension: Dimension) -> tuple[object, ...]:
     return (
         dimension.api_key_id,
         dimension.product_id,
-        dimension.base_prices,
-        dimension.discount_prices,
+        _filled(dimension.base_prices),
+        _filled(dimension.discount_prices),
         dimension.price_precision,
         dimension.product_name,
         dimension.category,
         dimension.billing_method,
     )
+
+
+def _filled(prices: tuple[int, ...]) -> tuple[int, ...]:
+    """One for each quantity there may be: those left out are 0."""
+    return (*prices, *(0,) * (fields.QUANTITIES_MAX - len(prices)))
 
 
 def _rows(
@@ -290,8 +295,7 @@ def _matches(dimension: Dimension, wanted: _BillQuery) -> bool:
 def _bill(bill: _Bill, customer_id: str, scale: int, keys: Mapping[str, ApiKey]) -> pb.ApiKeyBill:
     dimension, charge = bill.dimension, bill.charge
     key = keys.get(dimension.api_key_id)
-    base = (*dimension.base_prices, 0, 0)
-    discount = (*dimension.discount_prices, 0, 0)
+    base, discount = _filled(dimension.base_prices), _filled(dimension.discount_prices)
     return pb.ApiKeyBill(
         user_id=customer_id,
         start_time=bill.bucket.start // time.SECOND,

@@ -207,9 +207,13 @@ def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
 
     async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        sound = (_sound(request) async for request in requests)
+        async def sound() -> AsyncIterator[Any]:
+            # Not an expression: that would begin to read, and a refused call is never read.
+            async for request in requests:
+                yield _sound(request)
+
         async with _Call(method, context):
-            async for answer in handler.stream_stream(sound, context):
+            async for answer in handler.stream_stream(sound(), context):
                 yield answer
 
     return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)

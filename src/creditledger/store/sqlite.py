@@ -104,10 +104,16 @@ def writer_engine(path: Path) -> Engine:
     return engine
 
 
+def _read_only(driver: str, path: Path) -> URL:
+    # Not as text: SQLAlchemy would undo the quoting that SQLite's own URI needs.
+    query = {"mode": "ro", "uri": "true"}
+    return URL.create(driver, database=f"file:{quote(str(path))}", query=query)
+
+
 def reader_engine(path: Path, connections: int) -> AsyncEngine:
     """An engine whose transactions are snapshots and whose connections refuse to write."""
     engine = create_async_engine(
-        f"sqlite+aiosqlite:///file:{quote(str(path))}?mode=ro&uri=true",
+        _read_only("sqlite+aiosqlite", path),
         pool_size=connections,
         max_overflow=0,
         connect_args={"isolation_level": None},
@@ -130,7 +136,7 @@ def reader_engine(path: Path, connections: int) -> AsyncEngine:
 def reading_engine(path: Path) -> Engine:
     """A synchronous reader for commands that look at a database, running server or not."""
     engine = create_engine(
-        f"sqlite:///file:{quote(str(path))}?mode=ro&uri=true",
+        _read_only("sqlite", path),
         poolclass=NullPool,
         connect_args={"isolation_level": None},
     )

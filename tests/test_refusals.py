@@ -1,0 +1,360 @@
+"""How a call is refused: the same reason at each place, nothing given away, never too late."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sqlite3
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import grpc
+import pytest
+from credit.v1 import registry_service_pb2 as registry_pb
+from credit.v1 import wallet_service_pb2 as pb
+from google.protobuf import descriptor_pool
+from google.rpc import error_details_pb2, status_pb2
+from structlog.testing import capture_logs
+
+from creditledger import ids
+from creditledger.errors import ErrorKind, Refusal
+from creditledger.server import SERVICES
+from creditledger.store import database_path
+from tests.running import WALLET, consume, fate, grant, post, serve, wallet
+from tests.serving import Refused, bearer, refused
+from tests.support import findings
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+
+    from google.protobuf.descriptor import MethodDescriptor
+
+    from tests.running import Api
+    from tests.support import Clock
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture
+async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+    """A server whose clock stands still."""
+    async with serve(database_url, clock) as served:
+        yield served
+
+
+# --- errors ---------------------------------------------------------------------------------------
+
+
+def reasons() -> dict[str, tuple[str, int, str, set[str]]]:
+    """What errors.proto says of each reason: gRPC code, HTTP status, type, keys of metadata."""
+    text = (ROOT / "protos/credit/v1/errors.proto").read_text()
+    text = re.sub(r"\n *// ?", " ", text)
+    entry = re.compile(
+        r"\[(\w+), (\d+) (\w+)\] Metadata: (.*?)\. Example:.*?ERROR_REASON_(\w+) =", re.DOTALL
+    )
+    found = {}
+    for code, status, kind, keys, name in entry.findall(text):
+        found[name] = (code, int(status), kind, set(re.findall(r"`(\w+)`", keys)))
+    return found
+
+
+#: Reasons that Envoy gives, or a later version.
+NOT_RAISED = {"UNKNOWN_PATH", "RATE_LIMITED"}
+
+
+def test_every_reason_is_as_the_contract_says() -> None:
+    """Each refusal has the codes that errors.proto states, and each reason there is a refusal."""
+    ours = {one.reason: one.kind for one in Refusal.__subclasses__()}
+    stated = reasons()
+
+    assert ours.keys() == stated.keys() - NOT_RAISED
+    assert {
+        reason: (kind.grpc_code, kind.http_status, kind.error_type) for reason, kind in ours.items()
+    } == {reason: one[:3] for reason, one in stated.items() if reason not in NOT_RAISED}
+
+
+async def provoked(api: Api) -> list[tuple[ErrorKind, Refused, Awaitable[object]]]:
+    """A call for each kind of error that a client can cause, with what it is refused for."""
+    await api.post("topup", **grant("1"))
+    wallets = api.wallets
+    get = pb.GetWalletRequest(wallet_id=WALLET)
+    poor = {"required": "2.00", "available": "1.00", "currency": "USD"}
+    frozen = await api.local.new_wallet("wal_frozen", "cus_frozen")
+    await wallets.UpdateWallet(
+        pb.UpdateWalletRequest(wallet_id=frozen.id, status="frozen"), metadata=api.admin
+    )
+    taken = pb.CreateWalletRequest(id=WALLET, customer_id="cus_frozen", currency="USD")
+    return [
+        (
+            ErrorKind.MALFORMED,
+            Refused("INVALID_FIELD", "consumption.amount"),
+            api.post("a", **consume("NaN")),
+        ),
+        (ErrorKind.UNAUTHENTICATED, Refused("KEY_MISSING"), wallets.GetWallet(get)),
+        (
+            ErrorKind.UNAUTHENTICATED,
+            Refused("KEY_INVALID"),
+            wallets.GetWallet(get, metadata=bearer("sk-" + "0" * 43)),
+        ),
+        (
+            ErrorKind.NOT_ALLOWED,
+            Refused("SCOPE_DENIED"),
+            wallets.Post(post("b", **consume("1")), metadata=api.customer),
+        ),
+        (
+            ErrorKind.UNKNOWN,
+            Refused("NOT_FOUND", "wallet_id"),
+            api.post("c", "wal_none", **consume("1")),
+        ),
+        (
+            ErrorKind.TAKEN,
+            Refused("ID_TAKEN", "id"),
+            wallets.CreateWallet(taken, metadata=api.admin),
+        ),
+        (
+            ErrorKind.MOVED_ON,
+            Refused("SEQUENCE_MISMATCH", "expected_sequence", {"expected": "7", "actual": "1"}),
+            api.post("d", expected_sequence=7, **consume("1")),
+        ),
+        (
+            ErrorKind.NO_CREDIT,
+            Refused("INSUFFICIENT_CREDIT", None, poor),
+            api.post("e", **consume("2")),
+        ),
+        (
+            ErrorKind.WRONG_STATE,
+            Refused("WALLET_FROZEN"),
+            api.post("f", "wal_frozen", **consume("1")),
+        ),
+    ]
+
+
+async def test_an_error_says_all_at_each_place(api: Api) -> None:
+    """Each kind: the code, ErrorInfo, BadRequest where a field is at fault, and REST's trailers.
+
+    The trailers repeat it for REST: the whole body as ASCII JSON, and the HTTP status.
+    """
+    for kind, refusal, call in await provoked(api):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        error = caught.value
+        trailers = dict(error.trailing_metadata() or ())
+        status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+        info, fields = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
+        assert status.details[0].Unpack(info)
+        assert len(status.details) == (2 if refusal.param else 1)
+        if refusal.param:
+            assert status.details[1].Unpack(fields)
+        body = json.loads(trailers["x-creditledger-error"])["error"]
+
+        assert error.code().name == kind.grpc_code
+        assert status.code == error.code().value[0]
+        assert status.message == error.details() == body["message"] != ""
+        assert (info.reason, info.domain) == (refusal.reason, "creditledger")
+        assert dict(info.metadata) == refusal.metadata
+        assert set(info.metadata) == reasons()[refusal.reason][3]
+        assert [one.field for one in fields.field_violations] == (
+            [refusal.param] if refusal.param else []
+        )
+        assert trailers["x-creditledger-status"] == str(kind.http_status)
+        assert (body["type"], body["code"]) == (kind.error_type, refusal.reason)
+        assert body.get("param") == refusal.param
+        assert body["request_id"] == trailers["x-request-id"]
+        assert trailers["x-creditledger-error"].isascii()
+
+
+@pytest.mark.parametrize(
+    ("sent", "kept"),
+    [("envoy-made-1", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False)],
+)
+async def test_the_request_id_is_the_proxys(api: Api, sent: str, kept: bool) -> None:
+    """An id that came with the request is answered; one that is none of a proxy's is not echoed."""
+    call = api.wallets.GetWallet(
+        pb.GetWalletRequest(), metadata=(*api.service, ("x-request-id", sent))
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+
+    answered = dict(caught.value.trailing_metadata() or ())["x-request-id"]
+    assert (answered == sent) == kept
+    assert answered
+
+
+async def test_what_is_echoed_is_cut(api: Api) -> None:
+    """An error repeats no more than 64 characters of what was sent, and stays a header's size."""
+    long = "wal_" + "é" * 10_000
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.wallets.GetWallet(pb.GetWalletRequest(wallet_id=long), metadata=api.service)
+
+    trailers = dict(caught.value.trailing_metadata() or ())
+    assert "é" * 60 in (caught.value.details() or "")
+    assert "é" * 61 not in (caught.value.details() or "")
+    assert len(trailers["x-creditledger-error"]) <= 2_000
+    assert trailers["x-creditledger-error"].isascii()
+
+
+def methods() -> list[MethodDescriptor]:
+    """Every RPC of our services."""
+    found = (descriptor_pool.Default().FindServiceByName(name) for name in SERVICES)
+    return [method for service in found for method in service.methods]
+
+
+def not_utf8(method: MethodDescriptor) -> bytes:
+    """A request whose first text, or object, is no text in UTF-8 and no object."""
+    fields = method.input_type.fields
+    number = next(f.number for f in fields if f.type in {f.TYPE_STRING, f.TYPE_MESSAGE})
+    return bytes([number << 3 | 2, 2, 0xFF, 0xFE])
+
+
+async def test_bytes_that_are_no_message(api: Api) -> None:
+    """Each RPC refuses bytes that are no protobuf, or whose text is no UTF-8: INVALID_FIELD."""
+    for method in methods():
+        path = f"/{method.containing_service.full_name}/{method.name}"
+        for data in (b"\xff\xff\xff", not_utf8(method)):
+            if method.client_streaming:
+                stream: Any = api.channel.stream_stream(path)
+                answer = stream(iter([data]), metadata=api.admin).read()
+            else:
+                unary: Any = api.channel.unary_unary(path)
+                answer = unary(data, metadata=api.admin)
+
+            assert await refused(answer) == Refused("INVALID_FIELD"), path
+
+
+#: Text that the database gives away when it fails, and that no client may read.
+LEAK = "leak: SELECT secret FROM somewhere"
+
+
+def trip(url: str, table: str, when: str) -> None:
+    """Make writing some rows of a table fail, as a bug would that a constraint catches."""
+    with closing(sqlite3.connect(database_path(url))) as connection:
+        connection.execute(
+            f"CREATE TRIGGER trip BEFORE INSERT ON {table} WHEN {when}"
+            f" BEGIN SELECT raise(ABORT, '{LEAK}'); END"
+        )
+
+
+def bugs(lines: Iterable[Mapping[str, Any]]) -> list[tuple[str, str]]:
+    """(request id, text) of what the log has as unforeseen."""
+    return [(line["request_id"], repr(line["exc_info"])) for line in lines if "exc_info" in line]
+
+
+async def test_a_bug_is_internal_and_says_nothing(
+    new_database: Callable[[], str], clock: Clock
+) -> None:
+    """What nobody foresaw is INTERNAL with an id; its text is in the log, under that id."""
+    url = new_database()
+    trip(url, "customers", "new.id = 'cus_trip'")
+    with capture_logs() as lines:
+        async with serve(url, clock) as api:
+            request = registry_pb.CreateCustomerRequest(
+                id="cus_trip", name="Acme", email="billing@example.com"
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await api.registry.CreateCustomer(request, metadata=api.service)
+            request.id = "cus_other"
+            await api.registry.CreateCustomer(request, metadata=api.service)
+
+    error = caught.value
+    trailers = dict(error.trailing_metadata() or ())
+    ((request_id, text),) = bugs(lines)
+    assert error.code() is grpc.StatusCode.INTERNAL
+    assert "leak" not in repr((error.details(), trailers)).lower()
+    assert json.loads(trailers["x-creditledger-error"])["error"]["code"] == "INTERNAL"
+    assert trailers["x-creditledger-status"] == "500"
+    assert request_id == trailers["x-request-id"]
+    assert LEAK in text
+
+
+async def test_a_bug_in_one_posting_leaves_the_others(
+    new_database: Callable[[], str], clock: Clock
+) -> None:
+    """A posting that breaks a constraint is INTERNAL by itself; its batch is booked without it."""
+    url = new_database()
+    trip(url, "postings", "new.idempotency_key = 'trip'")
+    with capture_logs() as lines:
+        async with serve(url, clock) as api:
+            requests = [post(f"key {n}", **grant("1")) for n in range(20)]
+            requests[13].idempotency_key = "trip"
+            answer = await api.wallets.BatchPost(
+                pb.BatchPostRequest(postings=requests), metadata=api.service
+            )
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await api.post("trip", **grant("1"))
+            after = await api.wallet_now()
+
+    fates = [fate(one) for one in answer.results]
+    assert fates[13] == Refused("INTERNAL")
+    assert [isinstance(one, str) for one in fates].count(True) == 19
+    assert wallet("19.00", 19) == after
+    assert caught.value.code() is grpc.StatusCode.INTERNAL
+    shown = repr((answer, caught.value.details(), caught.value.trailing_metadata()))
+    assert "leak" not in shown.lower()
+    assert [LEAK in text for _, text in bugs(lines)] == [True, True]
+    assert [request_id in shown for request_id, _ in bugs(lines)] == [True, True]
+    assert findings(url) == []
+
+
+# --- too much -------------------------------------------------------------------------------------
+
+
+async def test_a_full_queue_refuses_the_rest(database_url: str, clock: Clock) -> None:
+    """Of a batch, as many wait as the queue takes; the others are OVERLOADED and can come again."""
+    async with serve(database_url, clock, queue_max=5) as api:
+        requests = [post(f"key {n}", **grant("1")) for n in range(12)]
+        fates = await api.batch(requests)
+        again = await api.batch(requests[5:10])
+
+    overloaded = Refused("OVERLOADED", None, {"retry_after": "1"})
+    assert fates == [ids.compose("pst", 1, n) for n in range(1, 6)] + [overloaded] * 7
+    assert again == [ids.compose("pst", 1, n) for n in range(6, 11)]
+    assert reasons()["OVERLOADED"][3] == {"retry_after"}
+
+
+async def failure(call: asyncio.Task[Any]) -> grpc.aio.AioRpcError:
+    """The error of a call, which must fail."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    return caught.value
+
+
+async def test_a_full_queue_refuses_at_once(database_url: str, clock: Clock) -> None:
+    """While the disk is busy callers are told to come later; those who wait get their answer."""
+    async with serve(database_url, clock, queue_max=3) as api:
+        # Another program that holds the database's write lock: the committer waits for it.
+        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            calls = [asyncio.create_task(api.post(f"key {n}", **grant("1"))) for n in range(10)]
+            # At most three are with the committer and three wait; the others are told now.
+            told = [await one for one in islice(asyncio.as_completed(map(failure, calls)), 4)]
+            other.execute("ROLLBACK")
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        after = await api.wallet_now()
+
+    assert [one.code() for one in told] == [grpc.StatusCode.RESOURCE_EXHAUSTED] * 4
+    failed = [one for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+    assert {one.code() for one in failed} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
+    assert {dict(one.trailing_metadata() or ())["retry-after"] for one in failed} == {"1"}
+    assert {dict(one.trailing_metadata() or ())["x-creditledger-status"] for one in failed} == {
+        "429"
+    }
+    assert after.sequence == len(answers) - len(failed)
+
+
+async def test_a_busy_database_is_unavailable(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write that cannot begin in time is UNAVAILABLE and not there; later all is well."""
+    monkeypatch.setattr("creditledger.store.sqlite.BUSY_TIMEOUT_MS", 50)
+    async with serve(database_url, clock) as api:
+        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            refusal = await refused(api.post("key", **grant("1")))
+            other.execute("ROLLBACK")
+        answer = await api.post("key", **grant("1"))
+
+    assert refusal == Refused("UNAVAILABLE")
+    assert answer.wallet.sequence == 1

@@ -1,0 +1,672 @@
+"""What any database must do for the ledger: all or nothing, nothing changed, nobody kept waiting.
+
+Nothing here knows how a store works inside: it goes in by `Store` and `Ledger`, and by SQL. Where a
+failure is needed, the database itself is made to fail.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import asynccontextmanager, closing, contextmanager
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy.exc import IntegrityError, OperationalError
+
+from creditledger import ids
+from creditledger import ledger as committer
+from creditledger.clock import SECOND
+from creditledger.errors import OutcomeUnknown, QueryTooBroad, Unavailable
+from creditledger.ledger import Ledger
+from creditledger.model import Consume, Dimension, Kind, Posting, Row, Type, Usage
+from creditledger.store import (
+    Changes,
+    CommitFailed,
+    DatabaseLocked,
+    Loaded,
+    Store,
+    Wanted,
+    database_path,
+    schema,
+    sqlite,
+)
+from tests.support import (
+    BACKDATING_MS_MAX,
+    START,
+    Clock,
+    add_meter,
+    add_subscription,
+    add_wallet,
+    adjust,
+    command,
+    consume,
+    give,
+    refund,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from sqlalchemy import Connection
+
+    from creditledger.deciding import Posted
+    from creditledger.model import Command, Operation
+
+NOTHING: frozenset[Any] = frozenset()
+#: BEGIN and COMMIT, fifteen reads and nine writes: each that there is.
+STATEMENTS_OF_A_BATCH_MAX = 26
+
+
+def wanting(*wallet_ids: str) -> Wanted:
+    """Only wallets, and no dimension to write under."""
+    return Wanted(frozenset(wallet_ids), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, lambda _: ())
+
+
+async def contents(store: Store) -> dict[str, list[tuple[Any, ...]]]:
+    """Every row of every table."""
+
+    def look(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
+        return {
+            table.name: [tuple(row) for row in connection.execute(select(table))]
+            for table in schema.metadata.sorted_tables
+        }
+
+    return await store.read(look)
+
+
+async def story(ledger: Ledger) -> list[Posted]:
+    """A grant of 10, 3 spent of it in usage, 1 of them returned, 2 taken."""
+    usage = Usage("apk_1", "prd_1", "Chat", "llm", 1, (7,), (1,), (1,), 1)
+    given = await ledger.post(command(give("10"), key="given"))
+    spent = await ledger.post(command(Consume("3", usage=usage), key="spent"))
+    returned = await ledger.post(command(refund(posting_id(spent), "1"), key="returned"))
+    taken = await ledger.post(command(adjust("-2"), key="taken"))
+    return [given, spent, returned, taken]
+
+
+def posting_id(posted: Posted) -> str:
+    return ids.compose("pst", posted.posting.wallet, posted.posting.number)
+
+
+# --- all or nothing -------------------------------------------------------------------------------
+
+
+async def test_a_decide_that_raises_writes_nothing(store: Store, ledger: Ledger) -> None:
+    """Whatever a batch was about to write, an exception before COMMIT leaves no trace of it."""
+    await story(ledger)
+    before = await contents(store)
+
+    def decide(loaded: Loaded) -> Changes:
+        loaded.wallets["wal_acme"].running_balance = 0
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await store.commit(wanting("wal_acme"), decide)
+
+    assert before == await contents(store)
+    assert (await ledger.post(command(consume("1"), key="next"))).posting.number == 5
+
+
+def by_hand(loaded: Loaded, *sequences: int) -> Changes:
+    """A posting of wal_acme with rows of these sequences; no more of it is in order than keys."""
+    wallet = loaded.wallets["wal_acme"]
+    rows = [
+        Row(wallet.number, one, 77, 1, 1, None, 1, 1, START, None, 99, 2, 1, -1, 0, 0)
+        for one in sequences
+    ]
+    posting = Posting(
+        wallet=wallet.number,
+        number=77,
+        idempotency_key="by hand",
+        operation=1,
+        amount=3,
+        posted_by=None,
+        description=None,
+        note=None,
+        metadata={},
+        source={},
+        meter_event_id=None,
+        quantities=(),
+        refund_of=None,
+        terms={},
+        rows=rows,
+    )
+    dimension = Dimension(Kind.TOPUP.value, Type.GRANT.value, product_id="by hand")
+    return Changes(
+        touched={wallet.number: wallet},
+        dimensions=[(wallet.number, 99, dimension)],
+        postings=[posting],
+        rows=rows,
+    )
+
+
+async def test_a_batch_that_breaks_a_constraint_writes_nothing(
+    store: Store, ledger: Ledger
+) -> None:
+    """Of a batch whose last row is refused by the schema nothing stays, its first rows neither."""
+    await story(ledger)
+    before = await contents(store)
+
+    with pytest.raises(sqlite3.IntegrityError):
+        await store.commit(wanting("wal_acme"), lambda loaded: by_hand(loaded, 5, 6, 4))
+
+    assert before == await contents(store)
+    assert (await ledger.post(command(consume("1"), key="next"))).posting.number == 5
+
+
+async def test_a_change_that_raises_writes_nothing(store: Store) -> None:
+    """A write is one transaction: what it did before it raised is undone."""
+    before = await contents(store)
+
+    def change(connection: Connection) -> None:
+        add_wallet(connection, "wal_doomed")
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await store.write(change)
+
+    assert before == await contents(store)
+
+
+# --- nothing is changed ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("table", ["credit_transactions", "postings", "dimensions"])
+@pytest.mark.parametrize(
+    "statement", ["UPDATE {table} SET wallet_number = wallet_number", "DELETE FROM {table}"]
+)
+async def test_what_is_written_is_never_changed(
+    store: Store, ledger: Ledger, table: str, statement: str
+) -> None:
+    """Rows, postings and dimensions refuse every UPDATE and DELETE, whoever asks."""
+    await story(ledger)
+    before = await contents(store)
+
+    with pytest.raises(IntegrityError):
+        await store.write(lambda c: c.execute(text(statement.format(table=table))))
+
+    assert before == await contents(store)
+
+
+ROWS = ", ".join(column.name for column in schema.transactions.columns if column.name != "position")
+POSTINGS = ", ".join(column.name for column in schema.postings.columns)
+
+
+def another_row(**changed: object) -> str:
+    """INSERT of a row that is in order but for what is changed."""
+    values = ", ".join(
+        str(changed.get(name, f"9 AS {name}" if name == "sequence" else name))
+        for name in ROWS.split(", ")
+    )
+    return f"INSERT INTO credit_transactions ({ROWS}) SELECT {values} FROM credit_transactions"
+
+
+def another_posting(**changed: object) -> str:
+    values = ", ".join(str(changed.get(name, name)) for name in POSTINGS.split(", "))
+    return f"INSERT INTO postings ({POSTINGS}) SELECT {values} FROM postings WHERE number = 1"
+
+
+#: Of the same customer, in the same currency and mode.
+ANOTHER_WALLET = """
+INSERT INTO wallets (id, customer_id, currency, livemode, status, overdraft_limit, metadata,
+ created_at, updated_at)
+SELECT 'wal_2', customer_id, currency, livemode, 1, 0, '{}', 1, 1 FROM wallets"""
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        another_row(sequence="sequence") + " WHERE sequence = 4",
+        another_row(sequence=0) + " WHERE sequence = 4",
+        another_row(amount=0) + " WHERE sequence = 4",
+        another_row(amount=10**17 + 1) + " WHERE sequence = 4",
+        another_row(grant_number=77) + " WHERE sequence = 4",
+        another_row(dimension_number=77) + " WHERE sequence = 4",
+        another_row(posting_number=77) + " WHERE sequence = 4",
+        another_row(wallet_number=77) + " WHERE sequence = 4",
+        another_row(kind=8) + " WHERE sequence = 4",
+        another_row(type=5) + " WHERE sequence = 4",
+        another_row(kind_count="NULL") + " WHERE sequence = 4",
+        another_posting(number=77),
+        another_posting(idempotency_key="'another'"),
+        another_posting(number=77, idempotency_key="'another'", wallet_number=77),
+        another_posting(number=77, idempotency_key="'another'", posted_by=77),
+        "UPDATE grants SET remaining = -1, open = 0",
+        "UPDATE grants SET remaining = 0",
+        "UPDATE grants SET remaining = amount + 1",
+        "UPDATE grants SET overdraft_paid = amount - remaining + 1",
+        "UPDATE grants SET overdraft_paid = -1",
+        "UPDATE grants SET open = 0",
+        "UPDATE grants SET amount = 0, remaining = 0, open = 0",
+        "UPDATE grants SET priority = 101",
+        "UPDATE grants SET category = 3",
+        "UPDATE grants SET expires_at = effective_at",
+        "UPDATE grants SET number = 77",
+        "UPDATE wallets SET overdraft_used = -1",
+        "UPDATE wallets SET overdraft_limit = -1",
+        "UPDATE wallets SET status = 4",
+        "UPDATE wallets SET sequence = sequence + 1",
+        "UPDATE wallets SET currency = 'NONE'",
+        "UPDATE wallets SET customer_id = 'cus_none'",
+        "DELETE FROM wallets",
+        ANOTHER_WALLET,
+        "UPDATE currencies SET scale = 10",
+    ],
+)
+async def test_the_schema_refuses_what_the_rules_would_never_write(
+    store: Store, ledger: Ledger, statement: str
+) -> None:
+    """Should a lock or a check ever be forgotten, a constraint stops what must not be."""
+    await story(ledger)
+    before = await contents(store)
+
+    with pytest.raises(IntegrityError):
+        await store.write(lambda c: c.execute(text(statement)))
+
+    assert before == await contents(store)
+
+
+async def test_the_copied_rows_are_refused_for_nothing_else(store: Store, ledger: Ledger) -> None:
+    """The statements of the test above are in order but for the one thing each has wrong."""
+    await story(ledger)
+
+    def write_and_undo(connection: Connection) -> None:
+        connection.execute(text(another_row() + " WHERE sequence = 4"))
+        connection.execute(text(another_posting(number=77, idempotency_key="'another'")))
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await store.write(write_and_undo)
+
+
+# --- one writer -----------------------------------------------------------------------------------
+
+
+async def test_a_second_writer_is_refused(store: Store, database_url: str, clock: Clock) -> None:
+    """Who opens a database that is being written is told so at once, in whatever process."""
+    assert store is not None
+    with pytest.raises(DatabaseLocked):
+        Store(database_url, clock=clock)
+
+    program = (
+        "import sys; from creditledger.store import Store, DatabaseLocked\n"
+        "try: Store(sys.argv[1], clock=int)\n"
+        "except DatabaseLocked: print('refused')"
+    )
+    other = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-c", program, database_url],
+        capture_output=True,
+        check=True,
+        text=True,
+    )
+    assert other.stdout == "refused\n"
+
+
+async def test_a_closed_store_leaves_the_database_to_the_next(
+    database_url: str, clock: Clock
+) -> None:
+    """Closing lets go of the lock, and leaves one file that holds everything."""
+    for number in range(2):
+        store = Store(database_url, clock=clock)
+        await store.open()
+        await store.write(lambda c, n=number: add_wallet(c, f"wal_{n}"))  # type: ignore[misc]  # bound now
+        await store.close()
+
+    assert not database_path(database_url).with_suffix(".db-wal").exists()
+    with closing(sqlite3.connect(database_path(database_url))) as database:
+        assert database.execute("SELECT count(*) FROM wallets").fetchone() == (2,)
+
+
+async def test_what_is_committed_is_on_the_disk(store: Store) -> None:
+    """COMMIT waits for the disk, so what was acknowledged survives a power cut."""
+    durability = await store.write(
+        lambda c: (
+            c.exec_driver_sql("PRAGMA journal_mode").scalar(),
+            c.exec_driver_sql("PRAGMA synchronous").scalar(),
+            c.exec_driver_sql("PRAGMA foreign_keys").scalar(),
+        )
+    )
+
+    assert durability == ("wal", 2, 1)
+
+
+# --- reads ----------------------------------------------------------------------------------------
+
+
+def wallet_count(connection: Connection) -> int:
+    found = connection.execute(select(func.count()).select_from(schema.wallets)).scalar()
+    assert isinstance(found, int)
+    return found
+
+
+async def test_a_read_never_waits_for_a_write(store: Store) -> None:
+    """While a write transaction is open, reads answer, and see what was before it."""
+    begun, finish = threading.Event(), threading.Event()
+
+    def write(connection: Connection) -> None:
+        add_wallet(connection, "wal_acme")
+        begun.set()
+        assert finish.wait(30)
+
+    writing = asyncio.create_task(store.write(write))
+    await asyncio.to_thread(begun.wait, 30)
+
+    assert await asyncio.gather(*[store.read(wallet_count) for _ in range(20)]) == [0] * 20
+    assert not writing.done()
+    finish.set()
+    await writing
+    assert await store.read(wallet_count) == 1
+
+
+async def test_a_read_is_one_snapshot(store: Store) -> None:
+    """All statements of a read see the same moment, whatever is committed in between."""
+    begun, written = asyncio.Event(), asyncio.Event()
+
+    def read(connection: Connection) -> tuple[int, int]:
+        first = wallet_count(connection)
+        begun.set()
+        while not written.is_set():
+            connection.execute(text("SELECT 1"))  # gives way to the writer
+        return first, wallet_count(connection)
+
+    reading = asyncio.create_task(store.read(read))
+    await begun.wait()
+    await store.write(lambda c: add_wallet(c, "wal_acme"))
+    written.set()
+
+    assert await reading == (0, 0)
+    assert await store.read(wallet_count) == 1
+
+
+async def test_a_read_cannot_write(store: Store) -> None:
+    """What reads has no right to change anything."""
+    with pytest.raises(OperationalError):
+        await store.read(lambda c: add_wallet(c, "wal_acme"))
+
+    assert await store.read(wallet_count) == 0
+
+
+async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: Clock) -> None:
+    """A query past its time is QUERY_TOO_BROAD, and its connection serves the next one."""
+    store = Store(database_url, clock=clock, readers=1)
+    await store.open()
+    endless = text(
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    )
+
+    for _ in range(2):
+        with pytest.raises(QueryTooBroad):
+            await store.read(lambda c: c.execute(endless).all(), seconds=0.05)
+        assert await store.read(wallet_count) == 0
+    await store.close()
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+async def make_commit_fail(store: Store, since: int, until: int) -> None:
+    """From now on COMMIT fails if a row was written with a created_at in [since, until].
+
+    By a foreign key that SQLite looks at in COMMIT only.
+    """
+
+    def change(connection: Connection) -> None:
+        connection.exec_driver_sql("CREATE TABLE failing (since INTEGER, until INTEGER)")
+        connection.exec_driver_sql(
+            "CREATE TABLE broken (id TEXT REFERENCES customers DEFERRABLE INITIALLY DEFERRED)"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER fail AFTER INSERT ON credit_transactions"
+            " WHEN EXISTS (SELECT 1 FROM failing WHERE NEW.created_at BETWEEN since AND until)"
+            " BEGIN INSERT INTO broken VALUES ('cus_none'); END"
+        )
+        values = {"since": since, "until": until}
+        connection.execute(text("INSERT INTO failing VALUES (:since, :until)"), values)
+
+    await store.write(change)
+
+
+class Ticking(Clock):
+    """A clock that moves on by a second each time it is asked: once per attempt at a batch."""
+
+    def __call__(self) -> int:
+        self.advance(SECOND)
+        return self.now
+
+
+@asynccontextmanager
+async def running(
+    url: str, clock: Clock, on_disk_failure: Callable[[], None] | None = None
+) -> AsyncIterator[tuple[Store, Ledger]]:
+    """A store on the database, with wal_acme in it, and a committer."""
+    store = Store(url, clock=clock)
+    await store.open()
+    if not await store.read(wallet_count):
+        await store.write(lambda c: add_wallet(c, "wal_acme"))
+    ledger = Ledger(
+        store,
+        queue_max=10_000,
+        backdating_ms_max=BACKDATING_MS_MAX,
+        on_disk_failure=on_disk_failure or (lambda: pytest.fail("the disk failed")),
+    )
+    await ledger.start()
+    yield store, ledger
+    await ledger.close()
+    await store.close()
+
+
+async def test_a_commit_that_fails_says_so(store: Store) -> None:
+    """A failing COMMIT is told apart from every failure before it; nothing of it is there."""
+    await store.write(lambda c: add_wallet(c, "wal_acme"))
+    await make_commit_fail(store, START, START)
+    before = await contents(store)
+
+    with pytest.raises(CommitFailed):
+        await store.commit(wanting("wal_acme"), lambda loaded: by_hand(loaded, 1))
+
+    assert before == await contents(store)
+    await store.reconnect()
+    assert before == await contents(store)
+
+
+async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> None:
+    """After a failed COMMIT every caller of the batch gets the answer of the attempt that held."""
+    clock = Ticking()
+    async with running(database_url, clock) as (store, ledger):
+        await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
+
+        given = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(5)]
+        answers = await asyncio.gather(*given)
+
+        assert [answer.wallet.sequence for answer in answers] == [1, 2, 3, 4, 5]
+        assert {START + 3 * SECOND} == {row.created_at for a in answers for row in a.posting.rows}
+        assert not any(answer.replayed for answer in answers)
+        assert len((await contents(store))["credit_transactions"]) == 5
+
+
+async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: str) -> None:
+    """A key that is found in the ledger after a failed COMMIT is answered, not written again."""
+    clock = Ticking()
+    async with running(database_url, clock) as (store, ledger):
+        other = Ledger(
+            store,
+            queue_max=1,
+            backdating_ms_max=BACKDATING_MS_MAX,
+            on_disk_failure=lambda: pytest.fail("the disk failed"),
+        )
+        await other.start()
+        await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
+
+        first = ledger.post(command(give("1")))
+        while clock.now < START + 2 * SECOND:
+            await store.read(wallet_count)  # gives way to the attempts that fail
+        second = await other.post(command(give("1")))
+
+        # Whoever of them came first: one has written it, the other found it.
+        assert (await first).posting.number == second.posting.number
+        assert {True, False} == {(await first).replayed, second.replayed}
+        assert len((await contents(store))["credit_transactions"]) == 1
+        await other.close()
+
+
+async def test_an_outcome_that_stays_unknown_is_said_to_be(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """If COMMIT goes on failing the callers are told; the same key then finds out what is so."""
+    monkeypatch.setattr(committer, "RECOVERY_SECONDS_MAX", 0.1)
+    async with running(database_url, Clock()) as (store, ledger):
+        await make_commit_fail(store, START, START)
+
+        posts = [ledger.post(command(give("1"), key=key)) for key in "ab"]
+        answers = await asyncio.gather(*posts, return_exceptions=True)
+        await store.write(lambda c: c.execute(text("DELETE FROM failing")))
+
+        assert [OutcomeUnknown] * 2 == [type(answer) for answer in answers]
+        assert not (await ledger.post(command(give("1"), key="b"))).replayed
+        assert len((await contents(store))["credit_transactions"]) == 1
+
+
+async def test_a_database_that_is_away_is_unavailable(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All who wait are told together, after one wait; nothing is written, the keys stay free."""
+    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
+    async with running(database_url, Clock()) as (store, ledger):
+        with closing(sqlite3.connect(database_path(database_url))) as foreign:
+            foreign.execute("BEGIN IMMEDIATE")
+            began = asyncio.get_running_loop().time()
+            posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(16)]
+            answers = await asyncio.gather(*posts, return_exceptions=True)
+            waited = asyncio.get_running_loop().time() - began
+            with pytest.raises(Unavailable):
+                await store.write(lambda c: add_wallet(c, "wal_beta"))
+
+        assert [Unavailable] * 16 == [type(answer) for answer in answers]
+        assert waited < 1.6  # one wait each would be that long, at the least
+        assert not (await ledger.post(command(give("1"), key="k7"))).replayed
+        assert len((await contents(store))["credit_transactions"]) == 1
+
+
+@contextmanager
+def files_no_larger_than(size: int) -> Iterator[None]:
+    """The disk as if it were broken: what this process writes beyond `size` fails."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str) -> None:
+    """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing."""
+    failures: list[str] = []
+    journal = database_path(database_url).with_suffix(".db-wal")
+    async with running(database_url, Clock(), lambda: failures.append("told")) as (store, ledger):
+        await ledger.post(command(give("1"), key="before"))
+        before = await contents(store)
+        with files_no_larger_than(journal.stat().st_size):
+            posts = [ledger.post(command(give("1"), key=key)) for key in "ab"]
+            answers = await asyncio.gather(*posts, return_exceptions=True)
+
+        assert [OutcomeUnknown] * 2 == [type(answer) for answer in answers]
+        assert failures == ["told"]
+
+    async with running(database_url, Clock()) as (store, ledger):
+        assert before == await contents(store)
+        assert not (await ledger.post(command(give("1"), key="a"))).replayed
+
+
+# --- cost -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def statements() -> Iterator[list[str]]:
+    """What the connections made in here run, as SQLite sees it."""
+    seen: list[str] = []
+
+    def listen(connection: object, _record: object) -> None:
+        if isinstance(connection, sqlite3.Connection):
+            connection.set_trace_callback(seen.append)
+
+    event.listen(Engine, "connect", listen)
+    yield seen
+    event.remove(Engine, "connect", listen)
+
+
+def shape(statement: str) -> str:
+    """The statement without its values: one for all rows that it is run with."""
+    return re.sub(r"'(?:[^']|'')*'|\bNULL\b|-?\b\d+\b", "?", statement)
+
+
+def calls(seen: list[str]) -> int:
+    """Reads, and writes however many rows each takes: a row after row of one shape is one call."""
+    return sum(
+        len(list(group)) if kind.startswith("SELECT") else 1
+        for kind, group in groupby(shape(statement).strip() for statement in seen)
+    )
+
+
+def mixed(wallet_ids: list[str], size: int, posted: list[Posted], label: str) -> list[Command]:
+    """`size` postings of every kind over the wallets, with usage that each wallet has not seen."""
+    usage = Usage("apk_1", label, "Chat", "llm", 1, (7,), (1,), (1,), 1)
+    commands = []
+    for n in range(size):
+        wallet_id = wallet_ids[n % len(wallet_ids)]
+        spent = posted[n % len(posted)]
+        first = ids.compose("cg", spent.posting.wallet, 1)
+        operations: list[Operation] = [
+            Consume("0.01", "mtr_tokens", None, None, usage),
+            Consume("0.01", "mtr_tokens", None, f"sub_{wallet_id}"),
+            give("1"),
+            adjust("-0.01"),
+            adjust("-0.01", credit_grant_id=first),
+            refund(posting_id(spent), "0.000001"),
+        ]
+        operation = operations[n % len(operations)]
+        commands.append(command(operation, key=f"{label} {n}", wallet_id=wallet_id))
+    return commands
+
+
+@pytest.mark.parametrize("wallets", [1, 100])
+async def test_a_batch_costs_the_same_statements_whatever_its_size(
+    database_url: str, wallets: int
+) -> None:
+    """A batch of 500 takes no more reads and writes than one of 10, over one wallet or many."""
+    wallet_ids = [f"wal_{n}" for n in range(wallets)]
+
+    def seed(connection: Connection) -> None:
+        add_meter(connection, "mtr_tokens")
+        for wallet_id in wallet_ids:
+            add_wallet(connection, wallet_id)
+            customer_id = f"cus_of_{wallet_id}"
+            add_subscription(connection, f"sub_{wallet_id}", customer_id=customer_id)
+
+    costs: dict[tuple[int, bool], int] = {}
+    with statements() as seen:
+        async with running(database_url, Clock()) as (store, ledger):
+            await store.write(seed)
+            posted = []
+            for wallet_id in wallet_ids:
+                for key, operation in (("given", give("100")), ("spent", consume("1"))):
+                    answer = await ledger.post(command(operation, key=key, wallet_id=wallet_id))
+                posted.append(answer)
+            for size in (1, 10, 500):
+                commands = mixed(wallet_ids, size, posted, f"batch of {size}")
+                for replayed in (False, True):
+                    seen.clear()
+                    answers = await asyncio.gather(*map(ledger.post, commands))
+                    assert {replayed} == {answer.replayed for answer in answers}
+                    assert (seen.count("BEGIN IMMEDIATE"), seen.count("COMMIT")) == (1, 1)
+                    costs[size, replayed] = calls(seen)
+
+    for replayed in (False, True):
+        assert costs[1, replayed] <= costs[10, replayed] == costs[500, replayed]
+    assert max(costs.values()) <= STATEMENTS_OF_A_BATCH_MAX

@@ -1,0 +1,359 @@
+"""`verify` finds nothing in a ledger that the ledger wrote, and names whatever was changed in it.
+
+The ledger is written once, by the real committer; every damage is done to a copy of its file, by
+hand and with the database's own guards off.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sqlite3
+from typing import TYPE_CHECKING
+
+import pytest
+
+from creditledger import clock as time
+from creditledger import ids
+from creditledger.ledger import Ledger
+from creditledger.model import Category, Consume, Kind, Status, Usage, WalletChange
+from creditledger.store import Store, schema
+from creditledger.store import sqlite as database
+from creditledger.store.verify import PASSES, Finding, named, verify
+from tests.support import (
+    BACKDATING_MS_MAX,
+    START,
+    Clock,
+    add_wallet,
+    adjust,
+    command,
+    consume,
+    give,
+    migrated,
+    refund,
+)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sqlalchemy import Connection
+
+    from creditledger.deciding import Posted
+    from creditledger.model import Operation
+
+ACME, BETA = 1, 2
+CHECKS = [name for one in PASSES for name, *_ in named(one.checks)]
+
+
+def metered(amount: str, *quantities: int) -> Consume:
+    usage = Usage("apk_1", "prd_1", "Chat", "llm", 1, quantities, (1, 2), (1, 1), 1)
+    return Consume(amount, usage=usage)
+
+
+def wallets(connection: Connection) -> None:
+    add_wallet(connection, "wal_acme", overdraft_limit=10 * 10**9)
+    add_wallet(connection, "wal_beta", currency="CREDIT")
+    add_wallet(connection, "wal_empty")
+
+
+async def story(ledger: Ledger, clock: Clock) -> None:
+    """Grants, draws over several of them, overdraft, refunds, expiry; the rows each makes."""
+    keys = iter(range(100))
+
+    async def post(
+        operation: Operation, wallet_id: str = "wal_acme", *, effective_at: int | None = None
+    ) -> Posted:
+        return await ledger.post(
+            command(
+                operation,
+                key=f"key_{next(keys)}",
+                wallet_id=wallet_id,
+                effective_at=effective_at,
+                backdating_free=True,
+            )
+        )
+
+    def posting_id(posted: Posted) -> str:
+        return ids.compose("pst", posted.posting.wallet, posted.posting.number)
+
+    await post(give("10", expires_at=START + time.HOUR))  # 1
+    await post(give("5", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL))  # 2
+    await post(give("20", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL), "wal_beta")
+    await post(give("3", kind=Kind.SUBSCRIPTION_RENEW, effective_at=START + time.DAY))  # 3
+    over_two_grants = await post(metered("12", 1000, 500))  # 4: −10 of 1, 5: −2 of 2
+    await post(metered("0.5", 7), "wal_beta")
+    overdrawn = await post(consume("6"), effective_at=-1)  # 6: −3 of 2, 7: −3 overdraft
+    await post(refund(posting_id(over_two_grants), "1"))  # 8: +1 to 2
+    await post(refund(posting_id(overdrawn)))  # 9: +3 overdraft, 10: +3 to 2
+    await post(adjust("-1"))  # 11: −1 of 2
+    await post(adjust("-50", force=True))  # 12: −3 of 2, 13: −47 overdraft
+    await post(give("100", expires_at=START + 2 * time.HOUR))  # 14: of which 47 pay back
+    await post(adjust("2"))  # 15
+    clock.advance(3 * time.HOUR)
+    await post(metered("0.25", 1, 2, 3, 4, 5, 6))  # 16: 14 expires, 17: −0.25 of 15
+    await post(refund(posting_id(over_two_grants)))  # 18: +1 to 2, 19: +10 to a grant of its own
+    await post(consume("1"), "wal_beta", effective_at=START - time.DAY)
+    await ledger.change(WalletChange("wal_empty", livemode=True, status=Status.CLOSED))
+
+
+async def written(path: Path) -> None:
+    clock = Clock()
+    store = Store(migrated(path), clock=clock)
+    await store.open()
+    await store.write(wallets)
+    ledger = Ledger(
+        store,
+        queue_max=100,
+        backdating_ms_max=BACKDATING_MS_MAX,
+        on_disk_failure=lambda: pytest.fail("the disk failed"),
+    )
+    await ledger.start()
+    await story(ledger, clock)
+    await ledger.close()
+    await store.close()
+
+
+@pytest.fixture(scope="module")
+def ledger_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("verify") / "ledger.db"
+    asyncio.run(written(path))
+    return path
+
+
+def findings(path: Path) -> list[Finding]:
+    engine = database.reading_engine(path)
+    with engine.begin() as connection:
+        found = list(verify(connection))
+    engine.dispose()
+    return found
+
+
+def damaged(ledger_file: Path, copy: Path, *statements: str) -> list[Finding]:
+    """What is found in a copy of the ledger after `statements`, which nothing stops."""
+    shutil.copyfile(ledger_file, copy)
+    with sqlite3.connect(copy) as connection:
+        connection.execute("PRAGMA ignore_check_constraints = ON")
+        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+        for (name,) in triggers.fetchall():
+            connection.execute(f"DROP TRIGGER {name}")
+        for statement in statements:
+            assert connection.execute(statement).rowcount > 0, statement
+    connection.close()
+    return findings(copy)
+
+
+def row(sequence: int, change: str, wallet: int = ACME) -> str:
+    return (
+        f"UPDATE credit_transactions SET {change}"
+        f" WHERE wallet_number = {wallet} AND sequence = {sequence}"
+    )
+
+
+def posting(first_sequence: int, change: str) -> str:
+    return (
+        f"UPDATE postings SET {change}"
+        f" WHERE wallet_number = {ACME} AND first_sequence = {first_sequence}"
+    )
+
+
+def grant(number: int, change: str) -> str:
+    return f"UPDATE grants SET {change} WHERE wallet_number = {ACME} AND number = {number}"
+
+
+def wallet(change: str) -> str:
+    return f"UPDATE wallets SET {change} WHERE number = {ACME}"
+
+
+def delete_row(sequence: int) -> str:
+    return f"DELETE FROM credit_transactions WHERE wallet_number = 1 AND sequence = {sequence}"
+
+
+WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_sequence, row_count)
+    VALUES (99, 1, 2, 20, 1)"""
+
+EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0"
+
+#: (check, sequence in wal_acme, what is done to it). The first finding is about that row, and
+#: the check is the first of those that find something there, unless said otherwise.
+DAMAGES: list[tuple[str, int | None, tuple[str, ...]]] = [
+    ("sequence", 2, (delete_row(1),)),
+    ("sequence", 9, (delete_row(8),)),
+    ("wallet_sequence", 19, (delete_row(19), "DELETE FROM grants WHERE number = 19",
+                            posting(18, "row_count = 1"))),
+    ("running_balance", 11, (row(11, "running_balance = running_balance + 1"),)),
+    ("running_balance", 11, (row(11, "amount = amount - 1"),)),
+    ("running_balance", 1, (row(1, "running_balance = 0"),)),
+    ("created_at", 18, (row(17, "created_at = created_at + 1"),)),
+    ("position", 5, (row(5, "position = -5"),)),
+    ("posting", 11, (row(11, "posting_number = 999"),)),
+    ("posting", 8, (row(8, "posting_number = 7"),)),
+    ("posting", 8, (row(8, "posting_number = 6"),)),
+    ("posting", 11, ("DELETE FROM postings WHERE number = 10",)),
+    ("posting", 7, (posting(6, "row_count = 1"),)),
+    ("posting", 6, (posting(6, "first_sequence = 7, row_count = 1"),)),
+    ("one_posting", 5, (row(5, "effective_at = created_at + 1"),)),
+    ("one_posting", 5, (row(5, "dimension_number = 5"),)),
+    ("one_posting", 10, (row(10, "created_at = created_at + 1"),)),
+    ("kind", 8, (posting(8, "operation = 3"),)),
+    ("kind", 17, (row(17, "kind = 7, kind_count = 2"),)),
+    ("kind", 17, (row(17, "type = 3"),)),
+    ("dimension", 11, (row(11, "dimension_number = 999"),)),
+    ("dimension", 11, (row(11, "dimension_number = 1"),)),
+    ("dimension", 6, (posting(6, "quantities = '[]'"),)),
+    ("usage_count", 17, (row(17, "usage_count = usage_count + 1"),)),
+    ("usage_amount", 17, (row(17, "usage_amount = usage_amount + 1"),)),
+    ("usage_quantity", 17, (row(17, "usage_quantity = usage_quantity + 1"),)),
+    ("usage_quantity", 5, (row(5, "usage_quantity = 3000"),)),
+    ("usage_quantity", 4, (posting(4, "quantities = '[1000, 501]'"),)),
+    ("usage_quantity", 4, (posting(4, "quantities = NULL"),)),
+    ("unmetered_amount", 17, (row(17, "unmetered_amount = unmetered_amount + 1"),)),
+    ("unmetered_amount", 6, ("UPDATE dimensions SET has_usage = 1 WHERE number = 5",)),
+    ("grant", 11, (row(11, "grant_number = 999"),)),
+    ("grant", 11, (row(11, "grant_number = 11"),)),
+    ("grant", 5, (row(5, "grant_number = 14"),)),
+    ("grant", 14, (row(14, "grant_number = NULL"),)),
+    ("grant", 15, ("DELETE FROM grants WHERE number = 15",)),
+    ("grant_origin", 3, (grant(3, "effective_at = effective_at - 1"),)),
+    ("grant_origin", 19, (grant(19, "amount = amount + 1"),)),
+    ("grant_time", 17, (grant(15, f"expires_at = {START + time.HOUR}"),)),
+    ("grant_time", 5, (row(5, "grant_number = 3"),)),
+    ("expiration", 16, (row(16, "effective_at = effective_at + 1"),)),
+    ("expiration", 16, (grant(14, "expires_at = NULL"),)),
+    ("expiration", 16, (grant(14, f"expires_at = {START + time.DAY}"),)),
+    ("kind_count", 12, (row(12, "kind_count = 9"),)),
+    ("kind_count", 1, (row(1, "kind_count = 2"),)),
+    ("posting_rows", 11, (posting(11, "row_count = 2"),)),
+    ("posting_rows", 20, (WITHOUT_ROWS,)),
+    ("posting_shape", 11, (posting(11, "idempotency_key = NULL"),)),
+    ("posting_shape", 16, (posting(16, "idempotency_key = 'expired'"),)),
+    ("posting_shape", 11, (posting(11, "refund_of = 5"),)),
+    ("posting_shape", 8, (posting(8, "refund_of = NULL"),)),
+    ("posting_shape", 11, (posting(11, "meter_event_id = 'event'"),)),
+    ("posting_amount", 1, (posting(1, "amount = amount + 1"),)),
+    ("posting_amount", 1, (posting(1, "amount = NULL"),)),
+    ("posting_amount", 4, (posting(4, "amount = amount + 1"),)),
+    ("posting_amount", 8, (posting(8, "amount = amount + 1"),)),
+    ("posting_amount", 12, (posting(12, "amount = -amount"),)),
+    ("posting_amount", 16, (posting(16, "amount = -53000000000"),)),
+    ("refund_of", 8, (posting(8, "refund_of = 1"),)),
+    ("refund_of", 8, (posting(8, "refund_of = 6"),)),
+    ("refund_of", 8, (posting(8, "refund_of = 15"),)),
+    ("refund_of", 8, (posting(8, "refund_of = 999"),)),
+    ("refund_total", 9, (posting(8, "refund_of = 7"), row(8, "dimension_number = 7"))),
+    ("refund_usage", 8, ("UPDATE dimensions SET product_id = 'prd_2' WHERE number = 6",)),
+    ("refund_usage", 8, ("UPDATE dimensions SET base_prices = '[]' WHERE number = 6",)),
+    ("grant_row", 99, ("INSERT INTO grants SELECT 1, 99, 5, 0, 0, 0, 1, 50, NULL, 1, NULL, 1",)),
+    ("grant_row", 11, ("INSERT INTO grants SELECT 1, 11, 5, 0, 0, 0, 1, 50, NULL, 1, NULL, 1",)),
+    ("grant_remaining", 2, (grant(2, "remaining = remaining + 1"),)),
+    ("grant_remaining", 14, (grant(14, "overdraft_paid = overdraft_paid - 1"),)),
+    ("grant_open", 15, (grant(15, "open = 0"),)),
+    ("grant_bounds", 2, (row(13, "grant_number = 2"), grant(2, "remaining = -46000000000"))),
+    ("grant_expired", 3, (grant(3, f"expires_at = {START + 2 * time.HOUR}"),)),
+    ("wallet_currency", 19, (wallet("currency = 'XXX'"),)),
+    ("wallet_customer", 19, (wallet("customer_id = 'cus_none'"),)),
+    ("wallet_sequence", 18, (wallet("sequence = 18"),)),
+    ("wallet_sequence", 20, (wallet("sequence = 20"),)),
+    *(
+        (f"wallet_{column}", 19, (wallet(f"{column} = {column} + 1"),))
+        for column in (
+            "posted_at",
+            "moved_sequence",
+            "running_balance",
+            "usage_count",
+            "usage_amount",
+            "usage_quantity",
+            "unmetered_amount",
+            *(f"{kind.word}_count" for kind in Kind if kind is not Kind.USAGE),
+            "overdraft_used",
+        )
+    ),
+    ("wallet_closed", 19, (wallet("status = 3"),)),
+    ("rollup", None, ("DELETE FROM rollups WHERE quarter = -1",)),
+    ("rollup_count", None, (EXTRA_ROLLUP,)),
+    ("rollup_created_count", None, ("DELETE FROM rollups WHERE created_amount = -6000000000",)),
+    *(
+        (f"rollup_{name}", None, (f"UPDATE rollups SET {name} = {name} + 1 WHERE quantity_5 = 6",))
+        for name in schema.rollups.columns.keys()[3:]
+    ),
+]  # fmt: skip
+
+
+def test_a_ledger_that_the_ledger_wrote_has_nothing_wrong(ledger_file: Path) -> None:
+    """Grants, draws, overdraft, refunds, expiry, backdating before 1970: nothing is found."""
+    assert findings(ledger_file) == []
+
+
+@pytest.mark.parametrize(("check", "sequence", "statements"), DAMAGES)
+def test_a_damage_is_named(
+    ledger_file: Path,
+    tmp_path: Path,
+    check: str,
+    sequence: int | None,
+    statements: tuple[str, ...],
+) -> None:
+    """The first finding says what is wrong, in which wallet, at which row."""
+    first = damaged(ledger_file, tmp_path / "damaged.db", *statements)[0]
+
+    assert (first.check, first.wallet_id, first.wallet_number, first.sequence) == (
+        check,
+        "wal_acme",
+        ACME,
+        sequence,
+    )
+
+
+def test_a_row_of_no_wallet_is_named(ledger_file: Path, tmp_path: Path) -> None:
+    """A row whose wallet does not exist is found under the number that it has."""
+    found = damaged(ledger_file, tmp_path / "damaged.db", row(3, "wallet_number = 99", BETA))
+
+    assert ("row_wallet", None, 99, 3) in [
+        (one.check, one.wallet_id, one.wallet_number, one.sequence) for one in found
+    ]
+
+
+def test_credit_that_grants_do_not_have_is_named(ledger_file: Path, tmp_path: Path) -> None:
+    """A wallet's balance is what its grants have less its overdraft, whatever else agrees."""
+    found = damaged(ledger_file, tmp_path / "damaged.db", grant(2, "remaining = remaining - 1"))
+
+    assert [one.check for one in found] == ["grant_remaining", "wallet_credit"]
+
+
+def test_another_wallet_is_not_suspected(ledger_file: Path, tmp_path: Path) -> None:
+    """Findings name the damaged wallet only."""
+    found = damaged(ledger_file, tmp_path / "damaged.db", row(2, "running_balance = 0", BETA))
+
+    assert {(one.wallet_id, one.wallet_number) for one in found} == {("wal_beta", BETA)}
+    assert [(one.check, one.sequence) for one in found[:2]] == [
+        ("running_balance", 2),
+        ("running_balance", 3),
+    ]
+
+
+def test_findings_say_what_is_there_and_what_should_be(ledger_file: Path, tmp_path: Path) -> None:
+    """A message holds both figures."""
+    (found,) = damaged(ledger_file, tmp_path / "damaged.db", wallet("refund_count = 7"))
+
+    assert found.message == "refund_count is 7, not 5"
+
+
+def test_every_check_has_a_damage() -> None:
+    """No check is there that nothing has shown to find something."""
+    shown = {check for check, *_ in DAMAGES} | {"row_wallet", "wallet_credit"}
+
+    assert set(CHECKS) == shown
+    assert len(CHECKS) == len(set(CHECKS))
+
+
+def test_progress_is_told_pass_by_pass(ledger_file: Path) -> None:
+    """Each pass is announced as it begins; memory lent to it is given back."""
+    told: list[tuple[str, int, int]] = []
+    engine = database.reading_engine(ledger_file)
+    with engine.begin() as connection:
+        before = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+        found = list(verify(connection, on_progress=lambda *step: told.append(step)))
+        after = connection.exec_driver_sql("PRAGMA cache_size").scalar_one()
+    engine.dispose()
+
+    assert found == []
+    assert told == [(one.name, done, len(PASSES)) for done, one in enumerate(PASSES)]
+    assert before == after
