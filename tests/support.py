@@ -8,10 +8,16 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import shutil
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
+from sqlalchemy import func, select
+
 from creditledger import clock as time
+from creditledger import ids
+from creditledger.ledger import Ledger
 from creditledger.model import (
     Adjust,
     Category,
@@ -23,13 +29,16 @@ from creditledger.model import (
     Refund,
     Status,
 )
-from creditledger.store import database_path, schema, sqlite
+from creditledger.store import Store, database_path, schema, sqlite
 from creditledger.store.migrations import migrate
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
     from sqlalchemy import Connection
+
+    from creditledger.deciding import Posted
 
 #: 2026-09-21T14:13:20Z, a moment like any other.
 START = 1_790_000_000_000
@@ -75,6 +84,45 @@ def findings(url: str) -> list[object]:
         found = list(importlib.import_module("creditledger.store.verify").verify(connection))
     engine.dispose()
     return found
+
+
+@asynccontextmanager
+async def opened(
+    url: str,
+    clock: Callable[[], int],
+    *,
+    queue_max: int = 10_000,
+    on_disk_failure: Callable[[], None] | None = None,
+) -> AsyncIterator[tuple[Store, Ledger]]:
+    """A store on the database and a committer upon it; wal_acme is made if there is no wallet."""
+    store = Store(url, clock=clock)
+    await store.open()
+    if not await store.read(wallet_count):
+        await store.write(lambda connection: add_wallet(connection, "wal_acme"))
+    ledger = Ledger(
+        store,
+        queue_max=queue_max,
+        backdating_ms_max=BACKDATING_MS_MAX,
+        on_disk_failure=on_disk_failure or (lambda: pytest.fail("the disk failed")),
+    )
+    await ledger.start()
+    try:
+        yield store, ledger
+    finally:
+        await ledger.close()
+        await store.close()
+
+
+def wallet_count(connection: Connection) -> int:
+    """How many wallets there are."""
+    found = connection.execute(select(func.count()).select_from(schema.wallets)).scalar()
+    assert isinstance(found, int)
+    return found
+
+
+def posting_id(posted: Posted) -> str:
+    """The id that a client would refund it by."""
+    return ids.compose("pst", posted.posting.wallet, posted.posting.number)
 
 
 def add_customer(connection: Connection, customer_id: str) -> None:

@@ -10,11 +10,13 @@ import signal
 import socket
 import sqlite3
 import subprocess
+import sys
 import textwrap
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
@@ -33,11 +35,11 @@ from creditledger.config import Config, load, spelled
 from creditledger.server import CannotStart, build, local_channel, local_socket
 from creditledger.store import DatabaseLocked, database_path, migrations, sqlite
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
+from tests.running import Services
 from tests.support import add_wallet
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 SECRET = re.compile(r"sk-[A-Za-z0-9_-]{43}")
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -418,8 +420,8 @@ def test_a_drain_is_told_and_waits(
 
 def test_health_and_reflection_speak_of_every_service(database_url: str, tmp_path: Path) -> None:
     """Both need no key; grpcurl finds the five services by asking."""
-    grpcurl = shutil.which("grpcurl")
-    assert grpcurl, "grpcurl is among the development requirements"
+    beside = Path(sys.executable).parent / "grpcurl"
+    grpcurl = str(beside) if beside.exists() else "grpcurl"
     with served(tmp_path, database_url) as (_, address):
         done = subprocess.run(
             [grpcurl, "-plaintext", address, "list"],
@@ -551,6 +553,42 @@ async def test_a_server_lets_go_of_what_it_began(database_url: str) -> None:
     assert not again.local_socket.exists()
 
 
+async def test_a_failing_disk_ends_the_server(database_url: str, tmp_path: Path) -> None:
+    """Exit code 1, after its caller was told that the outcome is unknown; nothing told is lost."""
+    config = load({"database_url": database_url})
+    posted = 0
+    with served(tmp_path, database_url) as (server, _):
+        # From here on no file of the server's grows beyond this, as if the disk were broken there.
+        psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_FSIZE, (100_000, 100_000))
+        async with local_channel(config) as channel:
+            services = Services(channel)
+            await services.new_wallet("wal_acme", "cus_acme")
+            error = None
+            while error is None:
+                request = pb.PostRequest(
+                    wallet_id="wal_acme",
+                    idempotency_key=str(posted),
+                    grant=pb.GrantOperation(amount="1"),
+                )
+                try:
+                    await services.wallets.Post(request, timeout=PATIENCE_SECONDS)
+                    posted += 1
+                except grpc.aio.AioRpcError as caught:
+                    error = caught
+        code = server.process.wait(PATIENCE_SECONDS)
+    verified = creditledger("verify", "--database-url", database_url)
+
+    body = dict(error.trailing_metadata() or ())["x-creditledger-error"]
+    assert json.loads(body)["error"]["code"] == "OUTCOME_UNKNOWN"
+    assert code == 1
+    assert verified.returncode == 0, verified.stdout
+    async with local_channel(config) as channel:
+        wallet = await WalletServiceStub(channel).GetWallet(
+            pb.GetWalletRequest(wallet_id="wal_acme")
+        )
+    assert 0 < posted <= wallet.sequence <= posted + 1
+
+
 # --- verify ---------------------------------------------------------------------------------------
 
 
@@ -650,8 +688,14 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
         for key in json.loads(listed.stdout)["api_keys"]:
             begin, end = (datetime.fromisoformat(key[n]) for n in ("created_at", "expires_at"))
             assert abs(end - begin - timedelta(hours=24)) < timedelta(seconds=5)
-        assert first.customer not in server.log.read_text()
         assert server.ended() == 0
+        # The log holds one line for each of the calls above, nothing of the demo, and no secret.
+        lines = [json.loads(line) for line in server.log.read_text().splitlines()]
+        assert {line["event"] for line in lines} == {"call"}
+        assert {line["method"].rpartition("/")[2] for line in lines} == {
+            *("GetWallet", "ListTransactions", "ListApiKeys")
+        }
+        assert first.customer not in server.log.read_text()
 
     with up(tmp_path, url) as server:
         second = Greeting.of(server)

@@ -1,4 +1,4 @@
-"""What a real server acknowledged is there once, whatever ends it; what it did not, is whole or not.
+"""What a real server acknowledged is there once, whatever ends it; anything else is whole or none.
 
 Clients of three manners write to several wallets, one of them hot, while the server is killed, told
 to stop, or forsaken. What is compared is what they were told with the rows on the disk.
@@ -10,7 +10,7 @@ import asyncio
 import random
 import sqlite3
 from collections import Counter, defaultdict
-from contextlib import AsyncExitStack, closing
+from contextlib import AsyncExitStack, closing, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -223,10 +223,12 @@ async def settle(load: Load, served: Process, metadata: Metadata) -> None:
             try:
                 found = await services.wallets.GetPosting(request, metadata=metadata)
             except grpc.aio.AioRpcError as error:
-                assert error.code() is grpc.StatusCode.NOT_FOUND
-                assert key not in before
+                rows = []
+                if error.code() is not grpc.StatusCode.NOT_FOUND:
+                    raise
             else:
-                assert [told(found)] == before[key]
+                rows = [told(found)]
+            assert rows == before.get(key, [])
         for first in range(0, len(unknown), 500):
             intents = unknown[first : first + 500]
             batch = pb.BatchPostRequest(postings=[one.request for one in intents])
@@ -259,13 +261,12 @@ class Ledger:
                 if not self.loads:
                     batch.append(post("reserve", wallet_id, **grant(RESERVE, priority=90)))
                     self.given[wallet_id] += int(RESERVE)
-                for n in range(LOTS):
-                    batch.append(post(f"lot {name} {n}", wallet_id, **grant(LOT)))
+                batch += [post(f"lot {name} {n}", wallet_id, **grant(LOT)) for n in range(LOTS)]
                 self.given[wallet_id] += LOTS * int(float(LOT))
             answer = await local.wallets.BatchPost(pb.BatchPostRequest(postings=batch))
             assert all(one.HasField("posting") for one in answer.results)
         seed = random.getrandbits(32)
-        print(f"load {name}: seed {seed}")
+        print(f"load {name}: seed {seed}")  # noqa: T201 # shown where a test fails
         load = Load(name, random.Random(seed))
         self.loads.append(load)
         return load
@@ -302,8 +303,8 @@ async def test_killed_at_any_moment(ledger: Ledger) -> None:
     nothing had happened. Some of the kills hit a server that is told to stop already.
     """
     torn_from = 0
-    for turn in range(6):
-        async with process(ledger.database, ledger.log, "--log-level", "warning") as served:
+    for turn in range(5):
+        async with process(ledger.database, ledger.log) as served:
             if ledger.loads:
                 check(ledger.loads[-1], ledger.database)
                 await settle(ledger.loads[-1], served, ledger.metadata)
@@ -374,10 +375,8 @@ async def forsaken(load: Load, services: Services, metadata: Metadata) -> None:
     """Clients that give up: by a deadline, or by cancelling, at any moment of their call."""
 
     async def once(call: Coroutine[None, None, None]) -> None:
-        try:
+        with suppress(grpc.aio.AioRpcError, asyncio.CancelledError):
             await call
-        except (grpc.aio.AioRpcError, asyncio.CancelledError):
-            pass
 
     async def unary() -> None:
         intent = load.new()

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -38,7 +39,7 @@ from credit.v1 import (
 )
 from google.api import annotations_pb2
 
-from creditledger import cli, errors
+from creditledger import cli, errors, money, replay, rules
 from creditledger.config import PREFIX, Config
 from creditledger.errors import Refusal
 from creditledger.store import verify
@@ -64,6 +65,7 @@ SERVICES = [
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]
+MAKE_UP = "$ make up\n"
 #: What a table shows of a default that is none.
 NOTHING = "–"  # noqa: RUF001 - as it is set in the pages
 #: How long anything that is waited for may take before it counts as hanging.
@@ -126,18 +128,22 @@ class Up:
         assert found, self.printed
         return found[1]
 
-    def run(self, session: list[Step]) -> list[str]:
-        """The output of each step, standard error included."""
-        script = "exec 2>&1\n" + "".join(f"printf '\\0'\n{step.commands}" for step in session)
+    def here(self, text: str) -> str:
+        """A page's text with the addresses and keys of this server."""
         for shown, meant in {
             "127.0.0.1:8080": self.value(r"REST  http://(\S+)"),
             "127.0.0.1:50051": self.value(r"gRPC  (\S+)"),
             "ADMIN_KEY=sk-…": "ADMIN_KEY=" + self.value(r"^admin key: (\S+)$"),
             "CUSTOMER_KEY=sk-…": "CUSTOMER_KEY=" + self.value(r"^customer key: (\S+)$"),
         }.items():
-            script = script.replace(shown, meant)
+            text = text.replace(shown, meant)
+        return text
+
+    def run(self, session: list[Step]) -> list[str]:
+        """The output of each step, standard error included."""
+        script = "exec 2>&1\n" + "".join(f"printf '\\0'\n{step.commands}" for step in session)
         ended = subprocess.run(
-            ["sh", "-c", script],
+            ["sh", "-c", self.here(script)],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -175,13 +181,18 @@ def _environment(folder: Path) -> dict[str, str]:
     path = folder / "bin"
     path.mkdir()
     command = path / "creditledger"
-    main = "from creditledger.cli import main; main()"
-    command.write_text(f"#!/bin/sh\nexec '{sys.executable}' -c '{main}' \"$@\"\n")
+    command.write_text(f"#!/bin/sh\nexec '{sys.executable}' -m creditledger \"$@\"\n")
     command.chmod(0o755)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIX)}
     places = [str(path), str(Path(sys.executable).parent), kept["PATH"]]
     python_path = os.pathsep.join(place for place in sys.path if place)
-    return {**kept, "PATH": os.pathsep.join(places), "PYTHONPATH": python_path, "NO_PROXY": "*"}
+    return {
+        **kept,
+        "PATH": os.pathsep.join(places),
+        "PYTHONPATH": python_path,
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
 
 
 def _printed(process: subprocess.Popen[bytes], folder: Path) -> str:
@@ -255,23 +266,23 @@ def complaint(step: Step, output: str) -> str | None:
     return wrong and f"line {step.line}: {wrong}\n{step.commands}{output.strip()}\n"
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="the examples call curl")
 @pytest.mark.parametrize("page", SESSIONS)
 def test_a_page_s_session_prints_what_the_page_shows(page: str, up: Up) -> None:
-    """Every command of a page, pasted in order, gives the output that stands behind it."""
+    """Every command of a page, pasted in order, gives the output that stands behind it.
+
+    Of `make up` the page shows how its output ends: what `creditledger up` prints.
+    """
     session = steps(page)
+    started = [text for _, _, text in blocks(page) if text.startswith(MAKE_UP)]
 
     outputs = up.run(session)
 
+    for shown in started:
+        assert fits_text(up.printed, up.here(shown.removeprefix(MAKE_UP))), up.printed
     assert len(session) == len(outputs)
     wrong = [complaint(step, output) for step, output in zip(session, outputs, strict=True)]
-    assert [one for one in wrong if one] == [], "\n".join(one for one in wrong if one)
-
-
-def test_make_up_prints_what_the_readme_shows(up: Up) -> None:
-    """The end of the output of `make up` in README.md is what `creditledger up` prints."""
-    ((_, _, shown),) = [one for one in blocks("README.md") if one[2].startswith("$ make up\n")]
-
-    assert fits_text(up.printed, shown.removeprefix("$ make up\n")), up.printed
+    assert not any(wrong), "\n".join(one for one in wrong if one)
 
 
 def test_a_session_that_is_wrong_is_found() -> None:
@@ -420,6 +431,15 @@ def test_every_check_of_verify_stands_beside_an_invariant() -> None:
     }
     assert [name for name, found in shown.items() if not found] == []
     assert sorted(checks - {one for found in shown.values() for one in found}) == []
+
+
+def test_the_rules_that_hold_an_invariant_exist() -> None:
+    """What docs/ledger.md names of the code is there under that name."""
+    modules = {"rules": rules, "replay": replay, "money": money}
+    named = re.findall(r"`(rules|replay|money)\.(\w+)`", read("docs/ledger.md"))
+
+    assert named
+    assert [name for module, name in named if not hasattr(modules[module], name)] == []
 
 
 def test_every_dependency_has_its_reason() -> None:

@@ -298,6 +298,24 @@ async def test_a_bug_in_one_posting_leaves_the_others(
     assert findings(url) == []
 
 
+async def test_a_batch_decided_again_has_its_whole_answer(
+    new_database: Callable[[], str], clock: Clock
+) -> None:
+    """What a failed attempt would have answered takes no room: three of 1 MiB each are booked."""
+    url = new_database()
+    trip(url, "postings", "new.idempotency_key = 'trip'")
+    async with serve(url, clock) as api:
+        await api.batch([post(f"lot {n}", **grant("1")) for n in range(300)])
+        heavy = {f"{n:02}": "x" * 160 for n in range(50)}
+        requests = [post(f"call {n}", metadata=heavy, **consume("100")) for n in range(3)]
+        fates = await api.batch([*requests, post("trip", **grant("1"))])
+
+    assert fates == [
+        *(ids.compose("pst", 1, n) for n in (301, 302, 303)),
+        Refused("INTERNAL"),
+    ]
+
+
 # --- too much -------------------------------------------------------------------------------------
 
 

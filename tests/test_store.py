@@ -13,12 +13,12 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import closing, contextmanager
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from sqlalchemy import Engine, event, func, select, text
+from sqlalchemy import Engine, event, select, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from creditledger import ids
@@ -49,11 +49,14 @@ from tests.support import (
     command,
     consume,
     give,
+    opened,
+    posting_id,
     refund,
+    wallet_count,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Iterator
 
     from sqlalchemy import Connection
 
@@ -90,10 +93,6 @@ async def story(ledger: Ledger) -> list[Posted]:
     returned = await ledger.post(command(refund(posting_id(spent), "1"), key="returned"))
     taken = await ledger.post(command(adjust("-2"), key="taken"))
     return [given, spent, returned, taken]
-
-
-def posting_id(posted: Posted) -> str:
-    return ids.compose("pst", posted.posting.wallet, posted.posting.number)
 
 
 # --- all or nothing -------------------------------------------------------------------------------
@@ -342,12 +341,6 @@ async def test_what_is_committed_is_on_the_disk(store: Store) -> None:
 # --- reads ----------------------------------------------------------------------------------------
 
 
-def wallet_count(connection: Connection) -> int:
-    found = connection.execute(select(func.count()).select_from(schema.wallets)).scalar()
-    assert isinstance(found, int)
-    return found
-
-
 async def test_a_read_never_waits_for_a_write(store: Store) -> None:
     """While a write transaction is open, reads answer, and see what was before it."""
     begun, finish = threading.Event(), threading.Event()
@@ -443,27 +436,6 @@ class Ticking(Clock):
         return self.now
 
 
-@asynccontextmanager
-async def running(
-    url: str, clock: Clock, on_disk_failure: Callable[[], None] | None = None
-) -> AsyncIterator[tuple[Store, Ledger]]:
-    """A store on the database, with wal_acme in it, and a committer."""
-    store = Store(url, clock=clock)
-    await store.open()
-    if not await store.read(wallet_count):
-        await store.write(lambda c: add_wallet(c, "wal_acme"))
-    ledger = Ledger(
-        store,
-        queue_max=10_000,
-        backdating_ms_max=BACKDATING_MS_MAX,
-        on_disk_failure=on_disk_failure or (lambda: pytest.fail("the disk failed")),
-    )
-    await ledger.start()
-    yield store, ledger
-    await ledger.close()
-    await store.close()
-
-
 async def test_a_commit_that_fails_says_so(store: Store) -> None:
     """A failing COMMIT is told apart from every failure before it; nothing of it is there."""
     await store.write(lambda c: add_wallet(c, "wal_acme"))
@@ -481,7 +453,7 @@ async def test_a_commit_that_fails_says_so(store: Store) -> None:
 async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> None:
     """After a failed COMMIT every caller of the batch gets the answer of the attempt that held."""
     clock = Ticking()
-    async with running(database_url, clock) as (store, ledger):
+    async with opened(database_url, clock) as (store, ledger):
         await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
 
         given = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(5)]
@@ -496,7 +468,7 @@ async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> 
 async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: str) -> None:
     """A key that is found in the ledger after a failed COMMIT is answered, not written again."""
     clock = Ticking()
-    async with running(database_url, clock) as (store, ledger):
+    async with opened(database_url, clock) as (store, ledger):
         other = Ledger(
             store,
             queue_max=1,
@@ -523,7 +495,7 @@ async def test_an_outcome_that_stays_unknown_is_said_to_be(
 ) -> None:
     """If COMMIT goes on failing the callers are told; the same key then finds out what is so."""
     monkeypatch.setattr(committer, "RECOVERY_SECONDS_MAX", 0.1)
-    async with running(database_url, Clock()) as (store, ledger):
+    async with opened(database_url, Clock()) as (store, ledger):
         await make_commit_fail(store, START, START)
 
         posts = [ledger.post(command(give("1"), key=key)) for key in "ab"]
@@ -540,7 +512,7 @@ async def test_a_database_that_is_away_is_unavailable(
 ) -> None:
     """All who wait are told together, after one wait; nothing is written, the keys stay free."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
-    async with running(database_url, Clock()) as (store, ledger):
+    async with opened(database_url, Clock()) as (store, ledger):
         with closing(sqlite3.connect(database_path(database_url))) as foreign:
             foreign.execute("BEGIN IMMEDIATE")
             began = asyncio.get_running_loop().time()
@@ -569,7 +541,10 @@ async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str
     """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing."""
     failures: list[str] = []
     journal = database_path(database_url).with_suffix(".db-wal")
-    async with running(database_url, Clock(), lambda: failures.append("told")) as (store, ledger):
+    async with opened(database_url, Clock(), on_disk_failure=lambda: failures.append("told")) as (
+        store,
+        ledger,
+    ):
         await ledger.post(command(give("1"), key="before"))
         before = await contents(store)
         with files_no_larger_than(journal.stat().st_size):
@@ -579,7 +554,7 @@ async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str
         assert [OutcomeUnknown] * 2 == [type(answer) for answer in answers]
         assert failures == ["told"]
 
-    async with running(database_url, Clock()) as (store, ledger):
+    async with opened(database_url, Clock()) as (store, ledger):
         assert before == await contents(store)
         assert not (await ledger.post(command(give("1"), key="a"))).replayed
 
@@ -651,7 +626,7 @@ async def test_a_batch_costs_the_same_statements_whatever_its_size(
 
     costs: dict[tuple[int, bool], int] = {}
     with statements() as seen:
-        async with running(database_url, Clock()) as (store, ledger):
+        async with opened(database_url, Clock()) as (store, ledger):
             await store.write(seed)
             posted = []
             for wallet_id in wallet_ids:

@@ -1,10 +1,12 @@
-"""Many postings in one call, as a batch or as a stream: each has its place and its own fate."""
+"""Many postings in one call, as a batch or a stream, each with its own fate; calls given up."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import asynccontextmanager
+import sqlite3
+from collections import defaultdict
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary
 from creditledger.api.wallet_service import WalletService
 from creditledger.ledger import Ledger
+from creditledger.store import database_path
 from tests.running import (
     PATIENCE_SECONDS,
     WALLET,
@@ -315,29 +318,47 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
 
 
 class Taken(grpc.aio.ServerInterceptor):
-    """Counts the messages that streams have taken from their clients."""
+    """Counts what handlers have taken: postings, batches, and messages of streams."""
 
     def __init__(self) -> None:
         self.count = 0
-        self.full = asyncio.Event()
+        self._waiting: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
+
+    async def reaches(self, count: int) -> None:
+        """Wait until so many have been taken."""
+        if self.count < count:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._waiting[count].wait()
+
+    def _one_more(self) -> None:
+        self.count += 1
+        if self.count in self._waiting:
+            self._waiting[self.count].set()
 
     async def intercept_service(self, continuation: Any, details: Any) -> Any:
         """Count what the handler takes."""
         handler = await continuation(details)
-        if handler.stream_stream is None:
+        if handler.stream_stream is not None:
+
+            async def counted(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+                async for request in requests:
+                    self._one_more()
+                    yield request
+
+            return grpc.stream_stream_rpc_method_handler(
+                lambda requests, context: handler.stream_stream(counted(requests), context),
+                handler.request_deserializer,
+                handler.response_serializer,
+            )
+        if not details.method.endswith("Post"):
             return handler
 
-        async def counted(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-            async for request in requests:
-                self.count += 1
-                if self.count == UNANSWERED_MAX:
-                    self.full.set()
-                yield request
+        async def unary(request: Any, context: Any) -> Any:
+            self._one_more()
+            return await handler.unary_unary(request, context)
 
-        return grpc.stream_stream_rpc_method_handler(
-            lambda requests, context: handler.stream_stream(counted(requests), context),
-            handler.request_deserializer,
-            handler.response_serializer,
+        return grpc.unary_unary_rpc_method_handler(
+            unary, handler.request_deserializer, handler.response_serializer
         )
 
 
@@ -348,6 +369,11 @@ class Stalled:
     services: Services
     ledger: Ledger
     taken: Taken
+
+    async def settled(self) -> None:
+        """Wait until the server has done what it can: calls that come later are answered."""
+        for _ in range(20):
+            await self.services.wallets.GetWallet(pb.GetWalletRequest(wallet_id=WALLET))
 
 
 async def test_a_stream_stops_reading_at_1024_unanswered(
@@ -364,11 +390,9 @@ async def test_a_stream_stops_reading_at_1024_unanswered(
             await call.done_writing()
 
         sending = asyncio.create_task(send())
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            await served.taken.full.wait()
-        # Calls that come later are served meanwhile; the stream takes nothing more.
-        for _ in range(20):
-            await served.services.wallets.GetWallet(pb.GetWalletRequest(wallet_id=WALLET))
+        await served.taken.reaches(UNANSWERED_MAX)
+        # The stream takes nothing more meanwhile.
+        await served.settled()
         taken = served.taken.count
         await served.ledger.start()
         answers = [answer async for answer in call]
@@ -376,3 +400,59 @@ async def test_a_stream_stops_reading_at_1024_unanswered(
 
     assert taken == UNANSWERED_MAX
     assert [one.result.posting.wallet.sequence for one in answers] == list(range(1, 1_501))
+
+
+# --- calls given up -------------------------------------------------------------------------------
+
+
+async def test_who_is_gone_before_the_batch_begins_is_dropped(
+    store: Store, clock: Clock, tmp_path: Path
+) -> None:
+    """A call that was cancelled, or is past its deadline, while it waited is not posted."""
+    async with stalled(store, clock, tmp_path / "socket") as served:
+        wallets = served.services.wallets
+        cancelled = wallets.Post(post("cancelled", **grant("1")))
+        late = wallets.Post(post("late", **grant("1")), timeout=0.2)
+        stays = wallets.Post(post("stays", **grant("1")))
+        stream = wallets.StreamPost()
+        await stream.write(pb.StreamPostRequest(posting=post("stream", **grant("1"))))
+        batch = wallets.BatchPost(pb.BatchPostRequest(postings=[post("batch", **grant("1"))]))
+        await served.taken.reaches(5)
+        cancelled.cancel()
+        stream.cancel()
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await late
+        batch.cancel()
+        await served.settled()
+        await served.ledger.start()
+
+        answer = await stays
+
+    assert caught.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert answer.wallet.sequence == 1
+    assert answer.wallet.balance == "1.00"
+
+
+async def test_who_goes_after_it_has_begun_has_posted(
+    store: Store, database_url: str, clock: Clock, tmp_path: Path
+) -> None:
+    """A call that is cancelled while its batch is being written stands, and can be asked for."""
+    async with stalled(store, clock, tmp_path / "socket") as served:
+        wallets = served.services.wallets
+        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+            # Who holds the write lock makes the committer wait in the middle of its batch.
+            other.execute("BEGIN IMMEDIATE")
+            call = wallets.Post(post("key", **grant("1")))
+            await served.taken.reaches(1)
+            await served.ledger.start()
+            await served.settled()
+            call.cancel()
+            await served.settled()
+            other.execute("ROLLBACK")
+        await wallets.Post(post("later", **grant("1")))
+
+        request = pb.GetPostingRequest(wallet_id=WALLET, idempotency_key="key")
+        found = await wallets.GetPosting(request)
+
+    assert found.transactions[0].sequence == 1
+    assert found.wallet.sequence == 2

@@ -182,9 +182,9 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
 
 
 def expect_forks() -> None:
-    """Before the first use of gRPC, in a process that starts others (by fork, then exec).
+    """Before gRPC is imported by a process that starts others (by fork and exec).
 
-    gRPC would otherwise say on standard error at each of them that it does not mind.
+    It would otherwise say on standard error at each of them that it does not mind.
     """
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

@@ -86,8 +86,8 @@ class Ledger:
     def post(self, command: Command, budget: Budget | None = None) -> asyncio.Future[Posted]:
         """Queue one posting; the future answers Posted or raises its Refusal.
 
-        One write transaction however many callers: three to fifteen reads and at most nine writes for
-        the whole batch. Same key and fields: the first answer, replayed=True, nothing written.
+        One write transaction however many callers: three to fifteen reads and at most nine writes
+        for the whole batch. Same key and fields: the first answer, replayed=True, nothing written.
         Cancelling the future drops the command if its batch has not begun; afterwards it stands.
         Raises Overloaded at once if the queue is full, Unavailable if the server is closing.
         """
@@ -192,15 +192,19 @@ class _Batch:
         self.wanted = wanted(one.command for one in waiting)
         self._backdating_ms_max = backdating_ms_max
         self._answers: list[Posted | WalletView | Exception] = []
+        #: What the batch leaves of its callers' budgets: one that is not committed spends nothing.
+        self._left: dict[int, Budget] = {}
 
     def decide(self, loaded: Loaded) -> Changes:
         """Phase 4. Runs inside the transaction, maybe in another thread; keeps the answers."""
         deciding = Deciding(loaded, self._backdating_ms_max)
         self._answers = []
+        self._left = {id(one.budget): Budget(one.budget.left) for one in self._waiting}
         for one in self._waiting:
             try:
                 if isinstance(one.command, Command):
-                    self._answers.append(deciding.post(one.command, one.budget))
+                    budget = self._left[id(one.budget)]
+                    self._answers.append(deciding.post(one.command, budget))
                 else:
                     self._answers.append(deciding.change(one.command))
             except Refusal as refusal:
@@ -210,6 +214,7 @@ class _Batch:
     def answer(self) -> None:
         """After COMMIT: tell everybody who still waits."""
         for one, answer in zip(self._waiting, self._answers, strict=True):
+            one.budget.left = self._left[id(one.budget)].left
             if one.answer.done():
                 continue
             if isinstance(answer, Exception):

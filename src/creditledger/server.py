@@ -345,18 +345,11 @@ async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + LOCAL_WAIT_SECONDS_MAX
-    while True:
-        server = build(config, local_only=True)
-        try:
-            await server.start()
-        except DatabaseLocked:
-            channel = _channel(server.local_socket)
-            async with channel:
-                if await _is_ready(channel):
-                    yield channel
-                    return
-        else:
-            break
+    while not await _has_started(server := build(config, local_only=True)):
+        async with _channel(server.local_socket) as channel:
+            if await _is_ready(channel):
+                yield channel
+                return
         # Another command has the database, or a server is about to begin or to end.
         if loop.time() > give_up:
             raise CannotStart(
@@ -368,6 +361,15 @@ async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
             yield channel
     finally:
         await server.stop()
+
+
+async def _has_started(server: Server) -> bool:
+    """Whether it could be started; if not, another process has the database."""
+    try:
+        await server.start()
+    except DatabaseLocked:
+        return False
+    return True
 
 
 async def _is_ready(channel: grpc.aio.Channel) -> bool:

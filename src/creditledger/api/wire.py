@@ -126,10 +126,10 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
             field=f"consumption.usage.{name}",
         )
 
-    def whole(name: str) -> int:
+    def whole(name: str, least: int) -> int:
         value = fields.optional(message, name, 1)
         field = f"consumption.usage.{name}"
-        return fields.number(value, least=1, most=fields.INT32_MAX, field=field)
+        return fields.number(value, least=least, most=fields.INT32_MAX, field=field)
 
     field = "consumption.usage.quantities"
     if not message.quantities:
@@ -142,11 +142,11 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
         product_id=label("product_id"),
         product_name=label("product_name"),
         category=label("category"),
-        billing_method=whole("billing_method"),
+        billing_method=whole("billing_method", 0),
         quantities=quantities,
         base_prices=prices("base_prices"),
         discount_prices=prices("discount_prices"),
-        price_precision=whole("price_precision"),
+        price_precision=whole("price_precision", 1),
     )
 
 
@@ -202,7 +202,7 @@ def _source(message: Any, allowed: tuple[str, ...], *, field: str) -> dict[str, 
                 f"{field}.{name} does not belong to this kind, only {', '.join(allowed)}",
                 param=f"{field}.{name}",
             )
-        found[name] = fields.text(value, field=f"{field}.{name}", most=fields.KEY_MAX)
+        found[name] = fields.text(value, field=f"{field}.{name}", most=fields.NAME_MAX)
     return found
 
 

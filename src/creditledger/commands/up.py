@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from creditledger import __version__, clock, demo, log
-from creditledger.config import Config, WrongSetting, expect_forks, host_and_port, spelled
+from creditledger.config import Config, WrongSetting, host_and_port, spelled
 from creditledger.demo import DemoKeys
 from creditledger.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.server import (
@@ -28,7 +28,6 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     Raises CannotStart, WrongSetting, DatabaseLocked.
     """
     _require_possible(config)
-    expect_forks()
     migrate(config)
     with told_to_stop() as told:
         server = build(config)

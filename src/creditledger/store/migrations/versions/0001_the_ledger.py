@@ -22,7 +22,7 @@ def upgrade() -> None:
         sa.Column("code", sa.Text(), nullable=False),
         sa.Column("scale", sa.SmallInteger(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
-        sa.CheckConstraint("scale BETWEEN 0 AND 9", name="currencies_scale_check"),
+        sa.CheckConstraint("scale BETWEEN 0 AND 9", name=op.f("currencies_scale_check")),
         sa.PrimaryKeyConstraint("code", name="currencies_pk"),
     )
     op.create_table(
@@ -48,9 +48,9 @@ def upgrade() -> None:
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("revoked_at", sa.BigInteger(), nullable=True),
         sa.CheckConstraint(
-            "(scope = 1) = (customer_id IS NOT NULL)", name="api_keys_customer_check"
+            "(scope = 1) = (customer_id IS NOT NULL)", name=op.f("api_keys_customer_check")
         ),
-        sa.CheckConstraint("scope BETWEEN 1 AND 3", name="api_keys_scope_check"),
+        sa.CheckConstraint("scope BETWEEN 1 AND 3", name=op.f("api_keys_scope_check")),
         sa.ForeignKeyConstraint(["customer_id"], ["customers.id"], name="api_keys_customer_id_fk"),
         sa.PrimaryKeyConstraint("number", name="api_keys_pk"),
         sa.UniqueConstraint("id", name="api_keys_id_unique"),
@@ -116,14 +116,14 @@ def upgrade() -> None:
         ),
         sa.Column("refund_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("expiry_count", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.CheckConstraint("overdraft_limit >= 0", name="wallets_overdraft_limit_check"),
-        sa.CheckConstraint("overdraft_used >= 0", name="wallets_overdraft_used_check"),
+        sa.CheckConstraint("overdraft_limit >= 0", name=op.f("wallets_overdraft_limit_check")),
+        sa.CheckConstraint("overdraft_used >= 0", name=op.f("wallets_overdraft_used_check")),
         sa.CheckConstraint(
             "sequence = usage_count + topup_count + subscription_renew_count + admin_credit_count"
             " + admin_debit_count + refund_count + expiry_count",
-            name="wallets_counters_check",
+            name=op.f("wallets_counters_check"),
         ),
-        sa.CheckConstraint("status BETWEEN 1 AND 3", name="wallets_status_check"),
+        sa.CheckConstraint("status BETWEEN 1 AND 3", name=op.f("wallets_status_check")),
         sa.ForeignKeyConstraint(["currency"], ["currencies.code"], name="wallets_currency_fk"),
         sa.ForeignKeyConstraint(["customer_id"], ["customers.id"], name="wallets_customer_id_fk"),
         sa.PrimaryKeyConstraint("number", name="wallets_pk"),
@@ -176,18 +176,19 @@ def upgrade() -> None:
         sa.Column("effective_at", sa.BigInteger(), nullable=False),
         sa.Column("expires_at", sa.BigInteger(), nullable=True),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("(open <> 0) = (remaining > 0)", name="grants_open_check"),
+        sa.CheckConstraint("(open <> 0) = (remaining > 0)", name=op.f("grants_open_check")),
         sa.CheckConstraint(
-            "amount > 0 AND amount <= 100000000000000000", name="grants_amount_check"
+            "amount > 0 AND amount <= 100000000000000000", name=op.f("grants_amount_check")
         ),
-        sa.CheckConstraint("category BETWEEN 1 AND 2", name="grants_category_check"),
+        sa.CheckConstraint("category BETWEEN 1 AND 2", name=op.f("grants_category_check")),
         sa.CheckConstraint(
-            "expires_at IS NULL OR expires_at > effective_at", name="grants_expires_at_check"
+            "expires_at IS NULL OR expires_at > effective_at", name=op.f("grants_expires_at_check")
         ),
-        sa.CheckConstraint("overdraft_paid >= 0", name="grants_overdraft_paid_check"),
-        sa.CheckConstraint("priority BETWEEN 0 AND 100", name="grants_priority_check"),
+        sa.CheckConstraint("overdraft_paid >= 0", name=op.f("grants_overdraft_paid_check")),
+        sa.CheckConstraint("priority BETWEEN 0 AND 100", name=op.f("grants_priority_check")),
         sa.CheckConstraint(
-            "remaining >= 0 AND remaining <= amount - overdraft_paid", name="grants_remaining_check"
+            "remaining >= 0 AND remaining <= amount - overdraft_paid",
+            name=op.f("grants_remaining_check"),
         ),
         sa.ForeignKeyConstraint(
             ["wallet_number"], ["wallets.number"], name="grants_wallet_number_fk"
@@ -273,15 +274,15 @@ def upgrade() -> None:
         sa.Column("usage_quantity", sa.BigInteger(), nullable=False),
         sa.Column("unmetered_amount", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
-            "(kind = 6) = (kind_count IS NULL)", name="credit_transactions_kind_count_check"
+            "(kind = 6) = (kind_count IS NULL)", name=op.f("credit_transactions_kind_count_check")
         ),
         sa.CheckConstraint(
             "amount <> 0 AND amount BETWEEN -100000000000000000 AND 100000000000000000",
-            name="credit_transactions_amount_check",
+            name=op.f("credit_transactions_amount_check"),
         ),
-        sa.CheckConstraint("kind BETWEEN 1 AND 7", name="credit_transactions_kind_check"),
-        sa.CheckConstraint("sequence > 0", name="credit_transactions_sequence_check"),
-        sa.CheckConstraint("type BETWEEN 1 AND 4", name="credit_transactions_type_check"),
+        sa.CheckConstraint("kind BETWEEN 1 AND 7", name=op.f("credit_transactions_kind_check")),
+        sa.CheckConstraint("sequence > 0", name=op.f("credit_transactions_sequence_check")),
+        sa.CheckConstraint("type BETWEEN 1 AND 4", name=op.f("credit_transactions_type_check")),
         sa.ForeignKeyConstraint(
             ["posting_number"], ["postings.number"], name="credit_transactions_posting_number_fk"
         ),
