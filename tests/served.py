@@ -193,7 +193,8 @@ class Served:
         headers |= given.pop("headers", {})
         if isinstance(query, str):
             path, query = f"{path}?{query}", None
-        return await self.http.request(method, path, headers=headers, params=query, **given)
+        # Empty parameters would take away a query that the path has.
+        return await self.http.request(method, path, headers=headers, params=query or None, **given)
 
     async def get(self, path: str, key: str | None, **query: str | int) -> httpx.Response:
         """One GET, its query given by name."""

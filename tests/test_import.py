@@ -101,11 +101,11 @@ def written(file: Path, lines: Iterable[str], header: str = HEADER) -> Path:
 @pytest.mark.parametrize(
     ("text", "units", "precision"),
     [
-        ("2.50,10.00", (25, 100), 1_000),
+        ("2.50,10.00", (1, 4), 40),
         ("100", (1,), 1),
         ("10", (1,), 10),
         ("0", (0,), 1),
-        ("0.15, 0.60", (15, 60), 10_000),
+        ("0.15, 0.60", (3, 12), 2_000),
         ("0.00001", (1,), 10_000_000),
         ("3,0", (3, 0), 100),
     ],
@@ -113,7 +113,7 @@ def written(file: Path, lines: Iterable[str], header: str = HEADER) -> Path:
 def test_prices_are_integers_of_the_least_precision(
     text: str, units: tuple[int, ...], precision: int
 ) -> None:
-    """price of one = unit / 10000 / precision, and no smaller power of ten would do."""
+    """price of one = unit / 10000 / precision, and no smaller precision would do."""
     prices = Prices.parse(text)
 
     assert (prices.units, prices.precision) == (units, precision)
@@ -200,8 +200,8 @@ async def test_a_row_becomes_a_consumption(here: Running, tmp_path: Path) -> Non
         1,
     )
     assert (bill.bill_num0, bill.bill_num1, bill.amount_decimal) == (4808, 10, "0.01212")
-    assert (bill.base_price0, bill.base_price1, bill.price_precision) == (25, 100, 1000)
-    assert (bill.discount_price0, bill.discount_price1) == (25, 100)
+    assert (bill.base_price0, bill.base_price1, bill.price_precision) == (1, 4, 40)
+    assert (bill.discount_price0, bill.discount_price1) == (1, 4)
 
 
 async def test_each_row_has_its_own_fate(here: Running, tmp_path: Path) -> None:
@@ -394,8 +394,8 @@ async def test_the_command_goes_through_the_server(
         "amount": "0.00125",
         "currency": "USD",
         "quantities": {"ContextTokens": 100, "GeneratedTokens": 100},
-        "prices": [25, 100],
-        "price_precision": 1000,
+        "prices": [1, 4],
+        "price_precision": 40,
     }
     assert await balance(here.local) == "0.99875"
 

@@ -41,7 +41,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
+    rich_markup_mode="markdown",
     help=(
         "A ledger of prepaid credit, served over gRPC and, through Envoy, over REST.\n\n"
         "Every setting is a flag and an environment variable CREDITLEDGER_…; the flag wins.\n\n"
@@ -84,10 +84,10 @@ def _flag(name: str) -> inspect.Parameter:
     """A setting as an option. Its text is checked by `load`, which names it in its complaint."""
     setting = Config.model_fields[name]
     kind = bool | None if setting.annotation is bool else str | None
-    default = "" if setting.default is None else f"={setting.default}"
+    default = "" if setting.default in {None, False} else f" Default: {setting.default}."
     option = typer.Option(
         f"--{name.replace('_', '-')}",
-        help=rf"{setting.description} \[{PREFIX}{name.upper()}{default}]",
+        help=f"{setting.description}{default} Or {PREFIX}{name.upper()}.",
         rich_help_panel="Settings",
         show_default=False,
         metavar=None if kind == bool | None else "VALUE",
@@ -289,7 +289,7 @@ def import_usage_command(
     """Charge a file of calls to a wallet: one consumption a row, in file order.
 
     A row's amount is Σ quantity × price / 10^6, halves rounded to even at the currency's scale; a
-    row of 0 is reported, not posted. A row's key is import:<import id>:<line>, so run it again
+    row of 0 is reported, not posted. A row's key is import:ID:LINE, so run it again
     after an interruption or a top-up: what is booked is replayed, what was refused is posted.
     Exit code 1 if a row was refused, or booked before with other content.
     """

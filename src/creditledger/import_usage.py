@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from io import BufferedReader, TextIOWrapper
 from itertools import islice
+from math import lcm
 from pathlib import Path
 
 import grpc
@@ -67,10 +68,10 @@ class Prices:
 
     @classmethod
     def parse(cls, text: str) -> "Prices":
-        """Prices of "2.50,10.00", which is units (25, 100) of precision 1000.
+        """Prices of "2.50,10.00", which is units (1, 4) of precision 40.
 
-        The precision is the least power of ten that makes every price an integer, which the
-        billing API divides by: price of one = unit / 10000 / precision. Raises CannotImport.
+        The precision is the least number that makes every price an integer, which the billing
+        API divides by: price of one = unit / 10000 / precision. Raises CannotImport.
         """
         found = text.split(",")
         for price in found:
@@ -78,9 +79,7 @@ class Prices:
                 raise CannotImport(f"A price must be a decimal such as 2.50, not {echo(price)}.")
         per_million = tuple(Fraction(price.strip()) for price in found)
         exact = [price * PRICE_UNIT / MILLION for price in per_million]
-        precision = 1
-        while any((price * precision).denominator != 1 for price in exact):
-            precision *= 10
+        precision = lcm(*(price.denominator for price in exact))
         if precision > 2**31 - 1:
             raise CannotImport(f"Prices this fine cannot be stated: {echo(text)}.")
         units = tuple(int(price * precision) for price in exact)

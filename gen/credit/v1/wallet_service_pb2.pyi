@@ -364,8 +364,8 @@ class UpdateWalletRequest(_message.Message):
     nothing more is lent. Absent means unchanged.
     """
     status: _builtins.str
-    """New status: active, frozen or closed. Closing is final and needs a balance of 0, nothing pending
-    and no overdraft, else it is an INVALID_FIELD. Absent means unchanged.
+    """New status: active, frozen or closed. Closing is final and needs a balance of 0, nothing
+    pending and no overdraft, else it is an INVALID_FIELD. Absent means unchanged.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:

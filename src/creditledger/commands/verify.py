@@ -30,6 +30,10 @@ def failures(config: Config, *, on_progress: Callable[[str, int, int], None]) ->
     engine = sqlite.reading_engine(config.path)
     try:
         with engine.begin() as connection:
+            # A broken index would mislead every check that follows.
+            sound = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+            if sound != "ok":
+                raise CannotStart(f"{config.path} is damaged as a file: {sound}.")
             for finding in verify(connection, on_progress=on_progress):
                 found.setdefault(finding.check, Failure(finding)).count += 1
     except DatabaseError as error:

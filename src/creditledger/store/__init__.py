@@ -57,7 +57,7 @@ def database_path(url: str) -> Path:
         raise ValueError(f"its driver {parsed.drivername!r} is not supported: use sqlite+aiosqlite")
     if not parsed.database or parsed.database == ":memory:" or parsed.query:
         raise ValueError("it must name a file, without options")
-    return Path(parsed.database).absolute()
+    return Path(parsed.database).resolve()  # one database, one lock, by whatever link it is named
 
 
 class Store:
