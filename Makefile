@@ -3,6 +3,7 @@
 #   make up      run it: gRPC server, Envoy in front, a demo in ./creditledger.db   (ARGS=--no-demo)
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make check   formatting, lint, types, contract: what a change must also pass
+#   make bench   measure the real server beside baselines                           (ARGS=--write)
 #   make gen     generate gen/ from protos/           make format   format the Python sources
 #   make lock    choose the newest dependencies       make clean    remove what make has made
 
@@ -16,7 +17,7 @@ ARGS ?=
 INSTALLED := $(VENV)/installed.stamp
 DEVELOPING := $(VENV)/developing.stamp
 
-.PHONY: help up test check breaking gen format lock clean
+.PHONY: help up test check bench breaking gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -47,6 +48,9 @@ breaking: $(DEVELOPING)
 	    && tar -xf build/old.tar -C build/old \
 	    && echo "buf breaking --against $$old" && $(BIN)/buf breaking --against build/old
 
+bench: $(DEVELOPING)
+	$(BIN)/python -m bench.run $(ARGS)
+
 gen: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/generate.py
 
@@ -61,7 +65,7 @@ lock: | $(BIN)/python
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find src gen tests scripts -name __pycache__ -prune -exec rm -rf {} +
+	find src gen tests scripts bench -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("creditledger needs Python 3.11 or newer, this is "\

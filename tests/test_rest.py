@@ -899,6 +899,58 @@ async def test_a_field_that_is_not_what_it_should_be(
                 assert found == invalid(param), (str(value)[:60], found)
 
 
+async def test_bad_fields_in_a_batch(writer: Served, service: str) -> None:
+    """Every bad text of every field is an error of its own item, under its name.
+
+    A value of another JSON type makes it no batch at all: Envoy refuses it whole and names the
+    place.
+    """
+    writer.clock.now = START
+    cases: list[tuple[Json, str, str]] = []
+    for name, (operation, held) in OPERATIONS.items():
+        fields = {f"{name}.{field}": kind for field, kind in held.items()} | COMMON_FIELDS
+        body = {**COMMON, name: operation, "wallet_id": "wal_writer"}
+        for field, kind in fields.items():
+            texts = kind.split(" ")[0] in {"amount", "signed", "text", "text?", "time", "word"}
+            for value, code in bad_values(kind) if texts else ():
+                if isinstance(value, str):
+                    cases.append((with_field(body, field, value), code, field))
+    good = {"wallet_id": "wal_writer", "grant": {"amount": "1"}}
+    ends = [{**good, "idempotency_key": f"batch end {n}"} for n in range(2)]
+    route = "POST /v1/postings:batch"
+
+    def batch(*middle: Json) -> Json:
+        return {"postings": [ends[0], *middle, ends[1]]}
+
+    assert 300 < len(cases) < BATCH_MAX
+    async with nothing_written(writer):
+        for field, value, param in [
+            ("grant.amount", 5, "grant.amount"),
+            ("grant.amount", 1.5, "grant.amount"),
+            ("grant.amount", True, "grant.amount"),
+            ("grant.amount", {"a": "1"}, "grant.amount"),
+            ("grant.amount", ["1"], "grant"),
+            ("grant.priority", "high", "grant.priority"),
+            ("metadata", {"a": 1}, "metadata"),
+            ("expected_sequence", 1.5, "expected_sequence"),
+            ("validate_only", "maybe", "validate_only"),
+        ]:
+            bad = with_field({**good, "idempotency_key": "bad"}, field, value)
+            found = await refusal(writer, service, route, batch(bad))
+            assert found == invalid(f"postings[1].{param}"), (field, value)
+    before = writer.row_counts()["postings"]
+    answer = await send(writer, service, route, batch(*(body for body, _, _ in cases)))
+
+    assert len(answer["results"]) == len(cases) + 2
+    assert [list(answer["results"][place]) for place in (0, -1)] == [["posting"]] * 2
+    assert writer.row_counts()["postings"] == before + 2
+    for (body, code, field), result in zip(cases, answer["results"][1:-1], strict=True):
+        error = result["error"]
+        assert (error["type"], error["code"], error["param"]) == (
+            "invalid_request_error", code, field,
+        ), (body, error)  # fmt: skip
+
+
 @pytest.mark.parametrize("route", WRITES)
 async def test_the_requests_that_are_spoilt_are_in_order(
     writer: Served, admin: str, route: str
@@ -1258,8 +1310,17 @@ async def test_bodies_that_are_none(writer: Served, admin: str, route: str) -> N
                 assert (found.status, found.param is None) == (400, False), body[:40]
 
 
-@pytest.mark.parametrize("route", [POSTING, "POST /v1/postings:batch", "POST /v1/customers"])
-async def test_a_body_that_is_too_large(writer: Served, admin: str, route: str) -> None:
+@pytest.mark.parametrize(
+    ("route", "too_large"),
+    [
+        (POSTING, BODY_BYTES_MAX + 1),
+        ("POST /v1/postings:batch", 2 * BODY_BYTES_MAX),
+        ("POST /v1/customers", BODY_BYTES_MAX + 1),
+    ],
+)
+async def test_a_body_that_is_too_large(
+    writer: Served, admin: str, route: str, too_large: int
+) -> None:
     """Over 4 MiB: 413 request_too_large; just under it, the body is read."""
     method, path = route.split(" ")
     shell = b'{"note": "%s"}'
@@ -1273,8 +1334,7 @@ async def test_a_body_that_is_too_large(writer: Served, admin: str, route: str) 
             return failure(client.request(method, path, content=content, headers=headers))
 
     async with nothing_written(writer):
-        for size in (BODY_BYTES_MAX + 1, 2 * BODY_BYTES_MAX):
-            assert await asyncio.to_thread(sent, size) == Failure(413, "BODY_TOO_LARGE")
+        assert await asyncio.to_thread(sent, too_large) == Failure(413, "BODY_TOO_LARGE")
         # Ids of the path are part of what the server reads.
         assert (await asyncio.to_thread(sent, BODY_BYTES_MAX - 100)).status == 400
 
