@@ -141,9 +141,7 @@ class Ledger:
         except CommitFailed:
             await self._recover(waiting)
         except DiskFailed:
-            log.critical("disk failed", exc_info=True)
-            _refuse(waiting, OutcomeUnknown("the disk failed while the posting was written"))
-            self._on_disk_failure()
+            self._end(waiting)
         except StoreUnavailable:
             # It is so for each of them: halving would wait for the database once for each half.
             log.error("database unavailable", exc_info=True)
@@ -168,6 +166,9 @@ class Ledger:
             try:
                 await self._store.reconnect()
                 await self._store.commit(batch.wanted, batch.decide)
+            except DiskFailed:
+                self._end(waiting)
+                return
             except Exception:
                 log.warning("recovery after a failed commit failed", exc_info=True)
                 await asyncio.sleep(pause)
@@ -176,6 +177,11 @@ class Ledger:
                 batch.answer()
                 return
         _refuse(waiting, OutcomeUnknown("the database failed while the posting was written"))
+
+    def _end(self, waiting: list[_Waiting]) -> None:
+        log.critical("disk failed", exc_info=True)
+        _refuse(waiting, OutcomeUnknown("the disk failed while the posting was written"))
+        self._on_disk_failure()
 
 
 def _refuse(waiting: list[_Waiting], error: Exception) -> None:

@@ -6,7 +6,6 @@
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -108,7 +107,8 @@ class Store:
         async with self._readers.connect() as connection:
             raw = (await connection.get_raw_connection()).driver_connection
             assert raw is not None
-            timer = asyncio.create_task(_interrupt_after(seconds, raw.interrupt))
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
             try:
                 return await connection.run_sync(query)
             except OperationalError as error:
@@ -119,12 +119,3 @@ class Store:
                 raise
             finally:
                 timer.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await timer
-
-
-async def _interrupt_after(seconds: float, interrupt: Callable[[], object]) -> None:
-    await asyncio.sleep(seconds)
-    result = interrupt()
-    if asyncio.iscoroutine(result):
-        await result
