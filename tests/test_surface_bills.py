@@ -562,18 +562,16 @@ async def test_a_buckets_integers_add_up(
 
 async def test_a_voucher_is_never_above_its_amount(served: Served) -> None:
     """What a row has no room for goes to the next, so that no payAmount is negative."""
-    _, wallet, key = await account(
-        served,
-        {"grant": {"amount": "0.00015", "category": "promotional"}},
-        {"grant": {"amount": "1"}},
-    )
-    amounts = ["0.00004", "0.00004", "0.00007", "0.00034"]
+    voucher = {"grant": {"amount": "0.000075", "category": "promotional"}}
+    _, wallet, key = await account(served, voucher, {"grant": {"amount": "1"}})
+    amounts = ["0.000045", "0.00009"]
     await served.post(wallet, *[used(a, product_id=f"p{i}") for i, a in enumerate(amounts)])
 
     shown = await figures(served, key, "amount", "voucherAmount", "payAmount", **window())
 
-    # exact amounts 0.4 0.4 0.7 3.4, vouchers 0.4 0.4 0.7 0
-    assert shown == [("1", "1", "0"), ("0", "0", "0"), ("1", "1", "0"), ("3", "0", "3")]
+    # Exact amounts 0.45 and 0.9, vouchers 0.45 and 0.3: both sums are 1 when rounded, and the
+    # larger remainder of the vouchers is in the row whose amount is 0.
+    assert shown == [("0", "0", "0"), ("1", "1", "0")]
 
 
 # --- keys, filters, pages -------------------------------------------------------------------------
