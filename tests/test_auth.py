@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import sqlite3
@@ -26,7 +27,17 @@ from creditledger import ids, server
 from creditledger.config import Config, WrongSetting
 from creditledger.store import database_path
 from tests.process import process
-from tests.running import CUSTOMER, WALLET, adjust, consume, fate, grant, post, serve
+from tests.running import (
+    CUSTOMER,
+    PATIENCE_SECONDS,
+    WALLET,
+    adjust,
+    consume,
+    fate,
+    grant,
+    post,
+    serve,
+)
 from tests.serving import Refused, bearer, refused
 from tests.support import START
 
@@ -274,6 +285,15 @@ async def test_who_is_nobody_may_nothing(world: World, caller: str) -> None:
 
     assert got == dict.fromkeys(TABLE, STRANGERS[caller])
     assert before == await world.api.wallet_now()
+
+
+async def test_a_stream_is_refused_before_its_first_posting(world: World) -> None:
+    """Who has no right to post is told so at once, not after sending."""
+    for caller, reason in (("none", "KEY_MISSING"), ("customer", DENIED)):
+        stream = world.api.wallets.StreamPost(metadata=world.callers[caller])
+
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            assert await refused(stream.read()) == Refused(reason)
 
 
 @pytest.mark.parametrize("caller", CALLERS)

@@ -216,11 +216,8 @@ async def test_a_grant_is_answered_whole(api: Api) -> None:
     assert posting(1, rows, wallet("50.00", 1)) == answer
 
 
-async def test_a_consumption_is_answered_whole(api: Api) -> None:
-    """It draws grants in burn order, then overdraft: a row for each, all with the request's words.
-
-    The promotional grant goes before the paid one; the row of overdraft names no grant.
-    """
+async def register(api: Api) -> None:
+    """The meter and the subscription that a consumption names."""
     await api.local.registry.CreateMeter(
         registry_pb.CreateMeterRequest(
             id="mtr_tokens", name="Tokens", event_name="tokens", unit="token"
@@ -229,6 +226,14 @@ async def test_a_consumption_is_answered_whole(api: Api) -> None:
     await api.local.registry.CreateSubscription(
         registry_pb.CreateSubscriptionRequest(id="sub_pro", customer_id="cus_acme", name="Pro")
     )
+
+
+async def test_a_consumption_is_answered_whole(api: Api) -> None:
+    """It draws grants in burn order, then overdraft: a row for each, all with the request's words.
+
+    The promotional grant goes before the paid one; the row of overdraft names no grant.
+    """
+    await register(api)
     change = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="1")
     await api.wallets.UpdateWallet(change, metadata=api.admin)
     await api.post("paid", **grant("1"))
@@ -320,8 +325,10 @@ async def test_a_forced_debit_is_answered_whole(api: Api) -> None:
 
 async def test_refunds_are_answered_whole(api: Api) -> None:
     """A part, then all that is left; each names the posting it returns, neither its meter."""
+    await register(api)
     await api.post("topup", **grant("1"))
-    call = await api.post("call", **consume("0.75", meter_event_id="call-1"))
+    used = {"meter_id": "mtr_tokens", "subscription_id": "sub_pro", "meter_event_id": "call-1"}
+    call = await api.post("call", **consume("0.75", **used))
 
     part = await api.post("part", **refund(call.posting_id, amount="0.25"))
     rest = await api.post("rest", **refund(call.posting_id))
@@ -395,6 +402,9 @@ async def test_expected_sequence(api: Api, clock: Clock) -> None:
         for expected in (0, 1, 3)
     ]
     clock.advance(time.SECOND)
+    # A change writes the expiration that is due, and nothing else.
+    change = pb.UpdateWalletRequest(wallet_id=WALLET, status="active")
+    swept = await api.wallets.UpdateWallet(change, metadata=api.admin)
     await api.post("call", expected_sequence=2, **consume("0.5"))
     late = await refused(api.post("call-2", expected_sequence=3, **consume("0.1")))
     await api.post("call-2", expected_sequence=4, **consume("0.1"))
@@ -404,6 +414,7 @@ async def test_expected_sequence(api: Api, clock: Clock) -> None:
         return Refused("SEQUENCE_MISMATCH", "expected_sequence", metadata)
 
     assert [mismatch(0, 2), mismatch(1, 2), mismatch(3, 2)] == wrong
+    assert swept.sequence == 3
     assert mismatch(3, 4) == late
 
 

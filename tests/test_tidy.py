@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "creditledger"
 #: A file is split by concept when it passes about 500 lines; this is what "about" allows.
-FILE_LINES_MAX = 570
+FILE_LINES_MAX = 560
 COLUMNS_MAX = 100
 #: What excuses a line from a check cannot be broken.
 EXCUSE = re.compile(r"  # (noqa|type)\b")
