@@ -11,6 +11,7 @@ from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from creditledger.ledger import Ledger
@@ -28,9 +29,16 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow],
 )
-#: Hours rather than minutes: HYPOTHESIS_PROFILE=thorough. The model test reads its factor.
+#: Twenty times as many examples: HYPOTHESIS_PROFILE=thorough.
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+@pytest.fixture(autouse=True)
+def log_as_by_default() -> Iterator[None]:
+    """Undo what a test, or a command it ran, said about logging."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session", params=["sqlite"])

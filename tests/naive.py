@@ -129,6 +129,7 @@ def refuse(reason: str, **metadata: object) -> NoReturn:
 
 @dataclass(slots=True)
 class Wallet:
+    created_at: int
     overdraft_limit: int
     subscriptions: frozenset[str] = frozenset()  #: Of its customer.
     status: str = "active"
@@ -140,7 +141,7 @@ class Wallet:
         return replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
 
     def now(self, clock: int) -> int:
-        return max([clock, *(row.created_at for row in self.rows)])
+        return max([clock, self.created_at, *(row.created_at for row in self.rows)])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]
@@ -388,9 +389,8 @@ class NaiveLedger:
     ) -> Answer:
         if not 0 <= overdraft_limit <= AMOUNT_MAX:
             return Refused("INVALID_FIELD", {"param": "overdraft_limit"})
-        wallet = self.wallets.setdefault(
-            wallet_id, Wallet(overdraft_limit, frozenset(subscriptions))
-        )
+        made = Wallet(self.clock, overdraft_limit, frozenset(subscriptions))
+        wallet = self.wallets.setdefault(wallet_id, made)
         same = wallet.overdraft_limit == overdraft_limit
         return wallet.view(self.clock) if same else Refused("ID_TAKEN", {})
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -39,6 +40,8 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from sqlalchemy import Connection
 
     from creditledger.deciding import Posted
@@ -64,16 +67,17 @@ class HeldClock(Clock):
         assert self._go.wait(PATIENCE_SECONDS)
         return self.now
 
-    async def hold(self, ledger: Ledger, first: Command) -> asyncio.Future[Posted]:
-        """Ask for the first command; when this returns its batch has begun, and is held."""
+    @asynccontextmanager
+    async def held(self, ledger: Ledger, first: Command) -> AsyncIterator[asyncio.Future[Posted]]:
+        """Ask for the first command; its batch has begun in here, and goes on at the end."""
         self._asked.clear()
         self._go.clear()
         answer = ledger.post(first)
-        assert await asyncio.to_thread(self._asked.wait, PATIENCE_SECONDS)
-        return answer
-
-    def let_go(self) -> None:
-        self._go.set()
+        try:
+            assert await asyncio.to_thread(self._asked.wait, PATIENCE_SECONDS)
+            yield answer
+        finally:
+            self._go.set()
 
 
 async def booked(store: Store) -> dict[str, tuple[int, int]]:
@@ -246,11 +250,10 @@ async def test_who_leaves_before_the_batch_begins_leaves_no_trace(database_url: 
     """A command cancelled in the queue is dropped; one whose batch has begun stands."""
     clock = HeldClock()
     async with opened(database_url, clock) as (store, ledger):
-        begun = await clock.hold(ledger, command(give("1"), key="begun"))
-        waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(4)]
-        for gone in (begun, waiting[1], waiting[2]):
-            gone.cancel()
-        clock.let_go()
+        async with clock.held(ledger, command(give("1"), key="begun")) as begun:
+            waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(4)]
+            for gone in (begun, waiting[1], waiting[2]):
+                gone.cancel()
         await asyncio.gather(waiting[0], waiting[3])
 
         assert set(await booked(store)) == {"begun", "waiting 0", "waiting 3"}
@@ -267,10 +270,9 @@ async def test_a_caller_past_its_deadline_is_one_who_left(database_url: str) -> 
             async with asyncio.timeout(0.01):
                 return await ledger.post(command(give("1"), key=key))
 
-        begun = await clock.hold(ledger, command(give("1"), key="begun"))
-        with pytest.raises(TimeoutError):
-            await impatient("late")
-        clock.let_go()
+        async with clock.held(ledger, command(give("1"), key="begun")) as begun:
+            with pytest.raises(TimeoutError):
+                await impatient("late")
         await begun
 
         assert set(await booked(store)) == {"begun"}
@@ -319,15 +321,14 @@ async def test_a_full_queue_refuses_at_once(database_url: str) -> None:
     """Who finds the queue full is told so without waiting; those in it are served."""
     clock = HeldClock()
     async with opened(database_url, clock, queue_max=3) as (store, ledger):
-        begun = await clock.hold(ledger, command(give("1"), key="begun"))
-        waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(3)]
-        for operation in (give("1"), adjust("1")):
-            with pytest.raises(Overloaded) as refused:
-                ledger.post(command(operation, key="too many"))
-            assert refused.value.metadata == {"retry_after": "1"}
-        with pytest.raises(Overloaded):
-            ledger.change(WalletChange("wal_acme", livemode=True))
-        clock.let_go()
+        async with clock.held(ledger, command(give("1"), key="begun")) as begun:
+            waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(3)]
+            for operation in (give("1"), adjust("1")):
+                with pytest.raises(Overloaded) as refused:
+                    ledger.post(command(operation, key="too many"))
+                assert refused.value.metadata == {"retry_after": "1"}
+            with pytest.raises(Overloaded):
+                ledger.change(WalletChange("wal_acme", livemode=True))
         await asyncio.gather(begun, *waiting)
 
         assert set(await booked(store)) == {"begun", "waiting 0", "waiting 1", "waiting 2"}
@@ -338,14 +339,13 @@ async def test_closing_serves_who_waits_and_refuses_who_comes(database_url: str)
     """From the moment of closing nobody new is let in, and nobody who waited is sent away."""
     clock = HeldClock()
     async with opened(database_url, clock) as (store, ledger):
-        begun = await clock.hold(ledger, command(give("1"), key="begun"))
-        waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(9)]
-        closing = asyncio.create_task(ledger.close())
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable):
-            ledger.post(command(give("1"), key="late"))
-        assert not closing.done()
-        clock.let_go()
+        async with clock.held(ledger, command(give("1"), key="begun")) as begun:
+            waiting = [ledger.post(command(give("1"), key=f"waiting {n}")) for n in range(9)]
+            closing = asyncio.create_task(ledger.close())
+            await asyncio.sleep(0)
+            with pytest.raises(Unavailable):
+                ledger.post(command(give("1"), key="late"))
+            assert not closing.done()
         answers = await asyncio.gather(begun, *waiting)
         await closing
 

@@ -1,46 +1,37 @@
 """What any database must do for the ledger: all or nothing, nothing changed, nobody kept waiting.
 
-Nothing here knows how a store works inside: it goes in by `Store` and `Ledger`, and by SQL. Where a
-failure is needed, the database itself is made to fail.
+Nothing here knows how a store works inside: it goes in by `Store` and `Ledger`, and by SQL.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
-import resource
 import sqlite3
 import subprocess
 import sys
 import threading
 from contextlib import closing, contextmanager
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, event, select, text
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from creditledger import ids
-from creditledger import ledger as committer
-from creditledger.clock import SECOND
-from creditledger.errors import OutcomeUnknown, QueryTooBroad, Unavailable
-from creditledger.ledger import Ledger
-from creditledger.model import Consume, Dimension, Kind, Posting, Row, Type, Usage
+from creditledger.errors import QueryTooBroad
+from creditledger.model import Consume, Usage
 from creditledger.store import (
     Changes,
-    CommitFailed,
     DatabaseLocked,
     Loaded,
     Store,
-    Wanted,
     database_path,
     schema,
-    sqlite,
 )
+from tests.by_hand import by_hand, contents, wanting
 from tests.support import (
-    BACKDATING_MS_MAX,
-    START,
     Clock,
     add_meter,
     add_subscription,
@@ -61,28 +52,11 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from creditledger.deciding import Posted
+    from creditledger.ledger import Ledger
     from creditledger.model import Command, Operation
 
-NOTHING: frozenset[Any] = frozenset()
 #: BEGIN and COMMIT, fifteen reads and nine writes: each that there is.
 STATEMENTS_OF_A_BATCH_MAX = 26
-
-
-def wanting(*wallet_ids: str) -> Wanted:
-    """Only wallets, and no dimension to write under."""
-    return Wanted(frozenset(wallet_ids), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, lambda _: ())
-
-
-async def contents(store: Store) -> dict[str, list[tuple[Any, ...]]]:
-    """Every row of every table."""
-
-    def look(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
-        return {
-            table.name: [tuple(row) for row in connection.execute(select(table))]
-            for table in schema.metadata.sorted_tables
-        }
-
-    return await store.read(look)
 
 
 async def story(ledger: Ledger) -> list[Posted]:
@@ -112,39 +86,6 @@ async def test_a_decide_that_raises_writes_nothing(store: Store, ledger: Ledger)
 
     assert before == await contents(store)
     assert (await ledger.post(command(consume("1"), key="next"))).posting.number == 5
-
-
-def by_hand(loaded: Loaded, *sequences: int) -> Changes:
-    """A posting of wal_acme with rows of these sequences; no more of it is in order than keys."""
-    wallet = loaded.wallets["wal_acme"]
-    rows = [
-        Row(wallet.number, one, 77, 1, 1, None, 1, 1, START, None, 99, 2, 1, -1, 0, 0)
-        for one in sequences
-    ]
-    posting = Posting(
-        wallet=wallet.number,
-        number=77,
-        idempotency_key="by hand",
-        operation=1,
-        amount=3,
-        posted_by=None,
-        description=None,
-        note=None,
-        metadata={},
-        source={},
-        meter_event_id=None,
-        quantities=(),
-        refund_of=None,
-        terms={},
-        rows=rows,
-    )
-    dimension = Dimension(Kind.TOPUP.value, Type.GRANT.value, product_id="by hand")
-    return Changes(
-        touched={wallet.number: wallet},
-        dimensions=[(wallet.number, 99, dimension)],
-        postings=[posting],
-        rows=rows,
-    )
 
 
 async def test_a_batch_that_breaks_a_constraint_writes_nothing(
@@ -401,162 +342,6 @@ async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: C
             await store.read(lambda c: c.execute(endless).all(), seconds=0.05)
         assert await store.read(wallet_count) == 0
     await store.close()
-
-
-# --- failures -------------------------------------------------------------------------------------
-
-
-async def make_commit_fail(store: Store, since: int, until: int) -> None:
-    """From now on COMMIT fails if a row was written with a created_at in [since, until].
-
-    By a foreign key that SQLite looks at in COMMIT only.
-    """
-
-    def change(connection: Connection) -> None:
-        connection.exec_driver_sql("CREATE TABLE failing (since INTEGER, until INTEGER)")
-        connection.exec_driver_sql(
-            "CREATE TABLE broken (id TEXT REFERENCES customers DEFERRABLE INITIALLY DEFERRED)"
-        )
-        connection.exec_driver_sql(
-            "CREATE TRIGGER fail AFTER INSERT ON credit_transactions"
-            " WHEN EXISTS (SELECT 1 FROM failing WHERE NEW.created_at BETWEEN since AND until)"
-            " BEGIN INSERT INTO broken VALUES ('cus_none'); END"
-        )
-        values = {"since": since, "until": until}
-        connection.execute(text("INSERT INTO failing VALUES (:since, :until)"), values)
-
-    await store.write(change)
-
-
-class Ticking(Clock):
-    """A clock that moves on by a second each time it is asked: once per attempt at a batch."""
-
-    def __call__(self) -> int:
-        self.advance(SECOND)
-        return self.now
-
-
-async def test_a_commit_that_fails_says_so(store: Store) -> None:
-    """A failing COMMIT is told apart from every failure before it; nothing of it is there."""
-    await store.write(lambda c: add_wallet(c, "wal_acme"))
-    await make_commit_fail(store, START, START)
-    before = await contents(store)
-
-    with pytest.raises(CommitFailed):
-        await store.commit(wanting("wal_acme"), lambda loaded: by_hand(loaded, 1))
-
-    assert before == await contents(store)
-    await store.reconnect()
-    assert before == await contents(store)
-
-
-async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> None:
-    """After a failed COMMIT every caller of the batch gets the answer of the attempt that held."""
-    clock = Ticking()
-    async with opened(database_url, clock) as (store, ledger):
-        await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
-
-        given = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(5)]
-        answers = await asyncio.gather(*given)
-
-        assert [answer.wallet.sequence for answer in answers] == [1, 2, 3, 4, 5]
-        assert {START + 3 * SECOND} == {row.created_at for a in answers for row in a.posting.rows}
-        assert not any(answer.replayed for answer in answers)
-        assert len((await contents(store))["credit_transactions"]) == 5
-
-
-async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: str) -> None:
-    """A key that is found in the ledger after a failed COMMIT is answered, not written again."""
-    clock = Ticking()
-    async with opened(database_url, clock) as (store, ledger):
-        other = Ledger(
-            store,
-            queue_max=1,
-            backdating_ms_max=BACKDATING_MS_MAX,
-            on_disk_failure=lambda: pytest.fail("the disk failed"),
-        )
-        await other.start()
-        await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
-
-        first = ledger.post(command(give("1")))
-        while clock.now < START + 2 * SECOND:
-            await store.read(wallet_count)  # gives way to the attempts that fail
-        second = await other.post(command(give("1")))
-
-        # Whoever of them came first: one has written it, the other found it.
-        assert (await first).posting.number == second.posting.number
-        assert {True, False} == {(await first).replayed, second.replayed}
-        assert len((await contents(store))["credit_transactions"]) == 1
-        await other.close()
-
-
-async def test_an_outcome_that_stays_unknown_is_said_to_be(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """If COMMIT goes on failing the callers are told; the same key then finds out what is so."""
-    monkeypatch.setattr(committer, "RECOVERY_SECONDS_MAX", 0.1)
-    async with opened(database_url, Clock()) as (store, ledger):
-        await make_commit_fail(store, START, START)
-
-        posts = [ledger.post(command(give("1"), key=key)) for key in "ab"]
-        answers = await asyncio.gather(*posts, return_exceptions=True)
-        await store.write(lambda c: c.execute(text("DELETE FROM failing")))
-
-        assert [OutcomeUnknown] * 2 == [type(answer) for answer in answers]
-        assert not (await ledger.post(command(give("1"), key="b"))).replayed
-        assert len((await contents(store))["credit_transactions"]) == 1
-
-
-async def test_a_database_that_is_away_is_unavailable(
-    database_url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """All who wait are told together, after one wait; nothing is written, the keys stay free."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
-    async with opened(database_url, Clock()) as (store, ledger):
-        with closing(sqlite3.connect(database_path(database_url))) as foreign:
-            foreign.execute("BEGIN IMMEDIATE")
-            began = asyncio.get_running_loop().time()
-            posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(16)]
-            answers = await asyncio.gather(*posts, return_exceptions=True)
-            waited = asyncio.get_running_loop().time() - began
-            with pytest.raises(Unavailable):
-                await store.write(lambda c: add_wallet(c, "wal_beta"))
-
-        assert [Unavailable] * 16 == [type(answer) for answer in answers]
-        assert waited < 1.6  # one wait each would be that long, at the least
-        assert not (await ledger.post(command(give("1"), key="k7"))).replayed
-        assert len((await contents(store))["credit_transactions"]) == 1
-
-
-@contextmanager
-def files_no_larger_than(size: int) -> Iterator[None]:
-    """The disk as if it were broken: what this process writes beyond `size` fails."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str) -> None:
-    """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing."""
-    failures: list[str] = []
-    journal = database_path(database_url).with_suffix(".db-wal")
-    async with opened(database_url, Clock(), on_disk_failure=lambda: failures.append("told")) as (
-        store,
-        ledger,
-    ):
-        await ledger.post(command(give("1"), key="before"))
-        before = await contents(store)
-        with files_no_larger_than(journal.stat().st_size):
-            posts = [ledger.post(command(give("1"), key=key)) for key in "ab"]
-            answers = await asyncio.gather(*posts, return_exceptions=True)
-
-        assert [OutcomeUnknown] * 2 == [type(answer) for answer in answers]
-        assert failures == ["told"]
-
-    async with opened(database_url, Clock()) as (store, ledger):
-        assert before == await contents(store)
-        assert not (await ledger.post(command(give("1"), key="a"))).replayed
 
 
 # --- cost -----------------------------------------------------------------------------------------

@@ -1,0 +1,205 @@
+"""What the model test asks for: requests drawn by hypothesis, mostly such as can be granted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from hypothesis import strategies as st
+
+from creditledger.clock import DAY, SECOND
+from tests.support import BACKDATING_MS_MAX
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from tests.naive import NaiveLedger
+    from tests.support import Clock
+
+#: Wallet id -> (its customer's letter, its currency, digits after the point).
+WALLETS = {
+    "wal_usd": ("a", "USD", 9),
+    "wal_credit": ("a", "CREDIT", 6),
+    "wal_other": ("b", "USD", 9),
+}
+#: A number that no posting and no grant has.
+NOBODY = 1 << 40
+#: Around every bound that time has in the rules.
+BEGINS = (-BACKDATING_MS_MAX - 1, -BACKDATING_MS_MAX, -DAY, 0, 1, SECOND, 60_000, 60_001)
+ENDS = (-1, 0, 1, SECOND, 60_000, DAY)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One posting as both sides are asked for it; grants and postings by the model's names."""
+
+    wallet_id: str
+    key: str
+    name: str
+    body: dict[str, Any]
+    options: dict[str, Any] = field(default_factory=dict)
+    zeros: int = 0  #: Written behind the amount, for the ledger only: they change nothing.
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a wallet's status or limit."""
+
+    wallet_id: str
+    status: str | None
+    limit: int | None
+
+
+#: Which operations are asked for, and how often.
+OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
+
+amounts = st.integers(1, 12) | st.integers(1, 60)
+labels = st.sampled_from([None, "", "a", "b"])
+
+
+@st.composite
+def usages(draw: st.DrawFn) -> dict[str, Any]:
+    """Usage whose fields are left out, given as their defaults, or given."""
+    fields = {
+        "api_key_id": labels,
+        "product_id": labels,
+        "product_name": labels,
+        "category": labels,
+        "billing_method": st.sampled_from([None, 1, 2]),
+        "base_prices": st.sampled_from([None, [], [1], [1, 2]]),
+        "discount_prices": st.sampled_from([None, [], [1]]),
+        "price_precision": st.sampled_from([None, 1, 10_000]),
+    }
+    return {"quantities": draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))} | {
+        name: value for name, values in fields.items() if (value := draw(values)) is not None
+    }
+
+
+class Asking:
+    """Draws requests that mean something to the wallet as it stands, and some that do not."""
+
+    def __init__(self, data: st.DataObject, model: NaiveLedger, clock: Clock) -> None:
+        self._draw = data.draw
+        self._model = model
+        self._clock = clock
+
+    def wallet_id(self) -> str:
+        """One of them more often than the others, so that something comes together there."""
+        return self._draw(st.sampled_from([*WALLETS, "wal_usd", "wal_usd"]))
+
+    def request(self, key: str, postings: Sequence[int], wallet_id: str) -> Request:
+        """A posting; it may refund those named."""
+        name = self._draw(st.sampled_from(OPERATIONS))
+        if name == "refund" and not self._spent(wallet_id, postings) and not self._seldom():
+            name = "consumption"
+        body: dict[str, Any] = getattr(self, f"_{name}")(wallet_id, postings)
+        return Request(wallet_id, key, name, body, self._options(wallet_id), self._zeros())
+
+    def again(self, earlier: Request) -> Request:
+        """The same request in other words, or with one thing changed."""
+        changed = self._draw(
+            st.sampled_from([None, None, "amount", "options", "left out", "metadata", "drawn anew"])
+        )
+        body, options = dict(earlier.body), dict(earlier.options)
+        options |= self._apart_from_the_request(earlier.wallet_id)
+        if changed == "amount" and body.get("amount"):
+            body["amount"] += 1 if body["amount"] > 0 else -1
+        elif changed == "options":
+            options |= {"effective_at": self._moment(BEGINS)}
+        elif changed == "left out" and len(body) > 1:
+            del body[self._draw(st.sampled_from([n for n in body if n != "amount"]))]
+        elif changed == "drawn anew" and earlier.name != "refund":
+            body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
+        elif changed == "metadata":
+            options |= {"metadata": {"team": "blue"}}
+        if earlier.name == "refund":
+            body.setdefault("posting_id", earlier.body["posting_id"])
+        return replace(earlier, body=body, options=options, zeros=self._zeros())
+
+    def change(self) -> Change:
+        """A new status, a new limit, or both."""
+        status = self._draw(
+            st.sampled_from([None] * 6 + ["active"] * 6 + ["frozen", "frozen", "closed"])
+        )
+        limit = self._draw(st.sampled_from([None, 5, 20, 40, 0, -1]))
+        return Change(self._draw(st.sampled_from(list(WALLETS))), status, limit)
+
+    def _seldom(self) -> bool:
+        """One time in eight; the value that hypothesis thinks simple is the usual one."""
+        return self._draw(st.integers(0, 7)) == 7
+
+    def _zeros(self) -> int:
+        return self._draw(st.integers(0, 3))
+
+    def _moment(self, offsets: Sequence[int]) -> int | None:
+        offset = self._draw(st.sampled_from([None, None, *offsets]))
+        return None if offset is None else self._clock.now + offset
+
+    def _options(self, wallet_id: str) -> dict[str, Any]:
+        options = self._apart_from_the_request(wallet_id)
+        if self._seldom() or self._seldom():
+            options["effective_at"] = self._moment(BEGINS)
+            options["description"] = self._draw(st.sampled_from([None, "July"]))
+            options["note"] = self._draw(st.sampled_from([None, "thanks"]))
+            options["metadata"] = self._draw(st.sampled_from([None, {}, {"team": "red"}]))
+        return options
+
+    def _apart_from_the_request(self, wallet_id: str) -> dict[str, Any]:
+        """What a retry may say otherwise and still be the same request."""
+        options: dict[str, Any] = {"backdating_free": self._draw(st.booleans())}
+        if self._seldom():
+            last = len(self._model.rows(wallet_id))
+            options["expected_sequence"] = max(0, last + self._draw(st.integers(-3, 2)))
+        if self._seldom():
+            options["validate_only"] = True
+        return options
+
+    def _some(self, **fields: st.SearchStrategy[Any]) -> dict[str, Any]:
+        """Each field left out, None, or drawn."""
+        drawn = {}
+        for name, values in fields.items():
+            if self._draw(st.booleans()):
+                drawn[name] = self._draw(st.none() | values)
+        return drawn
+
+    def _grant(self, _wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        return {"amount": self._draw(amounts | st.integers(20, 200))} | self._some(
+            kind=st.sampled_from(["topup", "subscription_renew", "admin_credit"]),
+            category=st.sampled_from(["paid", "promotional"]),
+            priority=st.sampled_from([0, 50, 100]),
+            name=st.just("Welcome"),
+            effective_at=st.sampled_from(BEGINS).map(lambda ms: self._clock.now + ms),
+            expires_at=st.sampled_from(ENDS).map(lambda ms: self._clock.now + ms),
+            source=st.sampled_from([{}, {"provider": "stripe", "receipt_id": "ch_1"}]),
+        )
+
+    def _consumption(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        ours = f"sub_{WALLETS[wallet_id][0]}"
+        return {"amount": self._draw(amounts)} | self._some(
+            meter_id=st.sampled_from(["mtr_tokens"] * 9 + ["mtr_none"]),
+            meter_event_id=st.sampled_from(["evt_1", "evt_2"]),
+            subscription_id=st.sampled_from([ours] * 9 + ["sub_a", "sub_b"]),
+            usage=usages(),
+        )
+
+    def _adjustment(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        last = len(self._model.rows(wallet_id))
+        made = [grant.ref for grant in self._model.grants(wallet_id)]
+        # Also those that a command of the same batch may be about to make.
+        refs = st.sampled_from([*made * 5, last + 1, last + 2, NOBODY])
+        amount = self._draw(amounts) * self._draw(st.sampled_from([1, -1, -1, -1]))
+        return {"amount": amount} | self._some(
+            credit_grant_id=refs,
+            force=st.booleans(),
+            source=st.sampled_from([{}, {"actor": "ops@example.com"}]),
+        )
+
+    def _spent(self, wallet_id: str, postings: Sequence[int]) -> list[int]:
+        own = self._model.wallets[wallet_id].postings
+        return [ref for ref in postings if ref in own and own[ref].name == "consumption"]
+
+    def _refund(self, wallet_id: str, postings: Sequence[int]) -> dict[str, Any]:
+        spent = self._spent(wallet_id, postings)
+        # Mostly what can be; what another wallet posted does not exist here.
+        posting_id = self._draw(st.sampled_from([*spent * 9, *postings, NOBODY]))
+        return {"posting_id": posting_id} | self._some(amount=amounts)

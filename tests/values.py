@@ -1,0 +1,147 @@
+"""Wallets, grants and references as plain values, and the rules asked about them.
+
+Amounts are of a currency of scale 0, so each is its own number of units; now is always NOW.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from creditledger import ids, rules
+from creditledger.clock import DAY, SECOND
+from creditledger.model import (
+    Category,
+    Dimension,
+    Grant,
+    Kind,
+    Row,
+    Status,
+    Type,
+    Usage,
+    Wallet,
+)
+from tests.support import BACKDATING_MS_MAX, START, command
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from creditledger.model import Command, Operation
+
+NOW = START
+WALLET = 7
+#: The posting that refunds name, and one that is no consumption.
+SPENT, GIVEN = 90, 91
+SPENT_ID, GIVEN_ID = ids.compose("pst", WALLET, SPENT), ids.compose("pst", WALLET, GIVEN)
+USAGE = Dimension(Kind.USAGE.value, Type.CONSUMPTION.value)
+TOPUP = Dimension(Kind.TOPUP.value, Type.GRANT.value)
+PAID, PROMOTIONAL = Category.PAID, Category.PROMOTIONAL
+
+
+def grant(
+    number: int,
+    remaining: int,
+    *,
+    amount: int | None = None,
+    category: Category = PAID,
+    priority: int = 50,
+    starts: int = -DAY,
+    ends: int | None = None,
+) -> Grant:
+    """A grant that starts and ends so long after NOW, given when it starts or at NOW."""
+    return Grant(
+        number=number,
+        amount=remaining if amount is None else amount,
+        overdraft_paid=0,
+        remaining=remaining,
+        category=category,
+        priority=priority,
+        name=None,
+        effective_at=NOW + starts,
+        expires_at=None if ends is None else NOW + ends,
+        created_at=NOW + min(starts, 0),
+    )
+
+
+def wallet_of(*grants: Grant, overdraft_used: int = 0, overdraft_limit: int = 0) -> Wallet:
+    """A wallet with these grants, in a currency of scale 0: amounts are their own units."""
+    wallet = Wallet(
+        number=WALLET,
+        id="wal_acme",
+        customer_id="cus_acme",
+        currency="PTS",
+        scale=0,
+        livemode=True,
+        status=Status.ACTIVE,
+        overdraft_limit=overdraft_limit,
+        metadata={},
+        created_at=START - 40 * DAY,
+        updated_at=START - 40 * DAY,
+        sequence=40,
+        running_balance=sum(grant.remaining for grant in grants) - overdraft_used,
+        overdraft_used=overdraft_used,
+        posted_at=NOW - SECOND,
+        moved_sequence=38,  # the last two rows are expirations
+    )
+    for one in grants:
+        wallet.add(one)
+    return wallet
+
+
+def references(*draws: tuple[int, int | None], refunded: int = 0) -> rules.References:
+    """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`."""
+    rows = [row_of(sequence, -amount, number) for sequence, (amount, number) in enumerate(draws, 1)]
+    return rules.References(
+        meters=frozenset({"mtr_tokens"}),
+        subscriptions={"sub_pro": "cus_acme", "sub_other": "cus_other"},
+        originals={
+            (WALLET, SPENT): rules.Original(rows, USAGE, refunded),
+            (WALLET, GIVEN): rules.Original([row_of(9, 5, 9)], TOPUP, 0),
+        },
+    )
+
+
+def row_of(sequence: int, amount: int, number: int | None) -> Row:
+    return Row(
+        WALLET, sequence, SPENT, 6, 2, number, amount, 0, NOW - DAY, None, 1, None, 1, 0, 0, 0
+    )
+
+
+def decide(
+    wallet: Wallet,
+    command_: Command,
+    known: rules.References | None = None,
+    *,
+    now: int = NOW,
+) -> list[rules.Move]:
+    amount = command_.operation.amount
+    return rules.decide(
+        wallet,
+        command_,
+        None if amount is None else int(amount),
+        references() if known is None else known,
+        now=now,
+        backdating_ms_max=BACKDATING_MS_MAX,
+    )
+
+
+def carry_out(
+    wallet: Wallet,
+    operation: Operation,
+    known: rules.References | None = None,
+    *,
+    now: int = NOW,
+) -> list[Row]:
+    """As the ledger does it: decide, then what expired, then the moves. Answers the moves' rows."""
+    moves = decide(wallet, command(operation), known, now=now)
+    ended = rules.expirations(wallet, now)
+    rules.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
+    return rules.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+
+
+def drawn(moves: Sequence[rules.Move]) -> list[tuple[int, int | None]]:
+    """(amount, number of the grant) of each move; a fresh grant has number 0."""
+    return [(m.amount, None if m.grant is None else m.grant.number) for m in moves]
+
+
+def usage(*quantities: int) -> Usage:
+    return Usage("", "", "", "", 1, quantities, (), (), 1)
