@@ -369,7 +369,7 @@ async def test_what_cannot_be_retrieved(served: Served) -> None:
 @pytest.mark.parametrize(
     "id_",
     ["123", "pst_00000000000010000000000001", "CT_1", "ct_", "ct_%2F", "ct_a.b", "ct_x:y", "%20",
-     "ct_é", "ct_" + "0" * 61, "ct_" + "0" * 4_000, "ct_1%20", "ct_%0A", "*"],
+     "ct_é", "ct_" + "0" * 61, "ct_" + "0" * 10_000, "ct_1%20", "ct_%0A", "*"],
     ids=lambda text: text[:20],
 )  # fmt: skip
 async def test_what_is_no_id(served: Served, id_: str) -> None:
@@ -478,7 +478,7 @@ async def test_pages(
         ("livemode=", "INVALID_FIELD", "livemode"),
         ("page_token=", "INVALID_FIELD", "page_token"),
         ("page_token=abc", "INVALID_FIELD", "page_token"),
-        ("page_token=" + "a" * 4_000, "INVALID_FIELD", "page_token"),
+        ("page_token=" + "a" * 10_000, "INVALID_FIELD", "page_token"),
         ("start_date=1", "UNKNOWN_PARAMETER", "start_date"),
         ("start_time=1", "UNKNOWN_PARAMETER", "start_time"),
         ("type=grant", "UNKNOWN_PARAMETER", "type"),

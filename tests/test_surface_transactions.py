@@ -397,7 +397,7 @@ async def test_how_a_moment_may_be_written(served: Served, since: str) -> None:
         "-001-01-01T00:00:00Z",
         "٢٠٢٦-09-21T14:13:20Z",
         "2026-09-21T14:13:20Z\x00",
-        "2026-09-21T14:13:20Z" + " " * 4_000,
+        "2026-09-21T14:13:20Z" + " " * 10_000,
     ],
     ids=lambda text: repr(text)[:30],
 )
@@ -482,7 +482,7 @@ async def wide(shared: Served) -> str:
         ("kind=topup,refund", "INVALID_FIELD", "kind"),
         ("kind=topup&kind=refund", "INVALID_FIELD", "kind"),
         ("kind=1", "INVALID_FIELD", "kind"),
-        ("kind=" + "k" * 4_000, "INVALID_FIELD", "kind"),
+        ("kind=" + "k" * 10_000, "INVALID_FIELD", "kind"),
         ("livemode=", "INVALID_FIELD", "livemode"),
         ("livemode=maybe", "INVALID_FIELD", "livemode"),
         ("limit=5", "UNKNOWN_PARAMETER", "limit"),

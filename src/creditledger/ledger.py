@@ -114,7 +114,15 @@ class Ledger:
             await self._arrived.wait()
             batch = list(self._take())
             if batch:
-                await self._commit(batch)
+                try:
+                    await self._commit(batch)
+                except Exception:
+                    # Not even the log can be written, perhaps. Nobody would be answered any more,
+                    # so nobody may go on waiting.
+                    self._closing = True
+                    _refuse([*batch, *self._queue], OutcomeUnknown("the ledger has stopped"))
+                    self._on_disk_failure()
+                    raise
             elif self._closing:
                 return
             else:

@@ -88,6 +88,9 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.so_reuseport", 0),
     # As much as Envoy lets in: 1,000 postings with what they may carry.
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # Envoy passes the query string on as metadata: what it lets in must reach our own limits.
+    ("grpc.max_metadata_size", 256 * 1024),
+    ("grpc.absolute_max_metadata_size", 256 * 1024),
     # Streams on one connection; Envoy's share of them is in envoy.yaml.
     ("grpc.max_concurrent_streams", 1024),
     # Clients gone without a word are noticed; clients may ask as often, calls under way or not.
