@@ -19,7 +19,16 @@ PRIORITY_MAX = 100
 NEVER = 1 << 62
 
 
-class Kind(IntEnum):
+class _Word(IntEnum):
+    """One of a closed list of words: stored as its number, spelled in lower case on the wire."""
+
+    @property
+    def word(self) -> str:
+        """As the wire spells it."""
+        return self.name.lower()
+
+
+class Kind(_Word):
     """Why a transaction moved credit, in the words of the billing list. Stored as its number."""
 
     TOPUP = 1
@@ -30,13 +39,8 @@ class Kind(IntEnum):
     USAGE = 6
     EXPIRY = 7
 
-    @property
-    def word(self) -> str:
-        """As the wire spells it."""
-        return self.name.lower()
 
-
-class Type(IntEnum):
+class Type(_Word):
     """What a transaction is, in the words of the credit-transaction API. Stored as its number."""
 
     GRANT = 1
@@ -44,48 +48,28 @@ class Type(IntEnum):
     ADJUSTMENT = 3
     EXPIRATION = 4
 
-    @property
-    def word(self) -> str:
-        """As the wire spells it."""
-        return self.name.lower()
 
-
-class Category(IntEnum):
+class Category(_Word):
     """Whether a grant was paid for. Stored as its number."""
 
     PAID = 1
     PROMOTIONAL = 2
 
-    @property
-    def word(self) -> str:
-        """As the wire spells it."""
-        return self.name.lower()
 
-
-class Status(IntEnum):
+class Status(_Word):
     """What a wallet accepts: everything; no spending; nothing, for ever."""
 
     ACTIVE = 1
     FROZEN = 2
     CLOSED = 3
 
-    @property
-    def word(self) -> str:
-        """As the wire spells it."""
-        return self.name.lower()
 
-
-class Scope(IntEnum):
+class Scope(_Word):
     """What an API key may do; each includes the ones before it. Stored as its number."""
 
     CUSTOMER = 1
     SERVICE = 2
     ADMIN = 3
-
-    @property
-    def word(self) -> str:
-        """As the wire spells it."""
-        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
