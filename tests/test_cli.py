@@ -24,7 +24,9 @@ import grpc
 import httpx
 import psutil
 import pytest
+from credit.v1 import registry_service_pb2
 from credit.v1 import wallet_service_pb2 as pb
+from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
@@ -587,6 +589,33 @@ async def test_a_failing_disk_ends_the_server(database_url: str, tmp_path: Path)
             pb.GetWalletRequest(wallet_id="wal_acme")
         )
     assert 0 < posted <= wallet.sequence <= posted + 1
+
+
+async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
+    database_url: str, tmp_path: Path
+) -> None:
+    """A customer's registration meets the broken disk as a posting does: unknown, then the end."""
+    config = load({"database_url": database_url})
+    registered = 0
+    with served(tmp_path, database_url) as (server, _):
+        psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_FSIZE, (100_000, 100_000))
+        async with local_channel(config) as channel:
+            registry = RegistryServiceStub(channel)
+            error = None
+            while error is None:
+                request = registry_service_pb2.CreateCustomerRequest(
+                    id=f"cus_{registered}", name="Acme", email="ops@example.com"
+                )
+                try:
+                    await registry.CreateCustomer(request, timeout=PATIENCE_SECONDS)
+                    registered += 1
+                except grpc.aio.AioRpcError as caught:
+                    error = caught
+        code = server.process.wait(PATIENCE_SECONDS)
+
+    body = dict(error.trailing_metadata() or ())["x-creditledger-error"]
+    assert json.loads(body)["error"]["code"] == "OUTCOME_UNKNOWN"
+    assert (code, registered > 0) == (1, True)
 
 
 # --- verify ---------------------------------------------------------------------------------------

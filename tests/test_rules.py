@@ -268,7 +268,7 @@ def wallets(draw: st.DrawFn) -> Wallet:
 
 
 def open_grants(wallet: Wallet) -> list[Grant]:
-    """Those a consumption may draw on at NOW, in burn order as the design states it."""
+    """Those a consumption may draw on at NOW, in burn order as docs/ledger.md states it."""
     found = [
         one
         for one in wallet.grants.values()

@@ -145,7 +145,12 @@ class Server:
     async def _start(self) -> None:
         config, clock = self._config, self._clock
         require_file(config)
-        store = Store(config.database_url, clock=clock, readers=config.readers)
+        store = Store(
+            config.database_url,
+            clock=clock,
+            readers=config.readers,
+            on_disk_failure=self.failed.set,
+        )
         self._closing.push_async_callback(store.close)
         require_schema(config)
         await store.open()

@@ -10,10 +10,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import structlog
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import ArgumentError, OperationalError
 
-from creditledger.errors import QueryTooBroad, Unavailable
+from creditledger.errors import OutcomeUnknown, QueryTooBroad, Unavailable
 from creditledger.store import sqlite
 from creditledger.store.batch import (
     SUMS,
@@ -40,6 +41,8 @@ __all__ = [
     "database_path",
 ]
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
 #: A read transaction is cut off here, so that no reader holds back the journal for long.
@@ -62,7 +65,16 @@ def database_path(url: str) -> Path:
 class Store:
     """One database, opened for writing by this process and no other."""
 
-    def __init__(self, url: str, *, clock: Callable[[], int], readers: int = 8) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        clock: Callable[[], int],
+        readers: int = 8,
+        on_disk_failure: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`on_disk_failure` is told of one in `write`; one in `commit` is raised to the ledger."""
+        self._on_disk_failure = on_disk_failure
         self._path = database_path(url)
         self._lock = sqlite.lock(self._path)
         self._writer = sqlite.Writer(self._path, clock)
@@ -91,9 +103,16 @@ class Store:
         await self._writer.commit(wanted, decide)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
-        """`change` as one write transaction. Raises Unavailable with nothing written."""
+        """`change` as one write transaction.
+
+        Raises Unavailable with nothing written, OutcomeUnknown after a failure of the disk.
+        """
         try:
             return await self._writer.write(change)
+        except DiskFailed as error:
+            log.critical("disk failed", exc_info=True)
+            self._on_disk_failure()
+            raise OutcomeUnknown("the disk failed while this was written") from error
         except StoreUnavailable as error:
             raise Unavailable("the database does not answer") from error
 

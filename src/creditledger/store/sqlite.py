@@ -209,6 +209,8 @@ class Writer:
             with self._engine.begin() as connection:
                 return change(connection)
         except DBAPIError as error:
+            if isinstance(error.orig, sqlite3.Error) and _is_disk_failure(error.orig):
+                raise DiskFailed(error.orig) from error
             if isinstance(error.orig, sqlite3.OperationalError):
                 raise StoreUnavailable(error.orig) from error
             raise
