@@ -121,7 +121,12 @@ async def test_a_change_that_raises_writes_nothing(store: Store) -> None:
 
 @pytest.mark.parametrize("table", ["credit_transactions", "postings", "dimensions"])
 @pytest.mark.parametrize(
-    "statement", ["UPDATE {table} SET wallet_number = wallet_number", "DELETE FROM {table}"]
+    "statement",
+    [
+        "UPDATE {table} SET wallet_number = wallet_number",
+        "DELETE FROM {table}",
+        "INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
+    ],
 )
 async def test_what_is_written_is_never_changed(
     store: Store, ledger: Ledger, table: str, statement: str

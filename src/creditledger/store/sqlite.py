@@ -95,7 +95,14 @@ def writer_engine(path: Path) -> Engine:
     @event.listens_for(engine, "connect")
     def _(connection: sqlite3.Connection, _record: object) -> None:
         # WAL lets readers read while the writer writes; FULL makes COMMIT wait for the disk.
-        _settings(connection, "journal_mode=WAL", "synchronous=FULL", "cache_size=-65536")
+        # Recursive triggers see what REPLACE deletes, so that it is refused like any DELETE.
+        _settings(
+            connection,
+            "journal_mode=WAL",
+            "synchronous=FULL",
+            "cache_size=-65536",
+            "recursive_triggers=ON",
+        )
 
     @event.listens_for(engine, "begin")
     def _(connection: Connection) -> None:
