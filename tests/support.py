@@ -157,10 +157,16 @@ def add_wallet(
             customer_id=customer_id,
             currency=currency,
             livemode=livemode,
+            created_at=START,
+        )
+    )
+    number = select(schema.wallets.c.number).where(schema.wallets.c.id == wallet_id)
+    connection.execute(
+        schema.wallet_states.insert().values(
+            wallet_number=number.scalar_subquery(),
             status=status.value,
             overdraft_limit=overdraft_limit,
             metadata="{}",
-            created_at=START,
             updated_at=START,
         )
     )

@@ -630,7 +630,7 @@ def test_verify_names_what_is_wrong(database_url: str, tmp_path: Path) -> None:
     engine.dispose()
     copy = shutil.copyfile(database_path(database_url), tmp_path / "copy.db")
     with sqlite3.connect(copy) as damaged:
-        damaged.execute("UPDATE wallets SET running_balance = 1")
+        damaged.execute("UPDATE wallet_states SET running_balance = 1")
     damaged.close()
     url = f"sqlite+aiosqlite:///{copy}"
 

@@ -161,9 +161,8 @@ def another_posting(**changed: object) -> str:
 
 #: Of the same customer, in the same currency and mode.
 ANOTHER_WALLET = """
-INSERT INTO wallets (id, customer_id, currency, livemode, status, overdraft_limit, metadata,
- created_at, updated_at)
-SELECT 'wal_2', customer_id, currency, livemode, 1, 0, '{}', 1, 1 FROM wallets"""
+INSERT INTO wallets (id, customer_id, currency, livemode, created_at)
+SELECT 'wal_2', customer_id, currency, livemode, 1 FROM wallets"""
 
 
 @pytest.mark.parametrize(
@@ -195,13 +194,14 @@ SELECT 'wal_2', customer_id, currency, livemode, 1, 0, '{}', 1, 1 FROM wallets""
         "UPDATE grants SET category = 3",
         "UPDATE grants SET expires_at = effective_at",
         "UPDATE grants SET number = 77",
-        "UPDATE wallets SET overdraft_used = -1",
-        "UPDATE wallets SET overdraft_limit = -1",
-        "UPDATE wallets SET status = 4",
-        "UPDATE wallets SET sequence = sequence + 1",
+        "UPDATE wallet_states SET overdraft_used = -1",
+        "UPDATE wallet_states SET overdraft_limit = -1",
+        "UPDATE wallet_states SET status = 4",
+        "UPDATE wallet_states SET sequence = sequence + 1",
         "UPDATE wallets SET currency = 'NONE'",
         "UPDATE wallets SET customer_id = 'cus_none'",
         "DELETE FROM wallets",
+        "UPDATE wallet_states SET wallet_number = 77",
         ANOTHER_WALLET,
         "UPDATE currencies SET scale = 10",
     ],

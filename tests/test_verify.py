@@ -160,8 +160,12 @@ def grant(number: int, change: str) -> str:
     return f"UPDATE grants SET {change} WHERE wallet_number = {ACME} AND number = {number}"
 
 
-def wallet(change: str) -> str:
+def registered(change: str) -> str:
     return f"UPDATE wallets SET {change} WHERE number = {ACME}"
+
+
+def wallet(change: str) -> str:
+    return f"UPDATE wallet_states SET {change} WHERE wallet_number = {ACME}"
 
 
 def delete_row(sequence: int) -> str:
@@ -249,8 +253,9 @@ DAMAGES: list[tuple[str, int | None, tuple[str, ...]]] = [
     ("grant_open", 15, (grant(15, "open = 0"),)),
     ("grant_bounds", 2, (row(13, "grant_number = 2"), grant(2, "remaining = -46000000000"))),
     ("grant_expired", 3, (grant(3, f"expires_at = {START + 2 * time.HOUR}"),)),
-    ("wallet_currency", 19, (wallet("currency = 'XXX'"),)),
-    ("wallet_customer", 19, (wallet("customer_id = 'cus_none'"),)),
+    ("wallet_state", None, (f"DELETE FROM wallet_states WHERE wallet_number = {ACME}",)),
+    ("wallet_currency", 19, (registered("currency = 'XXX'"),)),
+    ("wallet_customer", 19, (registered("customer_id = 'cus_none'"),)),
     ("wallet_sequence", 18, (wallet("sequence = 18"),)),
     ("wallet_sequence", 20, (wallet("sequence = 20"),)),
     *(

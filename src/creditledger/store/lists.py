@@ -251,7 +251,9 @@ def _count(
         if filters.meter_id is not None or filters.subscription_id is not None:
             return dimension_sums(connection, filters, wallets).count
         if filters.start is None and filters.end is None:
-            total = select(func.coalesce(func.sum(w.sequence), 0))
+            total = select(func.coalesce(func.sum(schema.wallet_states.c.sequence), 0)).join_from(
+                schema.wallets, schema.wallet_states
+            )
             return int(connection.execute(total.where(w.livemode == filters.livemode)).scalar_one())
     query = _matching(filters, wallets).order_by(None).subquery()
     return int(connection.execute(select(func.count()).select_from(query)).scalar_one())

@@ -23,11 +23,12 @@ from creditledger.store.values import (
     posting_value,
 )
 
-t, p, d, w, g = (
+t, p, d, w, s, g = (
     schema.transactions.c,
     schema.postings.c,
     schema.dimensions.c,
     schema.wallets.c,
+    schema.wallet_states.c,
     schema.grants.c,
 )
 
@@ -188,9 +189,12 @@ def span(
     return Span(wallet, first, through)
 
 
+_WALLETS = select(w.number, s.sequence, w.currency).join_from(schema.wallets, schema.wallet_states)
+
+
 def wallets_of(connection: Connection, filters: Filters) -> list[tuple[int, int, str]] | None:
     """(number, last sequence, currency) of the wallets in scope; None: all of the mode."""
-    query = select(w.number, w.sequence, w.currency).where(w.livemode == filters.livemode)
+    query = _WALLETS.where(w.livemode == filters.livemode)
     named = False
     if filters.customer_id is not None:
         query, named = query.where(w.customer_id == filters.customer_id), True

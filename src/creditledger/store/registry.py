@@ -23,7 +23,13 @@ from creditledger.model import (
     Wallet,
 )
 from creditledger.store import schema
-from creditledger.store.values import GRANT_COLUMNS, WALLET_COLUMNS, grant_value, wallet_value
+from creditledger.store.values import (
+    GRANT_COLUMNS,
+    STATE_COLUMNS,
+    WALLET_COLUMNS,
+    grant_value,
+    wallet_value,
+)
 
 
 def _customer(row: Row[Any]) -> Customer:
@@ -238,9 +244,15 @@ def _require_currency(connection: Connection, code: str, *, field: str) -> Curre
     return found
 
 
-_WALLETS = select(
-    schema.currencies.c.scale, *(schema.wallets.c[name] for name in WALLET_COLUMNS)
-).join_from(schema.wallets, schema.currencies)
+_WALLETS = (
+    select(
+        schema.currencies.c.scale,
+        *(schema.wallets.c[name] for name in WALLET_COLUMNS),
+        *(schema.wallet_states.c[name] for name in STATE_COLUMNS),
+    )
+    .join_from(schema.wallets, schema.currencies)
+    .join(schema.wallet_states)
+)
 
 
 def _with_grants(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
@@ -300,7 +312,7 @@ def wallets(
     if currency is not None:
         query = query.where(table.c.currency == currency)
     if status is not None:
-        query = query.where(table.c.status == status.value)
+        query = query.where(schema.wallet_states.c.status == status.value)
     return _with_grants(connection, _page(connection, query, table, after, size))
 
 
@@ -331,16 +343,21 @@ def create_wallet(
     if found is None and id_ is not None:
         found = wallet(connection, id_)
     if found is None:
-        connection.execute(
+        made = connection.execute(
             insert(schema.wallets).values(
                 id=id_ or new_id,
                 customer_id=customer_id,
                 currency=currency,
                 livemode=livemode,
+                created_at=now,
+            )
+        )
+        connection.execute(
+            insert(schema.wallet_states).values(
+                wallet_number=made.inserted_primary_key[0],
                 status=Status.ACTIVE.value,
                 overdraft_limit=overdraft_limit,
                 metadata=_metadata(metadata),
-                created_at=now,
                 updated_at=now,
             )
         )

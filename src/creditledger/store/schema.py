@@ -1,9 +1,15 @@
 """The tables, for SQLAlchemy's Core: queries, migrations and the test that both agree.
 
 Amounts, counters and times (milliseconds) are 64-bit integers; words are their model numbers.
-Every key of a large table starts with the wallet, so that the tables can be spread by it. Rows,
-postings and dimensions are append-only; triggers (in the migration) refuse their change.
+Rows, postings and dimensions are append-only; triggers (in the migration) refuse their change.
+
+Two tables are keyed by what each database does best, the others are the same. SQLite has one
+writer, so it numbers rows in commit order and appends; on PostgreSQL every key of a large table
+starts with the wallet, so that the tables can be spread by it, and a row says which database
+transaction wrote it. Queries name columns only, and the few that are not shared in dialects.py.
 """
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -19,23 +25,37 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     SmallInteger,
     Table,
-    Text,
     UniqueConstraint,
     text,
 )
+from sqlalchemy import Text as _Text
+from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import UserDefinedType
 
-metadata = MetaData(
-    naming_convention={
-        "pk": "%(table_name)s_pk",
-        "uq": "%(table_name)s_%(column_0_N_name)s_unique",
-        "fk": "%(table_name)s_%(column_0_N_name)s_fk",
-        "ck": "%(table_name)s_%(constraint_name)s_check",
-        "ix": "%(table_name)s_%(column_0_N_name)s",
-    }
-)
+_CONVENTION = {
+    "pk": "%(table_name)s_pk",
+    "uq": "%(table_name)s_%(column_0_N_name)s_unique",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fk",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "ix": "%(table_name)s_%(column_0_N_name)s",
+}
+metadata = MetaData(naming_convention=_CONVENTION)
 
 #: SQLite makes a column the row's own number only if it is declared INTEGER.
 Number = BigInteger().with_variant(Integer(), "sqlite")
+#: Ordered by bytes and folded as ASCII on every database, whatever its locale.
+Text = _Text().with_variant(_Text(collation="C"), "postgresql")
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's number of a transaction, never used again."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """As SQL spells it."""
+        return "xid8"
+
 
 currencies = Table(
     "currencies",
@@ -104,10 +124,24 @@ wallets = Table(
     Column("customer_id", Text, ForeignKey("customers.id"), nullable=False),
     Column("currency", Text, ForeignKey("currencies.code"), nullable=False),
     Column("livemode", Boolean, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    UniqueConstraint("customer_id", "currency", "livemode"),
+)
+
+#: What changes of a wallet, apart from what never does: this row is what writers lock.
+wallet_states = Table(
+    "wallet_states",
+    metadata,
+    Column(
+        "wallet_number",
+        Number,
+        ForeignKey("wallets.number"),
+        primary_key=True,
+        autoincrement=False,
+    ),
     Column("status", SmallInteger, nullable=False),
     Column("overdraft_limit", BigInteger, nullable=False),
     Column("metadata", Text, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     # What follows is that of the last transaction, written with it.
     Column("sequence", BigInteger, nullable=False, server_default=text("0")),
@@ -125,7 +159,6 @@ wallets = Table(
     Column("admin_debit_count", BigInteger, nullable=False, server_default=text("0")),
     Column("refund_count", BigInteger, nullable=False, server_default=text("0")),
     Column("expiry_count", BigInteger, nullable=False, server_default=text("0")),
-    UniqueConstraint("customer_id", "currency", "livemode"),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -160,34 +193,6 @@ dimensions = Table(
     sqlite_with_rowid=False,
 )
 
-postings = Table(
-    "postings",
-    metadata,
-    Column("number", Number, primary_key=True),
-    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
-    Column("idempotency_key", Text),
-    Column("operation", SmallInteger, nullable=False),
-    Column("amount", BigInteger),
-    Column("first_sequence", BigInteger, nullable=False),
-    Column("row_count", Integer, nullable=False),
-    Column("posted_by", BigInteger, ForeignKey("api_keys.number")),
-    Column("description", Text),
-    Column("note", Text),
-    Column("metadata", Text),
-    Column("source", Text),
-    Column("meter_event_id", Text),
-    Column("quantities", Text),
-    Column("refund_of", BigInteger),
-    Column("terms", Text),
-    UniqueConstraint("wallet_number", "idempotency_key", name="postings_key_unique"),
-)
-Index(
-    "postings_refunds",
-    postings.c.wallet_number,
-    postings.c.refund_of,
-    sqlite_where=postings.c.refund_of.is_not(None),
-)
-
 grants = Table(
     "grants",
     metadata,
@@ -209,67 +214,17 @@ grants = Table(
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
     CheckConstraint("overdraft_paid >= 0", name="overdraft_paid"),
-    CheckConstraint("(open <> 0) = (remaining > 0)", name="open"),
+    CheckConstraint("open = (remaining > 0)", name="open"),
     CheckConstraint("category BETWEEN 1 AND 2", name="category"),
     CheckConstraint("priority BETWEEN 0 AND 100", name="priority"),
     CheckConstraint("expires_at IS NULL OR expires_at > effective_at", name="expires_at"),
     sqlite_with_rowid=False,
 )
-Index("grants_open", grants.c.wallet_number, sqlite_where=text("open = 1"))
-
-transactions = Table(
-    "credit_transactions",
-    metadata,
-    # Commit order over all wallets: what a reader of everything follows without a gap.
-    Column("position", Number, primary_key=True),
-    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
-    Column("sequence", BigInteger, nullable=False),
-    Column("posting_number", BigInteger, ForeignKey("postings.number"), nullable=False),
-    Column("kind", SmallInteger, nullable=False),
-    Column("type", SmallInteger, nullable=False),
-    Column("grant_number", BigInteger),
-    Column("amount", BigInteger, nullable=False),
-    Column("running_balance", BigInteger, nullable=False),
-    Column("created_at", BigInteger, nullable=False),
-    Column("effective_at", BigInteger),
-    Column("dimension_number", BigInteger, nullable=False),
-    Column("kind_count", BigInteger),
-    Column("usage_count", BigInteger, nullable=False),
-    Column("usage_amount", BigInteger, nullable=False),
-    Column("usage_quantity", BigInteger, nullable=False),
-    Column("unmetered_amount", BigInteger, nullable=False),
-    UniqueConstraint("wallet_number", "sequence", name="credit_transactions_sequence_unique"),
-    ForeignKeyConstraint(
-        ["wallet_number", "grant_number"], ["grants.wallet_number", "grants.number"]
-    ),
-    ForeignKeyConstraint(
-        ["wallet_number", "dimension_number"], ["dimensions.wallet_number", "dimensions.number"]
-    ),
-    CheckConstraint("sequence > 0", name="sequence"),
-    CheckConstraint(
-        "amount <> 0 AND amount BETWEEN -100000000000000000 AND 100000000000000000", name="amount"
-    ),
-    CheckConstraint("kind BETWEEN 1 AND 7", name="kind"),
-    CheckConstraint("type BETWEEN 1 AND 4", name="type"),
-    CheckConstraint("(kind = 6) = (kind_count IS NULL)", name="kind_count"),
-)
-#: Everything that is not usage, by kind: what the billing list shows and counts.
 Index(
-    "credit_transactions_kind",
-    transactions.c.wallet_number,
-    transactions.c.kind,
-    transactions.c.sequence,
-    transactions.c.kind_count,
-    sqlite_where=text("kind <> 6"),
-)
-#: The order of lists over all wallets; rows come in this order, so it grows at its end only.
-Index("credit_transactions_created", transactions.c.created_at)
-#: What happened at another time than it was written: where bills look beside the sequence.
-Index(
-    "credit_transactions_effective",
-    transactions.c.wallet_number,
-    transactions.c.effective_at,
-    sqlite_where=transactions.c.effective_at.is_not(None),
+    "grants_open",
+    grants.c.wallet_number,
+    sqlite_where=text("open = 1"),
+    postgresql_where=grants.c.open,
 )
 
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
@@ -295,3 +250,131 @@ rollups = Table(
     PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number"),
     sqlite_with_rowid=False,
 )
+
+
+def _postings(to: MetaData, *key: SchemaItem) -> Table:
+    table = Table(
+        "postings",
+        to,
+        Column("wallet_number", BigInteger, nullable=False),
+        Column("number", Number, nullable=False),
+        Column("idempotency_key", Text),
+        Column("operation", SmallInteger, nullable=False),
+        Column("amount", BigInteger),
+        Column("first_sequence", BigInteger, nullable=False),
+        Column("row_count", Integer, nullable=False),
+        Column("posted_by", BigInteger),
+        Column("description", Text),
+        Column("note", Text),
+        Column("metadata", Text),
+        Column("source", Text),
+        Column("meter_event_id", Text),
+        Column("quantities", Text),
+        Column("refund_of", BigInteger),
+        Column("terms", Text),
+        UniqueConstraint("wallet_number", "idempotency_key", name="postings_key_unique"),
+        *key,
+    )
+    where = table.c.refund_of.is_not(None)
+    Index(
+        "postings_refunds",
+        table.c.wallet_number,
+        table.c.refund_of,
+        sqlite_where=where,
+        postgresql_where=where,
+    )
+    return table
+
+
+def _transactions(to: MetaData, *key: SchemaItem) -> Table:
+    table = Table(
+        "credit_transactions",
+        to,
+        Column("wallet_number", BigInteger, nullable=False),
+        Column("sequence", BigInteger, nullable=False),
+        Column("posting_number", BigInteger, nullable=False),
+        Column("kind", SmallInteger, nullable=False),
+        Column("type", SmallInteger, nullable=False),
+        Column("grant_number", BigInteger),
+        Column("amount", BigInteger, nullable=False),
+        Column("running_balance", BigInteger, nullable=False),
+        Column("created_at", BigInteger, nullable=False),
+        Column("effective_at", BigInteger),
+        Column("dimension_number", BigInteger, nullable=False),
+        Column("kind_count", BigInteger),
+        Column("usage_count", BigInteger, nullable=False),
+        Column("usage_amount", BigInteger, nullable=False),
+        Column("usage_quantity", BigInteger, nullable=False),
+        Column("unmetered_amount", BigInteger, nullable=False),
+        CheckConstraint("sequence > 0", name="sequence"),
+        CheckConstraint(
+            "amount <> 0 AND amount BETWEEN -100000000000000000 AND 100000000000000000",
+            name="amount",
+        ),
+        CheckConstraint("kind BETWEEN 1 AND 7", name="kind"),
+        CheckConstraint("type BETWEEN 1 AND 4", name="type"),
+        CheckConstraint("(kind = 6) = (kind_count IS NULL)", name="kind_count"),
+        *key,
+    )
+    c = table.c
+    not_usage, moved = text("kind <> 6"), c.effective_at.is_not(None)
+    #: Everything that is not usage, by kind: what the billing list shows and counts.
+    Index(
+        "credit_transactions_kind",
+        *(c.wallet_number, c.kind, c.sequence, c.kind_count),
+        sqlite_where=not_usage,
+        postgresql_where=not_usage,
+    )
+    #: The order of lists over all wallets; rows come in this order, so it grows at its end only.
+    Index("credit_transactions_created", c.created_at)
+    #: What happened at another time than it was written: where bills look beside the sequence.
+    Index(
+        "credit_transactions_effective",
+        *(c.wallet_number, c.effective_at),
+        sqlite_where=moved,
+        postgresql_where=moved,
+    )
+    return table
+
+
+# --- SQLite: numbered in commit order ---
+
+# References are checked as well, which costs little here; see the decision on PostgreSQL.
+
+#: The number is the row's place: finding a posting by it needs no index.
+postings = _postings(
+    metadata,
+    PrimaryKeyConstraint("number"),
+    ForeignKeyConstraint(["wallet_number"], ["wallets.number"]),
+    ForeignKeyConstraint(["posted_by"], ["api_keys.number"]),
+)
+transactions = _transactions(
+    metadata,
+    ForeignKeyConstraint(["wallet_number"], ["wallets.number"]),
+    ForeignKeyConstraint(["posting_number"], ["postings.number"]),
+    ForeignKeyConstraint(
+        ["wallet_number", "grant_number"], ["grants.wallet_number", "grants.number"]
+    ),
+    ForeignKeyConstraint(
+        ["wallet_number", "dimension_number"], ["dimensions.wallet_number", "dimensions.number"]
+    ),
+    # Commit order over all wallets: what a reader of everything follows without a gap.
+    Column("position", Integer, primary_key=True),
+    UniqueConstraint("wallet_number", "sequence", name="credit_transactions_sequence_unique"),
+)
+
+# --- PostgreSQL: keyed by wallet ---
+
+#: The same tables as PostgreSQL has them; queries are written with those above.
+postgresql = MetaData(naming_convention=_CONVENTION)
+for _table in metadata.sorted_tables:
+    if _table not in (postings, transactions):
+        _table.to_metadata(postgresql)
+_postings(postgresql, PrimaryKeyConstraint("wallet_number", "number"))
+_in_commit_order = _transactions(
+    postgresql,
+    # What a reader of everything follows: no row appears later below the oldest that still runs.
+    Column("written_in", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    PrimaryKeyConstraint("wallet_number", "sequence"),
+)
+Index("credit_transactions_written", _in_commit_order.c.written_in)

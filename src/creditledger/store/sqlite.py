@@ -36,6 +36,7 @@ from creditledger.store.values import (
     GRANT_COLUMNS,
     POSTING_COLUMNS,
     ROW_COLUMNS,
+    STATE_COLUMNS,
     WALLET_COLUMNS,
     digest,
     dimension_columns,
@@ -298,8 +299,9 @@ def _of(table: str, columns: list[str]) -> str:
 
 
 _WALLETS = f"""
-SELECT c.scale, {_of("w", WALLET_COLUMNS)}
+SELECT c.scale, {_of("w", WALLET_COLUMNS)}, {_of("s", STATE_COLUMNS)}
 FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
+JOIN wallet_states AS s ON s.wallet_number = w.number
 JOIN currencies AS c ON c.code = w.currency"""
 
 _OPEN_GRANTS = f"""
@@ -447,10 +449,13 @@ _GRANT_INSERT = _insert("grants", ["wallet_number", *GRANT_COLUMNS, "open"])
 _ROW_INSERT = _insert("credit_transactions", ROW_COLUMNS)
 _GRANT_DRAW = "UPDATE grants SET remaining = ? WHERE wallet_number = ? AND number = ?"
 _GRANT_TURN = "UPDATE grants SET remaining = ?, open = ? WHERE wallet_number = ? AND number = ?"
-_COUNTERS = WALLET_COLUMNS[WALLET_COLUMNS.index("sequence") :]
-_WALLET_MOVE = f"UPDATE wallets SET {', '.join(f'{c} = ?' for c in _COUNTERS)} WHERE number = ?"
+_COUNTERS = STATE_COLUMNS[STATE_COLUMNS.index("sequence") :]
+_WALLET_MOVE = (
+    f"UPDATE wallet_states SET {', '.join(f'{c} = ?' for c in _COUNTERS)} WHERE wallet_number = ?"
+)
 _WALLET_TERMS = """
-UPDATE wallets SET overdraft_limit = ?, status = ?, metadata = ?, updated_at = ? WHERE number = ?"""
+UPDATE wallet_states SET overdraft_limit = ?, status = ?, metadata = ?, updated_at = ?
+WHERE wallet_number = ?"""
 _SUM_COLUMNS = [
     "count",
     "amount",

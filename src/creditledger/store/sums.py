@@ -14,7 +14,8 @@ from creditledger.store import schema
 from creditledger.store.reads import Filters, Span, span, wallets_of
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
-t, d, w = schema.transactions.c, schema.dimensions.c, schema.wallets.c
+t, d = schema.transactions.c, schema.dimensions.c
+w, s = schema.wallets.c, schema.wallet_states.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +68,12 @@ def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int
 
     When a wallet was made says nothing of its first row: the clock may have gone back since.
     """
-    query = select(w.number, w.sequence, w.currency).where(w.livemode == filters.livemode)
+    query = select(w.number, s.sequence, w.currency).join_from(schema.wallets, schema.wallet_states)
+    query = query.where(w.livemode == filters.livemode)
     if filters.currency is not None:
         query = query.where(w.currency == filters.currency)
     if filters.start is not None:
-        query = query.where(w.posted_at >= filters.start)
+        query = query.where(s.posted_at >= filters.start)
     if filters.end is not None:
         first = select(t.created_at).where(t.wallet_number == w.number, t.sequence == 1)
         query = query.where(first.scalar_subquery() < filters.end)

@@ -13,17 +13,13 @@ from creditledger.model import Category, Dimension, Grant, Kind, Posting, Row, S
 
 T = TypeVar("T")
 
-#: Of `wallets`, with `scale` of its currency after `currency`.
-WALLET_COLUMNS = [
-    "number",
-    "id",
-    "customer_id",
-    "currency",
-    "livemode",
+#: What never changes of a wallet.
+WALLET_COLUMNS = ["number", "id", "customer_id", "currency", "livemode", "created_at"]
+#: What does: the terms, then what every transaction moves on.
+STATE_COLUMNS = [
     "status",
     "overdraft_limit",
     "metadata",
-    "created_at",
     "updated_at",
     "sequence",
     "running_balance",
@@ -123,8 +119,8 @@ def load(text: str | None, nothing: T) -> T:
 
 
 def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
-    """A wallet, still without grants, of its columns."""
-    number, id_, customer, currency, live, status, limit, metadata, made, changed, *rest = columns
+    """A wallet, still without grants, of WALLET_COLUMNS and STATE_COLUMNS."""
+    number, id_, customer, currency, live, made, status, limit, metadata, changed, *rest = columns
     topup, renew, credit, debit, refund, expiry = rest[9:]
     kind_counts = [0] * (max(Kind) + 1)
     kind_counts[Kind.TOPUP] = topup

@@ -36,8 +36,8 @@ class Pass(NamedTuple):
     """Checks made in one query, as text: `name: what is wrong, in SQL -- what to say of it`.
 
     In a message {SQL} stands for its value, in SQL $NAME for a number or what the dialect says.
-    `w` is the wallet. To compare with what is missing gives NULL, so finds nothing: that it is
-    missing is a check of its own.
+    `w` is the wallet, `v` its state. To compare with what is missing gives NULL, so finds nothing:
+    that it is missing is a check of its own.
     """
 
     name: str
@@ -248,6 +248,7 @@ _GRANTS = Pass(
     "grants",
     """grants AS g
     LEFT JOIN wallets AS w ON w.number = g.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
     LEFT JOIN credit_transactions AS f
       ON f.wallet_number = g.wallet_number AND f.sequence = g.number
     LEFT JOIN (SELECT wallet_number, grant_number, sum(amount) AS amount,
@@ -264,7 +265,7 @@ grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount 
     -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
 grant_expired: s.expirations > 1
-    OR g.remaining > 0 AND (s.expirations > 0 OR g.expires_at <= w.posted_at)
+    OR g.remaining > 0 AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
     -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
 """,
 )
@@ -272,8 +273,8 @@ grant_expired: s.expirations > 1
 
 def _last(column: str, last: str) -> str:
     """A figure of the wallet that is that of its last row, or 0 before the first."""
-    now = f"CASE WHEN w.sequence = 0 THEN 0 ELSE {last} END"
-    return f"wallet_{column}: w.{column} <> {now} -- {column} is {{w.{column}}}, not {{{now}}}\n"
+    now = f"CASE WHEN v.sequence = 0 THEN 0 ELSE {last} END"
+    return f"wallet_{column}: v.{column} <> {now} -- {column} is {{v.{column}}}, not {{{now}}}\n"
 
 
 _SUMMED = ("running_balance", "usage_count", "usage_amount", "usage_quantity", "unmetered_amount")
@@ -290,10 +291,11 @@ _MOVED = _last(
 _WALLETS = Pass(
     "wallets",
     f"""wallets AS w
+    LEFT JOIN wallet_states AS v ON v.wallet_number = w.number
     LEFT JOIN currencies AS c ON c.code = w.currency
     LEFT JOIN customers AS u ON u.id = w.customer_id
-    LEFT JOIN credit_transactions AS l ON l.wallet_number = w.number AND l.sequence = w.sequence
-    LEFT JOIN credit_transactions AS x ON x.wallet_number = w.number AND x.sequence = w.sequence + 1
+    LEFT JOIN credit_transactions AS l ON l.wallet_number = w.number AND l.sequence = v.sequence
+    LEFT JOIN credit_transactions AS x ON x.wallet_number = w.number AND x.sequence = v.sequence + 1
     LEFT JOIN (SELECT wallet_number, sum(amount) AS amount FROM credit_transactions
                WHERE grant_number IS NULL GROUP BY wallet_number) AS o
       ON o.wallet_number = w.number
@@ -302,12 +304,13 @@ _WALLETS = Pass(
     LEFT JOIN (SELECT wallet_number, {_KIND_LAST} FROM credit_transactions
                WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number""",  # noqa: S608 # constants
-    ("w.number", "w.sequence"),
+    ("w.number", "v.sequence"),
     """
+wallet_state: v.wallet_number IS NULL -- it has no state
 wallet_currency: c.code IS NULL -- there is no currency {w.currency}
 wallet_customer: u.id IS NULL -- there is no customer {w.customer_id}
-wallet_sequence: x.sequence IS NOT NULL OR w.sequence <> 0 AND l.sequence IS NULL
-    -- row {w.sequence} is not its last
+wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NULL
+    -- row {v.sequence} is not its last
 """
     + _last("posted_at", "l.created_at")
     + _MOVED
@@ -315,10 +318,10 @@ wallet_sequence: x.sequence IS NOT NULL OR w.sequence <> 0 AND l.sequence IS NUL
     + "".join(_last(f"{kind.word}_count", f"coalesce(k.{kind.word}, 0)") for kind in _COUNTED)
     + _last("overdraft_used", "-coalesce(o.amount, 0) - coalesce(g.paid, 0)")
     + """
-wallet_credit: w.running_balance <> coalesce(g.remaining, 0) - w.overdraft_used
-    -- {w.running_balance} are not {coalesce(g.remaining, 0)} of grants less {w.overdraft_used} used
-wallet_closed: w.status = $CLOSED AND (w.running_balance <> 0 OR w.overdraft_used <> 0)
-    -- it is closed with {w.running_balance}
+wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
+    -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
+wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0)
+    -- it is closed with {v.running_balance}
 """,
 )
 
