@@ -611,19 +611,29 @@ async def test_a_token_belongs_to_its_list(served: Served, wide: Account) -> Non
     [
         [],
         [1],
-        ["1", "1", "1", "1", "1"],
-        [1.0, 1.0, 1.0, 1.0, 1.0],
-        [-1, 1, 1, 1, 1],
-        [2**63, 1, 1, 1, 1],
-        [2**64, 2**64, 2**64, 2**64, 2**64],
-        [1, 2**40, 1, 1, 1],
-        [1, 1, 1, 1, 2**40],
-        [1, 1, 1, 1, 1, 1],
-        [True, True, True, True, True],
-        [None, None, None, None, None],
-        [[1], [1], [1], [1], [1]],
+        ["1"],
+        ["1", "1", "1", "1", "1", "1"],
+        ["1", 1.0, 1.0, 1.0, 1.0, 1.0],
+        ["1", -1, 1, 1, 1, 1],
+        ["1", 2**63, 1, 1, 1, 1],
+        ["1", 1, 2**64, 2**64, 2**64, 2**64],
+        ["1", 2**40, 1, 1, 1, 1],
+        ["1", 1, 1, 1, 1, 2**40],
+        ["1", 1, 1, 1, 1, 1, 1],
+        ["1", True, True, True, True, True],
+        [None, None, None, None, None, None],
+        [["1"], [1], [1], [1], [1], [1]],
         {},
-        [10**400, 1, 1, 1, 1],
+        ["1", 10**400, 1, 1, 1, 1],
+        [1, 1, 1, 1, 1, 1],
+        *(
+            [pin, 1, 1, 1, 1, 1]
+            for pin in (
+                *("", "x", "-1", "1.0", " 1", "9" * 40, "\u0661", "1; DROP TABLE wallets"),
+                *("1:", ":", "1:0:", "0:1:", "2:3:1", "2:3:3", "2:9:5,4", "1:9:1,,2", "5:5:5"),
+                f"{'9' * 30}:{'9' * 31}:",
+            )
+        ),
     ],
     ids=str,
 )
@@ -632,7 +642,7 @@ async def test_a_token_that_somebody_made_up(served: Served, wide: Account, valu
     body = await served.body(TRANSACTIONS, wide.key, limit=10)
     real = body["paging"]["next_page_token"]
     digest, *position = json.loads(base64.urlsafe_b64decode(real + "=" * (-len(real) % 4)))
-    assert len(position) == 5
+    assert len(position) == 6
     made = json.dumps([digest, *values] if isinstance(values, list) else values)
     token = base64.urlsafe_b64encode(made.encode()).decode().rstrip("=")
 

@@ -393,7 +393,6 @@ class Transaction:
     """One credit transaction with all that a list shows of it."""
 
     row: "Row"
-    position: int  #: Its place in commit order over all wallets.
     posting: "Posting"  #: Without its rows.
     dimension: "Dimension"
     wallet: "WalletPlace"

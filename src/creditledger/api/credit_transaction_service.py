@@ -157,8 +157,8 @@ class CreditTransactionService(
             _require_narrow(wanted)
         size, number = wanted.page_size, wanted.page
         if wanted.page_token is not None:
-            *at, number = map(int, pages.position(wanted.page_token, filters, [int] * 5))
-            cursor = Cursor(*at)
+            pin, *at, number = pages.position(wanted.page_token, filters, [str, *[int] * 5])
+            cursor = Cursor(str(pin), *map(int, at))
             if max(cursor.count, number) > PAGE_MAX:  # made up: the answer could not hold them
                 raise InvalidField("page_token is no token of this list", param="page_token")
 
@@ -174,7 +174,8 @@ class CreditTransactionService(
         page = await self._store.read(read, seconds=seconds)
         token = None
         if page.next is not None:
-            at = [page.next.pin, page.next.count, page.next.created_at, page.next.position]
+            after = page.next
+            at = [after.pin, after.count, after.created_at, after.posting, after.sequence]
             token = pages.token(filters, [*at, number + 1])
         return pb.CreditTransactionServiceListResponse(
             count=page.count,

@@ -22,8 +22,8 @@ T = TypeVar("T")
 #: Of the lists that are ordered by id.
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 
-#: Longer than any token this module makes.
-TOKEN_CHARACTERS_MAX = 512
+#: Longer than any token this module makes: some name the transactions under way at that time.
+TOKEN_CHARACTERS_MAX = 4_096
 
 
 def token(filters: object, position: Sequence[int | str]) -> str:

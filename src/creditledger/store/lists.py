@@ -1,4 +1,4 @@
-"""Lists of credit transactions, newest first: by (created_at, position).
+"""Lists of credit transactions, newest first: by (created_at, posting number, sequence).
 
 What lies in a range of sequence is told by the counters that every row carries, so neither a page
 nor its total costs more as the ledger grows. A search (`q`, `source`) reads what its other filters
@@ -9,26 +9,35 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
-from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Integer,
     Select,
     and_,
-    exists,
+    cast,
     func,
     literal,
     literal_column,
     or_,
     select,
+    tuple_,
 )
 
 from creditledger import ids
 from creditledger.errors import InvalidField
 from creditledger.model import Kind, Transaction
 from creditledger.store import schema
-from creditledger.store.reads import Filters, Span, expand, span, wallets_of
+from creditledger.store.dialects import (
+    has_value,
+    holds,
+    is_snapshot,
+    receipt_of,
+    snapshot,
+    was_in,
+)
+from creditledger.store.reads import OF_POSTING, Filters, Span, expand, span, wallets_of
 from creditledger.store.sums import dimension_sums
 from creditledger.store.values import dump
 
@@ -47,10 +56,11 @@ OFFSET_MAX = 100_000
 class Cursor:
     """Where a walk stands: what it counted at its first page, and the last row it gave."""
 
-    pin: int  #: No row beyond this position belongs to the walk.
+    pin: str  #: The snapshot of the first page: no other row belongs to the walk.
     count: int
     created_at: int
-    position: int
+    posting: int
+    sequence: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +74,7 @@ class Page:
 
 def page(connection: Connection, filters: Filters, *, size: int, offset: int) -> Page:
     """The page after `offset` rows. Raises InvalidField(page) where no counter leads that deep."""
-    pin = connection.execute(select(func.max(t.position))).scalar() or 0
+    pin = connection.execute(select(snapshot())).scalar_one()
     wallets = wallets_of(connection, filters)
     plain = _conditions(filters) is None
     if wallets is not None and plain:
@@ -93,37 +103,43 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
 
 
 def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size: int) -> Page:
-    """The page after `cursor`, of the snapshot in which the walk began."""
+    """The page after `cursor`, of the snapshot in which the walk began.
+
+    Raises InvalidField(page_token) for a cursor that no page has ended with.
+    """
+    if not is_snapshot(cursor.pin, connection.dialect.name):
+        raise InvalidField("page_token is no token of this list", param="page_token")
     wallets = wallets_of(connection, filters)
-    earlier = or_(
-        t.created_at < cursor.created_at,
-        and_(t.created_at == cursor.created_at, t.position < cursor.position),
-    )
+    last = cursor.created_at, cursor.posting, cursor.sequence
+    rest = and_(was_in(cursor.pin), tuple_(*_ORDER) < tuple_(*map(literal, last)))
     if wallets is not None and _conditions(filters) is None:
         spans = [
             span(connection, number, last, filters.start, cursor.created_at + 1)
             for number, last, _ in wallets
         ]
-        keys = _keys_of(connection, spans, size + 1, and_(t.position <= cursor.pin, earlier))
+        keys = _keys_of(connection, spans, size + 1, rest)
     else:
-        query = _matching(filters, wallets).where(
-            t.created_at <= cursor.created_at, t.position <= cursor.pin, earlier
-        )
+        query = _matching(filters, wallets).where(t.created_at <= cursor.created_at, rest)
         keys = _keys(connection, query.limit(size + 1))
     return _page(connection, keys, size, cursor.count, cursor.pin)
 
 
-_Key = tuple[int, int]  # (created_at, position): the order of lists
+_ORDER = (t.created_at, t.posting_number, t.sequence)
+_Key = tuple[int, int, int, int]  # _ORDER, wallet number
 
 
-def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: int) -> Page:
+def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: str) -> Page:
     shown, more = keys[:size], len(keys) > size
-    cursor = Cursor(pin, count, shown[-1][0], shown[-1][1]) if more else None
-    return Page(count, expand(connection, [position for _, position in shown]), cursor)
+    cursor = Cursor(pin, count, *shown[-1][:3]) if more else None
+    return Page(count, expand(connection, _places(shown)), cursor)
 
 
-def _keys(connection: Connection, query: Select[int, int]) -> list[_Key]:
-    return [(row[0], row[1]) for row in connection.execute(query)]
+def _places(keys: Iterable[_Key]) -> list[tuple[int, int]]:
+    return [(wallet, sequence) for _, _, sequence, wallet in keys]
+
+
+def _keys(connection: Connection, query: Select[*_Key]) -> list[_Key]:
+    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
 
 
 def _keys_of(
@@ -135,7 +151,7 @@ def _keys_of(
     """The newest keys of several wallets' spans, merged."""
     found: list[_Key] = []
     for one in spans:
-        query = select(t.created_at, t.position).where(
+        query = select(*_ORDER, t.wallet_number).where(
             t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
         )
         if condition is not None:
@@ -182,51 +198,44 @@ def _says(q: str) -> ColumnElement[bool]:
     """Description, note, id, receipt id or a metadata value holds `q`, ASCII letters folded."""
     wanted = fold(q)
     return or_(
-        func.instr(func.lower(p.description), wanted) > 0,
-        func.instr(func.lower(p.note), wanted) > 0,
-        func.instr(_id_text(), wanted) > 0,
-        func.instr(func.lower(_json_value(p.source, "receipt_id")), wanted) > 0,
-        _any_value(p.metadata, wanted),
+        holds(func.lower(p.description), wanted),
+        holds(func.lower(p.note), wanted),
+        holds(_id_text(), wanted),
+        holds(func.lower(receipt_of(p.source)), wanted),
+        has_value(p.metadata, wanted),
     )
 
 
 def fold(q: str) -> str:
-    """ASCII letters in lower case, all others as they are: what SQLite's lower() does."""
+    """ASCII letters in lower case, all others as they are: what lower() does in the tables."""
     return "".join(c.lower() if c.isascii() else c for c in q)
-
-
-def _json_value(column: ColumnElement[Any], key: str) -> ColumnElement[Any]:
-    return func.json_extract(column, f"$.{key}")
-
-
-def _any_value(column: ColumnElement[Any], wanted: str) -> ColumnElement[bool]:
-    values = func.json_each(column).table_valued("value")
-    return exists(
-        select(1).select_from(values).where(func.instr(func.lower(values.c.value), wanted) > 0)
-    )
 
 
 def _id_text() -> ColumnElement[str]:
     """The row's id, as ids.compose writes it."""
     shifts = range(60, -1, -5)
     digits = [
-        func.substr(ids.ALPHABET, column.op(">>")(shift).op("&")(31) + 1, 1)
+        func.substr(ids.ALPHABET, cast(_bits(column, shift) + 1, Integer), 1)
         for column in (t.wallet_number, t.sequence)
         for shift in shifts
     ]
     return reduce(lambda left, right: left.concat(right), digits, literal("ct_"))
 
 
-def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[int, int]:
+def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
+    return column.op(">>")(literal_column(str(shift))).op("&")(literal_column("31"))
+
+
+def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[*_Key]:
     """Keys of the rows the filters match, newest first."""
     query = (
-        select(t.created_at, t.position)
-        .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+        select(*_ORDER, t.wallet_number)
+        .join_from(schema.transactions, schema.postings, OF_POSTING)
         .join(
             schema.dimensions,
             and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
         )
-        .order_by(t.created_at.desc(), t.position.desc())
+        .order_by(*(column.desc() for column in _ORDER))
     )
     if wallets is None:
         query = query.join(schema.wallets, w.number == t.wallet_number)
@@ -286,8 +295,8 @@ def kind_page(
     through = window.last
     if offset:
         through = _select(connection, window, kinds, below + total - offset)
-    positions = [position for _, position in _kind_keys(connection, window, through, kinds, size)]
-    return total, expand(connection, positions)
+    sequences = _kind_sequences(connection, window, through, kinds, size)
+    return total, expand(connection, [(wallet, sequence) for sequence in sequences])
 
 
 def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Kind]) -> int:
@@ -322,13 +331,13 @@ def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: i
     return low
 
 
-def _kind_keys(
+def _kind_sequences(
     connection: Connection, window: Span, through: int, kinds: Sequence[Kind], limit: int
-) -> list[_Key]:
-    found: list[_Key] = []
+) -> list[int]:
+    found: list[int] = []
     for kind in kinds:
         query = (
-            select(t.sequence, t.position)
+            select(t.sequence)
             .where(
                 t.wallet_number == window.wallet,
                 t.kind == _literal(kind),
@@ -337,5 +346,5 @@ def _kind_keys(
             .order_by(t.sequence.desc())
             .limit(limit)
         )
-        found += _keys(connection, query)
+        found += connection.execute(query).scalars()
     return sorted(found, reverse=True)[:limit]

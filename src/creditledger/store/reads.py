@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, and_, select, text
+from sqlalchemy import BigInteger, Connection, and_, bindparam, select, text, tuple_
 
 from creditledger.model import Dimension, Grant, Posting, Row, Transaction, WalletPlace
 from creditledger.store import schema
@@ -33,6 +33,10 @@ t, p, d, w, s, g = (
 )
 
 
+#: A number alone would do, but with the wallet it is found where the wallet's data lie.
+OF_POSTING = and_(p.wallet_number == t.wallet_number, p.number == t.posting_number)
+
+
 @dataclass(frozen=True, slots=True)
 class Filters:
     """What a list or summary is narrowed to; None does not narrow. Times are [start, end) ms."""
@@ -51,7 +55,6 @@ class Filters:
 
 _EXPANDED = (
     select(
-        t.position,
         *(t[name] for name in ROW_COLUMNS),
         *(p[name] for name in POSTING_COLUMNS),
         *(d[name] for name in DIMENSION_COLUMNS),
@@ -65,7 +68,7 @@ _EXPANDED = (
         schema.meters.c.name,
         *(g[name] for name in GRANT_COLUMNS),
     )
-    .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+    .join_from(schema.transactions, schema.postings, OF_POSTING)
     .join(
         schema.dimensions,
         and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
@@ -88,14 +91,13 @@ def _transaction(columns: Sequence[Any]) -> Transaction:
     def take(count: int) -> list[Any]:
         return [next(rest) for _ in range(count)]
 
-    (position,) = take(1)
     row = Row(*take(len(ROW_COLUMNS)))
     posting = posting_value(take(len(POSTING_COLUMNS)))
     dimension = dimension_value(take(len(DIMENSION_COLUMNS)))
     place = WalletPlace(*take(5))
     name, email, meter_name = take(3)
     grant: Grant | None = None if row.grant is None else grant_value(take(len(GRANT_COLUMNS)))
-    return Transaction(row, position, posting, dimension, place, (name, email), meter_name, grant)
+    return Transaction(row, posting, dimension, place, (name, email), meter_name, grant)
 
 
 def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
@@ -129,13 +131,17 @@ def posting(connection: Connection, wallet: int, key: str) -> tuple[Posting, Dim
     return whole, transactions[0].dimension
 
 
-def expand(connection: Connection, positions: Sequence[int]) -> list[Transaction]:
-    """The transactions at these positions, in this order."""
-    found = {
-        columns[0]: _transaction(columns)
-        for columns in connection.execute(_EXPANDED.where(t.position.in_(positions)))
-    }
-    return [found[position] for position in positions]
+def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:
+    """The transactions at these places (wallet number, sequence), in this order."""
+    if not places:
+        return []
+    found = {}
+    for columns in connection.execute(
+        _EXPANDED.where(tuple_(t.wallet_number, t.sequence).in_(places))
+    ):
+        one = _transaction(columns)
+        found[one.row.wallet, one.row.sequence] = one
+    return [found[place] for place in places]
 
 
 # --- time is sequence -----------------------------------------------------------------------------
@@ -144,7 +150,7 @@ def expand(connection: Connection, positions: Sequence[int]) -> list[Transaction
 _BISECT = text(
     """
     WITH RECURSIVE search (low, high) AS (
-        SELECT 0, CAST(:last AS BIGINT)
+        SELECT CAST(0 AS BIGINT), CAST(:last AS BIGINT)
         UNION ALL
         SELECT CASE WHEN (SELECT created_at FROM credit_transactions
                           WHERE wallet_number = :wallet AND sequence = (low + high + 1) / 2)
@@ -158,7 +164,7 @@ _BISECT = text(
     )
     SELECT low FROM search WHERE low = high
     """
-)
+).bindparams(*(bindparam(name, type_=BigInteger) for name in ("wallet", "last", "moment")))
 
 
 @dataclass(frozen=True, slots=True)

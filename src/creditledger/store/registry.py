@@ -343,18 +343,20 @@ def create_wallet(
     if found is None and id_ is not None:
         found = wallet(connection, id_)
     if found is None:
-        made = connection.execute(
-            insert(schema.wallets).values(
+        number = connection.execute(
+            insert(schema.wallets)
+            .values(
                 id=id_ or new_id,
                 customer_id=customer_id,
                 currency=currency,
                 livemode=livemode,
                 created_at=now,
             )
-        )
+            .returning(schema.wallets.c.number)
+        ).scalar_one()
         connection.execute(
             insert(schema.wallet_states).values(
-                wallet_number=made.inserted_primary_key[0],
+                wallet_number=number,
                 status=Status.ACTIVE.value,
                 overdraft_limit=overdraft_limit,
                 metadata=_metadata(metadata),

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, and_, func, select
 from creditledger import clock
 from creditledger.model import NEVER, Category, Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.reads import Filters, Span, span, wallets_of
+from creditledger.store.reads import OF_POSTING, Filters, Span, span, wallets_of
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
 t, d = schema.transactions.c, schema.dimensions.c
@@ -136,7 +136,8 @@ def _quarter_sums(
         .group_by(r.dimension_number)
     )
     for number, count, amount, quantity in found:
-        total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
+        unmetered = 0 if dimensions[number] else -amount
+        total += Sums(int(count), int(amount), int(quantity), int(unmetered))
     for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
         if a < b:
             total += _row_sums(connection, span(connection, wallet, last, a, b), dimensions)
@@ -227,7 +228,7 @@ def _add_rows(
     p, g = schema.postings.c, schema.grants.c
     query = (
         select(t.dimension_number, t.sequence, t.amount, g.category, p.first_sequence, p.quantities)
-        .join_from(schema.transactions, schema.postings, p.number == t.posting_number)
+        .join_from(schema.transactions, schema.postings, OF_POSTING)
         .join(
             schema.grants,
             and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),

@@ -1,0 +1,120 @@
+"""What SQLite and PostgreSQL spell differently in the queries that they share.
+
+Each is an element of SQLAlchemy's Core, compiled for the database that runs it. What differs in
+the write path is in the writers, in the tables in schema.py, in the checks in verify.py.
+"""
+
+import re
+from itertools import pairwise
+from typing import Any
+
+from sqlalchemy import Boolean, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.compiler import SQLCompiler
+from sqlalchemy.sql.functions import FunctionElement
+
+
+class snapshot(FunctionElement[str]):  # noqa: N801 # read like a function of SQL
+    """All rows that this read sees, as a text that later reads compare rows with."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(snapshot, "sqlite")
+def _(_element: snapshot, _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST((SELECT coalesce(max(position), 0) FROM credit_transactions) AS TEXT)"
+
+
+@compiles(snapshot, "postgresql")
+def _(_element: snapshot, _compiler: SQLCompiler, **_: Any) -> str:
+    return "CAST(pg_current_snapshot() AS TEXT)"
+
+
+class was_in(FunctionElement[bool]):  # noqa: N801 # the same
+    """Whether a row of credit_transactions belongs to this snapshot."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(was_in, "sqlite")
+def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
+    pin = compiler.process(element.clauses, **kw)
+    return f"credit_transactions.position <= CAST({pin} AS INTEGER)"
+
+
+@compiles(was_in, "postgresql")
+def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
+    pin = compiler.process(element.clauses, **kw)
+    return f"pg_visible_in_snapshot(credit_transactions.written_in, CAST({pin} AS pg_snapshot))"
+
+
+def is_snapshot(text: str, dialect: str) -> bool:
+    """Whether `snapshot` could have made this text: anybody can make up a page token."""
+    if dialect == "sqlite":
+        return re.fullmatch(r"\d{1,18}", text, re.ASCII) is not None
+    if re.fullmatch(r"\d{1,18}:\d{1,18}:(\d{1,18}(,\d{1,18})*)?", text, re.ASCII) is None:
+        return False
+    first, end, running = text.split(":")
+    under_way = [int(number) for number in running.split(",") if number]
+    places = [int(first) - 1, *under_way, int(end)]
+    ascending = all(low < high for low, high in pairwise(places))
+    return 0 < int(first) <= int(end) and (ascending or not under_way)
+
+
+class holds(FunctionElement[bool]):  # noqa: N801 # the same
+    """Whether a text holds another, byte for byte."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(holds, "sqlite")
+def _(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"instr({compiler.process(element.clauses, **kw)}) > 0"
+
+
+@compiles(holds, "postgresql")
+def _(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
+
+
+class receipt_of(FunctionElement[str]):  # noqa: N801 # the same
+    """The `receipt_id` in a JSON object kept as text."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(receipt_of, "sqlite")
+def _(element: receipt_of, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **kw)}, '$.receipt_id')"
+
+
+@compiles(receipt_of, "postgresql")
+def _(element: receipt_of, compiler: SQLCompiler, **kw: Any) -> str:
+    column = compiler.process(element.clauses, **kw)
+    return f"(CAST({column} AS json) ->> 'receipt_id') COLLATE \"C\""
+
+
+class has_value(FunctionElement[bool]):  # noqa: N801 # the same
+    """Whether a value of a JSON object kept as text, ASCII folded, holds a text."""
+
+    type = Boolean()
+    inherit_cache = True
+
+
+@compiles(has_value, "sqlite")
+def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, wanted = (compiler.process(one, **kw) for one in element.clauses)
+    return f"EXISTS (SELECT 1 FROM json_each({column}) AS e WHERE instr(lower(e.value), {wanted}))"
+
+
+@compiles(has_value, "postgresql")
+def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
+    column, wanted = (compiler.process(one, **kw) for one in element.clauses)
+    return (
+        f"EXISTS (SELECT 1 FROM json_each_text(CAST({column} AS json)) AS e"
+        f' WHERE strpos(lower(e.value COLLATE "C"), {wanted}) > 0)'
+    )
