@@ -328,7 +328,7 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
         backdating_ms_max=BACKDATING_MS_MAX,
         on_disk_failure=lambda: pytest.fail("the disk failed"),
     )
-    server = grpc.aio.server(interceptors=[Boundary(), taken])
+    server = grpc.aio.server(interceptors=[Boundary(local=True), taken])
     service = WalletService(store=store, ledger=ledger, callers=Callers(store, clock), clock=clock)
     add_WalletServiceServicer_to_server(service, server)
     server.add_insecure_port(f"unix:{socket}")

@@ -32,6 +32,7 @@ __main__
 cli
 commands.import_report commands.keys commands.up commands.verify
 server demo import_usage
+transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
 api.pages api.wire
@@ -43,8 +44,9 @@ rules replay store
 store.lists store.registry store.sqlite store.migrations.env
 store.sums
 store.reads
-store.batch store.schema store.values store.verify store.migrations
+store.dialects
 store.migrations.versions.0001_the_ledger
+store.batch store.schema store.values store.verify store.migrations
 model bills
 money clock
 errors ids envoy
@@ -53,7 +55,7 @@ errors ids envoy
 PLAIN = {"", "api", "commands"}
 #: Who speaks protobuf: the API, who starts it, and its clients.
 SPEAKS_GEN = re.compile(r"api\..*|server|cli|commands\..*|demo|import_usage")
-SPEAKS_GRPC = re.compile(r"api\..*|server|commands\..*|cli|demo|import_usage")
+SPEAKS_GRPC = re.compile(r"api\..*|server|transport|commands\..*|cli|demo|import_usage")
 
 
 def ranks() -> dict[str, int]:

@@ -20,6 +20,7 @@ from creditledger.store import database_path
 PREFIX = "CREDITLEDGER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
+Transport = Literal["grpcio", "native"]
 
 #: What Kubernetes puts into the environment for a service named creditledger-something.
 _SERVICE_LINK = re.compile(r"(?:^|_)(SERVICE_(HOST|PORT)|PORT)(_|$)")
@@ -108,6 +109,10 @@ class Config(BaseSettings):
         ]
         | None
     ) = None
+    transport: Annotated[
+        Transport,
+        Field(description="What serves gRPC: grpcio, or native (pygrpc-native), without TLS."),
+    ] = "grpcio"
     allow_insecure_bind: Annotated[
         bool, Field(description="Serve a network, not only this machine, without TLS.")
     ] = False
@@ -141,6 +146,11 @@ class Config(BaseSettings):
             if self.tls_certificate is None:
                 given, lacking = lacking, given
             raise ValueError(f"{spelled(lacking)} must be set where {spelled(given)} is")
+        if self.transport == "native" and self.tls_certificate is not None:
+            raise ValueError(
+                f"{spelled('transport')} must be grpcio where {spelled('tls_certificate')} is set:"
+                " native has no TLS"
+            )
         return self
 
     @property

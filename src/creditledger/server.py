@@ -39,12 +39,12 @@ from grpc_reflection.v1alpha import reflection
 from sqlalchemy.exc import DatabaseError
 
 from creditledger import clock as time
+from creditledger import transport
 from creditledger.api.api_key_service import ApiKeyService
 from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
 from creditledger.api.credit_transaction_service import CreditTransactionService
 from creditledger.api.registry_service import RegistryService
-from creditledger.api.rpc import Boundary
 from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
@@ -83,23 +83,6 @@ SERVICES = tuple(
     for service in module.DESCRIPTOR.services_by_name.values()
 )
 
-_OPTIONS: list[tuple[str, Any]] = [
-    # A second server on the port must fail, not take half of its connections.
-    ("grpc.so_reuseport", 0),
-    # As much as Envoy lets in: 1,000 postings with what they may carry.
-    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
-    # Envoy passes the query string on as metadata: what it lets in must reach our own limits.
-    ("grpc.max_metadata_size", 256 * 1024),
-    ("grpc.absolute_max_metadata_size", 256 * 1024),
-    # Streams on one connection; Envoy's share of them is in envoy.yaml.
-    ("grpc.max_concurrent_streams", 1024),
-    # Clients gone without a word are noticed; clients may ask as often, calls under way or not.
-    ("grpc.keepalive_time_ms", 30_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 1),
-    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-]
-
 
 class CannotStart(Exception):
     """The server, or a command, cannot begin. Its text is one sentence for the operator."""
@@ -136,6 +119,7 @@ class Server:
         if not self._local_only:
             self._config.require_safe_bind("grpc_address")
             require_free(self._config, "grpc_address")
+            require_transport(self._config)
         try:
             await self._start()
         except BaseException:
@@ -162,49 +146,52 @@ class Server:
         )
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
-        served = self._serve(store, ledger)
-        self._closing.push_async_callback(self._drain, served)
-        self._bind(served)
+        local = transport.local()
+        servers = [local] if self._local_only else [transport.network(config.transport), local]
+        self._register(servers, store, ledger)
+        self._closing.push_async_callback(self._drain, servers)
+        self._bind_local(local)
+        if not self._local_only:
+            host, _, _ = config.grpc_address.rpartition(":")
+            self.grpc_address = f"{host}:{self._listen(servers[0])}"
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        await served.start()
+        for server in servers:
+            await server.start()
 
-    async def _drain(self, served: grpc.aio.Server) -> None:
+    async def _drain(self, servers: list[grpc.aio.Server]) -> None:
         await self._health.enter_graceful_shutdown()
         # After a failure of the disk there is only the telling left.
-        await served.stop(1.0 if self.failed.is_set() else self._config.drain_seconds)
+        grace = 1.0 if self.failed.is_set() else self._config.drain_seconds
+        await transport.stop(servers, grace)
 
     async def stop(self) -> None:
         """Drain: say so, take no new call, finish those under way, commit, close."""
         await self._closing.aclose()
 
-    def _serve(self, store: Store, ledger: Ledger) -> grpc.aio.Server:
+    def _register(self, servers: list[grpc.aio.Server], store: Store, ledger: Ledger) -> None:
+        """Every service, the same objects behind each server: a key revoked at one is at all."""
         clock = self._clock
         callers = Callers(store, clock)
-        server = grpc.aio.server(interceptors=[Boundary()], options=_OPTIONS)
-        wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(
-            WalletService(store=store, ledger=ledger, callers=callers, clock=clock), server
-        )
-        credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
-            CreditTransactionService(store=store, callers=callers, clock=clock), server
-        )
+        wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
+        transactions = CreditTransactionService(store=store, callers=callers, clock=clock)
         bills_from = self._config.bills_from
-        billing_service_pb2_grpc.add_BillingServiceServicer_to_server(
-            BillingService(store=store, callers=callers, clock=clock, bills_from=bills_from), server
-        )
-        registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(
-            RegistryService(store=store, callers=callers, clock=clock), server
-        )
-        api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(
-            ApiKeyService(store=store, callers=callers, clock=clock), server
-        )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-        reflection.enable_server_reflection(
-            (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME), server
-        )
-        return server
+        billing = BillingService(store=store, callers=callers, clock=clock, bills_from=bills_from)
+        registry = RegistryService(store=store, callers=callers, clock=clock)
+        keys = ApiKeyService(store=store, callers=callers, clock=clock)
+        names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
+        for server in servers:
+            wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallets, server)
+            credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
+                transactions, server
+            )
+            billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, server)
+            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
+            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, server)
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+            reflection.enable_server_reflection(names, server)
 
-    def _bind(self, server: grpc.aio.Server) -> None:
+    def _bind_local(self, server: grpc.aio.Server) -> None:
         if self._local_only:
             # Nobody else's: who else looks for a server is not to find one that is about to end.
             folder = tempfile.TemporaryDirectory(prefix=_FOLDER)
@@ -219,10 +206,6 @@ class Server:
             raise CannotStart(f"The socket {self.local_socket} cannot be made: {error}") from None
         finally:
             os.umask(before)
-        if self._local_only:
-            return
-        host, _, _ = self._config.grpc_address.rpartition(":")
-        self.grpc_address = f"{host}:{self._listen(server)}"
 
     def _listen(self, server: grpc.aio.Server) -> int:
         config = self._config
@@ -296,6 +279,15 @@ def _bind_failure(
     except OSError as error:
         return error
     return None
+
+
+def require_transport(config: Config) -> None:
+    """Raises CannotStart if the transport's package is not installed."""
+    if not transport.is_installed(config.transport):
+        raise CannotStart(
+            f"{spelled('transport')} is {config.transport}, which needs the package pygrpc-native;"
+            " there is none for this platform, or it is not installed."
+        )
 
 
 def require_file(config: Config) -> None:
@@ -438,6 +430,7 @@ async def serve(config: Config) -> bool:
         log.info(
             "serving",
             grpc_address=server.grpc_address,
+            transport=config.transport,
             local_socket=str(server.local_socket),
             database=str(config.path),
             tls=config.tls_certificate is not None,

@@ -75,6 +75,8 @@ class Caller:
         return customer_id
 
 
+#: Nobody yet: whose request is read before its key.
+NOBODY = Caller(Scope.CUSTOMER, None, None, None, "", "")
 #: Who comes through the Unix socket beside the database: the file's mode lets its owner in only.
 LOCAL = Caller(Scope.ADMIN, None, None, None, "local", "command line")
 
@@ -103,9 +105,12 @@ class Callers:
         self._cache: dict[bytes, tuple[ApiKey, int]] = {}
         self._forgotten = 0  #: How often `forget` was called.
 
-    async def identify(self, metadata: Iterable[tuple[str, str]], peer: str) -> Caller:
-        """The caller of an RPC. Raises KeyMissing, KeyInvalid."""
-        if peer.startswith("unix:"):
+    async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
+        """The caller of an RPC; `local`: it came in through the owner's Unix socket.
+
+        Raises KeyMissing, KeyInvalid.
+        """
+        if local:
             return LOCAL
         secret = _secret(metadata)
         hashed = secret_hash(secret)

@@ -41,6 +41,8 @@ MESSAGE_CHARACTERS_MAX = 400
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
+#: Whether the call under way came in where only the database's owner can call.
+_local: ContextVar[bool] = ContextVar("local")
 #: What the log line of the call under way says beside its outcome.
 _line: ContextVar[dict[str, object]] = ContextVar("line")
 
@@ -58,7 +60,7 @@ class Service:
 
     async def caller(self, context: Context, scope: Scope) -> Caller:
         """The caller of this RPC, allowed at least `scope`."""
-        caller = await self.callers.identify(_metadata(context), context.peer())
+        caller = await self.callers.identify(_metadata(context), local=_local.get())
         _line.get()["key"] = caller.id
         caller.require(scope)
         return caller
@@ -155,9 +157,14 @@ def request_id(metadata: Mapping[str, str]) -> str:
 
 
 class Boundary(grpc.aio.ServerInterceptor):
-    """The edge between the service and gRPC: errors, request ids, the log."""
+    """The edge between the service and gRPC: who may call, errors, request ids, the log.
 
-    def __init__(self) -> None:
+    `local`: its server is the one that only the database's owner can reach. The peer that gRPC
+    names would not tell: behind a native server, calls of the network come over a Unix socket too.
+    """
+
+    def __init__(self, *, local: bool = False) -> None:
+        self._local = local
         self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
     async def intercept_service(
@@ -176,7 +183,7 @@ class Boundary(grpc.aio.ServerInterceptor):
             handler = await continuation(handler_call_details)
             if handler is None:
                 return handler
-            found = self._wrapped[method] = _wrap(method, handler)
+            found = self._wrapped[method] = _wrap(method, handler, local=self._local)
         return found
 
 
@@ -190,7 +197,7 @@ def _sound(request: Any) -> Any:
     return request
 
 
-def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+def _wrap(method: str, handler: Any, *, local: bool) -> "grpc.RpcMethodHandler[Any, Any]":
     def parse(data: bytes) -> Any:
         # An error raised here would reach the client as gRPC's own INTERNAL.
         try:
@@ -201,7 +208,7 @@ def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
     if handler.unary_unary is not None:
 
         async def unary(request: Any, context: Context) -> Any:
-            async with _Call(method, context):
+            async with _Call(method, context, local=local):
                 return await handler.unary_unary(_sound(request), context)
 
         return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
@@ -212,7 +219,7 @@ def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
             async for request in requests:
                 yield _sound(request)
 
-        async with _Call(method, context):
+        async with _Call(method, context, local=local):
             async for answer in handler.stream_stream(sound(), context):
                 yield answer
 
@@ -222,7 +229,8 @@ def _wrap(method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
 class _Call:
     """One call under way: its id, its log line, and the end of whatever it raises."""
 
-    def __init__(self, method: str, context: Context) -> None:
+    def __init__(self, method: str, context: Context, *, local: bool) -> None:
+        self._local = local
         self._method = method
         self._context = context
 
@@ -231,6 +239,7 @@ class _Call:
         self._id = request_id(dict(_metadata(self._context)))
         self._fields: dict[str, object] = {"method": self._method, "request_id": self._id}
         _line.set(self._fields)
+        _local.set(self._local)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
