@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
@@ -86,21 +86,14 @@ def _wallet_change(request: pb.UpdateWalletRequest) -> WalletChange:
     )
 
 
-def _batch(request: pb.BatchPostRequest) -> list[Command | Refusal]:
-    """Each posting's command, or why it has none: a bad one does not spoil the others."""
+def _batch(request: pb.BatchPostRequest) -> Sequence[pb.PostRequest]:
+    """The postings of a batch, unread: a bad one does not spoil the others."""
     if not 1 <= len(request.postings) <= BATCH_MAX:
         raise InvalidField(
             f"postings must hold 1 to {BATCH_MAX} postings, not {len(request.postings)}",
             param="postings",
         )
-    return [_command_or_refusal(posting) for posting in request.postings]
-
-
-def _command_or_refusal(request: pb.PostRequest) -> Command | Refusal:
-    try:
-        return wire.command(request)
-    except Refusal as refusal:
-        return refusal
+    return request.postings
 
 
 def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
@@ -185,17 +178,27 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     @rpc(wire.command, scope=Scope.SERVICE)
     async def Post(self, command: Command, caller: Caller) -> pb.Posting:  # noqa: N802
         """One posting; see `Ledger.post` for what it costs and raises."""
-        return wire.posted(await self._ledger.post(_on_behalf(command, caller)))
+        signed = replace(
+            command,
+            livemode=caller.livemode,
+            posted_by=caller.number,
+            actor=caller.name,
+            backdating_free=caller.scope is Scope.ADMIN,
+        )
+        return wire.posted(await self._ledger.post(_allowed(signed, caller)))
 
     @rpc(_batch, scope=Scope.SERVICE)
     async def BatchPost(  # noqa: N802
-        self, commands: list[Command | Refusal], caller: Caller
+        self, postings: Sequence[pb.PostRequest], caller: Caller
     ) -> pb.BatchPostResponse:
         """Up to 1,000 postings, each with a fate of its own, answered in order."""
         budget = Budget()
-        waiting = [self._submit(command, caller, budget) for command in commands]
-        answers = await asyncio.gather(*waiting, return_exceptions=True)
-        return pb.BatchPostResponse(results=[_result(answer) for answer in answers])
+        waiting = [self._submit(posting, caller, budget) for posting in postings]
+        try:
+            return wire.results([await _answer(one) for one in waiting])
+        except asyncio.CancelledError:
+            _give_up(waiting)
+            raise
 
     async def StreamPost(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.StreamPostRequest], context: Context
@@ -211,10 +214,9 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             try:
                 await room.acquire()
                 async for request in request_iterator:
-                    command = _command_or_refusal(request.posting)
                     # Asked anew each time: a key revoked meanwhile ends the stream.
                     caller = await self.caller(context, Scope.SERVICE)
-                    unanswered.append(self._submit(command, caller, Budget()))
+                    unanswered.append(self._submit(request.posting, caller, Budget()))
                     arrived.put_nowait(unanswered[-1])
                     await room.acquire()
             except Exception as error:
@@ -226,17 +228,13 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             while (answer := await arrived.get()) is not None:
                 if isinstance(answer, Exception):
                     raise answer
-                await asyncio.wait((answer,))
-                result = _result(answer.exception() or answer.result())
+                result = wire.result(await _answer(answer))
                 unanswered.popleft()
-                yield pb.StreamPostResponse(result=result)
+                yield result
                 room.release()
         finally:
             reading.cancel()
-            for unread in unanswered:
-                # What has not begun is dropped; what has stands, and its answer has no reader.
-                if not unread.cancel():
-                    unread.exception()
+            _give_up(unanswered)
 
     StreamPost.scope = Scope.SERVICE  # type: ignore[attr-defined] # as `rpc` does
 
@@ -265,36 +263,37 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         return found
 
     def _submit(
-        self, command: Command | Refusal, caller: Caller, budget: Budget
+        self, request: pb.PostRequest, caller: Caller, budget: Budget
     ) -> asyncio.Future[Posted]:
         """The answer to come; a refusal known already is an answer too."""
         try:
-            if isinstance(command, Refusal):
-                raise command
-            return self._ledger.post(_on_behalf(command, caller), budget)
+            return self._ledger.post(_allowed(wire.command(request, caller), caller), budget)
         except Refusal as refusal:
             answer = asyncio.get_running_loop().create_future()
             answer.set_exception(refusal)
             return answer
 
 
-def _on_behalf(command: Command, caller: Caller) -> Command:
-    """The command with who posts it. Raises ScopeDenied where it needs more than the scope."""
+def _allowed(command: Command, caller: Caller) -> Command:
+    """The command. Raises ScopeDenied where it needs more than what posting does."""
     if isinstance(command.operation, Adjust) and command.operation.force:
         caller.require(Scope.ADMIN)
-    return replace(
-        command,
-        livemode=caller.livemode,
-        posted_by=caller.number,
-        actor=caller.name,
-        backdating_free=caller.scope is Scope.ADMIN,
-    )
+    return command
 
 
-def _result(answer: Posted | BaseException) -> pb.PostingResult:
-    if isinstance(answer, Posted):
-        return pb.PostingResult(posting=wire.posted(answer))
-    if not isinstance(answer, Refusal):
-        log.error("posting failed", exc_info=answer, request_id=current_request_id())
-        answer = unforeseen(current_request_id())
-    return pb.PostingResult(error=wire.posting_error(answer))
+async def _answer(coming: asyncio.Future[Posted]) -> Posted | Refusal:
+    """A posting's end as a client may know it; a bug is logged and told as one."""
+    try:
+        return await coming
+    except Refusal as refusal:
+        return refusal
+    except Exception as error:
+        log.error("posting failed", exc_info=error, request_id=current_request_id())
+        return unforeseen(current_request_id())
+
+
+def _give_up(waiting: Iterable[asyncio.Future[Posted]]) -> None:
+    """What has not begun is dropped; what has stands, and its answer has no reader."""
+    for unread in waiting:
+        if not unread.cancel() and not unread.cancelled():
+            unread.exception()

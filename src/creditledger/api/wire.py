@@ -4,13 +4,15 @@
 here asks the database.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any, Protocol
 
 from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 
 from creditledger import clock, ids, money
 from creditledger.api import fields
+from creditledger.api.auth import NOBODY, Caller
 from creditledger.api.rpc import message
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField, Refusal
@@ -28,6 +30,7 @@ from creditledger.model import (
     Posting,
     Refund,
     Row,
+    Scope,
     Status,
     Type,
     Usage,
@@ -45,38 +48,49 @@ SOURCE_KEYS = {
     Kind.ADMIN_CREDIT: ("actor",),
 }
 
+#: Usages longer than this, quantities aside, are not kept.
+PRICED_BYTES_MAX = 1_024
+
 _KIND_WORDS = {kind.value: kind.word for kind in Kind}
 _TYPE_WORDS = {type_.value: type_.word for type_ in Type}
+_STATUS_WORDS = {status: status.word for status in Status}
 
 
-def command(request: wallet_service_pb2.PostRequest) -> Command:
-    """The posting a request asks for; who asks is filled in by the service.
+def command(request: wallet_service_pb2.PostRequest, caller: Caller = NOBODY) -> Command:
+    """The posting a request asks for, in the caller's name.
 
     Raises InvalidField, MissingField under the names of the JSON.
     """
-    optional = fields.optional_text
+    given = request.HasField
     key = fields.idempotency_key(request.idempotency_key)
+    wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
+    operation = _operation(request)
+    description = note = effective_at = expected_sequence = None
+    if given("description"):
+        description = fields.text(request.description, field="description")
+    if given("note"):
+        note = fields.text(request.note, field="note")
+    metadata = fields.metadata(request.metadata) if request.metadata else {}
+    if given("effective_at"):
+        effective_at = clock.parse(request.effective_at, field="effective_at")
+    if given("expected_sequence"):
+        expected_sequence = fields.number(
+            request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
+        )
     return Command(
-        wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
+        wallet_id=wallet_id,
         idempotency_key=key,
-        operation=_operation(request),
-        livemode=None,
-        posted_by=None,
-        actor="",
-        description=optional(request, "description", field="description"),
-        note=optional(request, "note", field="note"),
-        metadata=fields.metadata(request.metadata) if request.metadata else {},
-        effective_at=fields.optional_time(request, "effective_at", field="effective_at"),
-        expected_sequence=_expected_sequence(request),
+        operation=operation,
+        livemode=caller.livemode,
+        posted_by=caller.number,
+        actor=caller.name,
+        description=description,
+        note=note,
+        metadata=metadata,
+        effective_at=effective_at,
+        expected_sequence=expected_sequence,
         validate_only=request.validate_only,
-    )
-
-
-def _expected_sequence(request: wallet_service_pb2.PostRequest) -> int | None:
-    if not request.HasField("expected_sequence"):
-        return None
-    return fields.number(
-        request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
+        backdating_free=caller.scope is Scope.ADMIN,
     )
 
 
@@ -99,21 +113,63 @@ def _operation(request: wallet_service_pb2.PostRequest) -> Operation:
 
 
 def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
-    name = "consumption."
+    given = message.HasField
+    amount = fields.amount(message.amount, field="consumption.amount")
+    meter_id = meter_event_id = subscription_id = None
+    if given("meter_id"):
+        meter_id = fields.optional_reference(
+            "mtr", message, "meter_id", field="consumption.meter_id"
+        )
+    if given("meter_event_id"):
+        meter_event_id = fields.text(
+            message.meter_event_id, field="consumption.meter_event_id", most=fields.NAME_MAX
+        )
+    if given("subscription_id"):
+        subscription_id = fields.optional_reference(
+            "sub", message, "subscription_id", field="consumption.subscription_id"
+        )
     return Consume(
-        amount=fields.amount(message.amount, field=name + "amount"),
-        meter_id=fields.optional_reference("mtr", message, "meter_id", field=name + "meter_id"),
-        meter_event_id=fields.optional_text(
-            message, "meter_event_id", field=name + "meter_event_id", most=fields.NAME_MAX
-        ),
-        subscription_id=fields.optional_reference(
-            "sub", message, "subscription_id", field=name + "subscription_id"
-        ),
-        usage=_usage(message.usage) if message.HasField("usage") else None,
+        amount=amount,
+        meter_id=meter_id,
+        meter_event_id=meter_event_id,
+        subscription_id=subscription_id,
+        usage=_usage(message.usage) if given("usage") else None,
     )
 
 
 def _usage(message: wallet_service_pb2.Usage) -> Usage:
+    quantities = fields.numbers(
+        message.quantities[:],
+        most=fields.QUANTITY_MAX,
+        count_max=fields.QUANTITIES_MAX,
+        field="consumption.usage.quantities",
+    )
+    if not quantities:
+        raise MissingField("consumption.usage.quantities")
+    # Whose key, which product and its prices come again and again. Without the quantities their
+    # bytes are the same, and cost less to compare than the fields to read and check.
+    message.ClearField("quantities")
+    serialized = message.SerializeToString()
+    priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
+    usual = priced(serialized, len(quantities))
+    return Usage(
+        api_key_id=usual.api_key_id,
+        product_id=usual.product_id,
+        product_name=usual.product_name,
+        category=usual.category,
+        billing_method=usual.billing_method,
+        quantities=quantities,
+        base_prices=usual.base_prices,
+        discount_prices=usual.discount_prices,
+        price_precision=usual.price_precision,
+    )
+
+
+@lru_cache(maxsize=4_096)
+def _priced(serialized: bytes, quantities: int) -> Usage:
+    """A usage without its quantities; there may be as many prices as there are of these."""
+    message = wallet_service_pb2.Usage.FromString(serialized)
+
     def label(name: str) -> str:
         field = f"consumption.usage.{name}"
         return fields.optional_text(message, name, field=field, most=fields.NAME_MAX) or ""
@@ -122,7 +178,7 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
         return fields.numbers(
             getattr(message, name),
             most=fields.PRICE_MAX,
-            count_max=len(quantities),
+            count_max=quantities,
             field=f"consumption.usage.{name}",
         )
 
@@ -131,19 +187,13 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
         field = f"consumption.usage.{name}"
         return fields.number(value, least=least, most=fields.INT32_MAX, field=field)
 
-    field = "consumption.usage.quantities"
-    if not message.quantities:
-        raise MissingField(field)
-    quantities = fields.numbers(
-        message.quantities, most=fields.QUANTITY_MAX, count_max=fields.QUANTITIES_MAX, field=field
-    )
     return Usage(
         api_key_id=label("api_key_id"),
         product_id=label("product_id"),
         product_name=label("product_name"),
         category=label("category"),
         billing_method=whole("billing_method", 0),
-        quantities=quantities,
+        quantities=(),
         base_prices=prices("base_prices"),
         discount_prices=prices("discount_prices"),
         price_precision=whole("price_precision", 1),
@@ -232,77 +282,114 @@ def transaction(
     row: Row, posting: Posting, dimension: Dimension, wallet: WalletLike
 ) -> credit_transaction_pb2.CreditTransaction:
     """One credit transaction, not expanded. Ids are empty where nothing was written."""
-    written = row.posting != 0
-    created_at = clock.text(row.created_at)
-    message = credit_transaction_pb2.CreditTransaction(
-        id=ids.compose("ct", row.wallet, row.sequence) if written else "",
-        customer_id=wallet.customer_id,
-        meter_id=dimension.meter_id,
-        subscription_id=dimension.subscription_id,
-        meter_event_id=posting.meter_event_id,
-        type=_TYPE_WORDS[row.type],
-        amount=money.text(row.amount, wallet.scale),
-        running_balance=money.text(row.running_balance, wallet.scale),
-        description=posting.description,
-        livemode=wallet.livemode,
-        created_at=created_at,
-        updated_at=created_at,
-        metadata=posting.metadata,
-        wallet_id=wallet.id,
-        posting_id=ids.compose("pst", row.wallet, row.posting) if written else "",
-        sequence=row.sequence,
-        kind=_KIND_WORDS[row.kind],
-        currency_id=wallet.currency,
-        effective_at=created_at if row.effective_at is None else clock.text(row.effective_at),
-        note=posting.note,
-    )
-    if row.grant is not None and (written or row.grant != row.sequence):
-        message.credit_grant_id = ids.compose("cg", row.wallet, row.grant)
-    if shown := source(posting):
-        message.source.CopyFrom(credit_transaction_pb2.TransactionSource(**shown))
-    return message
+    posting_id = ids.compose("pst", row.wallet, row.posting) if row.posting else ""
+    found = _transaction(row, posting_id, posting, dimension, wallet)
+    return credit_transaction_pb2.CreditTransaction(**found)
 
 
 def wallet(view: WalletView) -> wallet_service_pb2.Wallet:
     """A wallet."""
-    scale = view.scale
-    return wallet_service_pb2.Wallet(
-        id=view.id,
-        customer_id=view.customer_id,
-        currency=view.currency,
-        livemode=view.livemode,
-        status=view.status.word,
-        balance=money.text(view.balance, scale),
-        held=money.text(view.held, scale),
-        pending=money.text(view.pending, scale),
-        available=money.text(view.available, scale),
-        overdraft_limit=money.text(view.overdraft_limit, scale),
-        overdraft_used=money.text(view.overdraft_used, scale),
-        sequence=view.sequence,
-        metadata=view.metadata,
-        created_at=clock.text(view.created_at),
-        updated_at=clock.text(view.updated_at),
-    )
+    return wallet_service_pb2.Wallet(**_wallet(view))
 
 
 def posted(answer: Posted) -> wallet_service_pb2.Posting:
     """What a posting answers."""
-    posting, view = answer.posting, answer.wallet
-    return wallet_service_pb2.Posting(
-        posting_id=ids.compose("pst", posting.wallet, posting.number) if posting.number else "",
-        replayed=answer.replayed,
-        validate_only=answer.validate_only,
-        transactions=[transaction(row, posting, answer.dimension, view) for row in posting.rows],
-        wallet=wallet(view),
-    )
+    return wallet_service_pb2.Posting(**_posted(answer))
 
 
-def posting_error(refusal: Refusal) -> wallet_service_pb2.PostingError:
-    """A refusal as one answer among others."""
-    return wallet_service_pb2.PostingError(
-        type=refusal.kind.error_type,
-        message=message(refusal),
-        code=refusal.reason,
-        param=refusal.param,
-        metadata=dict(refusal.metadata),
-    )
+def results(answers: Iterable[Posted | Refusal]) -> wallet_service_pb2.BatchPostResponse:
+    """What a batch answers."""
+    return wallet_service_pb2.BatchPostResponse(results=[_result(answer) for answer in answers])
+
+
+def result(answer: Posted | Refusal) -> wallet_service_pb2.StreamPostResponse:
+    """What a posting of a stream answers."""
+    return wallet_service_pb2.StreamPostResponse(result=_result(answer))
+
+
+# Fields by name: given all at once, protobuf builds a message and those inside it in place; of each
+# message made before, it would take a copy. An empty map costs it as much as ten texts.
+
+
+def _result(answer: Posted | Refusal) -> Any:
+    if isinstance(answer, Posted):
+        return {"posting": _posted(answer)}
+    return {
+        "error": {
+            "type": answer.kind.error_type,
+            "message": message(answer),
+            "code": answer.reason,
+            "param": answer.param,
+            "metadata": answer.metadata,
+        }
+    }
+
+
+def _posted(answer: Posted) -> dict[str, Any]:
+    posting, dimension, view = answer.posting, answer.dimension, answer.wallet
+    id_ = ids.compose("pst", posting.wallet, posting.number) if posting.number else ""
+    return {
+        "posting_id": id_,
+        "replayed": answer.replayed,
+        "validate_only": answer.validate_only,
+        "transactions": [_transaction(row, id_, posting, dimension, view) for row in posting.rows],
+        "wallet": _wallet(view),
+    }
+
+
+def _transaction(
+    row: Row, posting_id: str, posting: Posting, dimension: Dimension, wallet: WalletLike
+) -> dict[str, Any]:
+    written = row.posting != 0
+    created_at = clock.text(row.created_at)
+    found: dict[str, Any] = {
+        "id": ids.compose("ct", row.wallet, row.sequence) if written else "",
+        "customer_id": wallet.customer_id,
+        "meter_id": dimension.meter_id,
+        "subscription_id": dimension.subscription_id,
+        "meter_event_id": posting.meter_event_id,
+        "type": _TYPE_WORDS[row.type],
+        "amount": money.text(row.amount, wallet.scale),
+        "running_balance": money.text(row.running_balance, wallet.scale),
+        "description": posting.description,
+        "livemode": wallet.livemode,
+        "created_at": created_at,
+        "updated_at": created_at,
+        "wallet_id": wallet.id,
+        "posting_id": posting_id,
+        "sequence": row.sequence,
+        "kind": _KIND_WORDS[row.kind],
+        "currency_id": wallet.currency,
+        "effective_at": created_at if row.effective_at is None else clock.text(row.effective_at),
+        "note": posting.note,
+    }
+    if row.grant is not None and (written or row.grant != row.sequence):
+        found["credit_grant_id"] = ids.compose("cg", row.wallet, row.grant)
+    if posting.metadata:
+        found["metadata"] = posting.metadata
+    if shown := source(posting):
+        found["source"] = shown
+    return found
+
+
+def _wallet(view: WalletView) -> dict[str, Any]:
+    scale = view.scale
+    found: dict[str, Any] = {
+        "id": view.id,
+        "customer_id": view.customer_id,
+        "currency": view.currency,
+        "livemode": view.livemode,
+        "status": _STATUS_WORDS[view.status],
+        "balance": money.text(view.balance, scale),
+        "held": money.text(view.held, scale),
+        "pending": money.text(view.pending, scale),
+        "available": money.text(view.available, scale),
+        "overdraft_limit": money.text(view.overdraft_limit, scale),
+        "overdraft_used": money.text(view.overdraft_used, scale),
+        "sequence": view.sequence,
+        "created_at": clock.text(view.created_at),
+        "updated_at": clock.text(view.updated_at),
+    }
+    if view.metadata:
+        found["metadata"] = view.metadata
+    return found
