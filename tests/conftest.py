@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,8 +17,17 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from creditledger.ledger import Ledger
+from creditledger.private_postgres import PrivatePostgres
 from creditledger.store import Store
-from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, copied, findings, migrated
+from tests.support import (
+    BACKDATING_MS_MAX,
+    Clock,
+    add_wallet,
+    copied,
+    findings,
+    migrate,
+    migrated,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -34,6 +45,9 @@ settings.register_profile("thorough", parent=settings.get_profile("default"), ma
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
+DATABASES = ("sqlite", "postgresql")
+
+
 @pytest.fixture(autouse=True)
 def log_as_by_default() -> Iterator[None]:
     """Undo what a test, or a command it ran, said about logging."""
@@ -41,15 +55,46 @@ def log_as_by_default() -> Iterator[None]:
     structlog.reset_defaults()
 
 
-@pytest.fixture(scope="session", params=["sqlite"])
+def pytest_configure(config: pytest.Config) -> None:
+    """What the marks mean."""
+    config.addinivalue_line("markers", "only(kind): of the databases, only on this one")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Everything that needs a database runs on each kind of them, unless it is marked."""
+    if "new_database" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("only")
+        kinds = DATABASES if only is None else only.args
+        metafunc.parametrize("new_database", kinds, indirect=True, scope="session")
+
+
+@pytest.fixture(scope="session")
+def private_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
+    """A PostgreSQL for the tests of this process, durable like any other."""
+    # Its socket's path has to be short, so it is not in the folder of the test.
+    with TemporaryDirectory(prefix="pg-") as folder, PrivatePostgres(Path(folder, "data")) as one:
+        one.create("template")
+        migrate(one.url("template"))
+        yield one
+
+
+@pytest.fixture(scope="session")
 def new_database(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[], str]:
-    """Makes a database of the newest schema and answers its URL; another kind, another param."""
-    assert request.param == "sqlite"
+    """Makes a database of the newest schema and answers its URL."""
+    numbers = count(1)
+    if request.param == "postgresql":
+        server: PrivatePostgres = request.getfixturevalue("private_postgres")
+
+        def new_on_server() -> str:
+            name = f"test_{next(numbers)}"
+            server.create(name, template="template")
+            return server.url(name)
+
+        return new_on_server
     directory = tmp_path_factory.mktemp("databases")
     template = migrated(directory / "template.db")
-    numbers = count(1)
     return lambda: copied(template, directory / f"{next(numbers)}.db")
 
 

@@ -27,8 +27,8 @@ from creditledger import clock as time
 from creditledger.config import Config
 from creditledger.envoy import Envoy
 from creditledger.server import build
-from creditledger.store import database_path, schema, sqlite
-from tests.support import Clock, findings
+from creditledger.store import schema, sqlite
+from tests.support import Clock, file_of, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -214,7 +214,7 @@ class Served:
 
     def row_counts(self) -> Mapping[str, int]:
         """How many rows each table has."""
-        engine = sqlite.reading_engine(database_path(self.database_url))
+        engine = sqlite.reading_engine(file_of(self.database_url))
         with engine.begin() as connection:
             counts = {
                 table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()

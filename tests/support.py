@@ -5,18 +5,18 @@ Imports the project's store and model; `conftest.py` makes fixtures of it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import asyncio
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 from sqlalchemy import func, select
 
 from creditledger import clock as time
-from creditledger import ids
+from creditledger import ids, store
 from creditledger.ledger import Ledger
 from creditledger.model import (
     Adjust,
@@ -29,16 +29,18 @@ from creditledger.model import (
     Refund,
     Status,
 )
-from creditledger.store import Store, database_path, schema, sqlite
-from creditledger.store.migrations import migrate
+from creditledger.store import Store, database_path, migrations, schema
+from creditledger.store.verify import Finding, verify
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Coroutine
     from pathlib import Path
 
     from sqlalchemy import Connection
 
     from creditledger.deciding import Posted
+
+T = TypeVar("T")
 
 #: 2026-09-21T14:13:20Z, a moment like any other.
 START = 1_790_000_000_000
@@ -60,30 +62,45 @@ class Clock:
         self.now += milliseconds
 
 
-def migrated(path: Path) -> str:
-    """Make a database of the newest schema at `path` and answer its URL."""
-    engine = sqlite.writer_engine(path)
-    with engine.begin() as connection:
-        migrate(connection)
-    engine.dispose()
+def sqlite_url(path: Path) -> str:
+    """The URL of a file."""
     return f"sqlite+aiosqlite:///{path}"
+
+
+def file_of(url: str) -> Path:
+    """The file of a SQLite database."""
+    path = database_path(url)
+    assert path is not None
+    return path
+
+
+def finished(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The coroutine run to its end on a loop of its own, whether a loop runs or not."""
+    with ThreadPoolExecutor(max_workers=1) as thread:
+        return thread.submit(asyncio.run, coroutine).result()
+
+
+def migrate(url: str) -> None:
+    """Bring the database to the newest schema."""
+    finished(store.migrate(url, migrations.migrate))
+
+
+def migrated(path: Path) -> str:
+    """Make a file of the newest schema and answer its URL."""
+    url = sqlite_url(path)
+    migrate(url)
+    return url
 
 
 def copied(url: str, path: Path) -> str:
     """A copy of the closed database at `url`; cheaper than migrating another one."""
-    shutil.copyfile(database_path(url), path)
-    return f"sqlite+aiosqlite:///{path}"
+    shutil.copyfile(file_of(url), path)
+    return sqlite_url(path)
 
 
-def findings(url: str) -> list[object]:
+def findings(url: str) -> list[Finding]:
     """What `verify` has to say about the database, open or closed: nothing, if all is well."""
-    if importlib.util.find_spec("creditledger.store.verify") is None:
-        return []
-    engine = sqlite.reading_engine(database_path(url))
-    with engine.begin() as connection:
-        found = list(importlib.import_module("creditledger.store.verify").verify(connection))
-    engine.dispose()
-    return found
+    return finished(store.look(url, lambda connection: list(verify(connection))))
 
 
 @asynccontextmanager
@@ -95,22 +112,22 @@ async def opened(
     on_disk_failure: Callable[[], None] | None = None,
 ) -> AsyncIterator[tuple[Store, Ledger]]:
     """A store on the database and a committer upon it; wal_acme is made if there is no wallet."""
-    store = Store(url, clock=clock)
-    await store.open()
-    if not await store.read(wallet_count):
-        await store.write(lambda connection: add_wallet(connection, "wal_acme"))
+    opened_store = Store(url, clock=clock)
+    await opened_store.open()
+    if not await opened_store.read(wallet_count):
+        await opened_store.write(lambda connection: add_wallet(connection, "wal_acme"))
     ledger = Ledger(
-        store,
+        opened_store,
         queue_max=queue_max,
         backdating_ms_max=BACKDATING_MS_MAX,
         on_disk_failure=on_disk_failure or (lambda: pytest.fail("the disk failed")),
     )
     await ledger.start()
     try:
-        yield store, ledger
+        yield opened_store, ledger
     finally:
         await ledger.close()
-        await store.close()
+        await opened_store.close()
 
 
 def wallet_count(connection: Connection) -> int:

@@ -14,9 +14,9 @@ from sqlalchemy.util import await_only
 from structlog.testing import capture_logs
 
 from creditledger import clock as time
-from creditledger.store import database_path, registry
+from creditledger.store import registry
 from tests.serving import Api, Metadata, Refused, bearer, refused, serving
-from tests.support import START
+from tests.support import START, file_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -353,6 +353,6 @@ async def test_a_secret_is_nowhere_but_in_its_answer(api: Api, database_url: str
         await refused(use(api, (("authorization", made.secret),)))
         keys = await listed(api, api.admin)
 
-    texts = [contents(database_path(database_url)), repr(lines), repr(keys)]
+    texts = [contents(file_of(database_url)), repr(lines), repr(keys)]
     assert [made.api_key.id in text for text in texts] == [True] * 3
     assert [made.secret[len("sk-") :] in text for text in texts] == [False] * 3

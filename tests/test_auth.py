@@ -25,7 +25,6 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from creditledger import clock as time
 from creditledger import ids, server
 from creditledger.config import Config, WrongSetting
-from creditledger.store import database_path
 from tests.process import process
 from tests.running import (
     CUSTOMER,
@@ -39,7 +38,7 @@ from tests.running import (
     serve,
 )
 from tests.serving import Refused, bearer, refused
-from tests.support import START
+from tests.support import START, file_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -494,7 +493,7 @@ async def test_a_revocation_elsewhere_holds_within_two_seconds(
     request = pb.GetWalletRequest(wallet_id=WALLET)
     metadata = bearer(made.secret)
     await api.wallets.GetWallet(request, metadata=metadata)
-    with closing(sqlite3.connect(database_path(database_url))) as other, other:
+    with closing(sqlite3.connect(file_of(database_url))) as other, other:
         other.execute(
             "UPDATE api_keys SET revoked_at = ? WHERE id = ?", (clock.now, made.api_key.id)
         )
@@ -541,7 +540,7 @@ async def test_secrets_are_nowhere(new_database: Callable[[], str], tmp_path: Pa
 
     Not even of calls that are refused for them; ids of keys are in the log and in the database.
     """
-    database = database_path(new_database())
+    database = file_of(new_database())
     errors = []
     async with process(database, tmp_path / "log", "--log-level", "debug") as served:
         async with served.local() as local, served.connected() as network:
@@ -611,7 +610,7 @@ async def test_a_socket_elsewhere_is_its_owners_too(
     """Where the database's path is too long for a socket, it lies in a folder of mode 0700."""
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
-    database = database_path(new_database()).rename(folder / "credit.db")
+    database = file_of(new_database()).rename(folder / "credit.db")
     async with serve(f"sqlite+aiosqlite:///{database}", clock) as api:
         path = api.server.local_socket
         modes = [stat.S_IMODE(one.stat().st_mode) for one in (path, path.parent)]

@@ -35,10 +35,10 @@ from creditledger import __version__
 from creditledger.cli import app
 from creditledger.config import Config, load, spelled
 from creditledger.server import CannotStart, build, local_channel, local_socket
-from creditledger.store import DatabaseLocked, database_path, migrations, sqlite
+from creditledger.store import DatabaseLocked, migrations, sqlite
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
 from tests.running import Services
-from tests.support import add_wallet
+from tests.support import add_wallet, file_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -368,7 +368,7 @@ def test_commands_wait_for_each_other(database_url: str) -> None:
 def test_while_a_server_runs(database_url: str, tmp_path: Path) -> None:
     """Keys are made through it, verify reads beside it, nobody else writes; then it stops clean."""
     settings = {"CREDITLEDGER_DATABASE_URL": database_url}
-    path = database_path(database_url)
+    path = file_of(database_url)
     socket_path = local_socket(path)
     with served(tmp_path, database_url) as (server, address):
         assert socket_path.stat().st_mode & 0o777 == 0o600
@@ -624,11 +624,11 @@ async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
 def test_verify_names_what_is_wrong(database_url: str, tmp_path: Path) -> None:
     """A damaged copy: the first wrong row of each failing check, exit code 1, as table and JSON."""
     sound = creditledger("verify", "--json", "--database-url", database_url)
-    engine = sqlite.writer_engine(database_path(database_url))
+    engine = sqlite.writer_engine(file_of(database_url))
     with engine.begin() as connection:
         add_wallet(connection, "wal_acme")
     engine.dispose()
-    copy = shutil.copyfile(database_path(database_url), tmp_path / "copy.db")
+    copy = shutil.copyfile(file_of(database_url), tmp_path / "copy.db")
     with sqlite3.connect(copy) as damaged:
         damaged.execute("UPDATE wallet_states SET running_balance = 1")
     damaged.close()
@@ -741,7 +741,7 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
 
 async def test_up_touches_nobody_elses_ledger(database_url: str, tmp_path: Path) -> None:
     """A database in use gets neither demo nor keys, with or without --no-demo."""
-    engine = sqlite.writer_engine(database_path(database_url))
+    engine = sqlite.writer_engine(file_of(database_url))
     with engine.begin() as connection:
         add_wallet(connection, "wal_acme")
     engine.dispose()

@@ -19,10 +19,10 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger import ids, money, server
-from creditledger.store import database_path, sqlite
+from creditledger.store import sqlite
 from tests.process import process
 from tests.running import PATIENCE_SECONDS, consume, grant, post
-from tests.support import findings
+from tests.support import file_of, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
@@ -303,7 +303,7 @@ class Ledger:
 @pytest.fixture
 def ledger(new_database: Callable[[], str], tmp_path: Path) -> Ledger:
     """An empty database that nobody serves yet."""
-    return Ledger(database_path(new_database()), tmp_path / "log")
+    return Ledger(file_of(new_database()), tmp_path / "log")
 
 
 async def test_killed_at_any_moment(ledger: Ledger) -> None:

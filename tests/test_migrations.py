@@ -11,9 +11,9 @@ from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from creditledger.store import database_path, schema, sqlite
+from creditledger.store import schema, sqlite
 from creditledger.store.migrations import migrate, newest, revision
-from tests.support import START, add_wallet, migrated
+from tests.support import START, add_wallet, file_of, migrated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +60,7 @@ def clauses(sql: str) -> list[str]:
 
 def test_migrations_make_the_schema_of_the_queries(database_url: str, tmp_path: Path) -> None:
     """Tables, columns, types, defaults, constraints and indexes of both are the same."""
-    with written(database_path(database_url)) as connection:
+    with written(file_of(database_url)) as connection:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
@@ -76,7 +76,7 @@ def test_migrations_make_the_schema_of_the_queries(database_url: str, tmp_path: 
 
 def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
     """Rows, postings and dimensions are guarded against both UPDATE and DELETE."""
-    with written(database_path(database_url)) as connection:
+    with written(file_of(database_url)) as connection:
         triggers = {name for kind, name in definitions(connection) if kind == "trigger"}
 
     assert triggers == {
@@ -88,7 +88,7 @@ def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
 
 def test_a_new_database_has_the_currencies(database_url: str) -> None:
     """USD and CNY have nine digits after the point, CREDIT six."""
-    with written(database_path(database_url)) as connection:
+    with written(file_of(database_url)) as connection:
         rows = connection.execute(schema.currencies.select()).all()
 
     assert {(row.code, row.scale) for row in rows} == {("USD", 9), ("CNY", 9), ("CREDIT", 6)}

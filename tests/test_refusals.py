@@ -22,10 +22,9 @@ from structlog.testing import capture_logs
 from creditledger import ids
 from creditledger.errors import ErrorKind, Refusal
 from creditledger.server import SERVICES
-from creditledger.store import database_path
 from tests.running import WALLET, consume, fate, grant, post, serve, wallet
 from tests.serving import Refused, bearer, refused
-from tests.support import findings
+from tests.support import file_of, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
@@ -230,7 +229,7 @@ LEAK = "leak: SELECT secret FROM somewhere"
 
 def trip(url: str, table: str, when: str) -> None:
     """Make writing some rows of a table fail, as a bug would that a constraint catches."""
-    with closing(sqlite3.connect(database_path(url))) as connection:
+    with closing(sqlite3.connect(file_of(url))) as connection:
         connection.execute(
             f"CREATE TRIGGER trip BEFORE INSERT ON {table} WHEN {when}"
             f" BEGIN SELECT raise(ABORT, '{LEAK}'); END"
@@ -343,7 +342,7 @@ async def test_a_full_queue_refuses_at_once(database_url: str, clock: Clock) -> 
     """While the disk is busy callers are told to come later; those who wait get their answer."""
     async with serve(database_url, clock, queue_max=3) as api:
         # Another program that holds the database's write lock: the committer waits for it.
-        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+        with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             calls = [asyncio.create_task(api.post(f"key {n}", **grant("1"))) for n in range(10)]
             # At most three are with the committer and three wait; the others are told now.
@@ -368,7 +367,7 @@ async def test_a_busy_database_is_unavailable(
     """A write that cannot begin in time is UNAVAILABLE and not there; later all is well."""
     monkeypatch.setattr("creditledger.store.sqlite.BUSY_TIMEOUT_MS", 50)
     async with serve(database_url, clock) as api:
-        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+        with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
             refusal = await refused(api.post("key", **grant("1")))
             other.execute("ROLLBACK")

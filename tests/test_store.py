@@ -27,7 +27,6 @@ from creditledger.store import (
     DatabaseLocked,
     Loaded,
     Store,
-    database_path,
     schema,
 )
 from tests.by_hand import by_hand, contents, wanting
@@ -39,6 +38,7 @@ from tests.support import (
     adjust,
     command,
     consume,
+    file_of,
     give,
     opened,
     posting_id,
@@ -266,8 +266,8 @@ async def test_a_closed_store_leaves_the_database_to_the_next(
         await store.write(lambda c, n=number: add_wallet(c, f"wal_{n}"))  # type: ignore[misc]  # bound now
         await store.close()
 
-    assert not database_path(database_url).with_suffix(".db-wal").exists()
-    with closing(sqlite3.connect(database_path(database_url))) as database:
+    assert not file_of(database_url).with_suffix(".db-wal").exists()
+    with closing(sqlite3.connect(file_of(database_url))) as database:
         assert database.execute("SELECT count(*) FROM wallets").fetchone() == (2,)
 
 

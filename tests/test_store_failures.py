@@ -20,7 +20,7 @@ from creditledger import ledger as committer
 from creditledger.clock import SECOND
 from creditledger.errors import OutcomeUnknown, Unavailable
 from creditledger.ledger import Ledger
-from creditledger.store import CommitFailed, Store, database_path, sqlite
+from creditledger.store import CommitFailed, Store, sqlite
 from tests.by_hand import by_hand, contents, wanting
 from tests.support import (
     BACKDATING_MS_MAX,
@@ -28,6 +28,7 @@ from tests.support import (
     Clock,
     add_wallet,
     command,
+    file_of,
     give,
     opened,
     wallet_count,
@@ -146,7 +147,7 @@ async def test_a_database_that_is_away_is_unavailable(
     """All who wait are told together, after one wait; nothing is written, the keys stay free."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
     async with opened(database_url, Clock()) as (store, ledger):
-        with closing(sqlite3.connect(database_path(database_url))) as foreign:
+        with closing(sqlite3.connect(file_of(database_url))) as foreign:
             foreign.execute("BEGIN IMMEDIATE")
             began = asyncio.get_running_loop().time()
             posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(16)]
@@ -174,7 +175,7 @@ def files_no_larger_than(size: int) -> Iterator[None]:
 async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str) -> None:
     """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing."""
     failures: list[str] = []
-    journal = database_path(database_url).with_suffix(".db-wal")
+    journal = file_of(database_url).with_suffix(".db-wal")
     async with opened(database_url, Clock(), on_disk_failure=lambda: failures.append("told")) as (
         store,
         ledger,
@@ -197,7 +198,7 @@ async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str
 async def test_a_disk_that_breaks_during_recovery_ends_it(database_url: str) -> None:
     """An I/O error ends the process also where a failed COMMIT was being looked into."""
     failures: list[str] = []
-    journal = database_path(database_url).with_suffix(".db-wal")
+    journal = file_of(database_url).with_suffix(".db-wal")
     clock = Ticking()
     async with opened(database_url, clock, on_disk_failure=lambda: failures.append("told")) as (
         store,
@@ -244,9 +245,9 @@ async def test_a_damaged_file_is_a_broken_disk(new_database: Callable[[], str]) 
     async with opened(url, Clock()):
         pass
     async with opened(url, Clock(), on_disk_failure=lambda: failures.append("told")) as (_, ledger):
-        with database_path(url).open("r+b") as file:
+        with file_of(url).open("r+b") as file:
             file.seek(4_096)  # behind the page that makes it a database
-            file.write(b"\xff" * (database_path(url).stat().st_size - 4_096))
+            file.write(b"\xff" * (file_of(url).stat().st_size - 4_096))
         answers = await asyncio.gather(ledger.post(command(give("1"))), return_exceptions=True)
 
         assert [OutcomeUnknown] == [type(answer) for answer in answers]

@@ -21,7 +21,6 @@ from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary
 from creditledger.api.wallet_service import WalletService
 from creditledger.ledger import Ledger
-from creditledger.store import database_path
 from tests.running import (
     PATIENCE_SECONDS,
     WALLET,
@@ -35,7 +34,7 @@ from tests.running import (
     wallet,
 )
 from tests.serving import Refused, refused
-from tests.support import BACKDATING_MS_MAX, add_wallet
+from tests.support import BACKDATING_MS_MAX, add_wallet, file_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -461,7 +460,7 @@ async def test_who_goes_after_it_has_begun_has_posted(
     """A call that is cancelled while its batch is being written stands, and can be asked for."""
     async with stalled(store, clock, tmp_path / "socket") as served:
         wallets = served.services.wallets
-        with closing(sqlite3.connect(database_path(database_url), isolation_level=None)) as other:
+        with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
             # Who holds the write lock makes the committer wait in the middle of its batch.
             other.execute("BEGIN IMMEDIATE")
             call = wallets.Post(post("key", **grant("1")))

@@ -41,7 +41,8 @@ api.auth log
 ledger config
 deciding
 rules replay store
-store.lists store.registry store.sqlite store.migrations.env
+store.postgres store.sqlite_database
+store.lists store.registry store.sqlite store.postgres_writer store.migrations.env
 store.sums
 store.reads
 store.dialects
@@ -49,7 +50,7 @@ store.migrations.versions.0001_the_ledger
 store.batch store.schema store.values store.verify store.migrations
 model bills
 money clock
-errors ids envoy
+errors ids envoy private_postgres
 """
 #: Packages that only hold modules, and the version; they import nothing.
 PLAIN = {"", "api", "commands"}

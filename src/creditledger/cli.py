@@ -135,13 +135,13 @@ def migrate(config: Config, as_json: AsJson = False) -> None:
 
     Refused while a server runs on it.
     """
-    before, after = server.migrate(config)
+    before, after = server.run(server.migrate(config))
     if as_json:
-        _print_json({"database": str(config.path), "before": before, "after": after})
+        _print_json({"database": config.database, "before": before, "after": after})
     elif before == after:
-        _say(f"{config.path} has schema {after} already")
+        _say(f"{config.database} has schema {after} already")
     else:
-        _say(f"{config.path}: schema {before or 'none'} → {after}")
+        _say(f"{config.database}: schema {before or 'none'} → {after}")
 
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
@@ -337,7 +337,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         def on_progress(name: str, done: int, of: int) -> None:
             progress.update(task, description=name, completed=done, total=of)
 
-        failures = verify_command.failures(config, on_progress=on_progress)
+        failures = server.run(verify_command.failures(config, on_progress=on_progress))
     if as_json:
         _print_json(
             {
@@ -368,7 +368,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         ]
         _print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
     else:
-        _say(f"{config.path}: every check passes")
+        _say(f"{config.database}: every check passes")
     if failures:
         raise typer.Exit(REFUSED)
 

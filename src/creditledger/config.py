@@ -15,7 +15,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from creditledger.store import database_path
+from creditledger import store
 
 PREFIX = "CREDITLEDGER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -60,7 +60,7 @@ def is_loopback(address: str) -> bool:
 
 def _database_url(url: str) -> str:
     try:
-        database_path(url)
+        store.check(url)
     except ValueError as error:
         raise ValueError(f"cannot be used: {error}") from None
     return url
@@ -87,6 +87,14 @@ class Config(BaseSettings):
     database_url: Annotated[
         str, AfterValidator(_database_url), Field(description="The database.")
     ] = "sqlite+aiosqlite:///./creditledger.db"
+    read_database_url: (
+        Annotated[
+            str,
+            AfterValidator(_database_url),
+            Field(description="A replica of a PostgreSQL database, for lists, sums and bills."),
+        ]
+        | None
+    ) = None
     grpc_address: Annotated[
         str,
         AfterValidator(_address),
@@ -141,6 +149,11 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        if self.read_database_url is not None and None not in (
+            self.path,
+            store.database_path(self.read_database_url),
+        ):
+            raise ValueError(f"{spelled('read_database_url')} is for PostgreSQL")
         if (self.tls_certificate is None) != (self.tls_key is None):
             given, lacking = ("tls_certificate", "tls_key")
             if self.tls_certificate is None:
@@ -154,9 +167,14 @@ class Config(BaseSettings):
         return self
 
     @property
-    def path(self) -> Path:
-        """The database's file."""
-        return database_path(self.database_url)
+    def path(self) -> Path | None:
+        """The database's file; None for one that a server has."""
+        return store.database_path(self.database_url)
+
+    @property
+    def database(self) -> str:
+        """The database as its operator knows it, without a password."""
+        return store.database_name(self.database_url)
 
     def require_safe_bind(self, name: Literal["grpc_address", "http_address"]) -> None:
         """Raises WrongSetting if this address would show secrets to a network."""
@@ -207,5 +225,5 @@ def _sentence(place: tuple[int | str, ...], message: str, value: object) -> str:
     name = str(place[0])
     said = said.replace("Input should be", "must be").partition(", unable to")[0]
     # A database's URL may hold a password.
-    shown = "" if name == "database_url" else f", not {str(value)[:64]!r}"
+    shown = "" if name.endswith("database_url") else f", not {str(value)[:64]!r}"
     return f"{spelled(name)} {said}{shown}."

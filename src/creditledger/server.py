@@ -36,10 +36,10 @@ from credit.v1 import (
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy.exc import DatabaseError
+from sqlalchemy import Connection
 
 from creditledger import clock as time
-from creditledger import transport
+from creditledger import store, transport
 from creditledger.api.api_key_service import ApiKeyService
 from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
@@ -48,7 +48,7 @@ from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
-from creditledger.store import DatabaseLocked, Store, migrations, sqlite
+from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
@@ -89,16 +89,21 @@ class CannotStart(Exception):
 
 
 def build(
-    config: Config, *, clock: Callable[[], int] = time.now, local_only: bool = False
+    config: Config, *, clock: Callable[[], int] | None = None, local_only: bool = False
 ) -> "Server":
-    """A server that does nothing yet. `local_only`: it takes calls through its socket alone."""
+    """A server that does nothing yet. `local_only`: it takes calls through its socket alone.
+
+    `clock`: for tests; by default this machine's, and a database server's own for what is posted.
+    """
     return Server(config, clock=clock, local_only=local_only)
 
 
 class Server:
-    """One process's ledger: the database's lock, the committer, and gRPC in front of it."""
+    """One process's ledger: the database, the committer, and gRPC in front of it."""
 
-    def __init__(self, config: Config, *, clock: Callable[[], int], local_only: bool) -> None:
+    def __init__(
+        self, config: Config, *, clock: Callable[[], int] | None, local_only: bool
+    ) -> None:
         self._config = config
         self._clock = clock
         self._local_only = local_only
@@ -108,8 +113,9 @@ class Server:
         self.failed = asyncio.Event()
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
-        #: The Unix socket for commands of the database's owner.
-        self.local_socket = local_socket(config.path)
+        #: The Unix socket for commands of the database's owner; where it is nobody's business but
+        #: this process's, it gets its place as it starts.
+        self.local_socket = local_socket(config.path) if config.path else Path()
 
     async def start(self) -> None:
         """Open the database and serve.
@@ -127,19 +133,24 @@ class Server:
             raise
 
     async def _start(self) -> None:
-        config, clock = self._config, self._clock
-        require_file(config)
-        store = Store(
+        config = self._config
+        if config.path is not None and not config.path.is_file():
+            raise CannotStart(f"There is no database at {config.path}: run `creditledger migrate`.")
+        opened = Store(
             config.database_url,
-            clock=clock,
+            clock=self._clock,
             readers=config.readers,
+            replica_url=config.read_database_url,
             on_disk_failure=self.failed.set,
         )
-        self._closing.push_async_callback(store.close)
-        require_schema(config)
-        await store.open()
+        self._closing.push_async_callback(opened.close)
+        await require_schema(config)
+        try:
+            await opened.open()
+        except CannotOpen as error:
+            raise CannotStart(str(error)) from None
         ledger = Ledger(
-            store,
+            opened,
             queue_max=config.queue_max,
             backdating_ms_max=config.backdating_days * time.DAY,
             on_disk_failure=self.failed.set,
@@ -148,7 +159,7 @@ class Server:
         self._closing.push_async_callback(ledger.close)
         local = transport.local()
         servers = [local] if self._local_only else [transport.network(config.transport), local]
-        self._register(servers, store, ledger)
+        self._register(servers, opened, ledger)
         self._closing.push_async_callback(self._drain, servers)
         self._bind_local(local)
         if not self._local_only:
@@ -171,7 +182,7 @@ class Server:
 
     def _register(self, servers: list[grpc.aio.Server], store: Store, ledger: Ledger) -> None:
         """Every service, the same objects behind each server: a key revoked at one is at all."""
-        clock = self._clock
+        clock = self._clock or time.now
         callers = Callers(store, clock)
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
         transactions = CreditTransactionService(store=store, callers=callers, clock=clock)
@@ -192,7 +203,7 @@ class Server:
             reflection.enable_server_reflection(names, server)
 
     def _bind_local(self, server: grpc.aio.Server) -> None:
-        if self._local_only:
+        if self._local_only or self._config.path is None:
             # Nobody else's: who else looks for a server is not to find one that is about to end.
             folder = tempfile.TemporaryDirectory(prefix=_FOLDER)
             self._closing.callback(folder.cleanup)
@@ -290,22 +301,9 @@ def require_transport(config: Config) -> None:
         )
 
 
-def require_file(config: Config) -> None:
-    """Raises CannotStart if there is no database."""
-    if not config.path.is_file():
-        raise CannotStart(f"There is no database at {config.path}: run `creditledger migrate`.")
-
-
-def require_schema(config: Config) -> None:
-    """Raises CannotStart unless the database has the schema that this version needs."""
-    engine = sqlite.reading_engine(config.path)
-    try:
-        with engine.begin() as connection:
-            found = migrations.revision(connection)
-    except DatabaseError as error:
-        raise CannotStart(f"{config.path} cannot be read: {error.orig}.") from None
-    finally:
-        engine.dispose()
+async def require_schema(config: Config) -> None:
+    """Raises CannotStart unless there is the database with the schema that this version needs."""
+    found = await look(config, migrations.revision)
     needed = migrations.newest()
     if found != needed:
         has = "no schema" if found is None else f"the schema {found}"
@@ -315,25 +313,23 @@ def require_schema(config: Config) -> None:
         )
 
 
-def migrate(config: Config) -> tuple[str | None, str]:
+async def look(config: Config, query: Callable[[Connection], T]) -> T:
+    """`query` on one snapshot of the database, server or not. Raises CannotStart."""
+    try:
+        return await store.look(config.database_url, query)
+    except CannotOpen as error:
+        raise CannotStart(str(error)) from None
+
+
+async def migrate(config: Config) -> tuple[str | None, str]:
     """Bring the database, made if it is missing, to the newest schema: (before, after).
 
-    Raises CannotStart, and DatabaseLocked while a server runs.
+    Raises CannotStart, and DatabaseLocked where another process has the database for itself.
     """
-    if not config.path.parent.is_dir():
-        raise CannotStart(f"{spelled('database_url')}: there is no folder {config.path.parent}.")
-    lock = sqlite.lock(config.path)
     try:
-        engine = sqlite.writer_engine(config.path)
-        try:
-            with engine.begin() as connection:
-                return migrations.migrate(connection)
-        except DatabaseError as error:
-            raise CannotStart(f"{config.path} cannot be migrated: {error.orig}.") from None
-        finally:
-            engine.dispose()
-    finally:
-        lock.release()
+        return await store.migrate(config.database_url, migrations.migrate)
+    except CannotOpen as error:
+        raise CannotStart(f"{spelled('database_url')}: {error}") from None
 
 
 @asynccontextmanager
@@ -432,7 +428,7 @@ async def serve(config: Config) -> bool:
             grpc_address=server.grpc_address,
             transport=config.transport,
             local_socket=str(server.local_socket),
-            database=str(config.path),
+            database=config.database,
             tls=config.tls_certificate is not None,
         )
         await first_of(told.wait(), server.failed.wait())

@@ -157,8 +157,9 @@ class CreditTransactionService(
             _require_narrow(wanted)
         size, number = wanted.page_size, wanted.page
         if wanted.page_token is not None:
-            pin, *at, number = pages.position(wanted.page_token, filters, [str, *[int] * 5])
-            cursor = Cursor(str(pin), *map(int, at))
+            pin, *at = pages.position(wanted.page_token, filters, [str, *[int] * 5])
+            *place, number = map(int, at)
+            cursor = Cursor(str(pin), *place)
             if max(cursor.count, number) > PAGE_MAX:  # made up: the answer could not hold them
                 raise InvalidField("page_token is no token of this list", param="page_token")
 

@@ -28,7 +28,7 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     Raises CannotStart, WrongSetting, DatabaseLocked.
     """
     _require_possible(config)
-    migrate(config)
+    await migrate(config)
     with told_to_stop() as told:
         server = build(config)
         await server.start()
@@ -79,7 +79,7 @@ async def _prepare(server: Server, config: Config) -> DemoKeys | None:
 
 def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | None) -> str:
     lines = [
-        f"creditledger {__version__} on {config.path}",
+        f"creditledger {__version__} on {config.database}",
         f"  REST  {envoy.url}",
         f"  gRPC  {server.grpc_address}",
         "",

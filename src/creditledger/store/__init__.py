@@ -1,23 +1,25 @@
 """The database, and the only place that speaks SQL.
 
 `Store` has three verbs: `commit` (the write path of postings), `write` (any other change) and
-`read` (one snapshot). What they run is in `sqlite.py`, `registry.py`, `reads.py`; the tables are in
-`schema.py`, what checks them in `verify.py`. Called by the ledger, the API and the command line.
+`read` (one snapshot). What they run is in `registry.py`, `reads.py`, `lists.py`, `sums.py` and the
+two writers; the tables are in `schema.py`, what checks them in `verify.py`. Called by the ledger,
+the API and the command line.
 """
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Connection, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError
 
-from creditledger.errors import OutcomeUnknown, QueryTooBroad, Unavailable
-from creditledger.store import sqlite
+from creditledger import clock as time
+from creditledger.errors import OutcomeUnknown, Unavailable
+from creditledger.store import postgres, sqlite_database
 from creditledger.store.batch import (
     SUMS,
+    CannotOpen,
     Changes,
     CommitFailed,
     DiskFailed,
@@ -25,11 +27,14 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.postgres import Postgres
 from creditledger.store.sqlite import DatabaseLocked
+from creditledger.store.sqlite_database import SQLite
 
 __all__ = [
     "READ_SECONDS_MAX",
     "SUMS",
+    "CannotOpen",
     "Changes",
     "CommitFailed",
     "DatabaseLocked",
@@ -38,7 +43,11 @@ __all__ = [
     "Store",
     "StoreUnavailable",
     "Wanted",
+    "check",
+    "database_name",
     "database_path",
+    "look",
+    "migrate",
 ]
 
 log = structlog.get_logger()
@@ -49,50 +58,112 @@ T = TypeVar("T")
 READ_SECONDS_MAX = 5.0
 
 
-def database_path(url: str) -> Path:
-    """The file of a `sqlite+aiosqlite:///…` URL. Raises ValueError saying what is wrong with it."""
+class _Database(Protocol):
+    """What a kind of database does for the store: see Store, whose methods call these."""
+
+    async def open(self) -> None: ...
+    async def close(self) -> None: ...
+    async def reconnect(self) -> None: ...
+    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None: ...
+    async def write(self, change: Callable[[Connection], T]) -> T: ...
+    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T: ...
+
+
+class _Kind(Protocol):
+    """What the module of a kind of database knows."""
+
+    def check(self, url: str) -> None: ...
+    def path(self, url: str) -> Path | None: ...
+    def name(self, url: str) -> str: ...
+    async def look(self, url: str, query: Callable[[Connection], T]) -> T: ...
+    async def migrate(self, url: str, change: Callable[[Connection], T]) -> T: ...
+
+
+def _kind(url: str) -> _Kind:
+    return postgres if _is_postgres(url) else sqlite_database
+
+
+def _is_postgres(url: str) -> bool:
     try:
-        parsed = make_url(url)
+        driver = make_url(url).drivername
     except ArgumentError:
         raise ValueError("it is no database URL such as sqlite+aiosqlite:///./credit.db") from None
-    if parsed.drivername != "sqlite+aiosqlite":
-        raise ValueError(f"its driver {parsed.drivername!r} is not supported: use sqlite+aiosqlite")
-    if not parsed.database or parsed.database == ":memory:" or parsed.query:
-        raise ValueError("it must name a file, without options")
-    return Path(parsed.database).resolve()  # one database, one lock, by whatever link it is named
+    if driver not in (postgres.DRIVER, sqlite_database.DRIVER):
+        raise ValueError(
+            f"its driver {driver!r} is not supported: use {sqlite_database.DRIVER} or"
+            f" {postgres.DRIVER}"
+        )
+    return driver == postgres.DRIVER
+
+
+def check(url: str) -> None:
+    """Raises ValueError saying what is wrong with a database URL."""
+    _kind(url).check(url)
+
+
+def database_path(url: str) -> Path | None:
+    """The file of the database; None for one that is a server's."""
+    return _kind(url).path(url)
+
+
+def database_name(url: str) -> str:
+    """The database as its operator knows it, without a password."""
+    return _kind(url).name(url)
+
+
+async def look(url: str, query: Callable[[Connection], T]) -> T:
+    """`query` on one snapshot, server or not, however long it takes. Raises CannotOpen."""
+    return await _kind(url).look(url, query)
+
+
+async def migrate(url: str, change: Callable[[Connection], T]) -> T:
+    """`change` of the schema as one transaction, on a database made if it can be.
+
+    Raises CannotOpen, and DatabaseLocked where another process has the database for itself.
+    """
+    return await _kind(url).migrate(url, change)
 
 
 class Store:
-    """One database, opened for writing by this process and no other."""
+    """One database, opened for writing: by this process and no other, where it is a file."""
 
     def __init__(
         self,
         url: str,
         *,
-        clock: Callable[[], int],
+        clock: Callable[[], int] | None = None,
         readers: int = 8,
+        replica_url: str | None = None,
         on_disk_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`on_disk_failure` is told of one in `write`; one in `commit` is raised to the ledger."""
+        """`clock`: what postings take for now; by default a file takes this machine's, and a
+        server's database its own. `replica_url`: where reads go that may be a moment behind.
+        `on_disk_failure` is told of one in `write`; one in `commit` is raised to the ledger.
+        """
         self._on_disk_failure = on_disk_failure
-        self._path = database_path(url)
-        self._lock = sqlite.lock(self._path)
-        self._writer = sqlite.Writer(self._path, clock)
-        self._readers = sqlite.reader_engine(self._path, readers)
+        self._database: _Database
+        if _is_postgres(url):
+            self._database = Postgres(
+                url,
+                replica_url=replica_url,
+                clock=clock,
+                readers=readers,
+                read_seconds_max=READ_SECONDS_MAX,
+            )
+        else:
+            self._database = SQLite(url, clock=clock or time.now, readers=readers)
 
     async def open(self) -> None:
-        """Connect. The schema must be there and current: see migrations.py."""
-        await self._writer.open()
+        """Connect. The schema must be there and current. Raises CannotOpen."""
+        await self._database.open()
 
     async def close(self) -> None:
         """Finish what is under way and let go of the database."""
-        await self._readers.dispose()
-        await self._writer.close()
-        self._lock.release()
+        await self._database.close()
 
     async def reconnect(self) -> None:
         """Forget the writing connection and open another one."""
-        await self._writer.reopen()
+        await self._database.reconnect()
 
     async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
         """Phases 1 to 6 of the write path: one transaction in which `decide` runs.
@@ -100,41 +171,34 @@ class Store:
         Raises what `decide` raises, the driver's error for a broken constraint and StoreUnavailable
         with nothing written, CommitFailed and DiskFailed with the outcome unknown.
         """
-        await self._writer.commit(wanted, decide)
+        await self._database.commit(wanted, decide)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
-        """`change` as one write transaction.
+        """`change` as one write transaction; it may be run more than once.
 
-        Raises Unavailable with nothing written, OutcomeUnknown after a failure of the disk.
+        Raises Unavailable with nothing written, OutcomeUnknown where it may have been.
         """
         try:
-            return await self._writer.write(change)
+            return await self._database.write(change)
         except DiskFailed as error:
             log.critical("disk failed", exc_info=True)
             self._on_disk_failure()
             raise OutcomeUnknown("the disk failed while this was written") from error
+        except CommitFailed as error:
+            raise OutcomeUnknown("the database failed while this was written") from error
         except StoreUnavailable as error:
             raise Unavailable("the database does not answer") from error
 
     async def read(
-        self, query: Callable[[Connection], T], *, seconds: float = READ_SECONDS_MAX
+        self,
+        query: Callable[[Connection], T],
+        *,
+        seconds: float = READ_SECONDS_MAX,
+        stale: bool = False,
     ) -> T:
         """`query` on one snapshot; never waits for the writer.
 
-        Raises QueryTooBroad when it takes longer than `seconds`.
+        `stale`: a moment behind the last posting will do, so a replica may answer.
+        Raises QueryTooBroad when it takes longer than `seconds`, Unavailable.
         """
-        async with self._readers.connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-            assert raw is not None
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
-            try:
-                return await connection.run_sync(query)
-            except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
-                    raise QueryTooBroad(
-                        f"the query took longer than {seconds:g} s; narrow it by time or customer"
-                    ) from None
-                raise
-            finally:
-                timer.cancel()
+        return await self._database.read(query, seconds, stale=stale)

@@ -10,6 +10,10 @@ from dataclasses import dataclass, field
 from creditledger.model import Dimension, Grant, Posting, Row, Wallet
 
 
+class CannotOpen(Exception):
+    """The database cannot be used as it is. The text is one sentence for the operator."""
+
+
 class StoreUnavailable(Exception):
     """The database refused or did not answer before COMMIT; nothing was written."""
 

@@ -37,6 +37,7 @@ from creditledger.store.values import (
     POSTING_COLUMNS,
     ROW_COLUMNS,
     STATE_COLUMNS,
+    SUM_COLUMNS,
     WALLET_COLUMNS,
     digest,
     dimension_columns,
@@ -456,24 +457,10 @@ _WALLET_MOVE = (
 _WALLET_TERMS = """
 UPDATE wallet_states SET overdraft_limit = ?, status = ?, metadata = ?, updated_at = ?
 WHERE wallet_number = ?"""
-_SUM_COLUMNS = [
-    "count",
-    "amount",
-    "voucher_amount",
-    "quantity_0",
-    "quantity_1",
-    "quantity_2",
-    "quantity_3",
-    "quantity_4",
-    "quantity_5",
-    "created_count",
-    "created_amount",
-    "created_quantity",
-]
 _ROLLUP_ADD = (
-    _insert("rollups", ["wallet_number", "quarter", "dimension_number", *_SUM_COLUMNS])
+    _insert("rollups", ["wallet_number", "quarter", "dimension_number", *SUM_COLUMNS])
     + " ON CONFLICT (wallet_number, quarter, dimension_number) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in _SUM_COLUMNS)
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_COLUMNS)
 )
 
 

@@ -99,6 +99,22 @@ DIMENSION_COLUMNS = [
     "price_precision",
 ]
 
+#: Of a roll-up, after its place: what `batch.Sums` adds up, in its order.
+SUM_COLUMNS = [
+    "count",
+    "amount",
+    "voucher_amount",
+    "quantity_0",
+    "quantity_1",
+    "quantity_2",
+    "quantity_3",
+    "quantity_4",
+    "quantity_5",
+    "created_count",
+    "created_amount",
+    "created_quantity",
+]
+
 assert len(ROW_COLUMNS) == len(Row._fields)
 assert len(DIMENSION_COLUMNS) == len(Dimension._fields)
 

@@ -62,6 +62,14 @@ def verify(
             yield from _run(connection, one)
 
 
+def damage(connection: Connection) -> str | None:
+    """What is wrong with the file itself, its indexes among it; a server looks after its own."""
+    if connection.dialect.name != "sqlite":
+        return None
+    found: str = connection.exec_driver_sql("PRAGMA quick_check(1)").scalar_one()
+    return None if found == "ok" else found
+
+
 def named(checks: str) -> list[tuple[str, str, str]]:
     """The checks of a pass as (name, what is wrong, message)."""
     found = re.findall(r"^(\w+):(.*?) -- (.*?)$", checks, re.MULTILINE | re.DOTALL)
@@ -120,7 +128,8 @@ sequence: b.sequence IS NULL AND t.sequence <> 1 -- there is no row {t.sequence 
     + _grows("running_balance", "t.amount")
     + """
 created_at: t.created_at < b.created_at -- its time {t.created_at} is before {b.created_at}
-position: t.position < b.position -- its position {t.position} is before {b.position}
+position: t.$POSITION < b.$POSITION
+    -- its place in commit order {t.$POSITION} is before {b.$POSITION}
 posting: p.number IS NULL OR p.wallet_number <> t.wallet_number OR t.sequence < p.first_sequence
     OR t.sequence >= p.first_sequence + p.row_count OR t.posting_number < b.posting_number
     -- it is no row of posting {t.posting_number}
@@ -401,12 +410,14 @@ def _words(dialect: str) -> dict[str, str]:
     negative = ", ".join(f"-{name}" for name in _QUANTITIES)
     if dialect == "sqlite":
         total, each = "sum(q.value)", f"json_each({_FIRST_QUANTITIES})"
-        words = {"JS_STORED": f"json_array({negative})"}
+        words = {"JS_STORED": f"json_array({negative})", "POSITION": "position"}
         words |= {f"JS_{i}": f"json_extract(js, '$[{i}]')" for i in range(6)}
     else:
         total = "sum(CAST(q.value AS bigint))"
         each = f"json_array_elements_text(CAST({_FIRST_QUANTITIES} AS json))"
         words = {"JS_STORED": f"CAST(json_build_array({negative}) AS text)"}
+        # Taken under the wallet's lock, as the sequence is.
+        words["POSITION"] = "posting_number"
         words |= {f"JS_{i}": f"CAST(CAST(js AS json) ->> {i} AS bigint)" for i in range(6)}
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}

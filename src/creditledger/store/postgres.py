@@ -1,0 +1,293 @@
+"""PostgreSQL: how its connections are set up, and everything on them but posting.
+
+Any number of servers write to one database. Postings have connections of their own (see
+postgres_writer.py); registry writes, reads and reads of a replica have a pool each.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import asyncpg
+from sqlalchemy import Connection, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+from sqlalchemy.pool import NullPool
+
+from creditledger.errors import QueryTooBroad, Unavailable
+from creditledger.store.batch import (
+    CannotOpen,
+    Changes,
+    CommitFailed,
+    Loaded,
+    StoreUnavailable,
+    Wanted,
+)
+from creditledger.store.postgres_writer import LOST, Writer, is_not_now
+
+T = TypeVar("T")
+
+DRIVER = "postgresql+asyncpg"
+#: The oldest that has what the schema uses, and is still maintained.
+VERSION_MIN = 14
+#: A statement of the write path that takes longer is ended by the database.
+WRITE_STATEMENT_SECONDS_MAX = 10
+#: How long a lock is waited for: that of a wallet which another server is writing to.
+LOCK_SECONDS_MAX = 5
+#: How long a transaction may stand still; a server that hangs gives its locks back after it.
+IDLE_SECONDS_MAX = 15
+CONNECT_SECONDS_MAX = 5
+#: How long a read waits for a connection of its pool.
+POOL_SECONDS_MAX = 5
+#: Registry writes at the same time, and how often one that met another is tried.
+REGISTRARS, REGISTER_ATTEMPTS = 2, 3
+#: One migration at a time, whoever runs it: the key of the advisory lock.
+_MIGRATING = 0x63726564
+
+
+def check(url: str) -> None:
+    """Raises ValueError saying what is wrong with a `postgresql+asyncpg://…` URL."""
+    if not make_url(url).database:
+        raise ValueError("it must name a database")
+
+
+def path(_url: str) -> None:
+    """There is no file."""
+
+
+def name(url: str) -> str:
+    """The database as a text without its password."""
+    return make_url(url).render_as_string(hide_password=True)
+
+
+def _settings(role: str, **more: str) -> dict[str, Any]:
+    """What a connection tells the server of itself, and the server does for it."""
+    return {
+        "timeout": CONNECT_SECONDS_MAX,
+        "server_settings": {
+            "application_name": f"creditledger {role}",
+            "TimeZone": "UTC",
+            "default_transaction_isolation": "read committed",
+            # COMMIT waits for the disk, and for the standby where one is configured.
+            "synchronous_commit": "on",
+            "lock_timeout": f"{LOCK_SECONDS_MAX}s",
+            "idle_in_transaction_session_timeout": f"{IDLE_SECONDS_MAX}s",
+            "tcp_keepalives_idle": "30",
+            "jit": "off",
+            **more,
+        },
+    }
+
+
+#: Of several hosts in the URL the one that can be written to.
+_PRIMARY = {"target_session_attrs": "primary"}
+#: Statements of the write path look rows up by their keys, whatever the planner thinks of the
+#: tables' sizes; each is planned once.
+_WRITING = {
+    "statement_timeout": f"{WRITE_STATEMENT_SECONDS_MAX}s",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+
+
+def _pool(url: str, size: int, isolation: str, connect_args: dict[str, Any]) -> AsyncEngine:
+    return create_async_engine(
+        url,
+        pool_size=size,
+        max_overflow=0,
+        pool_timeout=POOL_SECONDS_MAX,
+        isolation_level=isolation,
+        connect_args=connect_args,
+    )
+
+
+def _reader(url: str, size: int, seconds: float) -> AsyncEngine:
+    reading = _settings(
+        "reading",
+        # The caller's own bound comes first; this one holds where the caller is gone.
+        statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
+        default_transaction_read_only="on",
+    )
+    engine = _pool(url, size, "REPEATABLE READ", reading)
+    return engine.execution_options(postgresql_readonly=True)
+
+
+async def look(url: str, query: Callable[[Connection], T]) -> T:
+    """`query` on one snapshot, however long it takes. Raises CannotOpen."""
+    engine = create_async_engine(url, poolclass=NullPool, connect_args=_settings("look"))
+    engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
+    async with _opened(engine, url) as connection:
+        return await connection.run_sync(query)
+
+
+async def migrate(url: str, change: Callable[[Connection], T]) -> T:
+    """`change` as one transaction; of several at the same time one after the other.
+
+    Raises CannotOpen.
+    """
+    waiting = _settings("migrate", lock_timeout="0", idle_in_transaction_session_timeout="0")
+    engine = create_async_engine(url, poolclass=NullPool, connect_args={**waiting, **_PRIMARY})
+    async with _opened(engine, url) as connection, connection.begin():
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock({_MIGRATING})"))
+        return await connection.run_sync(change)
+
+
+@asynccontextmanager
+async def _opened(engine: AsyncEngine, url: str) -> AsyncIterator[AsyncConnection]:
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    except (DBAPIError, asyncpg.PostgresError, *LOST) as error:
+        raise CannotOpen(f"{name(url)} cannot be used: {_reason(error)}.") from None
+    finally:
+        await engine.dispose()
+
+
+def _reason(error: BaseException) -> str:
+    cause = getattr(error, "orig", None) or error
+    said = str(cause.__cause__ or cause).splitlines()
+    return (said[0] if said else type(cause).__name__).rstrip(".")
+
+
+class Postgres:
+    """One database, written to by this process among others."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        replica_url: str | None,
+        clock: Callable[[], int] | None,
+        readers: int,
+        read_seconds_max: float,
+    ) -> None:
+        """`clock`: for tests; without it the database's own, read after the locks."""
+        self._url = url
+        self._registry = _pool(
+            url, REGISTRARS, "READ COMMITTED", {**_settings("registry"), **_PRIMARY}
+        )
+        self._readers = _reader(url, readers, read_seconds_max)
+        self._replica = _reader(replica_url, readers, read_seconds_max) if replica_url else None
+        self._writer = Writer(self._connect, clock)
+
+    async def open(self) -> None:
+        """Connect. Raises CannotOpen, also for a server that could lose what it acknowledged."""
+        try:
+            await self._writer.connection()
+        except (DBAPIError, asyncpg.PostgresError, StoreUnavailable, *LOST) as error:
+            raise CannotOpen(f"{name(self._url)} cannot be used: {_reason(error)}.") from None
+
+    async def close(self) -> None:
+        """Finish what is under way and disconnect."""
+        await self._writer.close()
+        for engine in (self._registry, self._readers, self._replica):
+            if engine is not None:
+                await engine.dispose()
+
+    async def reconnect(self) -> None:
+        """Forget the writing connection and open another one."""
+        await self._writer.close()
+        await self._writer.connection()
+
+    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+        """See Writer.commit."""
+        # A transaction once begun is finished whatever happens to the one who waits for it.
+        await asyncio.shield(self._writer.commit(wanted, decide))
+
+    async def write(self, change: Callable[[Connection], T]) -> T:
+        """`change` as one transaction; done again if another writer got in its way.
+
+        Raises StoreUnavailable with nothing written, CommitFailed with the outcome unknown.
+        """
+        return await asyncio.shield(asyncio.ensure_future(self._write(change)))
+
+    async def _write(self, change: Callable[[Connection], T]) -> T:
+        for last in (*[False] * (REGISTER_ATTEMPTS - 1), True):
+            try:
+                async with self._registry.connect() as connection:
+                    done = await connection.run_sync(change)
+                    try:
+                        await connection.commit()
+                    except Exception as error:
+                        raise CommitFailed(error) from error
+                    return done
+            except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
+                if not last and (_met_another(error) or _is_lost(error)):
+                    continue
+                if _is_lost(error):
+                    raise StoreUnavailable(error) from error
+                raise
+        raise AssertionError  # the last attempt returns or raises
+
+    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T:
+        """`query` on one snapshot, of the replica if it may be stale and there is one.
+
+        Raises QueryTooBroad, Unavailable.
+        """
+        engine = self._replica if stale and self._replica is not None else self._readers
+        for last in (False, True):
+            try:
+                async with engine.connect() as connection:
+                    return await _within(seconds, connection.run_sync(query))
+            except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
+                if _state(error) == "57014":
+                    raise _too_broad(seconds) from None
+                if not _is_lost(error):
+                    raise
+                # Connections from before a restart of the database: the next one is a new one.
+                if last:
+                    raise Unavailable("the database does not answer") from error
+        raise AssertionError  # the last attempt returns or raises
+
+    async def _connect(self) -> asyncpg.Connection:
+        """A connection for postings. Raises StoreUnavailable where none could be relied on."""
+        url = make_url(self._url)
+        _, place = url.get_dialect()().create_connect_args(url)
+        driver = await asyncpg.connect(**place, **_settings("posting", **_WRITING), **_PRIMARY)
+        version = driver.get_server_version().major
+        fsync = await driver.fetchval("SHOW fsync")
+        wrong = None
+        if version < VERSION_MIN:
+            wrong = f"it is PostgreSQL {version}, not {VERSION_MIN} or newer"
+        elif fsync != "on":
+            wrong = "it runs with fsync = off and would lose postings when it crashes"
+        if wrong is not None:
+            await driver.close()
+            raise StoreUnavailable(wrong)
+        return driver
+
+
+async def _within(seconds: float, reading: Awaitable[T]) -> T:
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            return await reading
+    except TimeoutError:
+        if limit.expired():
+            raise _too_broad(seconds) from None
+        raise
+
+
+def _too_broad(seconds: float) -> QueryTooBroad:
+    return QueryTooBroad(f"the query took longer than {seconds:g} s; narrow it by time or customer")
+
+
+def _state(error: BaseException) -> str:
+    """PostgreSQL's code of the error, "" where it has none."""
+    cause = getattr(error, "orig", None) or error
+    return getattr(cause, "sqlstate", None) or ""
+
+
+def _met_another(error: BaseException) -> bool:
+    """Whether a writer at the same time is why it failed: a unique key, a deadlock."""
+    return _state(error) in ("23505", "40001", "40P01")
+
+
+def _is_lost(error: BaseException) -> bool:
+    if isinstance(error, DBAPIError):
+        cause = error.orig.__cause__ if error.orig is not None else None
+        return error.connection_invalidated or (cause is not None and is_not_now(cause))
+    return isinstance(error, PoolTimeout) or is_not_now(error)

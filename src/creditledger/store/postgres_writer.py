@@ -1,0 +1,429 @@
+"""PostgreSQL: the write path, bare SQL on the driver.
+
+A batch is a handful of statements however many postings it has: its values travel as arrays, a
+column each. Whatever number of servers writes, the rows of `wallet_states` are locked first, in
+order, and all that depends on them is read in later statements, which see what was committed
+during the wait.
+"""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import asyncpg
+from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
+
+from creditledger.model import Dimension, Posting, Row, Wallet
+from creditledger.store import schema
+from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
+from creditledger.store.values import (
+    DIMENSION_COLUMNS,
+    GRANT_COLUMNS,
+    POSTING_COLUMNS,
+    ROW_COLUMNS,
+    STATE_COLUMNS,
+    SUM_COLUMNS,
+    WALLET_COLUMNS,
+    digest,
+    dimension_columns,
+    dimension_value,
+    grant_columns,
+    grant_value,
+    posting_columns,
+    posting_value,
+    wallet_counters,
+    wallet_value,
+)
+
+#: What the driver raises when the server is gone or does not answer.
+LOST = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError)
+#: Classes of errors that say "not now": connection, resources, operator, system; and a lock that
+#: was waited for too long, a deadlock with somebody else's statements, a server that only reads.
+_NOT_NOW = ("08", "53", "57", "58", "55P03", "40", "25006")
+#: Wallets and dimensions whose numbers are kept in memory; they never change.
+CACHED_MAX = 200_000
+
+Connect = Callable[[], Any]
+
+
+def is_not_now(error: BaseException) -> bool:
+    """Whether the database, not the statement, is why it failed: later it may work."""
+    if isinstance(error, LOST):
+        return True
+    code = getattr(error, "sqlstate", None) or ""
+    return isinstance(error, asyncpg.PostgresError) and code.startswith(_NOT_NOW)
+
+
+class Writer:
+    """One connection that writes postings, made when it is needed and again when it is lost."""
+
+    def __init__(self, connect: Connect, clock: Callable[[], int] | None) -> None:
+        self._connect = connect
+        self._clock = clock
+        self._connection: asyncpg.Connection | None = None
+        self._wallets: dict[str, tuple[Any, ...]] = {}
+        self._dimensions: dict[tuple[int, Dimension], int] = {}
+
+    async def connection(self) -> asyncpg.Connection:
+        """The connection, alive as far as one can tell. Raises what connecting raises."""
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await self._connect()
+        return self._connection
+
+    async def close(self) -> None:
+        """Let go of the connection; what is not committed on it is undone."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            try:
+                await connection.close(timeout=2)
+            except Exception:
+                connection.terminate()
+
+    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+        """Phases 1 to 6 of the write path as one transaction; `decide` runs inside it.
+
+        Raises what `decide` raises, StoreUnavailable, or the driver's error for what the schema
+        refuses, with nothing written; CommitFailed if it was COMMIT that failed.
+        """
+        try:
+            connection = await self.connection()
+        except Exception as error:
+            raise StoreUnavailable(error) from error
+        async with self._transaction(connection):
+            loaded = await self._load(connection, wanted)
+            changes = decide(loaded)
+            await _store(connection, changes)
+        if len(self._dimensions) > CACHED_MAX:
+            self._dimensions.clear()
+        self._dimensions.update(loaded.numbers)
+
+    @asynccontextmanager
+    async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+        try:
+            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            yield
+        except BaseException as error:
+            await self._undo(connection)
+            if is_not_now(error):
+                raise StoreUnavailable(error) from error
+            raise
+        try:
+            await connection.execute("COMMIT")
+        except BaseException as error:
+            # It may have been done: whoever asks must ask on another connection, where it waits
+            # for the locks of this one as long as they are held.
+            connection.terminate()
+            self._connection = None
+            if isinstance(error, Exception):
+                raise CommitFailed(error) from error
+            raise
+
+    async def _undo(self, connection: asyncpg.Connection) -> None:
+        try:
+            await connection.execute("ROLLBACK")
+        except Exception:
+            connection.terminate()
+            self._connection = None
+
+    async def _load(self, connection: asyncpg.Connection, wanted: Wanted) -> Loaded:
+        wallets = await self._lock(connection, wanted)
+        loaded = await self._load_grants(connection, wallets)
+        if wanted.grants:
+            await _load_named_grants(connection, loaded, wanted.grants)
+        keys = [(loaded.wallets[id_].number, key) for id_, key in wanted.keys if id_ in wallets]
+        for posting in await _load_postings(connection, loaded, _POSTINGS_BY_KEY, keys):
+            assert posting.idempotency_key is not None
+            loaded.postings[posting.wallet, posting.idempotency_key] = posting
+        if wanted.originals:
+            await _load_originals(connection, wanted, loaded)
+        if wanted.meters:
+            found = await connection.fetch(_METERS, list(wanted.meters))
+            loaded.meters = frozenset(meter for (meter,) in found)
+        if wanted.subscriptions:
+            found = await connection.fetch(_SUBSCRIPTIONS, list(wanted.subscriptions))
+            loaded.subscriptions = dict(found)
+        await self._load_dimensions(connection, wanted, loaded)
+        return loaded
+
+    async def _lock(self, connection: asyncpg.Connection, wanted: Wanted) -> dict[str, Wallet]:
+        """The batch's wallets, each locked until the end of the transaction."""
+        unknown = [id_ for id_ in wanted.wallets if id_ not in self._wallets]
+        if unknown:
+            if len(self._wallets) > CACHED_MAX:
+                self._wallets.clear()
+            for record in await connection.fetch(_WALLETS, unknown):
+                self._wallets[record["id"]] = tuple(record)
+        known = {
+            place[1]: place
+            for place in (self._wallets.get(id_) for id_ in wanted.wallets)
+            if place is not None
+        }
+        locked = {}
+        for number, *state in await connection.fetch(_LOCK, list(known)):
+            scale, *wallet = known[number]
+            one = wallet_value([*wallet, *state], scale)
+            locked[one.id] = one
+        return locked
+
+    async def _load_grants(
+        self, connection: asyncpg.Connection, wallets: dict[str, Wallet]
+    ) -> Loaded:
+        """What is open of the wallets, the time after the locks, and numbers for new postings."""
+        by_number = {wallet.number: wallet for wallet in wallets.values()}
+        first, *grants = await connection.fetch(_OPEN_GRANTS, list(by_number))
+        clock, next_posting = first[:2]
+        for _, _, number, *columns in (first, *grants):
+            if number is not None:
+                by_number[number].add(grant_value(columns))
+        if self._clock is not None:
+            clock = self._clock()
+        return Loaded(clock=clock, next_posting=next_posting, wallets=wallets)
+
+    async def _load_dimensions(
+        self, connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded
+    ) -> None:
+        """Numbers of the dimensions the batch writes under; those not found get the next ones."""
+        unknown: dict[tuple[int, str], Dimension] = {}
+        for wallet, dimension in wanted.dimensions(loaded):
+            number = self._dimensions.get((wallet, dimension))
+            if number is None:
+                unknown[wallet, digest(dimension)] = dimension
+            else:
+                loaded.numbers[wallet, dimension] = number
+        if not unknown:
+            return
+        for wallet, mark, number in await connection.fetch(_DIMENSION_NUMBERS, *_columns(unknown)):
+            loaded.numbers[wallet, unknown[wallet, mark]] = number
+        wallets = list({wallet for wallet, _ in unknown})
+        loaded.next_dimension = dict(await connection.fetch(_DIMENSION_NEXT, wallets))
+
+
+# --- reading what a batch wants -------------------------------------------------------------------
+
+
+def _of(table: str, columns: list[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in columns)
+
+
+_WALLETS = f"""
+SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
+JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
+
+_LOCK = f"""
+SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
+WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE"""
+
+#: The first two columns are the same in every row, and one row is there without any grant.
+_OPEN_GRANTS = f"""
+SELECT n.clock, n.number, g.wallet_number, {_of("g", GRANT_COLUMNS)}
+FROM (SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
+             nextval('posting_numbers') AS number) AS n
+LEFT JOIN grants AS g ON g.wallet_number = ANY($1::bigint[]) AND g.open"""
+
+_NAMED_GRANTS = f"""
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number"""
+
+_POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_COLUMNS)}"
+_POSTINGS_BY_KEY = f"""
+{_POSTINGS} FROM unnest($1::bigint[], $2::text[]) AS j (wallet, key)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key"""
+_POSTINGS_BY_NUMBER = f"""
+{_POSTINGS} FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
+
+_ROWS = f"""
+SELECT {_of("t", ROW_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, last)
+JOIN credit_transactions AS t
+  ON t.wallet_number = j.wallet AND t.sequence BETWEEN j.first AND j.last
+ORDER BY t.wallet_number, t.sequence"""
+
+_DIMENSIONS = f"""
+SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.number = j.number"""
+
+_DIMENSION_NUMBERS = """
+SELECT d.wallet_number, d.digest, d.number
+FROM unnest($1::bigint[], $2::text[]) AS j (wallet, digest)
+JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.digest = j.digest"""
+
+_DIMENSION_NEXT = """
+SELECT j.wallet, 1 + coalesce((SELECT max(d.number) FROM dimensions AS d
+                               WHERE d.wallet_number = j.wallet), 0)
+FROM unnest($1::bigint[]) AS j (wallet)"""
+
+_REFUNDED = """
+SELECT p.wallet_number, p.refund_of, CAST(sum(t.amount) AS bigint)
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.refund_of = j.number
+JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+ AND t.sequence BETWEEN p.first_sequence AND p.first_sequence + p.row_count - 1
+GROUP BY p.wallet_number, p.refund_of"""
+
+_METERS = "SELECT id FROM meters WHERE id = ANY($1::text[])"
+_SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::text[])"
+
+
+def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any]]:
+    """Rows turned into columns; as many as a row has where there is none."""
+    return list(zip(*rows, strict=True)) or [()] * width
+
+
+async def _load_named_grants(
+    connection: asyncpg.Connection, loaded: Loaded, named: Iterable[tuple[int, int]]
+) -> None:
+    """Grants a command refers to, used up or not, of the batch's own wallets."""
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    missing = [
+        (wallet, number)
+        for wallet, number in set(named)
+        if wallet in wallets and number not in wallets[wallet].grants
+    ]
+    for number, *columns in await connection.fetch(_NAMED_GRANTS, *_columns(missing)):
+        wallets[number].add(grant_value(columns))
+
+
+async def _load_originals(connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    own = {wallet.number for wallet in loaded.wallets.values()}
+    pairs = [pair for pair in wanted.originals if pair[0] in own]
+    drawn_on = []
+    for posting in await _load_postings(connection, loaded, _POSTINGS_BY_NUMBER, pairs):
+        loaded.originals[posting.wallet, posting.number] = posting
+        drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
+    for wallet, number, amount in await connection.fetch(_REFUNDED, *_columns(pairs)):
+        loaded.refunded[wallet, number] = amount
+    await _load_named_grants(connection, loaded, drawn_on)
+
+
+async def _load_postings(
+    connection: asyncpg.Connection,
+    loaded: Loaded,
+    statement: str,
+    pairs: Sequence[tuple[int, int] | tuple[int, str]],
+) -> list[Posting]:
+    """Postings with their rows, and the rows' dimensions beside them."""
+    found = await connection.fetch(statement, *_columns(pairs)) if pairs else []
+    if not found:
+        return []
+    postings = {}
+    ranges = []
+    for first, count, *columns in found:
+        posting = posting_value(columns)
+        postings[posting.wallet, posting.number] = posting
+        ranges.append((posting.wallet, first, first + count - 1))
+    for record in await connection.fetch(_ROWS, *_columns(ranges, 3)):
+        row = Row(*record)
+        postings[row.wallet, row.posting].rows.append(row)
+    places = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
+    for wallet, number, *columns in await connection.fetch(_DIMENSIONS, *_columns(places)):
+        loaded.dimensions[wallet, number] = dimension_value(columns)
+    return list(postings.values())
+
+
+# --- writing what was decided ---------------------------------------------------------------------
+
+_ARRAYS = {BigInteger: "bigint[]", Integer: "integer[]", SmallInteger: "smallint[]"}
+
+
+def _array(column: Column[Any]) -> str:
+    if isinstance(column.type, Boolean):
+        return "boolean[]"
+    return next((name for kind, name in _ARRAYS.items() if type(column.type) is kind), "text[]")
+
+
+class _Numbered:
+    """The statement's parameters, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def unnest(self, table: Table, columns: Sequence[str]) -> str:
+        """The columns of the next arrays, as a table in FROM."""
+        arrays = []
+        for name in columns:
+            self.count += 1
+            arrays.append(f"${self.count}::{_array(table.c[name])}")
+        return f"unnest({', '.join(arrays)})"
+
+    def insert(self, table: Table, columns: Sequence[str]) -> str:
+        """INSERT of all rows of the next arrays."""
+        into = f"INSERT INTO {table.name} ({', '.join(columns)})"
+        return f"{into} SELECT * FROM {self.unnest(table, columns)}"
+
+    def update(self, table: Table, key: Sequence[str], columns: Sequence[str]) -> str:
+        """UPDATE of the rows with the next arrays' keys."""
+        values = self.unnest(table, [*key, *columns])
+        return (
+            f"UPDATE {table.name} AS o SET {', '.join(f'{c} = j.{c}' for c in columns)}"
+            f" FROM {values} AS j ({', '.join([*key, *columns])})"
+            f" WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
+        )
+
+
+_COUNTERS = STATE_COLUMNS[STATE_COLUMNS.index("sequence") :]
+_PLACE = ["wallet_number", "quarter", "dimension_number"]
+_DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
+_POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
+_GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
+
+
+def _write_statement() -> str:
+    """All that a batch writes, as one statement: none of its parts reads what another wrote."""
+    n = _Numbered()
+    grants, rollups = schema.grants, schema.rollups
+    return f"""
+WITH named AS ({n.insert(schema.dimensions, _DIMENSION_INSERTED)}),
+posted AS ({n.insert(schema.postings, _POSTING_INSERTED)}),
+given AS ({n.insert(grants, _GRANT_INSERTED)}),
+drawn AS ({n.update(grants, ["wallet_number", "number"], ["remaining", "open"])}),
+moved AS ({n.update(schema.wallet_states, ["wallet_number"], _COUNTERS)}),
+added AS ({n.insert(rollups, [*_PLACE, *SUM_COLUMNS])}
+ ON CONFLICT ({", ".join(_PLACE)}) DO UPDATE SET
+ {", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)})
+{n.insert(schema.transactions, ROW_COLUMNS)}"""
+
+
+_WRITE = _write_statement()
+_WRITE_TERMS = _Numbered().update(
+    schema.wallet_states,
+    ["wallet_number"],
+    ["overdraft_limit", "status", "metadata", "updated_at"],
+)
+
+
+async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
+    """At most two statements however many postings."""
+    if changes.terms:
+        terms = [
+            (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
+            for n, w in changes.terms.items()
+        ]
+        await connection.fetch(_WRITE_TERMS, *_columns(terms))
+    if not changes.rows:
+        return
+    await connection.fetch(
+        _WRITE,
+        *_columns(
+            [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
+            len(_DIMENSION_INSERTED),
+        ),
+        *_columns(map(posting_columns, changes.postings)),
+        *_columns(
+            [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
+            len(_GRANT_INSERTED),
+        ),
+        *_columns(
+            [
+                (wallet, number, grant.remaining, grant.remaining > 0)
+                for (wallet, number), (grant, _) in changes.drawn.items()
+            ],
+            4,
+        ),
+        *_columns([(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]),
+        *_columns([(*place, *sums) for place, sums in changes.rollups.items()]),
+        *_columns(changes.rows),
+    )

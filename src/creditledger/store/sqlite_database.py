@@ -1,0 +1,130 @@
+"""SQLite: one file, one process that writes to it, readers beside.
+
+What its connections are is in sqlite.py, which also holds the write path.
+"""
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from sqlalchemy import Connection, make_url
+from sqlalchemy.exc import DatabaseError, OperationalError
+
+from creditledger.errors import QueryTooBroad
+from creditledger.store import sqlite
+from creditledger.store.batch import CannotOpen, Changes, Loaded, Wanted
+
+T = TypeVar("T")
+
+DRIVER = "sqlite+aiosqlite"
+
+
+def check(url: str) -> None:
+    """Raises ValueError saying what is wrong with a `sqlite+aiosqlite:///…` URL."""
+    parsed = make_url(url)
+    if not parsed.database or parsed.database == ":memory:" or parsed.query:
+        raise ValueError("it must name a file, without options")
+
+
+def path(url: str) -> Path:
+    """The file."""
+    check(url)
+    # One database, one lock, by whatever link it is named.
+    return Path(make_url(url).database or "").resolve()
+
+
+def name(url: str) -> str:
+    """The file as a text."""
+    return str(path(url))
+
+
+async def look(url: str, query: Callable[[Connection], T]) -> T:
+    """`query` on one snapshot, however long it takes. Raises CannotOpen."""
+    file = path(url)
+    if not file.is_file():
+        raise CannotOpen(f"There is no database at {file}: run `creditledger migrate`.")
+    engine = sqlite.reading_engine(file)
+    try:
+        with engine.begin() as connection:
+            return query(connection)
+    except DatabaseError as error:
+        raise CannotOpen(f"{file} cannot be read: {error.orig}.") from None
+    finally:
+        engine.dispose()
+
+
+async def migrate(url: str, change: Callable[[Connection], T]) -> T:
+    """`change` as one transaction, on a file made if it is missing.
+
+    Raises CannotOpen, and DatabaseLocked while a server runs.
+    """
+    file = path(url)
+    if not file.parent.is_dir():
+        raise CannotOpen(f"There is no folder {file.parent}.")
+    lock = sqlite.lock(file)
+    try:
+        engine = sqlite.writer_engine(file)
+        try:
+            with engine.begin() as connection:
+                return change(connection)
+        except DatabaseError as error:
+            raise CannotOpen(f"{file} cannot be migrated: {error.orig}.") from None
+        finally:
+            engine.dispose()
+    finally:
+        lock.release()
+
+
+class SQLite:
+    """One file, opened for writing by this process and no other."""
+
+    def __init__(self, url: str, *, clock: Callable[[], int], readers: int) -> None:
+        """Raises DatabaseLocked."""
+        file = path(url)
+        self._lock = sqlite.lock(file)
+        self._writer = sqlite.Writer(file, clock)
+        self._readers = sqlite.reader_engine(file, readers)
+
+    async def open(self) -> None:
+        """Connect."""
+        await self._writer.open()
+
+    async def close(self) -> None:
+        """Finish what is under way and let go of the file."""
+        await self._readers.dispose()
+        await self._writer.close()
+        self._lock.release()
+
+    async def reconnect(self) -> None:
+        """Forget the writing connection and open another one."""
+        await self._writer.reopen()
+
+    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+        """See Writer.commit."""
+        await self._writer.commit(wanted, decide)
+
+    async def write(self, change: Callable[[Connection], T]) -> T:
+        """See Writer.write."""
+        return await self._writer.write(change)
+
+    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T:
+        """`query` on one snapshot; the last one, however stale it may be.
+
+        Raises QueryTooBroad when it takes longer than `seconds`.
+        """
+        async with self._readers.connect() as connection:
+            raw = (await connection.get_raw_connection()).driver_connection
+            assert raw is not None
+            loop = asyncio.get_running_loop()
+            timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
+            try:
+                return await connection.run_sync(query)
+            except OperationalError as error:
+                if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
+                    raise QueryTooBroad(
+                        f"the query took longer than {seconds:g} s; narrow it by time or customer"
+                    ) from None
+                raise
+            finally:
+                timer.cancel()
