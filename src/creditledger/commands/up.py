@@ -2,13 +2,15 @@
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from creditledger import __version__, clock, demo, log
 from creditledger.config import Config, WrongSetting, host_and_port, spelled
 from creditledger.demo import DemoKeys
 from creditledger.envoy import AddressTaken, Envoy, EnvoyError
+from creditledger.private_postgres import NotInstalled, NotStarted, PrivatePostgres
 from creditledger.server import (
     CannotStart,
     Server,
@@ -19,6 +21,22 @@ from creditledger.server import (
     stop,
     told_to_stop,
 )
+
+
+@contextmanager
+def private_postgres(config: Config, folder: Path) -> Iterator[Config]:
+    """The settings with the database of a PostgreSQL of one's own, which runs in the folder.
+
+    Raises CannotStart, WrongSetting.
+    """
+    if "database_url" in config.model_fields_set:
+        raise WrongSetting(f"--postgres chooses the database: leave out {spelled('database_url')}.")
+    try:
+        with PrivatePostgres(folder) as server:
+            server.create()
+            yield config.model_copy(update={"database_url": server.url()})
+    except (NotInstalled, NotStarted) as error:
+        raise CannotStart(str(error)) from None
 
 
 async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> bool:
@@ -88,7 +106,7 @@ def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | Non
         create = f"{_command('creditledger')} keys create --scope admin"
         lines += [
             "This database has no demo. Make a key with:",
-            f"  {create} --database-url {config.database_url}",
+            f"  {create} --database-url '{config.database_url}'",
         ]
     else:
         bearer = f"-H 'authorization: Bearer {keys.customer}'"
