@@ -31,6 +31,7 @@ ORDER = """
 __main__
 cli
 commands.import_report commands.keys commands.up commands.verify
+workers
 server demo import_usage
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
@@ -50,13 +51,14 @@ store.migrations.versions.0001_the_ledger
 store.batch store.schema store.values store.verify store.migrations
 model bills
 money clock
-errors ids envoy private_postgres
+envoy
+errors ids private_postgres child
 """
 #: Packages that only hold modules, and the version; they import nothing.
 PLAIN = {"", "api", "commands"}
 #: Who speaks protobuf: the API, who starts it, and its clients.
 SPEAKS_GEN = re.compile(r"api\..*|server|cli|commands\..*|demo|import_usage")
-SPEAKS_GRPC = re.compile(r"api\..*|server|transport|commands\..*|cli|demo|import_usage")
+SPEAKS_GRPC = re.compile(r"api\..*|server|workers|transport|commands\..*|cli|demo|import_usage")
 
 
 def ranks() -> dict[str, int]:

@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from creditledger import __version__, clock, log, server
+from creditledger import __version__, clock, log, server, workers
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import verify as verify_command
@@ -133,9 +133,12 @@ def up(
 def serve(config: Config) -> None:
     """Serve gRPC alone, on a database that `migrate` has prepared.
 
-    SIGTERM or Ctrl-C drains: health checks say NOT_SERVING, calls under way are finished.
+    SIGTERM or Ctrl-C drains: health checks say NOT_SERVING, calls under way are finished. With
+    several workers SIGHUP restarts them, one after the other.
     """
-    if not server.run(server.serve(config)):
+    if config.workers > 1:
+        server.run(workers.serve(config))
+    elif not server.run(server.serve(config)):
         raise typer.Exit(REFUSED)
 
 

@@ -131,6 +131,15 @@ class Config(BaseSettings):
     readers: Annotated[
         int, Field(ge=1, le=256, description="Connections that read, each with a thread.")
     ] = 8
+    workers: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=64,
+            description="Servers, each a process with a port of its own, from the port on"
+            " (PostgreSQL).",
+        ),
+    ] = 1
     backdating_days: Annotated[
         int, Field(ge=0, le=36_500, description="How far back effective_at may lie.")
     ] = 35

@@ -1,7 +1,7 @@
 """Envoy, as `creditledger up` runs it: found, configured, started, drained and stopped.
 
 `envoy.yaml` is the configuration; what it leaves open is filled in here. Called by the command and
-by tests that want a real Envoy. Needs a running event loop and imports nothing of this project.
+by tests that want a real Envoy. Needs a running event loop.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from creditledger import child
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -31,19 +33,6 @@ POLL_S = 0.05
 TERMINATE_S_MAX = 5.0
 #: Lines of Envoy's own log that an error quotes.
 LOG_LINES_QUOTED_MAX = 8
-
-# Runs before Envoy in its process: if this process dies, however it dies, the kernel ends Envoy
-# too (PR_SET_PDEATHSIG is 1). Where there is no prctl, Envoy outlives a killed parent.
-_DIE_WITH_PARENT = """
-import ctypes, os, signal, sys
-try:
-    ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-except (AttributeError, OSError):
-    pass
-if os.getppid() != int(sys.argv[1]):
-    sys.exit("the parent process has ended")
-os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class EnvoyError(Exception):
@@ -278,10 +267,9 @@ class Envoy:
 
     async def _run(self, command: list[str]) -> None:
         """Start a command of Envoy's; one that only validates is also waited for."""
-        launch = [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]
         with self.log.open("ab") as log:
             process = await asyncio.create_subprocess_exec(
-                *launch,
+                *child.launch(command),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

@@ -1,9 +1,10 @@
 """`creditledger up`: everything on this machine, and something to try it with."""
 
+import asyncio
 import shutil
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 from creditledger import __version__, clock, demo, log
@@ -13,14 +14,15 @@ from creditledger.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.private_postgres import NotInstalled, NotStarted, PrivatePostgres
 from creditledger.server import (
     CannotStart,
-    Server,
     build,
     first_of,
+    local_channel,
     migrate,
     require_free,
     stop,
     told_to_stop,
 )
+from creditledger.workers import Workers
 
 
 @contextmanager
@@ -48,28 +50,44 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     _require_possible(config)
     await migrate(config)
     with told_to_stop() as told:
-        server = build(config)
-        await server.start()
-        try:
-            keys = await _prepare(server, config) if with_demo else None
+        async with _served(config) as (addresses, failed):
+            keys = await _prepare(config) if with_demo else None
             envoy = Envoy(
                 listen=host_and_port(config.http_address),
-                upstreams=[host_and_port(server.grpc_address)],
+                upstreams=[host_and_port(address) for address in addresses],
                 drain_s_max=config.drain_seconds,
             )
-            async with envoy:
-                say(_greeting(config, server, envoy, keys))
-                await first_of(told.wait(), server.failed.wait(), envoy.wait())
-                say("stopping: what is under way is finished first")
-        except AddressTaken as error:
-            raise CannotStart(f"{spelled('http_address')}: {error}.") from None
-        except EnvoyError as error:
-            raise CannotStart(str(error)) from None
-        finally:
-            await stop(server, config)
-        if not told.is_set() and not server.failed.is_set():
+            try:
+                async with envoy:
+                    say(_greeting(config, addresses, envoy, keys))
+                    await first_of(told.wait(), failed.wait(), envoy.wait())
+                    say("stopping: what is under way is finished first")
+            except AddressTaken as error:
+                raise CannotStart(f"{spelled('http_address')}: {error}.") from None
+            except EnvoyError as error:
+                raise CannotStart(str(error)) from None
+        if not told.is_set() and not failed.is_set():
             raise CannotStart("Envoy ended by itself.")
-        return not server.failed.is_set()
+        return not failed.is_set()
+
+
+@asynccontextmanager
+async def _served(config: Config) -> AsyncIterator[tuple[list[str], asyncio.Event]]:
+    """Where gRPC is served until the block ends, and what says that it cannot be any more."""
+    if config.workers > 1:
+        workers = Workers(config)
+        await workers.start()
+        try:
+            yield workers.addresses, asyncio.Event()  # one that ends is started again
+        finally:
+            await workers.stop()
+        return
+    server = build(config)
+    await server.start()
+    try:
+        yield [server.grpc_address], server.failed
+    finally:
+        await stop(server, config)
 
 
 def _require_possible(config: Config) -> None:
@@ -85,21 +103,21 @@ def _require_possible(config: Config) -> None:
     require_free(config, "http_address")
 
 
-async def _prepare(server: Server, config: Config) -> DemoKeys | None:
+async def _prepare(config: Config) -> DemoKeys | None:
     # The demo's own calls are not what whoever looks at the log waits for.
     log.configure("warning", config.log_format)
     try:
-        async with server.local_channel() as channel:
+        async with local_channel(config) as channel:
             return await demo.prepare(channel, clock.now)
     finally:
         log.configure(config.log_level, config.log_format)
 
 
-def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | None) -> str:
+def _greeting(config: Config, addresses: list[str], envoy: Envoy, keys: DemoKeys | None) -> str:
     lines = [
         f"creditledger {__version__} on {config.database}",
         f"  REST  {envoy.url}",
-        f"  gRPC  {server.grpc_address}",
+        f"  gRPC  {', '.join(addresses)}",
         "",
     ]
     if keys is None:
@@ -111,7 +129,7 @@ def _greeting(config: Config, server: Server, envoy: Envoy, keys: DemoKeys | Non
     else:
         bearer = f"-H 'authorization: Bearer {keys.customer}'"
         wallet = f"""-d '{{"wallet_id": "{demo.WALLET}"}}'"""
-        call = f"{server.grpc_address} credit.v1.WalletService/GetWallet"
+        call = f"{addresses[0]} credit.v1.WalletService/GetWallet"
         lines += [
             f"customer key: {keys.customer}",
             f"admin key: {keys.admin}",

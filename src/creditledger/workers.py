@@ -1,0 +1,243 @@
+"""Several servers on this machine, each a process with a port of its own.
+
+For a database that takes several writers. They know nothing of each other: what they agree on is
+in the database. Started as fresh processes, because gRPC does not survive a fork. Called by
+`serve --workers` and `up --workers`; whoever balances between the ports is told all of them.
+"""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from creditledger import child
+from creditledger.config import PREFIX, Config, WrongSetting, host_and_port, spelled
+from creditledger.server import (
+    CLOSE_SECONDS_MAX,
+    CannotStart,
+    first_of,
+    require_free,
+    require_schema,
+    told_to_stop,
+)
+
+log = structlog.get_logger()
+
+#: How long a worker may take until it answers.
+READY_SECONDS_MAX = 60.0
+#: Between the end of a worker that was not told to end and its next start; doubled each time.
+PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.5, 30.0
+#: A worker that has served for so long ended for another reason than the one before it.
+STEADY_SECONDS = 60.0
+_POLL_SECONDS = 0.05
+
+
+class Workers:
+    """The processes, kept running: one that ends is started again."""
+
+    def __init__(self, config: Config) -> None:
+        """Raises WrongSetting on SQLite, CannotStart for ports that there are not."""
+        if config.path is not None:
+            raise WrongSetting(
+                f"{spelled('workers')} must be 1 on SQLite: one process writes to a file, and"
+                " batches what comes at once; several need PostgreSQL."
+            )
+        self._config = config
+        self.addresses = _addresses(config)
+        self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._keepers: dict[str, asyncio.Task[None]] = {}
+        self._restarting = asyncio.Lock()
+
+    async def start(self) -> None:
+        """Start all and wait until they serve. Raises CannotStart, with none left running."""
+        self._config.require_safe_bind("grpc_address")
+        for address in self.addresses:
+            require_free(self._config.model_copy(update={"grpc_address": address}), "grpc_address")
+        await require_schema(self._config)
+        try:
+            await asyncio.gather(*(self._launch(address) for address in self.addresses))
+        except BaseException:
+            await self.stop()
+            raise
+        for address in self.addresses:
+            self._keep(address)
+
+    async def restart(self) -> None:
+        """A new process for each, one after the other: the others serve meanwhile."""
+        async with self._restarting:
+            for address in self.addresses:
+                log.info("restarting worker", grpc_address=address)
+                await self._let_go(address)
+                await self._end(address)
+                await self._launch(address)
+                self._keep(address)
+
+    async def stop(self) -> None:
+        """Drain all, at the same time."""
+        await asyncio.gather(*(self._let_go(address) for address in self.addresses))
+        await asyncio.gather(*(self._end(address) for address in self.addresses))
+
+    async def _launch(self, address: str) -> None:
+        environment = {**os.environ, **_settings(self._config, grpc_address=address, workers=1)}
+        process = await asyncio.create_subprocess_exec(
+            *child.launch([sys.executable, "-m", "creditledger", "serve"]),
+            env=environment,
+            stdin=asyncio.subprocess.DEVNULL,
+            # Ctrl-C goes to every process of the terminal; who drains when is decided here.
+            start_new_session=True,
+        )
+        self._processes[address] = process
+        try:
+            async with asyncio.timeout(READY_SECONDS_MAX):
+                await first_of(process.wait(), _healthy(self._config, address))
+        except TimeoutError:
+            raise CannotStart(f"The worker at {address} does not answer.") from None
+        if process.returncode is not None:
+            raise CannotStart(f"The worker at {address} ended; its log says why.")
+        log.info("worker serves", grpc_address=address, pid=process.pid)
+
+    def _keep(self, address: str) -> None:
+        self._keepers[address] = asyncio.create_task(self._kept(address))
+
+    async def _kept(self, address: str) -> None:
+        """Start the worker again whenever it ends."""
+        loop = asyncio.get_running_loop()
+        pause = PAUSE_SECONDS_MIN
+        while True:
+            began = loop.time()
+            process = self._processes[address]
+            code = await process.wait()
+            log.error("worker ended", grpc_address=address, pid=process.pid, exit_code=code)
+            if loop.time() - began > STEADY_SECONDS:
+                pause = PAUSE_SECONDS_MIN
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, PAUSE_SECONDS_MAX)
+            try:
+                await self._launch(address)
+            except CannotStart as error:
+                log.error("worker does not start", grpc_address=address, reason=str(error))
+                await self._end(address)
+
+    async def _let_go(self, address: str) -> None:
+        keeper = self._keepers.pop(address, None)
+        if keeper is not None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    async def _end(self, address: str) -> None:
+        process = self._processes.get(address)
+        if process is None or process.returncode is not None:
+            return
+        process.send_signal(signal.SIGTERM)
+        try:
+            async with asyncio.timeout(self._config.drain_seconds + CLOSE_SECONDS_MAX):
+                await process.wait()
+        except TimeoutError:
+            log.critical("worker cannot stop in order", grpc_address=address)
+            process.kill()
+            await process.wait()
+
+
+async def serve(config: Config) -> None:
+    """Workers until SIGTERM or SIGINT, then drained; SIGHUP restarts them one by one.
+
+    Raises CannotStart, WrongSetting.
+    """
+    with told_to_stop() as told:
+        workers = Workers(config)
+        await workers.start()
+        log.info("serving", grpc_addresses=workers.addresses, database=config.database)
+        async with _restarted_by_hangup(workers):
+            await told.wait()
+        log.info("draining", seconds_max=config.drain_seconds)
+        await workers.stop()
+        log.info("stopped")
+
+
+@asynccontextmanager
+async def _restarted_by_hangup(workers: Workers) -> AsyncIterator[None]:
+    loop = asyncio.get_running_loop()
+    under_way: set[asyncio.Task[None]] = set()
+
+    async def restart() -> None:
+        try:
+            await workers.restart()
+        except CannotStart as error:
+            log.error("restart given up", reason=str(error))
+
+    def hang_up() -> None:
+        task = asyncio.create_task(restart())
+        under_way.add(task)
+        task.add_done_callback(under_way.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGHUP)
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+
+
+def _addresses(config: Config) -> list[str]:
+    """The setting's port and those after it; any free ones if it is 0."""
+    host, _, port = config.grpc_address.rpartition(":")
+    if int(port):
+        last = int(port) + config.workers - 1
+        if last > 65_535:
+            raise CannotStart(f"{spelled('grpc_address')}: there are no ports up to {last}.")
+        return [f"{host}:{number}" for number in range(int(port), last + 1)]
+    name, _ = host_and_port(config.grpc_address)
+    family = socket.AF_INET6 if ":" in name else socket.AF_INET
+    probes = [socket.socket(family, socket.SOCK_STREAM) for _ in range(config.workers)]
+    try:
+        for probe in probes:
+            probe.bind((name, 0))
+        return [f"{host}:{probe.getsockname()[1]}" for probe in probes]
+    finally:
+        for probe in probes:
+            probe.close()
+
+
+def _settings(config: Config, **other: object) -> dict[str, str]:
+    """The settings as a child's environment; a URL with its password is not in `ps`."""
+    values = {**config.model_dump(exclude_none=True), **other}
+    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
+
+
+async def _healthy(config: Config, address: str) -> None:
+    """Wait until the server there says SERVING."""
+    if config.tls_certificate is not None:
+        # Whom the certificate is for is not known here; the port is there when all is ready.
+        while not await _listens(address):  # noqa: ASYNC110 # another process
+            await asyncio.sleep(_POLL_SECONDS)
+        return
+    async with grpc.aio.insecure_channel(address) as channel:
+        stub: Any = health_pb2_grpc.HealthStub(channel)
+        while True:
+            try:
+                said = await stub.Check(health_pb2.HealthCheckRequest(), timeout=1.0)
+            except grpc.aio.AioRpcError:
+                await asyncio.sleep(_POLL_SECONDS)
+                continue
+            if said.status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+
+
+async def _listens(address: str) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(*host_and_port(address))
+    except OSError:
+        return False
+    writer.close()
+    return True
