@@ -185,6 +185,11 @@ class Config(BaseSettings):
         """The database as its operator knows it, without a password."""
         return store.database_name(self.database_url)
 
+    def environment(self) -> dict[str, str]:
+        """What gives another process these settings: a URL with its password is not in `ps`."""
+        given = self.model_dump(exclude_none=True)
+        return {**os.environ, **{PREFIX + name.upper(): str(one) for name, one in given.items()}}
+
     def require_safe_bind(self, name: Literal["grpc_address", "http_address"]) -> None:
         """Raises WrongSetting if this address would show secrets to a network."""
         address: str = getattr(self, name)

@@ -6,7 +6,6 @@ in the database. Started as fresh processes, because gRPC does not survive a for
 """
 
 import asyncio
-import os
 import signal
 import socket
 import sys
@@ -19,7 +18,7 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from creditledger import child
-from creditledger.config import PREFIX, Config, WrongSetting, host_and_port, spelled
+from creditledger.config import Config, WrongSetting, host_and_port, spelled
 from creditledger.server import (
     CLOSE_SECONDS_MAX,
     CannotStart,
@@ -86,10 +85,10 @@ class Workers:
         await asyncio.gather(*(self._end(address) for address in self.addresses))
 
     async def _launch(self, address: str) -> None:
-        environment = {**os.environ, **_settings(self._config, grpc_address=address, workers=1)}
+        alone = self._config.model_copy(update={"grpc_address": address, "workers": 1})
         process = await asyncio.create_subprocess_exec(
             *child.launch([sys.executable, "-m", "creditledger", "serve"]),
-            env=environment,
+            env=alone.environment(),
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C goes to every process of the terminal; who drains when is decided here.
             start_new_session=True,
@@ -206,12 +205,6 @@ def _addresses(config: Config) -> list[str]:
     finally:
         for probe in probes:
             probe.close()
-
-
-def _settings(config: Config, **other: object) -> dict[str, str]:
-    """The settings as a child's environment; a URL with its password is not in `ps`."""
-    values = {**config.model_dump(exclude_none=True), **other}
-    return {f"{PREFIX}{name.upper()}": str(value) for name, value in values.items()}
 
 
 async def _healthy(config: Config, address: str) -> None:
