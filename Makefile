@@ -4,7 +4,7 @@
 #   make up-postgres   the same on a PostgreSQL of its own, in ./creditledger-postgres
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make check   formatting, lint, types, contract: what a change must also pass
-#   make bench   measure the real server beside baselines                           (ARGS=--write)
+#   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make gen     generate gen/ from protos/           make format   format the Python sources
 #   make lock    choose the newest dependencies       make clean    remove what make has made
 

@@ -1,0 +1,123 @@
+"""The server that is measured, and Envoy in front of it: started, watched and stopped."""
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+from bench.worker import Failed
+from creditledger.config import host_and_port
+from creditledger.envoy import Envoy
+
+START_SECONDS_MAX = 60.0
+STOP_SECONDS_MAX = 120.0
+
+
+class Served:
+    """A running `creditledger serve`."""
+
+    def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
+        self._process = psutil.Process(process.pid)
+        self.address = address
+
+    def _all(self) -> list[psutil.Process]:
+        return [self._process, *self._process.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        """What it has used so far."""
+        found = [one.cpu_times() for one in self._all()]
+        return sum(times.user + times.system for times in found)
+
+    def memory_peak(self) -> int:
+        """The most bytes it ever had in memory, over all of its processes."""
+        return sum(_peak(one.pid) for one in self._all())
+
+
+def _peak(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def serving(
+    url: str, transport: str, *, settings: dict[str, str] | None = None
+) -> Iterator[Served]:
+    """`creditledger serve` on a free port, until the block ends. Raises Failed."""
+    environment = {
+        **os.environ,
+        "CREDITLEDGER_DATABASE_URL": url,
+        "CREDITLEDGER_GRPC_ADDRESS": "127.0.0.1:0",
+        "CREDITLEDGER_TRANSPORT": transport,
+        "CREDITLEDGER_LOG_LEVEL": "warning",
+        "CREDITLEDGER_LOG_FORMAT": "json",
+        **(settings or {}),
+    }
+    with tempfile.NamedTemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "creditledger", "serve"], env=environment, stderr=log
+        )
+        try:
+            yield Served(process, _address(process, Path(log.name)))
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(STOP_SECONDS_MAX)
+
+
+def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+    """Where it listens, as soon as it does."""
+    give_up = time.monotonic() + START_SECONDS_MAX
+    while time.monotonic() < give_up:
+        if process.poll() is not None:
+            raise Failed(f"the server has ended: {log.read_text()[-2_000:]}")
+        found = [
+            one.laddr.port
+            for one in psutil.Process(process.pid).net_connections("tcp")
+            if one.status == psutil.CONN_LISTEN
+        ]
+        if found:
+            return f"127.0.0.1:{found[0]}"
+        time.sleep(0.05)
+    raise Failed("the server did not start")
+
+
+@contextmanager
+def behind_envoy(address: str) -> Iterator[str]:
+    """Envoy as `up` runs it, in front of the server; host:port of it."""
+    with asyncio.Runner() as runner:
+        envoy = Envoy(listen=("127.0.0.1", 0), upstreams=[host_and_port(address)])
+        runner.run(envoy.start())
+        try:
+            host, port = envoy.address
+            yield f"{host}:{port}"
+        finally:
+            runner.run(envoy.stop())
+
+
+def command(*words: str) -> str:
+    """What `creditledger <words but the last> --database-url <the last>` prints. Raises Failed."""
+    *begin, url = words
+    done = subprocess.run(
+        [sys.executable, "-m", "creditledger", *begin, "--database-url", url],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        raise Failed(f"creditledger {' '.join(begin)}: {done.stderr.strip() or done.stdout}")
+    return done.stdout
+
+
+def service_key(url: str) -> str:
+    """The secret of a new key that may post."""
+    made = json.loads(command("keys", "create", "--scope", "service", "--json", url))
+    return str(made["secret"])
