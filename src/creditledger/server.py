@@ -158,23 +158,23 @@ class Server:
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
         local = transport.local()
-        servers = [local] if self._local_only else [transport.network(config.transport), local]
-        self._register(servers, opened, ledger)
-        self._closing.push_async_callback(self._drain, servers)
-        self._bind_local(local)
+        entrances = [local] if self._local_only else [transport.network(config.transport), local]
+        self._register([entrance.server for entrance in entrances], opened, ledger)
+        self._closing.push_async_callback(self._drain, entrances)
+        self._bind_local(local.server)
         if not self._local_only:
             host, _, _ = config.grpc_address.rpartition(":")
-            self.grpc_address = f"{host}:{self._listen(servers[0])}"
+            self.grpc_address = f"{host}:{self._listen(entrances[0].server)}"
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
-        for server in servers:
-            await server.start()
+        for entrance in entrances:
+            await entrance.server.start()
 
-    async def _drain(self, servers: list[grpc.aio.Server]) -> None:
+    async def _drain(self, entrances: list[transport.Entrance]) -> None:
         await self._health.enter_graceful_shutdown()
         # After a failure of the disk there is only the telling left.
         grace = 1.0 if self.failed.is_set() else self._config.drain_seconds
-        await transport.stop(servers, grace)
+        await transport.stop(entrances, grace)
 
     async def stop(self) -> None:
         """Drain: say so, take no new call, finish those under way, commit, close."""
