@@ -6,20 +6,17 @@ Nothing here knows how a store works inside: it goes in by `Store` and `Ledger`,
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing, contextmanager
-from itertools import groupby
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
-from sqlalchemy import Engine, event, text
+from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from creditledger import ids
 from creditledger.errors import QueryTooBroad
 from creditledger.model import Consume, Usage
 from creditledger.store import (
@@ -32,31 +29,22 @@ from creditledger.store import (
 from tests.by_hand import by_hand, contents, wanting
 from tests.support import (
     Clock,
-    add_meter,
-    add_subscription,
     add_wallet,
     adjust,
     command,
     consume,
     file_of,
     give,
-    opened,
     posting_id,
     refund,
     wallet_count,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from sqlalchemy import Connection
 
     from creditledger.deciding import Posted
     from creditledger.ledger import Ledger
-    from creditledger.model import Command, Operation
-
-#: BEGIN and COMMIT, fifteen reads and nine writes: each that there is.
-STATEMENTS_OF_A_BATCH_MAX = 26
 
 
 async def story(ledger: Ledger) -> list[Posted]:
@@ -347,91 +335,3 @@ async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: C
             await store.read(lambda c: c.execute(endless).all(), seconds=0.05)
         assert await store.read(wallet_count) == 0
     await store.close()
-
-
-# --- cost -----------------------------------------------------------------------------------------
-
-
-@contextmanager
-def statements() -> Iterator[list[str]]:
-    """What the connections made in here run, as SQLite sees it."""
-    seen: list[str] = []
-
-    def listen(connection: object, _record: object) -> None:
-        if isinstance(connection, sqlite3.Connection):
-            connection.set_trace_callback(seen.append)
-
-    event.listen(Engine, "connect", listen)
-    yield seen
-    event.remove(Engine, "connect", listen)
-
-
-def shape(statement: str) -> str:
-    """The statement without its values: one for all rows that it is run with."""
-    return re.sub(r"'(?:[^']|'')*'|\bNULL\b|-?\b\d+\b", "?", statement)
-
-
-def calls(seen: list[str]) -> int:
-    """Reads, and writes however many rows each takes: a row after row of one shape is one call."""
-    return sum(
-        len(list(group)) if kind.startswith("SELECT") else 1
-        for kind, group in groupby(shape(statement).strip() for statement in seen)
-    )
-
-
-def mixed(wallet_ids: list[str], size: int, posted: list[Posted], label: str) -> list[Command]:
-    """`size` postings of every kind over the wallets, with usage that each wallet has not seen."""
-    usage = Usage("apk_1", label, "Chat", "llm", 1, (7,), (1,), (1,), 1)
-    commands = []
-    for n in range(size):
-        wallet_id = wallet_ids[n % len(wallet_ids)]
-        spent = posted[n % len(posted)]
-        first = ids.compose("cg", spent.posting.wallet, 1)
-        operations: list[Operation] = [
-            Consume("0.01", "mtr_tokens", None, None, usage),
-            Consume("0.01", "mtr_tokens", None, f"sub_{wallet_id}"),
-            give("1"),
-            adjust("-0.01"),
-            adjust("-0.01", credit_grant_id=first),
-            refund(posting_id(spent), "0.000001"),
-        ]
-        operation = operations[n % len(operations)]
-        commands.append(command(operation, key=f"{label} {n}", wallet_id=wallet_id))
-    return commands
-
-
-@pytest.mark.parametrize("wallets", [1, 100])
-async def test_a_batch_costs_the_same_statements_whatever_its_size(
-    database_url: str, wallets: int
-) -> None:
-    """A batch of 500 takes no more reads and writes than one of 10, over one wallet or many."""
-    wallet_ids = [f"wal_{n}" for n in range(wallets)]
-
-    def seed(connection: Connection) -> None:
-        add_meter(connection, "mtr_tokens")
-        for wallet_id in wallet_ids:
-            add_wallet(connection, wallet_id)
-            customer_id = f"cus_of_{wallet_id}"
-            add_subscription(connection, f"sub_{wallet_id}", customer_id=customer_id)
-
-    costs: dict[tuple[int, bool], int] = {}
-    with statements() as seen:
-        async with opened(database_url, Clock()) as (store, ledger):
-            await store.write(seed)
-            posted = []
-            for wallet_id in wallet_ids:
-                for key, operation in (("given", give("100")), ("spent", consume("1"))):
-                    answer = await ledger.post(command(operation, key=key, wallet_id=wallet_id))
-                posted.append(answer)
-            for size in (1, 10, 500):
-                commands = mixed(wallet_ids, size, posted, f"batch of {size}")
-                for replayed in (False, True):
-                    seen.clear()
-                    answers = await asyncio.gather(*map(ledger.post, commands))
-                    assert {replayed} == {answer.replayed for answer in answers}
-                    assert (seen.count("BEGIN IMMEDIATE"), seen.count("COMMIT")) == (1, 1)
-                    costs[size, replayed] = calls(seen)
-
-    for replayed in (False, True):
-        assert costs[1, replayed] <= costs[10, replayed] == costs[500, replayed]
-    assert max(costs.values()) <= STATEMENTS_OF_A_BATCH_MAX

@@ -43,7 +43,8 @@ ledger config
 deciding
 rules replay store
 store.postgres store.sqlite_database
-store.lists store.registry store.sqlite store.postgres_writer store.migrations.env
+store.lists store.registry store.sqlite store.migrations.env
+store.sqlite_batch store.postgres_writer
 store.sums
 store.reads
 store.dialects

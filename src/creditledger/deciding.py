@@ -5,9 +5,9 @@ upon what the ones before it left, and gathers the changes to be written. No I/O
 the write transaction, on what was loaded under the wallets' locks. Called by ledger.py.
 """
 
-import copy
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from creditledger import clock, ids, money, replay, rules
 from creditledger.errors import (
@@ -48,10 +48,10 @@ METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8_192
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
+_PROMOTIONAL = Category.PROMOTIONAL
 
 
-@dataclass(frozen=True, slots=True)
-class Posted:
+class Posted(NamedTuple):
     """A command's answer: its posting with its rows, and the wallet right after it."""
 
     posting: Posting
@@ -74,8 +74,9 @@ class Budget:
             if text:
                 size += len(text.encode())
         for pairs in (posting.metadata, posting.source):
-            for key, value in pairs.items():
-                size += len(key.encode()) + len(value.encode()) + 8
+            if pairs:
+                for key, value in pairs.items():
+                    size += len(key.encode()) + len(value.encode()) + 8
         needed = rows * size + ROW_BYTES
         if needed > self.left:
             raise ResultTooLarge(
@@ -87,29 +88,43 @@ class Budget:
 
 def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
     """What has to be read to decide these."""
-    commands = list(commands)
-    postings = [command for command in commands if isinstance(command, Command)]
-    consumptions = [c.operation for c in postings if isinstance(c.operation, Consume)]
-    refunds = [c.operation for c in postings if isinstance(c.operation, Refund)]
-    adjustments = [c.operation for c in postings if isinstance(c.operation, Adjust)]
-    named = [ids.resolve("cg", a.credit_grant_id) for a in adjustments if a.credit_grant_id]
-    originals = [ids.resolve("pst", refund.posting_id) for refund in refunds]
+    wallets, keys, meters, subscriptions = set(), set(), set(), set()
+    originals, grants = set(), set()
+    postings = []
+    for command in commands:
+        wallets.add(command.wallet_id)
+        if not isinstance(command, Command):
+            continue
+        postings.append(command)
+        keys.add((command.wallet_id, command.idempotency_key))
+        operation = command.operation
+        if isinstance(operation, Consume):
+            if operation.meter_id is not None:
+                meters.add(operation.meter_id)
+            if operation.subscription_id is not None:
+                subscriptions.add(operation.subscription_id)
+        elif isinstance(operation, Refund):
+            originals.add(ids.resolve("pst", operation.posting_id))
+        elif isinstance(operation, Adjust) and operation.credit_grant_id is not None:
+            grants.add(ids.resolve("cg", operation.credit_grant_id))
     return Wanted(
-        wallets=frozenset(command.wallet_id for command in commands),
-        keys=frozenset((c.wallet_id, c.idempotency_key) for c in postings),
-        meters=frozenset(c.meter_id for c in consumptions if c.meter_id is not None),
-        subscriptions=frozenset(
-            c.subscription_id for c in consumptions if c.subscription_id is not None
-        ),
+        wallets=frozenset(wallets),
+        keys=frozenset(keys),
+        meters=frozenset(meters),
+        subscriptions=frozenset(subscriptions),
         originals=frozenset(pair for pair in originals if pair is not None),
-        grants=frozenset(pair for pair in named if pair is not None),
+        grants=frozenset(pair for pair in grants if pair is not None),
         dimensions=lambda loaded: _dimensions(postings, loaded),
     )
 
 
 def _dimensions(commands: Iterable[Command], loaded: Loaded) -> set[tuple[int, Dimension]]:
     """Under which dimensions, of which wallets, the commands may write."""
-    found = {(wallet.number, _EXPIRY) for wallet in loaded.wallets.values() if wallet.burning}
+    found = {
+        (wallet.number, _EXPIRY)
+        for wallet in loaded.wallets.values()
+        if rules.expirations(wallet, wallet.time(loaded.clock))
+    }
     for command in commands:
         wallet = loaded.wallets.get(command.wallet_id)
         if wallet is None:
@@ -137,6 +152,8 @@ class Deciding:
 
     def __post_init__(self) -> None:
         loaded = self.loaded
+        for place, posting in loaded.postings.items():
+            self.done[place] = posting, loaded.dimensions[place[0], posting.rows[0].dimension]
         self.references = rules.References(
             meters=loaded.meters,
             subscriptions=loaded.subscriptions,
@@ -153,16 +170,18 @@ class Deciding:
     def post(self, command: Command, budget: Budget) -> Posted:
         """One posting, or its Refusal with nothing changed."""
         wallet = self._wallet(command.wallet_id, command.livemode)
+        operation, validate_only = command.operation, command.validate_only
         amount = replay.amount(command, wallet.scale)
-        known = self._known(wallet, command.idempotency_key)
+        key = wallet.number, command.idempotency_key
+        known = self.done.get(key)
         if known is not None:
             posting, dimension = known
             replay.check(command, amount, posting, dimension)
             budget.spend(posting, len(posting.rows))
             seen = view(wallet, self.loaded.clock)
-            return Posted(posting, dimension, seen, True, command.validate_only)
-        if command.validate_only:
-            wallet = copy.deepcopy(wallet)
+            return Posted(posting, dimension, seen, True, validate_only)
+        if validate_only:
+            wallet = wallet.copy()
         now = wallet.time(self.loaded.clock)
         moves = rules.decide(
             wallet,
@@ -173,15 +192,16 @@ class Deciding:
             backdating_ms_max=self.backdating_ms_max,
         )
         original = None
-        if isinstance(command.operation, Refund):
-            original = rules.refundable(wallet, command.operation, self.references)
+        if isinstance(operation, Refund):
+            original = rules.refundable(wallet, operation, self.references)
         dimension = replay.dimension(command, original.dimension if original else None)
         posting = _posting(wallet, command, amount)
         budget.spend(posting, len(moves))
         ended = rules.expirations(wallet, now)
-        usage = command.operation.usage if isinstance(command.operation, Consume) else None
-        quantity = sum(usage.quantities) if usage else None
-        if command.validate_only:
+        quantity = None
+        if isinstance(operation, Consume) and operation.usage is not None:
+            quantity = sum(operation.usage.quantities)
+        if validate_only:
             rules.append(wallet, ended, posting=0, dimension=0, quantity=None, now=now)
             posting.rows = rules.append(
                 wallet, moves, posting=0, dimension=0, quantity=quantity, now=now
@@ -190,15 +210,13 @@ class Deciding:
             if ended:
                 self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
             self._write(wallet, posting, moves, dimension, quantity, now)
-            self.done[wallet.number, command.idempotency_key] = posting, dimension
+            self.done[key] = posting, dimension
             if original is not None and posting.refund_of is not None:
                 returned = original.refunded + sum(move.amount for move in moves)
                 self.references.originals[wallet.number, posting.refund_of] = rules.Original(
                     original.rows, original.dimension, returned
                 )
-        return Posted(
-            posting, dimension, view(wallet, self.loaded.clock), False, command.validate_only
-        )
+        return Posted(posting, dimension, view(wallet, self.loaded.clock), False, validate_only)
 
     def change(self, change: WalletChange) -> WalletView:
         """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""
@@ -239,15 +257,6 @@ class Deciding:
             raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
         return wallet
 
-    def _known(self, wallet: Wallet, key: str) -> tuple[Posting, Dimension] | None:
-        done = self.done.get((wallet.number, key))
-        if done is not None:
-            return done
-        posting = self.loaded.postings.get((wallet.number, key))
-        if posting is None:
-            return None
-        return posting, self.loaded.dimensions[wallet.number, posting.rows[0].dimension]
-
     def _write(
         self,
         wallet: Wallet,
@@ -257,30 +266,31 @@ class Deciding:
         quantity: int | None,
         now: int,
     ) -> None:
-        changes = self.changes
+        loaded, changes = self.loaded, self.changes
+        drawn, given = changes.drawn, changes.given
         for move in moves:
-            if move.grant is not None and not move.fresh:
-                place = wallet.number, move.grant.number
-                if place not in changes.given:
-                    changes.drawn.setdefault(place, (move.grant, move.grant.remaining > 0))
-        posting.number = self.loaded.next_posting
-        self.loaded.next_posting += 1
-        number = self._dimension_number(wallet.number, dimension)
+            grant = move.grant
+            if grant is not None and not move.fresh:
+                place = wallet.number, grant.number
+                if place not in drawn and place not in given:
+                    drawn[place] = grant, grant.remaining > 0
+        posting.number = loaded.next_posting
+        loaded.next_posting += 1
         posting.rows = rules.append(
             wallet,
             moves,
             posting=posting.number,
-            dimension=number,
+            dimension=self._dimension_number(wallet.number, dimension),
             quantity=quantity,
             now=now,
         )
         for move in moves:
             if move.fresh and move.grant is not None:
-                changes.given[wallet.number, move.grant.number] = move.grant
+                given[wallet.number, move.grant.number] = move.grant
         changes.postings.append(posting)
         changes.rows += posting.rows
         changes.touched[wallet.number] = wallet
-        self._roll_up(posting, moves)
+        self._roll_up(posting, moves, quantity or 0)
 
     def _dimension_number(self, wallet: int, dimension: Dimension) -> int:
         number = self.loaded.numbers.get((wallet, dimension))
@@ -291,24 +301,25 @@ class Deciding:
             self.changes.dimensions.append((wallet, number, dimension))
         return number
 
-    def _roll_up(self, posting: Posting, moves: list[rules.Move]) -> None:
+    def _roll_up(self, posting: Posting, moves: list[rules.Move], quantity: int) -> None:
         quantities = posting.quantities
         for row, move in zip(posting.rows, moves, strict=True):
+            amount, grant, effective_at = move.amount, move.grant, move.effective_at
             written = row.created_at // clock.QUARTER
-            happened = written if row.effective_at is None else row.effective_at // clock.QUARTER
+            happened = written if effective_at is None else effective_at // clock.QUARTER
             sums = self._sums(row, happened)
             sums[0] += 1
-            sums[1] += row.amount
-            if move.grant is not None and move.grant.category is Category.PROMOTIONAL:
-                sums[2] += row.amount
-            for i, quantity in enumerate(quantities):
-                sums[3 + i] += quantity
+            sums[1] += amount
+            if grant is not None and grant.category is _PROMOTIONAL:
+                sums[2] += amount
+            for place, one in enumerate(quantities, 3):
+                sums[place] += one
             if written != happened:
                 sums = self._sums(row, written)
             sums[9] += 1
-            sums[10] += row.amount
-            sums[11] += sum(quantities)
-            quantities = ()
+            sums[10] += amount
+            sums[11] += quantity
+            quantities, quantity = (), 0  # of the posting, so counted with its first row
 
     def _sums(self, row: Row, quarter: int) -> list[int]:
         place = row.wallet, quarter, row.dimension
@@ -320,23 +331,30 @@ class Deciding:
 
 def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
     operation = command.operation
-    usage = operation.usage if isinstance(operation, Consume) else None
-    refunded = ids.resolve("pst", operation.posting_id) if isinstance(operation, Refund) else None
+    event, refund_of = None, None
+    quantities: tuple[int, ...] = ()
+    if isinstance(operation, Consume):
+        event = operation.meter_event_id
+        if operation.usage is not None:
+            quantities = operation.usage.quantities
+    elif isinstance(operation, Refund):
+        refunded = ids.resolve("pst", operation.posting_id)
+        refund_of = refunded[1] if refunded else None
     return Posting(
-        wallet=wallet.number,
-        number=0,
-        idempotency_key=command.idempotency_key,
-        operation=OPERATIONS[type(operation)][0],
-        amount=amount,
-        posted_by=command.posted_by,
-        description=command.description,
-        note=command.note,
-        metadata=command.metadata,
-        source=replay.source(command),
-        meter_event_id=operation.meter_event_id if isinstance(operation, Consume) else None,
-        quantities=usage.quantities if usage else (),
-        refund_of=refunded[1] if refunded else None,
-        terms=replay.terms(command),
+        wallet.number,
+        0,
+        command.idempotency_key,
+        OPERATIONS[type(operation)][0],
+        amount,
+        command.posted_by,
+        command.description,
+        command.note,
+        command.metadata,
+        replay.source(command),
+        event,
+        quantities,
+        refund_of,
+        replay.terms(command),
     )
 
 

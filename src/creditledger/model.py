@@ -4,9 +4,10 @@ Imported by everything above; imports only errors, money, clock and ids. Times a
 (UTC), amounts smallest units of the wallet's currency. Words of the field: docs/ledger.md.
 """
 
+import copy
 from bisect import insort
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -160,7 +161,7 @@ class Grant:
 
     def is_open(self, now: int) -> bool:
         """Whether a consumption may draw on it at `now`, if anything remains."""
-        return self.effective_at <= now and not self.has_ended(now)
+        return self.effective_at <= now and (self.expires_at is None or now < self.expires_at)
 
     def has_ended(self, now: int) -> bool:
         """Whether its time is over: expires_at is the first moment without it."""
@@ -202,20 +203,53 @@ class Wallet:
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
+    #: Before this moment no grant of `burning` begins or ends, and none has ended; 0: not known.
+    quiet_until: int = 0
+    pending: int = 0  #: Σ remaining of those that have not begun, while it is quiet.
 
     def add(self, grant: Grant) -> None:
         """Take a grant read or made into the wallet's books."""
         self.grants[grant.number] = grant
         if grant.remaining:
             insort(self.burning, grant, key=Grant.burn_key)
+            self.quiet_until = 0
+
+    def fill(self, grants: Iterable[Grant]) -> None:
+        """Take all grants with something left at once: sorted once."""
+        self.burning = sorted(grants, key=Grant.burn_key)
+        self.grants = {grant.number: grant for grant in self.burning}
+
+    def settle(self, now: int) -> None:
+        """Find out until when it is quiet, so that nobody adds up the grants before then."""
+        until, pending = NEVER, 0
+        for grant in self.burning:
+            turns = grant.expires_at
+            if grant.effective_at > now:
+                pending += grant.remaining
+                turns = grant.effective_at
+            elif turns is not None and turns <= now:
+                until = 0
+                break
+            if turns is not None and turns < until:
+                until = turns
+        self.quiet_until, self.pending = until, pending
 
     def time(self, clock: int) -> int:
         """`now` of this wallet: its time never runs backwards."""
-        return max(clock, self.posted_at)
+        return clock if clock > self.posted_at else self.posted_at
+
+    def copy(self) -> "Wallet":
+        """A wallet to try something on."""
+        grants = {number: copy.copy(grant) for number, grant in self.grants.items()}
+        return replace(
+            self,
+            kind_counts=[*self.kind_counts],
+            grants=grants,
+            burning=[grants[grant.number] for grant in self.burning],
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """What a wallet's owner may know of its credit at one moment."""
 
     balance: int
@@ -227,14 +261,15 @@ class Standing:
 def standing(wallet: Wallet, clock: int) -> Standing:
     """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
     now = wallet.time(clock)
-    due = pending = 0
-    for grant in wallet.burning:
-        if grant.has_ended(now):
-            due += grant.remaining
-        elif grant.effective_at > now:
-            pending += grant.remaining
-    balance = wallet.running_balance - due
-    return Standing(balance=balance, held=0, pending=pending, available=balance - pending)
+    balance, pending = wallet.running_balance, wallet.pending
+    if now >= wallet.quiet_until:
+        pending = 0
+        for grant in wallet.burning:
+            if grant.has_ended(now):
+                balance -= grant.remaining
+            elif grant.effective_at > now:
+                pending += grant.remaining
+    return Standing(balance, 0, pending, balance - pending)
 
 
 @dataclass(frozen=True, slots=True)
@@ -343,8 +378,7 @@ class WalletChange:
     metadata: Mapping[str, str] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class WalletView:
+class WalletView(NamedTuple):
     """A wallet as its owner sees it at one moment."""
 
     id: str
@@ -367,24 +401,25 @@ class WalletView:
 
 def view(wallet: Wallet, clock: int) -> WalletView:
     """The wallet at `clock`."""
-    figures = standing(wallet, clock)
+    balance, held, pending, available = standing(wallet, clock)
+    posted_at, updated_at = wallet.posted_at, wallet.updated_at
     return WalletView(
-        id=wallet.id,
-        customer_id=wallet.customer_id,
-        currency=wallet.currency,
-        scale=wallet.scale,
-        livemode=wallet.livemode,
-        status=wallet.status,
-        balance=figures.balance,
-        held=figures.held,
-        pending=figures.pending,
-        available=figures.available,
-        overdraft_limit=wallet.overdraft_limit,
-        overdraft_used=wallet.overdraft_used,
-        sequence=wallet.sequence,
-        metadata=wallet.metadata,
-        created_at=wallet.created_at,
-        updated_at=max(wallet.updated_at, wallet.posted_at),
+        wallet.id,
+        wallet.customer_id,
+        wallet.currency,
+        wallet.scale,
+        wallet.livemode,
+        wallet.status,
+        balance,
+        held,
+        pending,
+        available,
+        wallet.overdraft_limit,
+        wallet.overdraft_used,
+        wallet.sequence,
+        wallet.metadata,
+        wallet.created_at,
+        posted_at if posted_at > updated_at else updated_at,
     )
 
 

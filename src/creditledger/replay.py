@@ -25,6 +25,7 @@ from creditledger.model import (
 )
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
+_AMOUNTS = {operation: f"{name}.amount" for operation, (_, name) in OPERATIONS.items()}
 _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
@@ -33,8 +34,7 @@ def amount(command: Command, scale: int) -> int | None:
     operation = command.operation
     if operation.amount is None:
         return None
-    name = OPERATIONS[type(operation)][1]
-    return money.parse(operation.amount, scale, field=f"{name}.amount")
+    return money.parse(operation.amount, scale, field=_AMOUNTS[type(operation)])
 
 
 def dimension(command: Command, original: Dimension | None) -> Dimension:
@@ -74,7 +74,7 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
 def source(command: Command) -> Mapping[str, str]:
     """The source as the posting shows it: the keys of its kind; who did it where nobody said."""
     operation = command.operation
-    if isinstance(operation, Consume | Refund):
+    if isinstance(operation, (Consume, Refund)):
         return {}
     if isinstance(operation, GiveGrant) and operation.kind is not Kind.ADMIN_CREDIT:
         return operation.source

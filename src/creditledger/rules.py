@@ -44,6 +44,16 @@ from creditledger.model import (
     standing,
 )
 
+# Looking a word up in its list costs more than all else that is done with it.
+_USAGE, _REFUND, _EXPIRY, _ADMIN_CREDIT, _ADMIN_DEBIT = (
+    kind.value
+    for kind in (Kind.USAGE, Kind.REFUND, Kind.EXPIRY, Kind.ADMIN_CREDIT, Kind.ADMIN_DEBIT)
+)
+_GRANT, _CONSUMPTION, _ADJUSTMENT, _EXPIRATION = (
+    type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT, Type.EXPIRATION)
+)
+_ACTIVE = Status.ACTIVE
+
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
 
@@ -51,8 +61,8 @@ AHEAD_MS_MAX = 60 * clock.SECOND
 class Move(NamedTuple):
     """One transaction to be: so much, to or from this grant; grant None is the overdraft."""
 
-    kind: Kind
-    type: Type
+    kind: int  #: Of Kind.
+    type: int  #: Of Type.
     amount: int
     grant: Grant | None
     effective_at: int | None  #: None: when it is written.
@@ -95,7 +105,7 @@ def decide(
     """
     if command.expected_sequence is not None:
         _expect_sequence(wallet, command.expected_sequence)
-    if wallet.status is not Status.ACTIVE:
+    if wallet.status is not _ACTIVE:
         _refuse_by_status(wallet, command, amount)
     _check_references(wallet, command.operation, references)
     if command.effective_at is not None and not isinstance(command.operation, GiveGrant):
@@ -104,7 +114,7 @@ def decide(
     operation = command.operation
     if isinstance(operation, Consume):
         assert amount is not None
-        moves = _draw(wallet, amount, Kind.USAGE, Type.CONSUMPTION, command.effective_at, now=now)
+        moves = _draw(wallet, amount, _USAGE, _CONSUMPTION, command.effective_at, now=now)
     elif isinstance(operation, GiveGrant):
         assert amount is not None
         moves = _give(wallet, operation, amount, command, now, backdating_ms_max)
@@ -191,8 +201,8 @@ def _named_posting(wallet: Wallet, operation: Refund, references: References) ->
 def _draw(
     wallet: Wallet,
     amount: int,
-    kind: Kind,
-    type_: Type,
+    kind: int,
+    type_: int,
     effective_at: int | None,
     *,
     now: int,
@@ -292,7 +302,7 @@ def _give(
         effective_at=given,
         expires_at=operation.expires_at,
     )
-    return [Move(operation.kind, Type.GRANT, amount, grant, given, fresh=True)]
+    return [Move(operation.kind.value, _GRANT, amount, grant, given, fresh=True)]
 
 
 def _adjust(
@@ -308,9 +318,9 @@ def _adjust(
         grant = _new_grant(
             wallet, amount, Category.PROMOTIONAL, now, overdraft_used=wallet.overdraft_used
         )
-        return [Move(Kind.ADMIN_CREDIT, Type.ADJUSTMENT, amount, grant, effective_at, fresh=True)]
+        return [Move(_ADMIN_CREDIT, _ADJUSTMENT, amount, grant, effective_at, fresh=True)]
     debit, force = -amount, operation.force
-    kind, type_ = Kind.ADMIN_DEBIT, Type.ADJUSTMENT
+    kind, type_ = _ADMIN_DEBIT, _ADJUSTMENT
     if operation.credit_grant_id is None:
         return _draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
     named = _named_grant(wallet, operation.credit_grant_id)
@@ -332,7 +342,7 @@ def _adjust(
 def refundable(wallet: Wallet, operation: Refund, references: References) -> Original:
     """The posting that a refund names. Raises NotFound, NotRefundable."""
     original = _named_posting(wallet, operation, references)
-    if original.dimension.kind != Kind.USAGE:
+    if original.dimension.kind != _USAGE:
         raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
     return original
 
@@ -360,11 +370,11 @@ def _refund(
         part = drawn
         drawn_on = None if grant_number is None else wallet.grants[grant_number]
         if drawn_on is not None and not drawn_on.has_ended(now):
-            moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, part, drawn_on, effective_at))
+            moves.append(Move(_REFUND, _ADJUSTMENT, part, drawn_on, effective_at))
             continue
         if drawn_on is None:
             if paid := min(part, overdraft_used):
-                moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, paid, None, effective_at))
+                moves.append(Move(_REFUND, _ADJUSTMENT, paid, None, effective_at))
                 overdraft_used -= paid
                 part -= paid
             if not part:
@@ -378,7 +388,7 @@ def _refund(
             priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
         )
         overdraft_used -= grant.overdraft_paid
-        moves.append(Move(Kind.REFUND, Type.ADJUSTMENT, part, grant, effective_at, fresh=True))
+        moves.append(Move(_REFUND, _ADJUSTMENT, part, grant, effective_at, fresh=True))
     return moves
 
 
@@ -424,11 +434,12 @@ def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) 
 
 def expirations(wallet: Wallet, now: int) -> list[Move]:
     """The moves that take what expired: by expires_at, then by grant."""
+    if now < wallet.quiet_until:
+        return []
     ended = [grant for grant in wallet.burning if grant.has_ended(now)]
     ended.sort(key=lambda grant: (grant.expires_at or NEVER, grant.number))
     return [
-        Move(Kind.EXPIRY, Type.EXPIRATION, -grant.remaining, grant, grant.expires_at)
-        for grant in ended
+        Move(_EXPIRY, _EXPIRATION, -grant.remaining, grant, grant.expires_at) for grant in ended
     ]
 
 
@@ -449,8 +460,7 @@ def append(
     assert now >= wallet.posted_at
     rows = []
     counted = quantity or 0
-    for move in moves:
-        kind, type_, amount, grant, effective_at, fresh = move
+    for kind, type_, amount, grant, effective_at, fresh in moves:
         wallet.sequence += 1
         wallet.running_balance += amount
         if grant is None:
@@ -461,9 +471,9 @@ def append(
             wallet.overdraft_used -= grant.overdraft_paid
             wallet.add(grant)
         else:
-            _change(wallet, grant, amount)
+            _change(wallet, grant, amount, now)
         kind_count: int | None = None
-        if kind is Kind.USAGE:
+        if kind == _USAGE:
             wallet.usage_count += 1
             wallet.usage_amount += amount
             if quantity is None:
@@ -473,15 +483,15 @@ def append(
                 counted = 0
         else:
             kind_count = wallet.kind_counts[kind] = wallet.kind_counts[kind] + 1
-        if kind is not Kind.EXPIRY:
+        if kind != _EXPIRY:
             wallet.moved_sequence = wallet.sequence
         rows.append(
             Row(
                 wallet.number,
                 wallet.sequence,
                 posting,
-                int(kind),
-                int(type_),
+                kind,
+                type_,
                 None if grant is None else grant.number,
                 amount,
                 wallet.running_balance,
@@ -496,10 +506,12 @@ def append(
             )
         )
     wallet.posted_at = now
+    if now >= wallet.quiet_until:
+        wallet.settle(now)
     return rows
 
 
-def _change(wallet: Wallet, grant: Grant, amount: int) -> None:
+def _change(wallet: Wallet, grant: Grant, amount: int, now: int) -> None:
     """Draw on a grant, or return to it, keeping the list of what has something left."""
     empty_before = not grant.remaining
     grant.remaining += amount
@@ -508,3 +520,5 @@ def _change(wallet: Wallet, grant: Grant, amount: int) -> None:
         wallet.add(grant)
     elif not grant.remaining:
         wallet.burning.remove(grant)
+    if not grant.is_open(now):
+        wallet.quiet_until = 0

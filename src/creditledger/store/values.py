@@ -7,11 +7,16 @@ order in which the functions beside them take the columns.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from operator import itemgetter
 from typing import Any, TypeVar
 
 from creditledger.model import Category, Dimension, Grant, Kind, Posting, Row, Status, Wallet
 
 T = TypeVar("T")
+
+# A word of its number: to ask its list would cost more than the rest of the value.
+_CATEGORIES = {category.value: category for category in Category}
+_STATUSES = {status.value: status for status in Status}
 
 #: What never changes of a wallet.
 WALLET_COLUMNS = ["number", "id", "customer_id", "currency", "livemode", "created_at"]
@@ -117,13 +122,20 @@ SUM_COLUMNS = [
 
 assert len(ROW_COLUMNS) == len(Row._fields)
 assert len(DIMENSION_COLUMNS) == len(Dimension._fields)
+# The last columns of a wallet's state are its counts by kind, usage left out.
+_COUNTED = (1, 2, 3, 4, 5, 7)
+assert [f"{Kind(number).word}_count" for number in _COUNTED] == STATE_COLUMNS[-len(_COUNTED) :]
+_counted = itemgetter(*_COUNTED)
 
 
-def dump(value: Mapping[str, object] | tuple[int, ...] | None) -> str | None:
+def dump(value: Mapping[str, object] | tuple[int, ...]) -> str | None:
     """Compact JSON with sorted keys, or None for nothing: how small structures are kept."""
     if not value:
         return None
-    return json.dumps(value, separators=(",", ":"), sort_keys=True, ensure_ascii=False)
+    return _encode(value)
+
+
+_encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode
 
 
 def load(text: str | None, nothing: T) -> T:
@@ -137,14 +149,6 @@ def load(text: str | None, nothing: T) -> T:
 def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     """A wallet, still without grants, of WALLET_COLUMNS and STATE_COLUMNS."""
     number, id_, customer, currency, live, made, status, limit, metadata, changed, *rest = columns
-    topup, renew, credit, debit, refund, expiry = rest[9:]
-    kind_counts = [0] * (max(Kind) + 1)
-    kind_counts[Kind.TOPUP] = topup
-    kind_counts[Kind.SUBSCRIPTION_RENEW] = renew
-    kind_counts[Kind.ADMIN_CREDIT] = credit
-    kind_counts[Kind.ADMIN_DEBIT] = debit
-    kind_counts[Kind.REFUND] = refund
-    kind_counts[Kind.EXPIRY] = expiry
     wallet = Wallet(
         number,
         id_,
@@ -152,20 +156,20 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         currency,
         scale,
         bool(live),
-        Status(status),
+        _STATUSES[status],
         limit,
         json.loads(metadata),
         made,
         changed,
         *rest[:9],
     )
-    wallet.kind_counts = kind_counts
+    topup, renew, credit, debit, refund, expiry = rest[9:]
+    wallet.kind_counts = [0, topup, renew, credit, debit, refund, 0, expiry]
     return wallet
 
 
 def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
     """The columns from `sequence` on."""
-    counts = wallet.kind_counts
     return (
         wallet.sequence,
         wallet.running_balance,
@@ -176,19 +180,14 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.usage_amount,
         wallet.usage_quantity,
         wallet.unmetered_amount,
-        counts[Kind.TOPUP],
-        counts[Kind.SUBSCRIPTION_RENEW],
-        counts[Kind.ADMIN_CREDIT],
-        counts[Kind.ADMIN_DEBIT],
-        counts[Kind.REFUND],
-        counts[Kind.EXPIRY],
+        *_counted(wallet.kind_counts),
     )
 
 
 def grant_value(columns: Iterable[Any]) -> Grant:
     """A grant of its columns."""
     number, amount, paid, remaining, category, *terms = columns
-    return Grant(number, amount, paid, remaining, Category(category), *terms)
+    return Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
 
 
 def grant_columns(grant: Grant) -> tuple[object, ...]:
@@ -244,7 +243,7 @@ def posting_columns(posting: Posting) -> tuple[object, ...]:
         dump(posting.metadata),
         dump(posting.source),
         posting.meter_event_id,
-        dump(posting.quantities),
+        f"[{','.join(map(str, posting.quantities))}]" if posting.quantities else None,
         posting.refund_of,
         dump(posting.terms),
         posting.rows[0].sequence,

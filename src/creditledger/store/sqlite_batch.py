@@ -1,0 +1,297 @@
+"""SQLite: what a batch reads and writes, in bare SQL on the driver.
+
+Called by the writer in sqlite.py, in its thread and inside its transaction. For each step that the
+driver takes, a row read or written, it lets go of the interpreter's lock; a thread that parses or
+prints meanwhile gives it back 5 ms later. So what is read and written often takes one step for many
+rows: reads answer one JSON array, writes take up to 256 rows a statement.
+"""
+
+import json
+import sqlite3
+from collections.abc import Iterable, Sequence
+from itertools import chain
+from typing import Any
+
+from creditledger.model import Dimension, Grant, Posting, Row, Wallet
+from creditledger.store.batch import Changes, Loaded, Wanted
+from creditledger.store.values import (
+    DIMENSION_COLUMNS,
+    GRANT_COLUMNS,
+    POSTING_COLUMNS,
+    ROW_COLUMNS,
+    STATE_COLUMNS,
+    SUM_COLUMNS,
+    WALLET_COLUMNS,
+    digest,
+    dimension_columns,
+    dimension_value,
+    grant_columns,
+    grant_value,
+    posting_columns,
+    posting_value,
+    wallet_counters,
+    wallet_value,
+)
+
+# --- reading what a batch wants; each a statement however many postings the batch has ------------
+
+
+def _of(table: str, columns: list[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in columns)
+
+
+_WALLETS = f"""
+SELECT json_group_array(json_array(c.scale, {_of("w", WALLET_COLUMNS)}, {_of("s", STATE_COLUMNS)}))
+FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
+JOIN wallet_states AS s ON s.wallet_number = w.number
+JOIN currencies AS c ON c.code = w.currency"""
+
+_OPEN_GRANTS = f"""
+SELECT json_group_array(json_array(g.wallet_number, {_of("g", GRANT_COLUMNS)}))
+FROM json_each(?) AS j CROSS JOIN grants AS g ON g.wallet_number = j.value AND g.open = 1"""
+
+_NAMED_GRANTS = f"""
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
+ AND g.number = json_extract(j.value, '$[1]')"""
+
+_POSTINGS_BY_KEY = f"""
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.idempotency_key = json_extract(j.value, '$[1]')"""
+
+_POSTINGS_BY_NUMBER = f"""
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.number = json_extract(j.value, '$[1]')
+ AND p.wallet_number = json_extract(j.value, '$[0]')"""
+
+_ROWS = f"""
+SELECT {_of("t", ROW_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN credit_transactions AS t ON t.wallet_number = json_extract(j.value, '$[0]')
+ AND t.sequence BETWEEN json_extract(j.value, '$[1]') AND json_extract(j.value, '$[2]')
+ORDER BY t.wallet_number, t.sequence"""
+
+_DIMENSIONS = f"""
+SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
+ AND d.number = json_extract(j.value, '$[1]')"""
+
+_DIMENSION_NUMBERS = """
+SELECT d.wallet_number, d.digest, d.number FROM json_each(?) AS j
+CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
+ AND d.digest = json_extract(j.value, '$[1]')"""
+
+_DIMENSION_NEXT = """
+SELECT j.value, 1 + coalesce((SELECT max(d.number) FROM dimensions AS d
+                              WHERE d.wallet_number = j.value), 0)
+FROM json_each(?) AS j"""
+
+_REFUNDED = """
+SELECT p.wallet_number, p.refund_of, sum(t.amount)
+FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.refund_of = json_extract(j.value, '$[1]')
+JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+ AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
+GROUP BY p.wallet_number, p.refund_of"""
+
+_METERS = "SELECT m.id FROM json_each(?) AS j CROSS JOIN meters AS m ON m.id = j.value"
+_SUBSCRIPTIONS = (
+    "SELECT s.id, s.customer_id FROM json_each(?) AS j"
+    " CROSS JOIN subscriptions AS s ON s.id = j.value"
+)
+
+
+def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[Wallet]:
+    """Those that exist, with their open grants. Two statements."""
+    (found,) = driver.execute(_WALLETS, (json.dumps(wallet_ids),)).fetchone()
+    wallets = [wallet_value(columns, scale) for scale, *columns in json.loads(found)]
+    grants: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
+    (found,) = driver.execute(_OPEN_GRANTS, (json.dumps(list(grants)),)).fetchone()
+    for number, *columns in json.loads(found):
+        grants[number].append(grant_value(columns))
+    for wallet in wallets:
+        wallet.fill(grants[wallet.number])
+    return wallets
+
+
+def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    """What the commands name beside their wallets, which are loaded. One to ten statements."""
+    if wanted.grants:
+        _load_named_grants(driver, loaded, wanted.grants)
+    _load_replays(driver, wanted, loaded)
+    if wanted.originals:
+        _load_originals(driver, wanted, loaded)
+    if wanted.meters:
+        found = driver.execute(_METERS, (json.dumps(list(wanted.meters)),))
+        loaded.meters = frozenset(meter for (meter,) in found)
+    if wanted.subscriptions:
+        found = driver.execute(_SUBSCRIPTIONS, (json.dumps(list(wanted.subscriptions)),))
+        loaded.subscriptions = dict(found)
+
+
+def load_dimensions(
+    driver: sqlite3.Connection, pairs: Iterable[tuple[int, Dimension]], loaded: Loaded
+) -> None:
+    """Numbers of dimensions by wallet, and for those that have none yet the next number."""
+    unknown = {(wallet, digest(dimension)): dimension for wallet, dimension in pairs}
+    for wallet, mark, number in driver.execute(_DIMENSION_NUMBERS, (json.dumps(list(unknown)),)):
+        loaded.numbers[wallet, unknown[wallet, mark]] = number
+    wallets = json.dumps(list({wallet for wallet, _ in unknown}))
+    loaded.next_dimension = dict(driver.execute(_DIMENSION_NEXT, (wallets,)))
+
+
+def _load_named_grants(
+    driver: sqlite3.Connection, loaded: Loaded, named: Iterable[tuple[int, int]]
+) -> None:
+    """Grants a command refers to, used up or not, of the batch's own wallets."""
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    missing = [
+        (wallet, number)
+        for wallet, number in set(named)
+        if wallet in wallets and number not in wallets[wallet].grants
+    ]
+    for number, *columns in driver.execute(_NAMED_GRANTS, (json.dumps(missing),)):
+        wallets[number].add(grant_value(columns))
+
+
+def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    wallets = loaded.wallets
+    pairs = [(wallets[wallet].number, key) for wallet, key in wanted.keys if wallet in wallets]
+    for posting in _load_postings(driver, loaded, _POSTINGS_BY_KEY, pairs):
+        assert posting.idempotency_key is not None
+        loaded.postings[posting.wallet, posting.idempotency_key] = posting
+
+
+def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    own = {wallet.number for wallet in loaded.wallets.values()}
+    pairs = [pair for pair in wanted.originals if pair[0] in own]
+    drawn_on = []
+    for posting in _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, pairs):
+        loaded.originals[posting.wallet, posting.number] = posting
+        drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
+    for wallet, number, amount in driver.execute(_REFUNDED, (json.dumps(pairs),)):
+        loaded.refunded[wallet, number] = amount
+    _load_named_grants(driver, loaded, drawn_on)
+
+
+def _load_postings(
+    driver: sqlite3.Connection,
+    loaded: Loaded,
+    statement: str,
+    pairs: Sequence[tuple[int, int] | tuple[int, str]],
+) -> list[Posting]:
+    """Postings with their rows, and the rows' dimensions beside them."""
+    found = driver.execute(statement, (json.dumps(pairs),)).fetchall() if pairs else []
+    if not found:
+        return []
+    postings = {}
+    ranges = []
+    for first, count, *columns in found:
+        posting = posting_value(columns)
+        postings[posting.number] = posting
+        ranges.append((posting.wallet, first, first + count - 1))
+    for columns in driver.execute(_ROWS, (json.dumps(ranges),)):
+        row = Row(*columns)
+        postings[row.posting].rows.append(row)
+    rows = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
+    for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(list(rows)),)):
+        loaded.dimensions[wallet, number] = dimension_value(columns)
+    return list(postings.values())
+
+
+# --- writing what was decided ---------------------------------------------------------------------
+
+#: Rows are written by statements of so many; nine of them write any number up to 511.
+_SIZES = (256, 128, 64, 32, 16, 8, 4, 2, 1)
+
+#: A statement's text by the number of rows it takes.
+_Texts = dict[int, str]
+
+
+def _texts(before: str, columns: Sequence[str], after: str = "") -> _Texts:
+    row = f"({', '.join('?' * len(columns))})"
+    return {size: f"{before} VALUES {', '.join([row] * size)}{after}" for size in _SIZES}
+
+
+def _insert(table: str, columns: Sequence[str], conflict: str = "") -> _Texts:
+    return _texts(f"INSERT INTO {table} ({', '.join(columns)})", columns, conflict)
+
+
+def _update(table: str, columns: Sequence[str], keys: Sequence[str]) -> _Texts:
+    """UPDATE of rows by keys; a row has the columns first."""
+    changed = ", ".join(f"{name} = v.{name}" for name in columns)
+    same = " AND ".join(f"{table}.{name} = v.{name}" for name in keys)
+    every = [*columns, *keys]
+    return _texts(
+        f"WITH v ({', '.join(every)}) AS (",
+        every,
+        f") UPDATE {table} SET {changed} FROM v WHERE {same}",
+    )
+
+
+def _write(driver: sqlite3.Connection, texts: _Texts, rows: Sequence[tuple[Any, ...]]) -> None:
+    at = 0
+    for size, text in texts.items():
+        while len(rows) - at >= size:
+            driver.execute(text, tuple(chain.from_iterable(rows[at : at + size])))
+            at += size
+
+
+_DIMENSION = _insert("dimensions", ["wallet_number", "number", "digest", *DIMENSION_COLUMNS])
+_POSTING = _insert("postings", [*POSTING_COLUMNS, "first_sequence", "row_count"])
+_GRANT = _insert("grants", ["wallet_number", *GRANT_COLUMNS, "open"])
+_ROW = _insert("credit_transactions", ROW_COLUMNS)
+# Apart, since to set `open`, changed or not, rewrites the index of what is open.
+_DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
+_TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
+_MOVE = _update(
+    "wallet_states", STATE_COLUMNS[STATE_COLUMNS.index("sequence") :], ["wallet_number"]
+)
+_TERMS = _update(
+    "wallet_states", ["overdraft_limit", "status", "metadata", "updated_at"], ["wallet_number"]
+)
+_PLACE = ["wallet_number", "quarter", "dimension_number"]
+_ROLLUP = _insert(
+    "rollups",
+    [*_PLACE, *SUM_COLUMNS],
+    f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_COLUMNS),
+)
+
+
+def store(driver: sqlite3.Connection, changes: Changes) -> None:
+    """Nine tables' worth at most, in the order of dependence."""
+    if changes.terms:
+        _write(
+            driver,
+            _TERMS,
+            [
+                (w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at, n)
+                for n, w in changes.terms.items()
+            ],
+        )
+    if not changes.rows:
+        return
+    _write(
+        driver,
+        _DIMENSION,
+        [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
+    )
+    _write(driver, _POSTING, [posting_columns(posting) for posting in changes.postings])
+    _write(
+        driver,
+        _GRANT,
+        [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
+    )
+    turned, kept = [], []
+    for (wallet, number), (grant, was_open) in changes.drawn.items():
+        if was_open and grant.remaining:
+            kept.append((grant.remaining, wallet, number))
+        else:
+            turned.append((grant.remaining, grant.remaining > 0, wallet, number))
+    _write(driver, _DRAW, kept)
+    _write(driver, _TURN, turned)
+    _write(driver, _ROW, changes.rows)
+    _write(driver, _MOVE, [(*wallet_counters(w), n) for n, w in changes.touched.items()])
+    _write(driver, _ROLLUP, [(*key, *sums) for key, sums in changes.rollups.items()])
