@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
+from creditledger.clock import QUARTER
 from creditledger.model import Dimension, Kind, Posting, Row, Type
-from creditledger.store import Changes, Wanted, schema
+from creditledger.store import SUMS, Changes, Wanted, schema
 from tests.support import START
 
 if TYPE_CHECKING:
-    from sqlalchemy import Connection
+    from sqlalchemy import Column, Connection, Table
 
     from creditledger.store import Loaded, Store
 
@@ -29,11 +30,16 @@ async def contents(store: Store) -> dict[str, list[tuple[Any, ...]]]:
 
     def look(connection: Connection) -> dict[str, list[tuple[Any, ...]]]:
         return {
-            table.name: [tuple(row) for row in connection.execute(select(table))]
+            table.name: sorted(map(tuple, connection.execute(select(*_common(table)))), key=repr)
             for table in schema.metadata.sorted_tables
         }
 
     return await store.read(look)
+
+
+def _common(table: Table) -> list[Column[Any]]:
+    """The columns that the table has on every database."""
+    return [column for column in table.columns if column.name != "position"]
 
 
 def by_hand(loaded: Loaded, *sequences: int) -> Changes:
@@ -66,4 +72,5 @@ def by_hand(loaded: Loaded, *sequences: int) -> Changes:
         dimensions=[(wallet.number, 99, dimension)],
         postings=[posting],
         rows=rows,
+        rollups={(wallet.number, START // QUARTER, 99): [0] * SUMS},
     )

@@ -7,9 +7,6 @@ disagree with each other fails, whatever it asserted itself.
 from __future__ import annotations
 
 import os
-from itertools import count
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,20 +14,14 @@ import structlog
 from hypothesis import HealthCheck, settings
 
 from creditledger.ledger import Ledger
-from creditledger.private_postgres import PrivatePostgres
 from creditledger.store import Store
-from tests.support import (
-    BACKDATING_MS_MAX,
-    Clock,
-    add_wallet,
-    copied,
-    findings,
-    migrate,
-    migrated,
-)
+from tests.databases import Databases, Files, own_postgres
+from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
+
+    from creditledger.private_postgres import PrivatePostgres
 
 #: The disk decides how long an example takes, so none has a deadline.
 settings.register_profile(
@@ -61,49 +52,54 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Everything that needs a database runs on each kind of them, unless it is marked."""
-    if "new_database" in metafunc.fixturenames:
-        only = metafunc.definition.get_closest_marker("only")
-        kinds = DATABASES if only is None else only.args
-        metafunc.parametrize("new_database", kinds, indirect=True, scope="session")
+    """Everything that needs a database runs on each kind of them."""
+    if "databases" in metafunc.fixturenames:
+        metafunc.parametrize("databases", DATABASES, indirect=True, scope="session")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """What is marked is left out on the other kind, a whole test or one case of it."""
+    kept: list[pytest.Item] = []
+    left_out: list[pytest.Item] = []
+    for item in items:
+        only = item.get_closest_marker("only")
+        kind = item.callspec.params.get("databases") if hasattr(item, "callspec") else None
+        (kept if only is None or kind is None or kind in only.args else left_out).append(item)
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(scope="session")
-def private_postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PrivatePostgres]:
-    """A PostgreSQL for the tests of this process, durable like any other."""
-    # Its socket's path has to be short, so it is not in the folder of the test.
-    with TemporaryDirectory(prefix="pg-") as folder, PrivatePostgres(Path(folder, "data")) as one:
-        one.create("template")
-        migrate(one.url("template"))
-        yield one
+def private_postgres() -> Iterator[PrivatePostgres]:
+    """A PostgreSQL for the tests of this process."""
+    with own_postgres() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
-def new_database(
+def databases(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[], str]:
-    """Makes a database of the newest schema and answers its URL."""
-    numbers = count(1)
+) -> Files | Databases:
+    """What makes databases of one kind."""
     if request.param == "postgresql":
-        server: PrivatePostgres = request.getfixturevalue("private_postgres")
+        return Databases(request.getfixturevalue("private_postgres"))
+    return Files(tmp_path_factory.mktemp("databases"))
 
-        def new_on_server() -> str:
-            name = f"test_{next(numbers)}"
-            server.create(name, template="template")
-            return server.url(name)
 
-        return new_on_server
-    directory = tmp_path_factory.mktemp("databases")
-    template = migrated(directory / "template.db")
-    return lambda: copied(template, directory / f"{next(numbers)}.db")
+@pytest.fixture(scope="session")
+def new_database(databases: Files | Databases) -> Callable[[], str]:
+    """Makes a database of the newest schema and answers its URL."""
+    return databases.new
 
 
 @pytest.fixture
-def database_url(new_database: Callable[[], str]) -> Iterator[str]:
+def database_url(databases: Files | Databases) -> Iterator[str]:
     """A database of the newest schema with nothing in it but currencies; verified afterwards."""
-    url = new_database()
+    url = databases.new()
     yield url
     assert findings(url) == []
+    databases.drop(url)
 
 
 @pytest.fixture

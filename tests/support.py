@@ -29,7 +29,7 @@ from creditledger.model import (
     Refund,
     Status,
 )
-from creditledger.store import Store, database_path, migrations, schema
+from creditledger.store import Store, database_path, migrations, schema, sqlite
 from creditledger.store.verify import Finding, verify
 
 if TYPE_CHECKING:
@@ -74,6 +74,11 @@ def file_of(url: str) -> Path:
     return path
 
 
+def is_file(url: str) -> bool:
+    """Whether the database is SQLite's."""
+    return database_path(url) is not None
+
+
 def finished(coroutine: Coroutine[Any, Any, T]) -> T:
     """The coroutine run to its end on a loop of its own, whether a loop runs or not."""
     with ThreadPoolExecutor(max_workers=1) as thread:
@@ -98,9 +103,26 @@ def copied(url: str, path: Path) -> str:
     return sqlite_url(path)
 
 
+def look(url: str, query: Callable[[Connection], T]) -> T:
+    """What `query` answers, whether a server runs on the database or not."""
+    return finished(store.look(url, query))
+
+
+def change(url: str, work: Callable[[Connection], T]) -> T:
+    """`work` as a transaction of somebody else's, whether a server runs or not."""
+    if not is_file(url):
+        return finished(store.migrate(url, work))
+    engine = sqlite.writer_engine(file_of(url))
+    try:
+        with engine.begin() as connection:
+            return work(connection)
+    finally:
+        engine.dispose()
+
+
 def findings(url: str) -> list[Finding]:
     """What `verify` has to say about the database, open or closed: nothing, if all is well."""
-    return finished(store.look(url, lambda connection: list(verify(connection))))
+    return look(url, lambda connection: list(verify(connection)))
 
 
 @asynccontextmanager

@@ -10,14 +10,14 @@ import sqlite3
 import subprocess
 import sys
 import threading
-from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from creditledger.errors import QueryTooBroad
+from creditledger.errors import QueryTooBroad, Unavailable
 from creditledger.model import Consume, Usage
 from creditledger.store import (
     Changes,
@@ -27,6 +27,7 @@ from creditledger.store import (
     schema,
 )
 from tests.by_hand import by_hand, contents, wanting
+from tests.databases import execute
 from tests.support import (
     Clock,
     add_wallet,
@@ -35,6 +36,8 @@ from tests.support import (
     consume,
     file_of,
     give,
+    is_file,
+    look,
     posting_id,
     refund,
     wallet_count,
@@ -73,7 +76,7 @@ async def test_a_decide_that_raises_writes_nothing(store: Store, ledger: Ledger)
         await store.commit(wanting("wal_acme"), decide)
 
     assert before == await contents(store)
-    assert (await ledger.post(command(consume("1"), key="next"))).posting.number == 5
+    assert (await ledger.post(command(consume("1"), key="next"))).wallet.sequence == 5
 
 
 async def test_a_batch_that_breaks_a_constraint_writes_nothing(
@@ -83,11 +86,11 @@ async def test_a_batch_that_breaks_a_constraint_writes_nothing(
     await story(ledger)
     before = await contents(store)
 
-    with pytest.raises(sqlite3.IntegrityError):
+    with pytest.raises((sqlite3.IntegrityError, asyncpg.IntegrityConstraintViolationError)):
         await store.commit(wanting("wal_acme"), lambda loaded: by_hand(loaded, 5, 6, 4))
 
     assert before == await contents(store)
-    assert (await ledger.post(command(consume("1"), key="next"))).posting.number == 5
+    assert (await ledger.post(command(consume("1"), key="next"))).wallet.sequence == 5
 
 
 async def test_a_change_that_raises_writes_nothing(store: Store) -> None:
@@ -107,24 +110,40 @@ async def test_a_change_that_raises_writes_nothing(store: Store) -> None:
 # --- nothing is changed ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("table", ["credit_transactions", "postings", "dimensions"])
+CHANGE_ON_CONFLICT = """
+INSERT INTO {table} SELECT * FROM {table} WHERE true
+ON CONFLICT ({key}) DO UPDATE SET wallet_number = excluded.wallet_number"""
+
+
+@pytest.mark.parametrize(
+    ("table", "key"),
+    [
+        ("credit_transactions", "wallet_number, sequence"),
+        ("postings", "wallet_number, idempotency_key"),
+        ("dimensions", "wallet_number, number"),
+    ],
+)
 @pytest.mark.parametrize(
     "statement",
     [
         "UPDATE {table} SET wallet_number = wallet_number",
         "DELETE FROM {table}",
-        "INSERT OR REPLACE INTO {table} SELECT * FROM {table}",
+        CHANGE_ON_CONFLICT,
+        pytest.param(
+            "INSERT OR REPLACE INTO {table} SELECT * FROM {table}", marks=pytest.mark.only("sqlite")
+        ),
+        pytest.param("TRUNCATE {table}", marks=pytest.mark.only("postgresql")),
     ],
 )
 async def test_what_is_written_is_never_changed(
-    store: Store, ledger: Ledger, table: str, statement: str
+    store: Store, ledger: Ledger, table: str, key: str, statement: str
 ) -> None:
-    """Rows, postings and dimensions refuse every UPDATE and DELETE, whoever asks."""
+    """Rows, postings and dimensions refuse every change and removal, whoever asks."""
     await story(ledger)
     before = await contents(store)
 
     with pytest.raises(IntegrityError):
-        await store.write(lambda c: c.execute(text(statement.format(table=table))))
+        await store.write(lambda c: c.execute(text(statement.format(table=table, key=key))))
 
     assert before == await contents(store)
 
@@ -144,7 +163,13 @@ def another_row(**changed: object) -> str:
 
 def another_posting(**changed: object) -> str:
     values = ", ".join(str(changed.get(name, name)) for name in POSTINGS.split(", "))
-    return f"INSERT INTO postings ({POSTINGS}) SELECT {values} FROM postings WHERE number = 1"
+    posted = f"INSERT INTO postings ({POSTINGS}) SELECT {values} FROM postings"
+    return f"{posted} WHERE first_sequence = 1"
+
+
+def checked_in_a_file(statement: str) -> Any:
+    """What breaks a reference of rows or postings: a server's database does not look at those."""
+    return pytest.param(statement, marks=pytest.mark.only("sqlite"))
 
 
 #: Of the same customer, in the same currency and mode.
@@ -160,28 +185,30 @@ SELECT 'wal_2', customer_id, currency, livemode, 1 FROM wallets"""
         another_row(sequence=0) + " WHERE sequence = 4",
         another_row(amount=0) + " WHERE sequence = 4",
         another_row(amount=10**17 + 1) + " WHERE sequence = 4",
-        another_row(grant_number=77) + " WHERE sequence = 4",
-        another_row(dimension_number=77) + " WHERE sequence = 4",
-        another_row(posting_number=77) + " WHERE sequence = 4",
-        another_row(wallet_number=77) + " WHERE sequence = 4",
+        checked_in_a_file(another_row(grant_number=77) + " WHERE sequence = 4"),
+        checked_in_a_file(another_row(dimension_number=77) + " WHERE sequence = 4"),
+        checked_in_a_file(another_row(posting_number=77) + " WHERE sequence = 4"),
+        checked_in_a_file(another_row(wallet_number=77) + " WHERE sequence = 4"),
         another_row(kind=8) + " WHERE sequence = 4",
         another_row(type=5) + " WHERE sequence = 4",
         another_row(kind_count="NULL") + " WHERE sequence = 4",
         another_posting(number=77),
         another_posting(idempotency_key="'another'"),
-        another_posting(number=77, idempotency_key="'another'", wallet_number=77),
-        another_posting(number=77, idempotency_key="'another'", posted_by=77),
-        "UPDATE grants SET remaining = -1, open = 0",
+        checked_in_a_file(
+            another_posting(number=77, idempotency_key="'another'", wallet_number=77)
+        ),
+        checked_in_a_file(another_posting(number=77, idempotency_key="'another'", posted_by=77)),
+        "UPDATE grants SET remaining = -1, open = false",
         "UPDATE grants SET remaining = 0",
         "UPDATE grants SET remaining = amount + 1",
         "UPDATE grants SET overdraft_paid = amount - remaining + 1",
         "UPDATE grants SET overdraft_paid = -1",
-        "UPDATE grants SET open = 0",
-        "UPDATE grants SET amount = 0, remaining = 0, open = 0",
+        "UPDATE grants SET open = false",
+        "UPDATE grants SET amount = 0, remaining = 0, open = false",
         "UPDATE grants SET priority = 101",
         "UPDATE grants SET category = 3",
         "UPDATE grants SET expires_at = effective_at",
-        "UPDATE grants SET number = 77",
+        checked_in_a_file("UPDATE grants SET number = 77"),
         "UPDATE wallet_states SET overdraft_used = -1",
         "UPDATE wallet_states SET overdraft_limit = -1",
         "UPDATE wallet_states SET status = 4",
@@ -223,8 +250,12 @@ async def test_the_copied_rows_are_refused_for_nothing_else(store: Store, ledger
 # --- one writer -----------------------------------------------------------------------------------
 
 
+@pytest.mark.only("sqlite")
 async def test_a_second_writer_is_refused(store: Store, database_url: str, clock: Clock) -> None:
-    """Who opens a database that is being written is told so at once, in whatever process."""
+    """Who opens a file that is being written is told so at once, in whatever process.
+
+    A database of PostgreSQL has any number of writers: see test_servers.py.
+    """
     assert store is not None
     with pytest.raises(DatabaseLocked):
         Store(database_url, clock=clock)
@@ -247,18 +278,27 @@ async def test_a_second_writer_is_refused(store: Store, database_url: str, clock
 async def test_a_closed_store_leaves_the_database_to_the_next(
     database_url: str, clock: Clock
 ) -> None:
-    """Closing lets go of the lock, and leaves one file that holds everything."""
+    """Closing lets go of the database and leaves everything in it: a file beside which none is."""
     for number in range(2):
         store = Store(database_url, clock=clock)
         await store.open()
         await store.write(lambda c, n=number: add_wallet(c, f"wal_{n}"))  # type: ignore[misc]  # bound now
         await store.close()
 
-    assert not file_of(database_url).with_suffix(".db-wal").exists()
-    with closing(sqlite3.connect(file_of(database_url))) as database:
-        assert database.execute("SELECT count(*) FROM wallets").fetchone() == (2,)
+    if is_file(database_url):
+        assert not file_of(database_url).with_suffix(".db-wal").exists()
+    else:
+        assert await execute(database_url, CONNECTIONS) == []
+    assert look(database_url, wallet_count) == 2
 
 
+#: All connections of ours.
+CONNECTIONS = """
+SELECT application_name FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'creditledger%'"""
+
+
+@pytest.mark.only("sqlite")
 async def test_what_is_committed_is_on_the_disk(store: Store) -> None:
     """COMMIT waits for the disk, so what was acknowledged survives a power cut."""
     durability = await store.write(
@@ -282,7 +322,8 @@ async def test_a_read_never_waits_for_a_write(store: Store) -> None:
     def write(connection: Connection) -> None:
         add_wallet(connection, "wal_acme")
         begun.set()
-        assert finish.wait(30)
+        while not finish.is_set():
+            connection.execute(text("SELECT 1"))  # gives way to the readers
 
     writing = asyncio.create_task(store.write(write))
     await asyncio.to_thread(begun.wait, 30)
@@ -316,7 +357,7 @@ async def test_a_read_is_one_snapshot(store: Store) -> None:
 
 async def test_a_read_cannot_write(store: Store) -> None:
     """What reads has no right to change anything."""
-    with pytest.raises(OperationalError):
+    with pytest.raises((OperationalError, Unavailable)):
         await store.read(lambda c: add_wallet(c, "wal_acme"))
 
     assert await store.read(wallet_count) == 0

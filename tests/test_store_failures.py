@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import resource
-import sqlite3
-from contextlib import closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from io import StringIO
 from typing import TYPE_CHECKING
 
+import asyncpg
 import pytest
 import structlog
 from sqlalchemy import text
@@ -21,8 +21,9 @@ from creditledger import ledger as committer
 from creditledger.clock import SECOND
 from creditledger.errors import OutcomeUnknown, Unavailable
 from creditledger.ledger import Ledger
-from creditledger.store import CommitFailed, Store, sqlite
+from creditledger.store import CommitFailed, Store, postgres, sqlite
 from tests.by_hand import by_hand, contents, wanting
+from tests.databases import kept_locked
 from tests.support import (
     BACKDATING_MS_MAX,
     START,
@@ -31,32 +32,42 @@ from tests.support import (
     command,
     file_of,
     give,
+    is_file,
     opened,
     wallet_count,
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
 
     from sqlalchemy import Connection
 
 
-async def make_commit_fail(store: Store, since: int, until: int) -> None:
-    """From now on COMMIT fails if a row was written with a created_at in [since, until].
+#: A foreign key that SQLite looks at in COMMIT only.
+IN_A_FILE = (
+    "CREATE TABLE broken (id TEXT REFERENCES customers DEFERRABLE INITIALLY DEFERRED)",
+    """CREATE TRIGGER fail AFTER INSERT ON credit_transactions
+    WHEN EXISTS (SELECT 1 FROM failing WHERE NEW.created_at BETWEEN since AND until)
+    BEGIN INSERT INTO broken VALUES ('cus_none'); END""",
+)
+#: A trigger that PostgreSQL runs in COMMIT only.
+ON_A_SERVER = (
+    """CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF EXISTS (SELECT 1 FROM failing WHERE NEW.created_at BETWEEN since AND until) THEN
+        RAISE EXCEPTION 'COMMIT fails' USING ERRCODE = 'foreign_key_violation';
+    END IF; RETURN NULL; END $$""",
+    """CREATE CONSTRAINT TRIGGER fail AFTER INSERT ON credit_transactions
+    DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION fail()""",
+)
 
-    By a foreign key that SQLite looks at in COMMIT only.
-    """
+
+async def make_commit_fail(store: Store, since: int, until: int) -> None:
+    """From now on COMMIT fails if a row was written with a created_at in [since, until]."""
 
     def change(connection: Connection) -> None:
-        connection.exec_driver_sql("CREATE TABLE failing (since INTEGER, until INTEGER)")
-        connection.exec_driver_sql(
-            "CREATE TABLE broken (id TEXT REFERENCES customers DEFERRABLE INITIALLY DEFERRED)"
-        )
-        connection.exec_driver_sql(
-            "CREATE TRIGGER fail AFTER INSERT ON credit_transactions"
-            " WHEN EXISTS (SELECT 1 FROM failing WHERE NEW.created_at BETWEEN since AND until)"
-            " BEGIN INSERT INTO broken VALUES ('cus_none'); END"
-        )
+        connection.exec_driver_sql("CREATE TABLE failing (since BIGINT, until BIGINT)")
+        for statement in IN_A_FILE if connection.dialect.name == "sqlite" else ON_A_SERVER:
+            connection.exec_driver_sql(statement)
         values = {"since": since, "until": until}
         connection.execute(text("INSERT INTO failing VALUES (:since, :until)"), values)
 
@@ -104,25 +115,35 @@ async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: s
     """A key that is found in the ledger after a failed COMMIT is answered, not written again."""
     clock = Ticking()
     async with opened(database_url, clock) as (store, ledger):
-        other = Ledger(
-            store,
-            queue_max=1,
-            backdating_ms_max=BACKDATING_MS_MAX,
-            on_disk_failure=lambda: pytest.fail("the disk failed"),
-        )
-        await other.start()
         await make_commit_fail(store, clock.now, clock.now + 2 * SECOND)
+        async with another(database_url, clock, store) as other:
+            first = ledger.post(command(give("1")))
+            while clock.now < START + 2 * SECOND and not first.done():
+                await store.read(wallet_count)  # gives way to the attempts that fail
+            second = await other.post(command(give("1")))
 
-        first = ledger.post(command(give("1")))
-        while clock.now < START + 2 * SECOND and not first.done():
-            await store.read(wallet_count)  # gives way to the attempts that fail
-        second = await other.post(command(give("1")))
+            # Whoever of them came first: one has written it, the other found it.
+            assert (await first).posting.number == second.posting.number
+            assert {True, False} == {(await first).replayed, second.replayed}
+            assert len((await contents(store))["credit_transactions"]) == 1
 
-        # Whoever of them came first: one has written it, the other found it.
-        assert (await first).posting.number == second.posting.number
-        assert {True, False} == {(await first).replayed, second.replayed}
-        assert len((await contents(store))["credit_transactions"]) == 1
-        await other.close()
+
+@asynccontextmanager
+async def another(url: str, clock: Clock, store: Store) -> AsyncIterator[Ledger]:
+    """A second committer: upon the same store where one process writes, else one of its own."""
+    if not is_file(url):
+        async with opened(url, clock) as (_, ledger):
+            yield ledger
+        return
+    ledger = Ledger(
+        store,
+        queue_max=1,
+        backdating_ms_max=BACKDATING_MS_MAX,
+        on_disk_failure=lambda: pytest.fail("the disk failed"),
+    )
+    await ledger.start()
+    yield ledger
+    await ledger.close()
 
 
 async def test_an_outcome_that_stays_unknown_is_said_to_be(
@@ -147,9 +168,9 @@ async def test_a_database_that_is_away_is_unavailable(
 ) -> None:
     """All who wait are told together, after one wait; nothing is written, the keys stay free."""
     monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(postgres, "LOCK_SECONDS_MAX", 0.1)
     async with opened(database_url, Clock()) as (store, ledger):
-        with closing(sqlite3.connect(file_of(database_url))) as foreign:
-            foreign.execute("BEGIN IMMEDIATE")
+        async with kept_locked(database_url):
             with capture_logs() as logged:
                 posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(16)]
                 answers = await asyncio.gather(*posts, return_exceptions=True)
@@ -162,6 +183,9 @@ async def test_a_database_that_is_away_is_unavailable(
         assert len((await contents(store))["credit_transactions"]) == 1
 
 
+# --- the disk: this process's own, or that of a database server -----------------------------------
+
+
 @contextmanager
 def files_no_larger_than(size: int) -> Iterator[None]:
     """The disk as if it were broken: what this process writes beyond `size` fails."""
@@ -171,9 +195,13 @@ def files_no_larger_than(size: int) -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
+@pytest.mark.only("sqlite")
 @pytest.mark.usefixtures("capsys")  # what is logged would pass the limit in a file
 async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str) -> None:
-    """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing."""
+    """An I/O error leaves the outcome unknown and ends the process; the file is all or nothing.
+
+    The disk of PostgreSQL is its own business: what it says of it comes further down.
+    """
     failures: list[str] = []
     journal = file_of(database_url).with_suffix(".db-wal")
     async with opened(database_url, Clock(), on_disk_failure=lambda: failures.append("told")) as (
@@ -194,6 +222,7 @@ async def test_a_broken_disk_is_told_and_nothing_is_half_there(database_url: str
         assert not (await ledger.post(command(give("1"), key="a"))).replayed
 
 
+@pytest.mark.only("sqlite")
 @pytest.mark.usefixtures("capsys")
 async def test_a_disk_that_breaks_during_recovery_ends_it(database_url: str) -> None:
     """An I/O error ends the process also where a failed COMMIT was being looked into."""
@@ -238,6 +267,7 @@ async def test_nobody_waits_for_a_committer_that_has_stopped(database_url: str) 
             await ledger.close()
 
 
+@pytest.mark.only("sqlite")
 async def test_a_damaged_file_is_a_broken_disk(new_database: Callable[[], str]) -> None:
     """What cannot be read is told like what cannot be written; nobody is told of success."""
     url = new_database()  # not verified afterwards: there is nothing left to verify
@@ -252,3 +282,55 @@ async def test_a_damaged_file_is_a_broken_disk(new_database: Callable[[], str]) 
 
         assert [OutcomeUnknown] == [type(answer) for answer in answers]
         assert failures == ["told"]
+
+
+async def make_rows_fail(store: Store, code: str) -> None:
+    """From now on PostgreSQL answers an INSERT of rows with the error of this code."""
+
+    def change(connection: Connection) -> None:
+        connection.exec_driver_sql(
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            f" RAISE EXCEPTION 'broken' USING ERRCODE = '{code}'; END $$"
+        )
+        connection.exec_driver_sql(
+            "CREATE TRIGGER fail BEFORE INSERT ON credit_transactions EXECUTE FUNCTION fail()"
+        )
+
+    await store.write(change)
+
+
+#: What a server says when it cannot, now: a full disk, no memory, a time-out, a lock, a deadlock,
+#: being shut down, a disk that fails, reading only.
+NOT_NOW = ["53100", "53200", "57014", "55P03", "40P01", "57P01", "58030", "25006"]
+
+
+@pytest.mark.only("postgresql")
+@pytest.mark.parametrize("code", NOT_NOW)
+async def test_what_a_server_cannot_do_now_is_unavailable(database_url: str, code: str) -> None:
+    """All of the batch are told, once; nothing is written, the keys stay free, it goes on."""
+    async with opened(database_url, Clock()) as (store, ledger):
+        await make_rows_fail(store, code)
+        before = await contents(store)
+        with capture_logs() as logged:
+            posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(16)]
+            answers = await asyncio.gather(*posts, return_exceptions=True)
+
+        assert [Unavailable] * 16 == [type(answer) for answer in answers]
+        assert [entry["event"] for entry in logged] == ["database unavailable"]
+        assert before == await contents(store)
+        await store.write(lambda c: c.exec_driver_sql("DROP TRIGGER fail ON credit_transactions"))
+        assert not (await ledger.post(command(give("1"), key="k7"))).replayed
+
+
+@pytest.mark.only("postgresql")
+async def test_a_damaged_server_is_no_success(database_url: str) -> None:
+    """What PostgreSQL cannot read is told as an error to all whom it concerns; nothing is there."""
+    async with opened(database_url, Clock()) as (store, ledger):
+        await make_rows_fail(store, "XX001")
+        before = await contents(store)
+
+        posts = [ledger.post(command(give("1"), key=f"k{n}")) for n in range(3)]
+        answers = await asyncio.gather(*posts, return_exceptions=True)
+
+        assert [asyncpg.DataCorruptedError] * 3 == [type(answer) for answer in answers]
+        assert before == await contents(store)
