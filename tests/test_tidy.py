@@ -30,9 +30,9 @@ EXCUSE = re.compile(r"  # (noqa|type)\b")
 ORDER = """
 __main__
 cli
-commands.import_report commands.keys commands.up commands.verify
+commands.import_report commands.keys commands.seed commands.up commands.verify
 workers
-server demo import_usage
+server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
@@ -45,10 +45,11 @@ rules replay store
 store.postgres store.sqlite_database
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
-store.sums
+store.multiply store.sums
 store.reads
 store.dialects
 store.migrations.versions.0001_the_ledger
+store.known
 store.batch store.schema store.values store.verify store.migrations
 model bills
 money clock

@@ -14,9 +14,10 @@ from typing import Any
 import asyncpg
 from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 
-from creditledger.model import Dimension, Posting, Row, Wallet
+from creditledger.model import Grant, Posting, Row, Wallet
 from creditledger.store import schema
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
+from creditledger.store.known import Known
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
@@ -32,6 +33,7 @@ from creditledger.store.values import (
     grant_value,
     posting_columns,
     posting_value,
+    set_terms,
     wallet_counters,
     wallet_value,
 )
@@ -41,8 +43,8 @@ LOST = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError
 #: Classes of errors that say "not now": connection, resources, operator, system; and a lock that
 #: was waited for too long, a deadlock with somebody else's statements, a server that only reads.
 _NOT_NOW = ("08", "53", "57", "58", "55P03", "40", "25006")
-#: Wallets and dimensions whose numbers are kept in memory; they never change.
-CACHED_MAX = 200_000
+#: Wallets of which what never changes is kept in memory, about 400 bytes each.
+PLACES_MAX = 100_000
 
 Connect = Callable[[], Any]
 
@@ -62,12 +64,15 @@ class Writer:
         self._connect = connect
         self._clock = clock
         self._connection: asyncpg.Connection | None = None
-        self._wallets: dict[str, tuple[Any, ...]] = {}
-        self._dimensions: dict[tuple[int, Dimension], int] = {}
+        self._places: dict[str, tuple[Any, ...]] = {}  #: What never changes of a wallet, by id.
+        self._known = Known()
 
     async def connection(self) -> asyncpg.Connection:
         """The connection, alive as far as one can tell. Raises what connecting raises."""
         if self._connection is None or self._connection.is_closed():
+            # After a failover the database may be behind what was known of the one before.
+            self._known.forget()
+            self._places.clear()
             self._connection = await self._connect()
         return self._connection
 
@@ -90,13 +95,15 @@ class Writer:
             connection = await self.connection()
         except Exception as error:
             raise StoreUnavailable(error) from error
-        async with self._transaction(connection):
-            loaded = await self._load(connection, wanted)
-            changes = decide(loaded)
-            await _store(connection, changes)
-        if len(self._dimensions) > CACHED_MAX:
-            self._dimensions.clear()
-        self._dimensions.update(loaded.numbers)
+        try:
+            async with self._transaction(connection):
+                loaded = await self._load(connection, wanted)
+                changes = decide(loaded)
+                await _store(connection, changes)
+        except BaseException:
+            self._known.forget()
+            raise
+        self._known.keep(loaded)
 
     @asynccontextmanager
     async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
@@ -127,8 +134,11 @@ class Writer:
             self._connection = None
 
     async def _load(self, connection: asyncpg.Connection, wanted: Wanted) -> Loaded:
-        wallets = await self._lock(connection, wanted)
-        loaded = await self._load_grants(connection, wallets)
+        wallets, moved = await self._lock(connection, wanted)
+        clock, next_posting = await self._load_grants(connection, moved)
+        loaded = Loaded(
+            clock=clock, next_posting=next_posting, wallets=wallets, numbers=self._known.numbers
+        )
         if wanted.grants:
             await _load_named_grants(connection, loaded, wanted.grants)
         keys = [(loaded.wallets[id_].number, key) for id_, key in wanted.keys if id_ in wallets]
@@ -146,51 +156,64 @@ class Writer:
         await self._load_dimensions(connection, wanted, loaded)
         return loaded
 
-    async def _lock(self, connection: asyncpg.Connection, wanted: Wanted) -> dict[str, Wallet]:
-        """The batch's wallets, each locked until the end of the transaction."""
-        unknown = [id_ for id_ in wanted.wallets if id_ not in self._wallets]
+    async def _lock(
+        self, connection: asyncpg.Connection, wanted: Wanted
+    ) -> tuple[dict[str, Wallet], list[Wallet]]:
+        """The batch's wallets, each locked until the end of the transaction; by id.
+
+        And those of them whose grants have to be read: grants change with the wallet's rows only,
+        so they are as they are known where the sequence is.
+        """
+        places = await self._found(connection, wanted.wallets)
+        known = self._known.take(wanted.wallets)
+        locked, moved = {}, []
+        for number, *state in await connection.fetch(_LOCK, list(places)):
+            scale, *place = places[number]
+            wallet = known.get(place[1])
+            if wallet is None or wallet.sequence != state[_SEQUENCE]:
+                wallet = wallet_value([*place, *state], scale)
+                moved.append(wallet)
+            else:
+                set_terms(wallet, state)
+            locked[wallet.id] = wallet
+        return locked, moved
+
+    async def _found(
+        self, connection: asyncpg.Connection, wallet_ids: Iterable[str]
+    ) -> dict[int, tuple[Any, ...]]:
+        """What never changes of those wallets that there are, by number."""
+        places = self._places
+        unknown = [id_ for id_ in wallet_ids if id_ not in places]
         if unknown:
-            if len(self._wallets) > CACHED_MAX:
-                self._wallets.clear()
-            for record in await connection.fetch(_WALLETS, unknown):
-                self._wallets[record["id"]] = tuple(record)
-        known = {
-            place[1]: place
-            for place in (self._wallets.get(id_) for id_ in wanted.wallets)
-            if place is not None
-        }
-        locked = {}
-        for number, *state in await connection.fetch(_LOCK, list(known)):
-            scale, *wallet = known[number]
-            one = wallet_value([*wallet, *state], scale)
-            locked[one.id] = one
-        return locked
+            if len(places) > PLACES_MAX:
+                places.clear()
+            for record in await connection.fetch(_WALLETS, list(wallet_ids)):
+                places[record["id"]] = tuple(record)
+        return {places[id_][1]: places[id_] for id_ in wallet_ids if id_ in places}
 
     async def _load_grants(
-        self, connection: asyncpg.Connection, wallets: dict[str, Wallet]
-    ) -> Loaded:
-        """What is open of the wallets, the time after the locks, and numbers for new postings."""
-        by_number = {wallet.number: wallet for wallet in wallets.values()}
-        first, *grants = await connection.fetch(_OPEN_GRANTS, list(by_number))
-        clock, next_posting = first[:2]
-        for _, _, number, *columns in (first, *grants):
+        self, connection: asyncpg.Connection, wallets: list[Wallet]
+    ) -> tuple[int, int]:
+        """Fill in what is open of the wallets; the time after the locks, a number for postings."""
+        found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
+        records = await connection.fetch(_OPEN_GRANTS, list(found))
+        for _, _, number, *columns in records:
             if number is not None:
-                by_number[number].add(grant_value(columns))
-        if self._clock is not None:
-            clock = self._clock()
-        return Loaded(clock=clock, next_posting=next_posting, wallets=wallets)
+                found[number].append(grant_value(columns))
+        for wallet in wallets:
+            wallet.fill(found[wallet.number])
+        clock, next_posting = records[0][:2]
+        return clock if self._clock is None else self._clock(), next_posting
 
     async def _load_dimensions(
         self, connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded
     ) -> None:
         """Numbers of the dimensions the batch writes under; those not found get the next ones."""
-        unknown: dict[tuple[int, str], Dimension] = {}
-        for wallet, dimension in wanted.dimensions(loaded):
-            number = self._dimensions.get((wallet, dimension))
-            if number is None:
-                unknown[wallet, digest(dimension)] = dimension
-            else:
-                loaded.numbers[wallet, dimension] = number
+        unknown = {
+            (wallet, digest(dimension)): dimension
+            for wallet, dimension in wanted.dimensions(loaded)
+            if (wallet, dimension) not in loaded.numbers
+        }
         if not unknown:
             return
         for wallet, mark, number in await connection.fetch(_DIMENSION_NUMBERS, *_columns(unknown)):
@@ -200,6 +223,9 @@ class Writer:
 
 
 # --- reading what a batch wants -------------------------------------------------------------------
+
+
+_SEQUENCE = STATE_COLUMNS.index("sequence")
 
 
 def _of(table: str, columns: list[str]) -> str:
@@ -364,7 +390,7 @@ class _Numbered:
         )
 
 
-_COUNTERS = STATE_COLUMNS[STATE_COLUMNS.index("sequence") :]
+_COUNTERS = STATE_COLUMNS[_SEQUENCE:]
 _PLACE = ["wallet_number", "quarter", "dimension_number"]
 _DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
 _POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]

@@ -8,8 +8,7 @@ driver: per statement a thread hop or an expression tree would cost more than th
 import asyncio
 import sqlite3
 import threading
-from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,7 +21,6 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
-from creditledger.model import Dimension, Wallet
 from creditledger.store.batch import (
     Changes,
     CommitFailed,
@@ -31,6 +29,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.known import Known
 from creditledger.store.sqlite_batch import (
     load_dimensions,
     load_referred,
@@ -42,10 +41,6 @@ T = TypeVar("T")
 
 #: Readers wait this long for the moment in which the journal is being reset.
 BUSY_TIMEOUT_MS = 5_000
-#: Wallets and open grants, together, that are known without a read; about 400 bytes each.
-KNOWN_MAX = 100_000
-#: Numbers of dimensions likewise, about 500 bytes each with their labels.
-DIMENSIONS_KNOWN_MAX = 50_000
 
 
 class DatabaseLocked(Exception):
@@ -158,7 +153,8 @@ class Writer:
         self._engine = writer_engine(path)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
         self._driver: sqlite3.Connection | None = None
-        self._known = _Known()
+        self._known = Known()
+        self._version = 0  #: Of the file, as the last batch found it.
         self._next_posting = 0
         self._closed = threading.Event()
 
@@ -234,7 +230,11 @@ class Writer:
 
     def _load(self, driver: sqlite3.Connection, wanted: Wanted) -> Loaded:
         known = self._known
-        known.heed(driver)
+        (version,) = driver.execute("PRAGMA data_version").fetchone()
+        if version != self._version:
+            # Another connection has written: an operator's, for there should be no other.
+            known.forget()
+            self._version = version
         loaded = Loaded(
             clock=self._clock(),
             next_posting=self._next_posting,
@@ -249,56 +249,6 @@ class Writer:
         if unknown:
             load_dimensions(driver, unknown, loaded)
         return loaded
-
-
-class _Known:
-    """What is known without reading it again, because nobody but the writer changes it.
-
-    A wallet is taken out while a batch works on it, since deciding moves it on, and comes back
-    after COMMIT. All is forgotten when a batch fails, and when anything else has been written.
-    """
-
-    def __init__(self) -> None:
-        self.numbers: dict[tuple[int, Dimension], int] = {}
-        self._wallets: OrderedDict[str, Wallet] = OrderedDict()  #: The one used last is last.
-        self._values = 0
-        self._version = 0
-
-    def heed(self, driver: sqlite3.Connection) -> None:
-        """Forget if another connection has written: an operator's, there should be no other."""
-        (version,) = driver.execute("PRAGMA data_version").fetchone()
-        if version != self._version:
-            self.forget()
-            self._version = version
-
-    def take(self, wallet_ids: Iterable[str]) -> dict[str, Wallet]:
-        """Those of the wallets that are known, by id; no longer known."""
-        taken = {}
-        for wallet_id in wallet_ids:
-            wallet = self._wallets.pop(wallet_id, None)
-            if wallet is not None:
-                taken[wallet_id] = wallet
-                self._values -= 1 + len(wallet.burning)
-        return taken
-
-    def keep(self, loaded: Loaded) -> None:
-        """The wallets of a batch that is committed, with no more grants than are open."""
-        for wallet_id, wallet in loaded.wallets.items():
-            if len(wallet.grants) > len(wallet.burning):
-                wallet.grants = {grant.number: grant for grant in wallet.burning}
-            self._wallets[wallet_id] = wallet
-            self._values += 1 + len(wallet.burning)
-        while self._values > KNOWN_MAX:
-            _, wallet = self._wallets.popitem(last=False)
-            self._values -= 1 + len(wallet.burning)
-        if len(self.numbers) > DIMENSIONS_KNOWN_MAX:
-            self.numbers = {}
-
-    def forget(self) -> None:
-        """Everything is read again."""
-        self.numbers = {}
-        self._wallets.clear()
-        self._values = 0
 
 
 @contextmanager

@@ -6,7 +6,7 @@ order in which the functions beside them take the columns.
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
@@ -166,6 +166,13 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     topup, renew, credit, debit, refund, expiry = rest[9:]
     wallet.kind_counts = [0, topup, renew, credit, debit, refund, 0, expiry]
     return wallet
+
+
+def set_terms(wallet: Wallet, columns: Sequence[Any]) -> None:
+    """The terms of a wallet as its state says, of STATE_COLUMNS."""
+    status, wallet.overdraft_limit, metadata, wallet.updated_at = columns[:4]
+    wallet.status = _STATUSES[status]
+    wallet.metadata = json.loads(metadata)
 
 
 def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
