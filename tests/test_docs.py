@@ -412,6 +412,7 @@ def test_every_command_is_in_the_operating_page() -> None:
     """docs/operating.md has a row for each command of the command line, and no other row."""
     commands = [("", one) for one in cli.app.registered_commands]
     commands += [("keys ", one) for one in cli.keys.registered_commands]
+    commands += [("bench ", one) for one in cli.bench.registered_commands]
     names = [group + (one.name or one.callback.__name__) for group, one in commands if one.callback]
 
     assert sorted(names) == sorted(_rows("docs/operating.md", "command"))

@@ -29,6 +29,7 @@ from rich.table import Table
 from creditledger import __version__, clock, log, server, workers
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
+from creditledger.commands import seed as seed_command
 from creditledger.commands import verify as verify_command
 from creditledger.commands.up import private_postgres
 from creditledger.commands.up import up as run_up
@@ -54,6 +55,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 app.add_typer(keys, name="keys")
+bench = typer.Typer(no_args_is_help=True, help="What measurements need.")
+app.add_typer(bench, name="bench")
 
 DATABASE = ("database_url",)
 SERVER = tuple(name for name in Config.model_fields if name != "http_address")
@@ -385,6 +388,39 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         _say(f"{config.database}: every check passes")
     if failures:
         raise typer.Exit(REFUSED)
+
+
+@bench.command("seed")
+@with_settings(*DATABASE)
+def bench_seed(
+    config: Config,
+    rows: Annotated[int, typer.Option("--rows", min=1, help="Credit transactions in all.")],
+    wallets: Annotated[int, typer.Option("--wallets", min=1, help="Wallets they belong to.")],
+    days: Annotated[int, typer.Option("--days", min=1, help="How long it took, until now.")] = 365,
+    as_json: AsJson = False,
+) -> None:
+    """Fill an empty database with a made-up ledger, to see what size does.
+
+    Every wallet has the same number of rows: grants of several kinds, consumption, refunds,
+    adjustments, expirations. `verify` finds nothing in it. A hundred thousand rows take seconds.
+    """
+    if wallets > rows:
+        raise typer.BadParameter("there must be at least as many rows as wallets")
+    with _progress() as progress:
+        task = progress.add_task("seeding", total=rows)
+
+        def on_progress(done: int, of: int) -> None:
+            progress.update(task, completed=done, total=of)
+
+        written = server.run(
+            seed_command.fill(
+                config, rows=rows, wallets=wallets, days=days, on_progress=on_progress
+            )
+        )
+    if as_json:
+        _print_json({"database": config.database, "rows": written, "wallets": wallets})
+    else:
+        _say(f"{config.database}: {written} rows of {wallets} wallets")
 
 
 @app.command("version")
