@@ -1,13 +1,15 @@
 """After the run: the ledger verifies, and what was acknowledged is there, all of it and no more."""
 
+import asyncio
 import time
 from pathlib import Path
 
 from sqlalchemy import Connection, func, select
 
-from bench.served import command
 from bench.traffic import RECEIPT_BYTES, wallet_id
 from bench.worker import Failed
+from creditledger.commands.verify import failures
+from creditledger.config import Config
 from creditledger.store import schema
 
 
@@ -58,5 +60,8 @@ def row_count(connection: Connection) -> int:
 def require_verified(url: str) -> float:
     """`creditledger verify` finds nothing; how many seconds it took. Raises Failed."""
     began = time.perf_counter()
-    command("verify", url)
+    found = asyncio.run(failures(Config(database_url=url), on_progress=lambda *_: None))
+    if found:
+        first = found[0].first
+        raise Failed(f"{url}: {first.check} of wallet {first.wallet_id}: {first.message}")
     return time.perf_counter() - began

@@ -21,8 +21,8 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from bench.served import command
 from creditledger.private_postgres import PrivatePostgres
+from creditledger.store import migrate, migrations
 
 T = TypeVar("T")
 
@@ -101,8 +101,7 @@ class Sqlite(Home):
         return f"sqlite+aiosqlite:///{self._path(name)}"
 
     def make(self, name: str) -> str:
-        command("migrate", self.url(name))
-        return self.url(name)
+        return _migrated(self.url(name))
 
     def copy(self, name: str, to: str) -> str:
         shutil.copyfile(self._path(name), self._path(to))
@@ -139,8 +138,7 @@ class Postgres(Home):
 
     def make(self, name: str) -> str:
         self._server.create(name)
-        command("migrate", self.url(name))
-        return self.url(name)
+        return _migrated(self.url(name))
 
     def copy(self, name: str, to: str) -> str:
         self._server.create(to, template=name)
@@ -170,6 +168,11 @@ class Postgres(Home):
 
     def close(self) -> None:
         self._server.stop()
+
+
+def _migrated(url: str) -> str:
+    asyncio.run(migrate(url, migrations.migrate))
+    return url
 
 
 HOMES: dict[str, type[Home]] = {"sqlite": Sqlite, "postgres": Postgres}

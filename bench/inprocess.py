@@ -97,7 +97,9 @@ def chunks(items: Iterable[T], size: int) -> Iterator[list[T]]:
 async def post(ledger: Ledger, commands: Iterable[Command], batch: int) -> None:
     """Post them in batches, one after the other. Raises what the first refusal is."""
     for some in chunks(commands, batch):
-        await asyncio.gather(*(ledger.post(one) for one in some))
+        for outcome in await ledger.post_many(some):
+            if isinstance(outcome, Exception):
+                raise outcome
 
 
 def batches(
