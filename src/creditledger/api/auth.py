@@ -21,7 +21,7 @@ from creditledger.errors import (
     ScopeDenied,
     echo,
 )
-from creditledger.model import ApiKey, Scope
+from creditledger.model import NEVER, Scope
 from creditledger.store import Store, registry
 
 CACHE_MS_MAX = 2_000
@@ -75,8 +75,6 @@ class Caller:
         return customer_id
 
 
-#: Nobody yet: whose request is read before its key.
-NOBODY = Caller(Scope.CUSTOMER, None, None, None, "", "")
 #: Who comes through the Unix socket beside the database: the file's mode lets its owner in only.
 LOCAL = Caller(Scope.ADMIN, None, None, None, "local", "command line")
 
@@ -96,13 +94,23 @@ def mask(secret: str) -> str:
     return f"sk-****{secret[-4:]}"
 
 
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """A key as it was read, and who calls with it."""
+
+    caller: Caller
+    revoked: bool
+    expires_at: int
+    read_at: int
+
+
 class Callers:
     """Turns credentials into callers."""
 
     def __init__(self, store: Store, clock: Callable[[], int]) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[bytes, tuple[ApiKey, int]] = {}
+        self._cache: dict[bytes, _Known] = {}  #: By the secret's hash.
         self._forgotten = 0  #: How often `forget` was called.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
@@ -115,31 +123,38 @@ class Callers:
         secret = _secret(metadata)
         hashed = secret_hash(secret)
         now = self._clock()
-        key, read_at = self._cache.get(hashed, (None, 0))
-        if key is None or not 0 <= now - read_at < CACHE_MS_MAX:
-            key = await self._read(hashed, now)
-        if key.revoked_at is not None:
+        known = self._cache.get(hashed)
+        if known is None or not 0 <= now - known.read_at < CACHE_MS_MAX:
+            known = await self._read(hashed, now)
+        if known.revoked:
             raise KeyInvalid("the API key is revoked")
-        if key.expires_at is not None and key.expires_at <= now:
+        if known.expires_at <= now:
             raise KeyInvalid("the API key has expired")
-        return Caller(key.scope, key.customer_id, key.livemode, key.number, key.id, key.name)
+        return known.caller
 
     def forget(self, key_id: str) -> None:
         """Read this key anew before its next use."""
-        self._cache = {h: entry for h, entry in self._cache.items() if entry[0].id != key_id}
+        self._cache = {h: one for h, one in self._cache.items() if one.caller.id != key_id}
         self._forgotten += 1
 
-    async def _read(self, hashed: bytes, now: int) -> ApiKey:
+    async def _read(self, hashed: bytes, now: int) -> _Known:
         forgotten = self._forgotten
         found = await self._store.read(lambda c: registry.key_by_hash(c, hashed))
         if found is None or not hmac.compare_digest(found[1], hashed):
             raise KeyInvalid("there is no such API key")
+        key = found[0]
+        known = _Known(
+            Caller(key.scope, key.customer_id, key.livemode, key.number, key.id, key.name),
+            revoked=key.revoked_at is not None,
+            expires_at=NEVER if key.expires_at is None else key.expires_at,
+            read_at=now,
+        )
         # What was read while a key was being revoked may be the key as it was before.
         if forgotten == self._forgotten:
             if len(self._cache) >= CACHED_MAX:
                 self._cache.clear()
-            self._cache[hashed] = found[0], now
-        return found[0]
+            self._cache[hashed] = known
+        return known
 
 
 def _secret(metadata: Iterable[tuple[str, str]]) -> str:

@@ -8,9 +8,11 @@ anything unforeseen into INTERNAL without text, and writes one log line per call
 import asyncio
 import functools
 import json
+import logging
+import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -20,7 +22,6 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
-from creditledger import ids
 from creditledger.api.auth import Caller, Callers
 from creditledger.errors import ErrorKind, InvalidField, Refusal
 from creditledger.model import Scope
@@ -41,10 +42,9 @@ MESSAGE_CHARACTERS_MAX = 400
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
-#: Whether the call under way came in where only the database's owner can call.
-_local: ContextVar[bool] = ContextVar("local")
-#: What the log line of the call under way says beside its outcome.
-_line: ContextVar[dict[str, object]] = ContextVar("line")
+#: For the ids of requests: nobody gains by guessing one, so the system is asked only once.
+_numbers = random.Random()  # noqa: S311 # as said
+_call: ContextVar["_Call"] = ContextVar("call")
 
 
 class Internal(Refusal):
@@ -60,8 +60,9 @@ class Service:
 
     async def caller(self, context: Context, scope: Scope) -> Caller:
         """The caller of this RPC, allowed at least `scope`."""
-        caller = await self.callers.identify(_metadata(context), local=_local.get())
-        _line.get()["key"] = caller.id
+        call = _call.get()
+        caller = await self.callers.identify(call.metadata, local=call.local)
+        call.key = caller.id
         caller.require(scope)
         return caller
 
@@ -108,11 +109,6 @@ def _body(refusal: Refusal, request_id: str, *, most: int) -> str:
     return json.dumps({"error": present}, separators=(",", ":"))
 
 
-def _metadata(context: Context) -> list[tuple[str, str]]:
-    """All of it: a name may come twice, with different values."""
-    return [(str(key), str(value)) for key, value in context.invocation_metadata() or ()]
-
-
 def _details(refusal: Refusal) -> bytes:
     code = getattr(grpc.StatusCode, refusal.kind.grpc_code).value[0]
     details: list[Any] = [
@@ -148,12 +144,6 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
         trailers.append(("retry-after", refusal.metadata["retry_after"]))
     code = getattr(grpc.StatusCode, refusal.kind.grpc_code)
     await context.abort(code, message(refusal), tuple(trailers))
-
-
-def request_id(metadata: Mapping[str, str]) -> str:
-    """The id the proxy gave the request, or a fresh one."""
-    given = metadata.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else ids.random("req")
 
 
 class Boundary(grpc.aio.ServerInterceptor):
@@ -227,37 +217,56 @@ def _wrap(method: str, handler: Any, *, local: bool) -> "grpc.RpcMethodHandler[A
 
 
 class _Call:
-    """One call under way: its id, its log line, and the end of whatever it raises."""
+    """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
     def __init__(self, method: str, context: Context, *, local: bool) -> None:
-        self._local = local
+        self.local = local
+        self.metadata: Iterable[tuple[str, str]] = ()
+        self.request_id = ""
+        self.key: str | None = None  #: Of the caller, once known.
         self._method = method
         self._context = context
 
     async def __aenter__(self) -> None:
         self._began = time.perf_counter()
-        self._id = request_id(dict(_metadata(self._context)))
-        self._fields: dict[str, object] = {"method": self._method, "request_id": self._id}
-        _line.set(self._fields)
-        _local.set(self._local)
+        # gRPC makes it anew each time it is asked.
+        self.metadata = self._context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
+        self.request_id = _request_id(self.metadata)
+        _call.set(self)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
     ) -> None:
-        milliseconds = round((time.perf_counter() - self._began) * 1000, 1)
-        fields: dict[str, object] = {**self._fields, "duration_ms": milliseconds}
+        line = log.bind()  # once, for what is asked of it here; the level may change under way
         if error is None:
-            log.info("call", code="OK", **fields)
+            if line.is_enabled_for(logging.INFO):
+                line.info("call", code="OK", **self._line())
         elif isinstance(error, Refusal):
-            log.info("call", code=error.kind.grpc_code, reason=error.reason, **fields)
-            await _abort(self._context, error, self._id)
+            line.info("call", code=error.kind.grpc_code, reason=error.reason, **self._line())
+            await _abort(self._context, error, self.request_id)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            log.info("call", code="CANCELLED", **fields)
+            line.info("call", code="CANCELLED", **self._line())
         elif isinstance(error, grpc.aio.AbortError):
-            log.info("call", code="ABORTED", **fields)
+            line.info("call", code="ABORTED", **self._line())
         else:
-            log.error("call", code="INTERNAL", exc_info=error, **fields)
-            await _abort(self._context, unforeseen(self._id), self._id)
+            line.error("call", code="INTERNAL", exc_info=error, **self._line())
+            await _abort(self._context, unforeseen(self.request_id), self.request_id)
+
+    def _line(self) -> dict[str, object]:
+        line: dict[str, object] = {"method": self._method, "request_id": self.request_id}
+        if self.key is not None:
+            line["key"] = self.key
+        line["duration_ms"] = round((time.perf_counter() - self._began) * 1000, 1)
+        return line
+
+
+def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
+    """The id the proxy gave the request, or a fresh one."""
+    given = ""
+    for name, value in metadata:
+        if name == "x-request-id":
+            given = value
+    return given if _REQUEST_ID.fullmatch(given) else f"req_{_numbers.getrandbits(128):032x}"
 
 
 def unforeseen(request_id: str) -> Internal:
@@ -267,4 +276,4 @@ def unforeseen(request_id: str) -> Internal:
 
 def current_request_id() -> str:
     """The id of the call under way."""
-    return str(_line.get()["request_id"])
+    return _call.get().request_id

@@ -17,7 +17,7 @@ from creditledger.api.rpc import Context, Service, current_request_id, rpc, unfo
 from creditledger.deciding import Budget, Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
-from creditledger.model import Adjust, Command, Scope, Status, Wallet, WalletChange, view
+from creditledger.model import Command, Scope, Status, Wallet, WalletChange, view
 from creditledger.store import Store, reads, registry
 
 log = structlog.get_logger()
@@ -176,16 +176,11 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         return wire.wallet(await self._ledger.change(replace(change, livemode=caller.livemode)))
 
     @rpc(wire.command, scope=Scope.SERVICE)
-    async def Post(self, command: Command, caller: Caller) -> pb.Posting:  # noqa: N802
+    async def Post(  # noqa: N802
+        self, command: Callable[[Caller], Command], caller: Caller
+    ) -> pb.Posting:
         """One posting; see `Ledger.post` for what it costs and raises."""
-        signed = replace(
-            command,
-            livemode=caller.livemode,
-            posted_by=caller.number,
-            actor=caller.name,
-            backdating_free=caller.scope is Scope.ADMIN,
-        )
-        return wire.posted(await self._ledger.post(_allowed(signed, caller)))
+        return wire.posted(await self._ledger.post(command(caller)))
 
     @rpc(_batch, scope=Scope.SERVICE)
     async def BatchPost(  # noqa: N802
@@ -267,18 +262,11 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     ) -> asyncio.Future[Posted]:
         """The answer to come; a refusal known already is an answer too."""
         try:
-            return self._ledger.post(_allowed(wire.command(request, caller), caller), budget)
+            return self._ledger.post(wire.command(request)(caller), budget)
         except Refusal as refusal:
             answer = asyncio.get_running_loop().create_future()
             answer.set_exception(refusal)
             return answer
-
-
-def _allowed(command: Command, caller: Caller) -> Command:
-    """The command. Raises ScopeDenied where it needs more than what posting does."""
-    if isinstance(command.operation, Adjust) and command.operation.force:
-        caller.require(Scope.ADMIN)
-    return command
 
 
 async def _answer(coming: asyncio.Future[Posted]) -> Posted | Refusal:

@@ -4,7 +4,7 @@
 here asks the database.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,7 +12,7 @@ from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 
 from creditledger import clock, ids, money
 from creditledger.api import fields
-from creditledger.api.auth import NOBODY, Caller
+from creditledger.api.auth import Caller
 from creditledger.api.rpc import message
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField, Refusal
@@ -56,10 +56,11 @@ _TYPE_WORDS = {type_.value: type_.word for type_ in Type}
 _STATUS_WORDS = {status: status.word for status in Status}
 
 
-def command(request: wallet_service_pb2.PostRequest, caller: Caller = NOBODY) -> Command:
-    """The posting a request asks for, in the caller's name.
+def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Command]:
+    """The posting a request asks for, once it is known who asks.
 
-    Raises InvalidField, MissingField under the names of the JSON.
+    Raises InvalidField, MissingField under the names of the JSON; given its caller, ScopeDenied
+    where it needs more than the scope that all postings do.
     """
     given = request.HasField
     key = fields.idempotency_key(request.idempotency_key)
@@ -77,21 +78,27 @@ def command(request: wallet_service_pb2.PostRequest, caller: Caller = NOBODY) ->
         expected_sequence = fields.number(
             request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
         )
-    return Command(
-        wallet_id=wallet_id,
-        idempotency_key=key,
-        operation=operation,
-        livemode=caller.livemode,
-        posted_by=caller.number,
-        actor=caller.name,
-        description=description,
-        note=note,
-        metadata=metadata,
-        effective_at=effective_at,
-        expected_sequence=expected_sequence,
-        validate_only=request.validate_only,
-        backdating_free=caller.scope is Scope.ADMIN,
-    )
+
+    def asked_by(caller: Caller) -> Command:
+        if isinstance(operation, Adjust) and operation.force:
+            caller.require(Scope.ADMIN)
+        return Command(
+            wallet_id=wallet_id,
+            idempotency_key=key,
+            operation=operation,
+            livemode=caller.livemode,
+            posted_by=caller.number,
+            actor=caller.name,
+            description=description,
+            note=note,
+            metadata=metadata,
+            effective_at=effective_at,
+            expected_sequence=expected_sequence,
+            validate_only=request.validate_only,
+            backdating_free=caller.scope is Scope.ADMIN,
+        )
+
+    return asked_by
 
 
 def _operation(request: wallet_service_pb2.PostRequest) -> Operation:
