@@ -99,6 +99,18 @@ WHERE datname = current_database() AND wait_event_type = 'Lock'
   AND application_name LIKE 'creditledger %'"""
 
 
+async def contents(url: str) -> str:
+    """All that the database holds: a file's bytes, its journal's too, or a server's every row."""
+    if is_file(url):
+        file = file_of(url)
+        beside = (one for one in file.parent.glob(f"{file.name}*") if one.is_file())
+        return b"".join(one.read_bytes() for one in beside).decode("latin-1")
+    tables = await execute(url, "SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    # A row as text; of bytes it has the hexadecimal digits.
+    rows = [await execute(url, f"SELECT t::text FROM {table} AS t") for (table,) in tables]
+    return repr(rows)
+
+
 class Files:
     """Databases of SQLite: each a copy of one that is migrated."""
 

@@ -9,6 +9,7 @@ import signal
 import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -18,7 +19,6 @@ from tests.running import PATIENCE_SECONDS, Services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
-    from pathlib import Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Process:
 
     process: asyncio.subprocess.Process
     grpc_address: str
-    database: Path
+    local_socket: Path
     log: Path
 
     async def ended(self) -> int:
@@ -50,18 +50,17 @@ class Process:
     @asynccontextmanager
     async def local(self) -> AsyncIterator[Services]:
         """Its services, with the rights of its owner."""
-        path = server.local_socket(self.database)
-        async with grpc.aio.insecure_channel(server.target(path)) as channel:
+        async with grpc.aio.insecure_channel(server.target(self.local_socket)) as channel:
             yield Services(channel)
 
 
 @asynccontextmanager
-async def process(database: Path, log: Path, *flags: str) -> AsyncIterator[Process]:
+async def process(database_url: str, log: Path, *flags: str) -> AsyncIterator[Process]:
     """`creditledger serve` on the database; killed when the block ends, if it still runs."""
     with log.open("wb") as sink:
         started = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "creditledger", "serve"),
-            *("--database-url", f"sqlite+aiosqlite:///{database}"),
+            *("--database-url", database_url),
             *("--grpc-address", "127.0.0.1:0", "--log-format", "json", *flags),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
@@ -69,29 +68,30 @@ async def process(database: Path, log: Path, *flags: str) -> AsyncIterator[Proce
             env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
         )
     try:
-        yield Process(started, await _address(started, log), database, log)
+        said = await _serving(started, log)
+        yield Process(started, said["grpc_address"], Path(said["local_socket"]), log)
     finally:
         if started.returncode is None:
             started.send_signal(signal.SIGKILL)
             await started.wait()
 
 
-async def _address(started: asyncio.subprocess.Process, log: Path) -> str:
-    """Where it serves, as soon as it says so."""
+async def _serving(started: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+    """What it says of where it serves, as soon as it does."""
     async with asyncio.timeout(PATIENCE_SECONDS):
-        while (address := _said(log)) is None:
+        while (said := _said(log)) is None:
             assert started.returncode is None, _text(log)
             # The log is a file: there is nothing to wait upon but time.
             await asyncio.sleep(0.01)
-    return address
+    return said
 
 
-def _said(log: Path) -> str | None:
-    """The address in the line that says so; None as long as there is none."""
+def _said(log: Path) -> dict[str, Any] | None:
+    """The line that says so; None as long as there is none."""
     for line in _text(log).splitlines(keepends=True):
         if line.endswith("\n") and '"serving"' in line:
-            address: str = json.loads(line)["grpc_address"]
-            return address
+            said: dict[str, Any] = json.loads(line)
+            return said
     return None
 
 

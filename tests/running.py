@@ -190,6 +190,18 @@ def fate(result: pb.PostingResult) -> str | Refused:
     return Refused(error.code, param, dict(error.metadata))
 
 
+def ranked(fates: Iterable[str | Refused]) -> list[int | Refused]:
+    """The fates with each posting's rank among them in place of its id: 1 is the first written.
+
+    Ids of a wallet's postings sort as text in the order of writing; how numbers go on in them is
+    the database's business.
+    """
+    listed = list(fates)
+    ids = sorted({one for one in listed if isinstance(one, str)})
+    assert all(one.startswith("pst_") for one in ids)
+    return [ids.index(one) + 1 if isinstance(one, str) else one for one in listed]
+
+
 def wallet(balance: str, sequence: int, **fields: Any) -> pb.Wallet:
     """wal_acme as it is at START."""
     usual = {

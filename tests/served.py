@@ -27,14 +27,15 @@ from creditledger import clock as time
 from creditledger.config import Config
 from creditledger.envoy import Envoy
 from creditledger.server import build
-from creditledger.store import schema, sqlite
-from tests.support import Clock, file_of, findings
+from creditledger.store import schema
+from tests.support import Clock, findings, look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
     from random import Random
 
     import grpc
+    from sqlalchemy import Connection
 
 #: What a posting, a row or a request is as JSON.
 Json = dict[str, Any]
@@ -214,14 +215,13 @@ class Served:
 
     def row_counts(self) -> Mapping[str, int]:
         """How many rows each table has."""
-        engine = sqlite.reading_engine(file_of(self.database_url))
-        with engine.begin() as connection:
-            counts = {
+        def count(connection: Connection) -> dict[str, int]:
+            return {
                 table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()
                 for table in schema.metadata.sorted_tables
             }
-        engine.dispose()
-        return counts
+
+        return look(self.database_url, count)
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,8 +14,9 @@ from structlog.testing import capture_logs
 
 from creditledger import clock as time
 from creditledger.store import registry
+from tests.databases import contents
 from tests.serving import Api, Metadata, Refused, bearer, refused, serving
-from tests.support import START, file_of
+from tests.support import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -338,14 +338,8 @@ async def test_credentials(api: Api) -> None:
         assert await refused(use(api, metadata)) == Refused("KEY_MISSING")
 
 
-def contents(path: Path) -> str:
-    """What the files of an open database hold, byte by byte."""
-    files = [Path(f"{path}{suffix}").read_bytes() for suffix in ("", "-wal")]
-    return b"".join(files).decode("latin-1")
-
-
 async def test_a_secret_is_nowhere_but_in_its_answer(api: Api, database_url: str) -> None:
-    """Neither the database's files nor the log nor a list holds it; its id is in all of them."""
+    """Neither the database nor the log nor a list holds it; its id is in all of them."""
     with capture_logs() as lines:
         made = await api.keys.CreateApiKey(new(), metadata=api.admin)
         await use(api, bearer(made.secret))
@@ -353,6 +347,6 @@ async def test_a_secret_is_nowhere_but_in_its_answer(api: Api, database_url: str
         await refused(use(api, (("authorization", made.secret),)))
         keys = await listed(api, api.admin)
 
-    texts = [contents(file_of(database_url)), repr(lines), repr(keys)]
+    texts = [await contents(database_url), repr(lines), repr(keys)]
     assert [made.api_key.id in text for text in texts] == [True] * 3
     assert [made.secret[len("sk-") :] in text for text in texts] == [False] * 3

@@ -22,7 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from creditledger import clock as time
 from creditledger import ids
 from creditledger.server import SERVICES
-from tests.running import WALLET, adjust, consume, fate, grant, post, refund, serve, wallet
+from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
 from tests.serving import Refused, refused
 from tests.support import START
 
@@ -42,7 +42,7 @@ async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
         yield served
 
 
-def row(sequence: int, posting: int, **fields: Any) -> CreditTransaction:
+def row(sequence: int, posting_id: str, **fields: Any) -> CreditTransaction:
     """A transaction of wal_acme, which is wallet 1, written at START; its grant by number."""
     granted = fields.pop("grant", None)
     return CreditTransaction(
@@ -53,16 +53,16 @@ def row(sequence: int, posting: int, **fields: Any) -> CreditTransaction:
         created_at=NOW,
         updated_at=NOW,
         wallet_id=WALLET,
-        posting_id=ids.compose("pst", 1, posting),
+        posting_id=posting_id,
         sequence=sequence,
         currency_id="USD",
         **{"effective_at": NOW, **fields},
     )
 
 
-def posting(number: int, rows: Sequence[CreditTransaction], after: pb.Wallet) -> pb.Posting:
+def posting(rows: Sequence[CreditTransaction], after: pb.Wallet) -> pb.Posting:
     """A posting of wal_acme."""
-    return pb.Posting(posting_id=ids.compose("pst", 1, number), transactions=rows, wallet=after)
+    return pb.Posting(posting_id=rows[0].posting_id, transactions=rows, wallet=after)
 
 
 # --- health, reflection, grpcurl ------------------------------------------------------------------
@@ -115,10 +115,7 @@ async def test_a_drain_says_so_and_finishes_what_is_under_way(api: Api) -> None:
         await stopping
 
     assert said.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert [fate(one.result) for one in (before, during)] == [
-        ids.compose("pst", 1, 2),
-        ids.compose("pst", 1, 3),
-    ]
+    assert ranked([fate(one.result) for one in (before, during)]) == [1, 2]
     assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
     assert ended is grpc.aio.EOF
 
@@ -203,7 +200,7 @@ async def test_a_grant_is_answered_whole(api: Api) -> None:
     rows = [
         row(
             1,
-            1,
+            answer.posting_id,
             grant=1,
             type="grant",
             kind="topup",
@@ -213,7 +210,7 @@ async def test_a_grant_is_answered_whole(api: Api) -> None:
             **fields,
         )
     ]
-    assert posting(1, rows, wallet("50.00", 1)) == answer
+    assert posting(rows, wallet("50.00", 1)) == answer
 
 
 async def register(api: Api) -> None:
@@ -261,12 +258,12 @@ async def test_a_consumption_is_answered_whole(api: Api) -> None:
         "effective_at": happened,
     }
     rows = [
-        row(3, 3, grant=2, amount="-2.00", running_balance="1.00", **same),
-        row(4, 3, grant=1, amount="-1.00", running_balance="0.00", **same),
-        row(5, 3, amount="-0.0123", running_balance="-0.0123", **same),
+        row(3, answer.posting_id, grant=2, amount="-2.00", running_balance="1.00", **same),
+        row(4, answer.posting_id, grant=1, amount="-1.00", running_balance="0.00", **same),
+        row(5, answer.posting_id, amount="-0.0123", running_balance="-0.0123", **same),
     ]
     after = wallet("-0.0123", 5, overdraft_limit="1.00", overdraft_used="0.0123")
-    assert posting(3, rows, after) == answer
+    assert posting(rows, after) == answer
 
 
 async def test_adjustments_are_answered_whole(api: Api) -> None:
@@ -283,7 +280,7 @@ async def test_adjustments_are_answered_whole(api: Api) -> None:
 
     first = row(
         1,
-        1,
+        credit.posting_id,
         grant=1,
         type="adjustment",
         kind="admin_credit",
@@ -293,7 +290,7 @@ async def test_adjustments_are_answered_whole(api: Api) -> None:
     )
     second = row(
         2,
-        2,
+        debit.posting_id,
         grant=1,
         type="adjustment",
         kind="admin_debit",
@@ -301,8 +298,8 @@ async def test_adjustments_are_answered_whole(api: Api) -> None:
         running_balance="3.50",
         source=TransactionSource(actor="ops@example.com"),
     )
-    assert posting(1, [first], wallet("5.00", 1)) == credit
-    assert posting(2, [second], wallet("3.50", 2)) == debit
+    assert posting([first], wallet("5.00", 1)) == credit
+    assert posting([second], wallet("3.50", 2)) == debit
 
 
 async def test_a_forced_debit_is_answered_whole(api: Api) -> None:
@@ -317,10 +314,10 @@ async def test_a_forced_debit_is_answered_whole(api: Api) -> None:
         "source": TransactionSource(actor="admin key"),
     }
     rows = [
-        row(2, 2, grant=1, amount="-1.00", running_balance="0.00", **same),
-        row(3, 2, amount="-2.00", running_balance="-2.00", **same),
+        row(2, answer.posting_id, grant=1, amount="-1.00", running_balance="0.00", **same),
+        row(3, answer.posting_id, amount="-2.00", running_balance="-2.00", **same),
     ]
-    assert posting(2, rows, wallet("-2.00", 3, overdraft_used="2.00")) == answer
+    assert posting(rows, wallet("-2.00", 3, overdraft_used="2.00")) == answer
 
 
 async def test_refunds_are_answered_whole(api: Api) -> None:
@@ -339,10 +336,10 @@ async def test_refunds_are_answered_whole(api: Api) -> None:
         "kind": "refund",
         "source": TransactionSource(posting_id=call.posting_id),
     }
-    first = row(3, 3, amount="0.25", running_balance="0.50", **same)
-    second = row(4, 4, amount="0.50", running_balance="1.00", **same)
-    assert posting(3, [first], wallet("0.50", 3)) == part
-    assert posting(4, [second], wallet("1.00", 4)) == rest
+    first = row(3, part.posting_id, amount="0.25", running_balance="0.50", **same)
+    second = row(4, rest.posting_id, amount="0.50", running_balance="1.00", **same)
+    assert posting([first], wallet("0.50", 3)) == part
+    assert posting([second], wallet("1.00", 4)) == rest
 
 
 # --- the same key again ---------------------------------------------------------------------------

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
-import sqlite3
 from collections import defaultdict
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +15,11 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_server
 
-from creditledger import ids
 from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary
 from creditledger.api.wallet_service import WalletService
 from creditledger.ledger import Ledger
+from tests.databases import kept_locked
 from tests.running import (
     PATIENCE_SECONDS,
     WALLET,
@@ -30,11 +29,12 @@ from tests.running import (
     fate,
     grant,
     post,
+    ranked,
     serve,
     wallet,
 )
 from tests.serving import Refused, refused
-from tests.support import BACKDATING_MS_MAX, add_wallet, file_of
+from tests.support import BACKDATING_MS_MAX, add_wallet
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable
@@ -81,21 +81,18 @@ async def test_a_batch_has_its_order_and_each_its_own_fate(api: Api) -> None:
         metadata = {"required": required, "available": available, "currency": "USD"}
         return Refused("INSUFFICIENT_CREDIT", None, metadata)
 
-    def number(n: int) -> str:
-        return ids.compose("pst", 1, n)
-
     reused = {"fields": "consumption.amount"}
-    assert fates == [
+    assert ranked(fates) == [
         poor("1.00", "0.00"),
-        number(1),
-        number(2),
-        number(2),
+        1,
+        2,
+        2,
         Refused("IDEMPOTENCY_KEY_REUSED", "idempotency_key", reused),
         poor("1.00", "0.50"),
         Refused("MISSING_FIELD", "idempotency_key"),
         Refused("NOT_FOUND", "wallet_id"),
         Refused("MISSING_FIELD", "operation"),
-        number(3),
+        3,
         Refused("INVALID_FIELD", "consumption.amount"),
         Refused("SCOPE_DENIED"),
     ]
@@ -115,7 +112,7 @@ async def test_a_batch_of_the_most(api: Api) -> None:
     """1,000 postings are one batch."""
     fates = await api.batch([post(f"key {n}", **grant("1")) for n in range(1_000)])
 
-    assert fates == [ids.compose("pst", 1, n) for n in range(1, 1_001)]
+    assert ranked(fates) == list(range(1, 1_001))
 
 
 #: 50 keys, 8,100 bytes: a row of an answer that carries it has 9 kB.
@@ -136,7 +133,7 @@ async def test_what_an_answer_cannot_hold_is_not_booked(api: Api) -> None:
     )
 
     fates = [fate(one) for one in answer.results]
-    assert fates[:2] == [ids.compose("pst", 1, n) for n in (501, 502)]
+    assert ranked(fates[:2]) == [1, 2]
     too_large = Refused("RESULT_TOO_LARGE")
     booked = sum(one != too_large for one in fates)
     assert fates[booked:] == [too_large] * (5 - booked)
@@ -146,9 +143,7 @@ async def test_what_an_answer_cannot_hold_is_not_booked(api: Api) -> None:
         [False] * booked + [True] * (5 - booked)
     )
     assert (await api.wallet_now()).sequence == 500 + 100 * booked
-    assert await api.batch(requests[booked:]) == [
-        ids.compose("pst", 1, 501 + n) for n in range(booked, 5)
-    ]
+    assert ranked(await api.batch(requests[booked:])) == list(range(1, 6 - booked))
 
 
 async def test_one_answer_that_cannot_be(api: Api) -> None:
@@ -204,14 +199,14 @@ async def test_a_stream_answers_in_order(api: Api) -> None:
     )
 
     poor = {"required": "2.00", "available": "1.00", "currency": "USD"}
-    assert fates == [
-        ids.compose("pst", 1, 1),
+    assert ranked(fates) == [
+        1,
         Refused("INSUFFICIENT_CREDIT", None, poor),
         Refused("MISSING_FIELD", "idempotency_key"),
         Refused("NOT_FOUND", "wallet_id"),
-        ids.compose("pst", 1, 2),
+        2,
         Refused("SCOPE_DENIED"),
-        ids.compose("pst", 1, 2),
+        2,
     ]
 
 
@@ -222,15 +217,12 @@ async def test_a_long_stream(api: Api) -> None:
 
     fates = await stream(api, requests)
 
-    numbers = iter(range(2, 3_000))
-    poor = [one for one in fates if isinstance(one, Refused)]
-    assert [one for one in fates if isinstance(one, str)] == [
-        ids.compose("pst", 1, next(numbers)) for _ in range(3_000 - len(poor))
-    ]
+    booked = [one for one in fates if isinstance(one, str)]
+    assert ranked(booked) == list(range(1, len(booked) + 1))
     assert [n for n, one in enumerate(fates) if isinstance(one, Refused)] == (
         list(range(0, 3_000, 7))
     )
-    assert {one.reason for one in poor} == {"INSUFFICIENT_CREDIT"}
+    assert {one.reason for one in fates if isinstance(one, Refused)} == {"INSUFFICIENT_CREDIT"}
 
 
 async def test_a_stream_without_postings(api: Api) -> None:
@@ -309,7 +301,9 @@ async def test_answers_that_nobody_reads(api: Api, caplog: pytest.LogCaptureFixt
     gc.collect()
 
     assert (await api.wallet_now()).balance == "400.00"
-    assert caplog.records == []
+    # grpcio may say that an answer was on its way; nothing else is said.
+    said = [one for one in caplog.records if "ExecuteBatchError raised in core" not in one.message]
+    assert said == []
 
 
 #: As the contract says.
@@ -460,16 +454,14 @@ async def test_who_goes_after_it_has_begun_has_posted(
     """A call that is cancelled while its batch is being written stands, and can be asked for."""
     async with stalled(store, clock, tmp_path / "socket") as served:
         wallets = served.services.wallets
-        with closing(sqlite3.connect(file_of(database_url), isolation_level=None)) as other:
-            # Who holds the write lock makes the committer wait in the middle of its batch.
-            other.execute("BEGIN IMMEDIATE")
+        # Who holds what it needs makes the committer wait in the middle of its batch.
+        async with kept_locked(database_url):
             call = wallets.Post(post("key", **grant("1")))
             await served.taken.reaches(1)
             await served.ledger.start()
             await served.settled()
             call.cancel()
             await served.settled()
-            other.execute("ROLLBACK")
         await wallets.Post(post("later", **grant("1")))
 
         request = pb.GetPostingRequest(wallet_id=WALLET, idempotency_key="key")
