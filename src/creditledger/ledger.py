@@ -60,13 +60,14 @@ class _Call:
     budget: Budget
     answer: asyncio.Future[Any]
     many: bool  #: The answer is a list, in which a refusal is one of them.
+    refused: list[Exception]  #: Of the commands after these, for which there was no room.
 
     def tell(self, answers: list[Answer]) -> None:
         """Answer the caller, if it still waits."""
         if self.answer.done():
             return
         if self.many:
-            self.answer.set_result(answers)
+            self.answer.set_result([*answers, *self.refused])
         elif isinstance(answers[0], Exception):
             self.answer.set_exception(answers[0])
         else:
@@ -118,9 +119,8 @@ class Ledger:
     def post_many(self, commands: Sequence[Command]) -> asyncio.Future[list[Posted | Exception]]:
         """Queue up to BATCH_MAX postings of one call, decided together and answered in order.
 
-        As `post` for each of them, at less cost: one future, whose list holds the refusals too.
-        Their answers share one budget. The queue may be passed by one call: it is refused whole or
-        taken whole.
+        As `post` for each of them, at less cost: one future, whose list holds the refusals too,
+        Overloaded for those that the queue has no room for. Their answers share one budget.
         """
         assert 0 < len(commands) <= BATCH_MAX
         return self._submit(commands, Budget(), many=True)
@@ -134,11 +134,19 @@ class Ledger:
     ) -> asyncio.Future[Any]:
         if self._closing:
             raise Unavailable("the server is shutting down")
-        if self._queued >= self._queue_max:
-            raise Overloaded(f"{self._queue_max} postings are waiting already", retry_after="1")
+        taken = commands[: max(0, self._queue_max - self._queued)]
+        refused: list[Exception] = []
+        if len(taken) < len(commands):
+            full = Overloaded(f"{self._queue_max} postings are waiting already", retry_after="1")
+            if not many:
+                raise full
+            refused = [full] * (len(commands) - len(taken))
         answer = asyncio.get_running_loop().create_future()
-        self._queue.append(_Call(commands, budget, answer, many))
-        self._queued += len(commands)
+        if not taken:
+            answer.set_result(refused)
+            return answer
+        self._queue.append(_Call(taken, budget, answer, many, refused))
+        self._queued += len(taken)
         self._arrived.set()
         return answer
 

@@ -187,13 +187,21 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, postings: Sequence[pb.PostRequest], caller: Caller
     ) -> pb.BatchPostResponse:
         """Up to 1,000 postings, each with a fate of its own, answered in order."""
-        budget = Budget()
-        waiting = [self._submit(posting, caller, budget) for posting in postings]
-        try:
-            return wire.results([await _answer(one) for one in waiting])
-        except asyncio.CancelledError:
-            _give_up(waiting)
-            raise
+        answers: list[Posted | Exception] = []
+        commands, places = [], []
+        for posting in postings:
+            try:
+                commands.append(wire.command(posting)(caller))
+            except Refusal as refusal:
+                answers.append(refusal)
+            else:
+                places.append(len(answers))
+                answers.append(_UNDECIDED)
+        if commands:
+            decided = await self._ledger.post_many(commands)
+            for place, answer in zip(places, decided, strict=True):
+                answers[place] = answer
+        return wire.results(map(_told, answers))
 
     async def StreamPost(  # noqa: N802
         self, request_iterator: AsyncIterator[pb.StreamPostRequest], context: Context
@@ -269,15 +277,24 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             return answer
 
 
+#: Stands where the ledger's answer will; never told.
+_UNDECIDED = Exception()
+
+
 async def _answer(coming: asyncio.Future[Posted]) -> Posted | Refusal:
-    """A posting's end as a client may know it; a bug is logged and told as one."""
+    """A posting's end as a client may know it."""
     try:
         return await coming
-    except Refusal as refusal:
-        return refusal
     except Exception as error:
-        log.error("posting failed", exc_info=error, request_id=current_request_id())
-        return unforeseen(current_request_id())
+        return _told(error)
+
+
+def _told(answer: Posted | Exception) -> Posted | Refusal:
+    """What a client is told of it; a bug is logged and told as one."""
+    if isinstance(answer, Posted | Refusal):
+        return answer
+    log.error("posting failed", exc_info=answer, request_id=current_request_id())
+    return unforeseen(current_request_id())
 
 
 def _give_up(waiting: Iterable[asyncio.Future[Posted]]) -> None:
