@@ -120,7 +120,7 @@ def faulty(operation: Operation, faults: Sequence[Fault]) -> tuple[Wallet, Comma
                 operation = replace(operation, **value)
             else:
                 fields[name] = value
-    return wallet, replace(command(operation), **fields)  # type: ignore[arg-type]  # by fault
+    return wallet, command(operation)._replace(**fields)  # type: ignore[arg-type]  # by fault
 
 
 CASES = [

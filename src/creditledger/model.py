@@ -272,8 +272,7 @@ def standing(wallet: Wallet, clock: int) -> Standing:
     return Standing(balance, 0, pending, balance - pending)
 
 
-@dataclass(frozen=True, slots=True)
-class Usage:
+class Usage(NamedTuple):
     """What was consumed. Belongs to the posting and counts once, however many grants paid."""
 
     api_key_id: str
@@ -344,8 +343,7 @@ OPERATION_NAMES = dict(OPERATIONS.values())
 EXPIRE = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Command:
+class Command(NamedTuple):
     """One posting as a client asked for it, shape checked, not yet decided.
 
     Amounts are still text: their scale is known only under the wallet's lock. `source` of the
@@ -360,7 +358,7 @@ class Command:
     actor: str  #: Its name: who did it, where the request does not say.
     description: str | None = None
     note: str | None = None
-    metadata: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = {}  # a Mapping: nobody writes to it
     effective_at: int | None = None
     expected_sequence: int | None = None
     validate_only: bool = False

@@ -82,20 +82,21 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
     def asked_by(caller: Caller) -> Command:
         if isinstance(operation, Adjust) and operation.force:
             caller.require(Scope.ADMIN)
+        # By place: names cost as much again as all the rest of making it.
         return Command(
-            wallet_id=wallet_id,
-            idempotency_key=key,
-            operation=operation,
-            livemode=caller.livemode,
-            posted_by=caller.number,
-            actor=caller.name,
-            description=description,
-            note=note,
-            metadata=metadata,
-            effective_at=effective_at,
-            expected_sequence=expected_sequence,
-            validate_only=request.validate_only,
-            backdating_free=caller.scope is Scope.ADMIN,
+            wallet_id,
+            key,
+            operation,
+            caller.livemode,
+            caller.number,
+            caller.name,
+            description,
+            note,
+            metadata,
+            effective_at,
+            expected_sequence,
+            request.validate_only,
+            caller.scope is Scope.ADMIN,
         )
 
     return asked_by
@@ -135,13 +136,8 @@ def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
         subscription_id = fields.optional_reference(
             "sub", message, "subscription_id", field="consumption.subscription_id"
         )
-    return Consume(
-        amount=amount,
-        meter_id=meter_id,
-        meter_event_id=meter_event_id,
-        subscription_id=subscription_id,
-        usage=_usage(message.usage) if given("usage") else None,
-    )
+    usage = _usage(message.usage) if given("usage") else None
+    return Consume(amount, meter_id, meter_event_id, subscription_id, usage)
 
 
 def _usage(message: wallet_service_pb2.Usage) -> Usage:
@@ -160,15 +156,15 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
     priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
     usual = priced(serialized, len(quantities))
     return Usage(
-        api_key_id=usual.api_key_id,
-        product_id=usual.product_id,
-        product_name=usual.product_name,
-        category=usual.category,
-        billing_method=usual.billing_method,
-        quantities=quantities,
-        base_prices=usual.base_prices,
-        discount_prices=usual.discount_prices,
-        price_precision=usual.price_precision,
+        usual.api_key_id,
+        usual.product_id,
+        usual.product_name,
+        usual.category,
+        usual.billing_method,
+        quantities,
+        usual.base_prices,
+        usual.discount_prices,
+        usual.price_precision,
     )
 
 
