@@ -38,7 +38,7 @@ from creditledger.store.dialects import (
     was_in,
 )
 from creditledger.store.reads import OF_POSTING, Filters, Span, expand, span, wallets_of
-from creditledger.store.sums import dimension_sums
+from creditledger.store.sums import count_over_all, dimension_sums
 from creditledger.store.values import dump
 
 t, p, d, w = (
@@ -259,11 +259,8 @@ def _count(
     if _conditions(counted_by_dimension) is None:
         if filters.meter_id is not None or filters.subscription_id is not None:
             return dimension_sums(connection, filters, wallets).count
-        if filters.start is None and filters.end is None:
-            total = select(func.coalesce(func.sum(schema.wallet_states.c.sequence), 0)).join_from(
-                schema.wallets, schema.wallet_states
-            )
-            return int(connection.execute(total.where(w.livemode == filters.livemode)).scalar_one())
+        if wallets is None:
+            return count_over_all(connection, filters)
     query = _matching(filters, wallets).order_by(None).subquery()
     return int(connection.execute(select(func.count()).select_from(query)).scalar_one())
 
