@@ -12,6 +12,8 @@ from creditledger.commands.verify import failures
 from creditledger.config import Config
 from creditledger.store import schema
 
+w, p = schema.wallets.c, schema.postings.c
+
 
 def receipts(path: Path) -> set[bytes]:
     """What the load was told is posted."""
@@ -19,20 +21,20 @@ def receipts(path: Path) -> set[bytes]:
     return {data[i : i + RECEIPT_BYTES] for i in range(0, len(data), RECEIPT_BYTES)}
 
 
-def require_all_there(connection: Connection, acknowledged: set[bytes], imported: int) -> None:
+def require_all_there(
+    connection: Connection, acknowledged: set[bytes], *, imported: int, after: int = 0
+) -> None:
     """Every posting that was acknowledged, and none that was not. Raises Failed.
 
-    Those of the load have keys of 32 digits, which no other posting here has; imported rows are
-    counted.
+    Those of the load have keys of 32 digits, and numbers beyond `after`; imported rows are counted.
     """
-    w, p = schema.wallets.c, schema.postings.c
     numbers = {
         number: int(id_.removeprefix(wallet_id(0)[:4])).to_bytes(4, "big")
         for number, id_ in connection.execute(select(w.number, w.id))
     }
     missing = set(acknowledged)
     unknown = found_imported = 0
-    query = select(p.wallet_number, p.idempotency_key).where(p.operation == 2)
+    query = select(p.wallet_number, p.idempotency_key).where(p.operation == 2, p.number > after)
     for wallet, key in connection.execution_options(yield_per=10_000).execute(query):
         if key.startswith("import:"):
             found_imported += 1
@@ -47,6 +49,12 @@ def require_all_there(connection: Connection, acknowledged: set[bytes], imported
             f"of {len(acknowledged):,} postings acknowledged {len(missing):,} are not there;"
             f" {unknown:,} are there that were not; {found_imported:,} of {imported:,} imported"
         )
+
+
+def last_posting(connection: Connection) -> int:
+    """The highest number of a posting."""
+    found: int = connection.execute(select(func.max(p.number))).scalar_one()
+    return found
 
 
 def row_count(connection: Connection) -> int:

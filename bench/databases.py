@@ -7,6 +7,7 @@ Both are as durable as in production. Called by run.py and reads.py; workers get
 import asyncio
 import contextlib
 import os
+import platform
 import shutil
 import sqlite3
 import statistics
@@ -51,6 +52,14 @@ class Home(ABC):
     @abstractmethod
     def copy(self, name: str, to: str) -> str:
         """A copy of a database that nobody has open; its URL."""
+
+    @abstractmethod
+    def has(self, name: str) -> bool:
+        """Whether there is a database of that name."""
+
+    @abstractmethod
+    def rename(self, name: str, to: str) -> None:
+        """Another name for a database that nobody has open."""
 
     @abstractmethod
     def drop(self, name: str) -> None:
@@ -107,6 +116,12 @@ class Sqlite(Home):
         shutil.copyfile(self._path(name), self._path(to))
         return self.url(to)
 
+    def has(self, name: str) -> bool:
+        return self._path(name).exists()
+
+    def rename(self, name: str, to: str) -> None:
+        self._path(name).rename(self._path(to))
+
     def drop(self, name: str) -> None:
         for path in self._folder.glob(f"{name}.db*"):
             path.unlink()
@@ -144,6 +159,13 @@ class Postgres(Home):
         self._server.create(to, template=name)
         return self.url(to)
 
+    def has(self, name: str) -> bool:
+        found = self._server.sql(f"SELECT 1 FROM pg_database WHERE datname = '{name}'")
+        return bool(found)
+
+    def rename(self, name: str, to: str) -> None:
+        self._server.sql(f'ALTER DATABASE "{name}" RENAME TO "{to}"')
+
     def drop(self, name: str) -> None:
         self._server.sql(f'DROP DATABASE IF EXISTS "{name}" WITH (FORCE)')
 
@@ -176,6 +198,16 @@ def _migrated(url: str) -> str:
 
 
 HOMES: dict[str, type[Home]] = {"sqlite": Sqlite, "postgres": Postgres}
+
+
+def machine(home: Home, runs: int) -> dict[str, str]:
+    """What figures are made on."""
+    memory = psutil.virtual_memory().total / 2**30
+    return {
+        "machine": f"{os.cpu_count()} cores, {memory:.0f} GB, Python {platform.python_version()}",
+        "database": home.describe(),
+        "runs": f"{runs}, medians",
+    }
 
 
 def fsync_ms(folder: Path) -> float:

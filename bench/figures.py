@@ -114,7 +114,10 @@ def _of_reads(one: Outcome) -> Iterator[Figure]:
     """Each read at ten million rows, as a multiple of the same at ten thousand."""
     for name, value in one.numbers.items():
         if name.startswith("ratio "):
-            yield from _at_most(f"read: {name.removeprefix('ratio ')}", value, READS, " times")
+            says = f"time at ten million rows / ten thousand, {name.removeprefix('ratio ')}"
+            if value is None:
+                yield Figure(says, f"≤ {READS:.2f}", "refused", reached=False)
+            yield from _at_most(says, value, READS)
 
 
 def _of_growth(one: Outcome) -> Iterator[Figure]:

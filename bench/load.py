@@ -6,9 +6,10 @@ receipts, for the ledger to be checked against them. Started by run.py.
 """
 
 import asyncio
+import base64
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -289,15 +290,43 @@ def drive(
             return await _grpcio(target, in_flight, seconds)
         return await _calls(target, kind, batch, in_flight, seconds)
 
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            times = runner.run(run())
-    except (TimeoutError, OSError, http2.Lost) as error:
-        raise Failed(f"{type(error).__name__}: {error}") from error
+    times = _run(run())
     with Path(receipts).open("ab") as file:
         file.writelines(times.receipts)
     return times.answer()
 
 
+def read(address: str, secret: str, path: str, request: str, seconds: float) -> dict[str, object]:
+    """One request again and again, one at a time; with what was answered first, both in base64."""
+    block = http2.grpc_headers(path, address, secret)
+    call = Call(block, http2.grpc_message(base64.b64decode(request)))
+    answers: list[bytes] = []
+
+    def accepts(stream: Stream) -> bool:
+        if stream.is_ok and not answers:
+            answers.extend(http2.grpc_messages(stream.body))
+        return stream.is_ok
+
+    async def run() -> Times:
+        connection = await http2.connect(address)
+        closed = Closed(lambda: call, accepts, seconds)
+        try:
+            await closed.run([connection], 1)
+        finally:
+            connection.close()
+        return closed.times
+
+    times = _run(run())
+    return {**times.answer(), "message": base64.b64encode(answers[0]).decode()}
+
+
+def _run(coroutine: Coroutine[None, None, Times]) -> Times:
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(coroutine)
+    except (TimeoutError, OSError, http2.Lost) as error:
+        raise Failed(f"{type(error).__name__}: {error}") from error
+
+
 if __name__ == "__main__":
-    serve({"drive": drive})
+    serve({"drive": drive, "read": read})

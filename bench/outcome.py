@@ -42,7 +42,9 @@ class Outcome:
     transport: str
     part: str  #: load, reads or growth: each has a file of its own.
     facts: dict[str, str] = field(default_factory=dict)
-    numbers: dict[str, float] = field(default_factory=dict)  #: What figures are made of.
+    numbers: dict[str, float | None] = field(
+        default_factory=dict
+    )  #: What figures are made of; None: it was refused.
     results: list[Result] = field(default_factory=list)
 
     @property
@@ -81,6 +83,21 @@ def median(samples: Sequence[Sample]) -> Sample:
     rate = middle("rate")
     assert rate is not None
     return Sample(rate, *(middle(name) for name in Sample.__slots__[1:]))
+
+
+def result(
+    name: str,
+    says: str,
+    unit: str,
+    samples: Sequence[Sample],
+    *,
+    against: str | None = None,
+    ratio: float | None = None,
+) -> Result:
+    """What the samples come to."""
+    rates = [one.rate for one in samples]
+    middle = median(samples)
+    return Result(name, says, unit, middle, min(rates), max(rates), len(rates), against, ratio)
 
 
 def ratio(samples: Iterable[Sample], against: Iterable[Sample]) -> float:

@@ -2,41 +2,42 @@
 
     make bench                                      both databases, the default transport
     make bench ARGS="--only unary --database postgres --transport native"
-    make bench ARGS="--only reads"                  the reads at ten million rows (see reads.py)
+    make bench ARGS="--only reads"                  reads at ten million rows (reading.py)
+    make bench ARGS="--only growth"                 posting at ten million rows (growth.py)
 
 Scenarios are run one after the other, all of them `--runs` times over; figures are medians, ratios
-those within a run, for the machine may be shared. Without `--only` the outcome is written to
-docs/benchmarks/.
+those within a run, for the machine may be shared. A complete part is written to docs/benchmarks/.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import psutil
 from rich.console import Console
 from rich.progress import Progress
 
-from bench import report
+from bench import growth, reading, report
 from bench.checks import receipts, require_all_there, require_verified, row_count
-from bench.databases import HOMES, Home, fsync_ms
+from bench.databases import HOMES, Home, fsync_ms, machine
 from bench.figures import figures
-from bench.outcome import Outcome, Result, Sample, median, ratio
+from bench.options import Options
+from bench.outcome import Outcome, Result, Sample, ratio, result
 from bench.prepare import prepare
 from bench.scenarios import Scenario, chosen, copies, scenarios
-from bench.served import Served, behind_envoy, service_key, serving
+from bench.seeded import LARGE, WALLETS
+from bench.served import Served, behind_envoy, new_key, serving
 from bench.worker import ROOT, Failed, Worker
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WALLETS = 10_000
+TRANSPORTS = ("grpcio", "native")
+#: Parts that need large ledgers, so are run by name only.
+SEEDED = ("reads", "growth")
 #: Rows an import has for each second that is asked for: it is measured from end to end.
 IMPORT_ROWS_A_SECOND = 6_000
 MODULES = {
@@ -45,16 +46,6 @@ MODULES = {
     "inprocess": "bench.inprocess",
     "imports": "bench.imports",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How to measure."""
-
-    transport: str
-    runs: int
-    seconds: float  #: That count, of each scenario.
-    wallets: int
 
 
 @dataclass(slots=True)
@@ -136,7 +127,7 @@ def prepared(
 ) -> "Iterator[Bench]":
     """Databases, server, Envoy and workers for these scenarios, until the block ends."""
     url = prepare(home, "ledger", options.wallets)
-    secret = service_key(url)
+    secret = new_key(url, "service")
     for copy in copies(found):
         home.copy("ledger", copy)
     with ExitStack() as stack:
@@ -164,7 +155,7 @@ def measure(home: Home, folder: Path, options: Options, found: Sequence[Scenario
             memory = bench.served.memory_peak()
     outcome = Outcome(home.kind, options.transport, "load")
     outcome.results = [_result(one, samples) for one in found]
-    outcome.facts = machine(options.runs) | {"database": home.describe()}
+    outcome.facts = machine(home, options.runs)
     _check(home, bench, found, outcome)
     outcome.numbers["memory_mb"] = memory / 2**20
     outcome.facts["server memory, peak"] = f"{memory / 2**20:.0f} MB"
@@ -173,18 +164,9 @@ def measure(home: Home, folder: Path, options: Options, found: Sequence[Scenario
     return outcome
 
 
-def machine(runs: int) -> dict[str, str]:
-    """What the figures were made on."""
-    memory = psutil.virtual_memory().total / 2**30
-    return {
-        "machine": f"{os.cpu_count()} cores, {memory:.0f} GB, Python {platform.python_version()}",
-        "runs": f"{runs}, medians",
-    }
-
-
 def _check(home: Home, bench: Bench, found: Sequence[Scenario], outcome: Outcome) -> None:
     acknowledged = receipts(bench.receipts)
-    home.run("ledger", lambda c: require_all_there(c, acknowledged, bench.imported))
+    home.run("ledger", lambda c: require_all_there(c, acknowledged, imported=bench.imported))
     rows = home.run("ledger", row_count)
     bench.receipts.unlink(missing_ok=True)
     seconds = require_verified(home.url("ledger"))
@@ -201,14 +183,11 @@ def _check(home: Home, bench: Bench, found: Sequence[Scenario], outcome: Outcome
 def _result(scenario: Scenario, samples: dict[str, list[Sample]]) -> Result:
     own = samples[scenario.name]
     against = samples.get(scenario.against or "")
-    return Result(
-        name=scenario.name,
-        says=scenario.says,
-        unit=scenario.unit,
-        median=median(own),
-        lowest=min(one.rate for one in own),
-        highest=max(one.rate for one in own),
-        runs=len(own),
+    return result(
+        scenario.name,
+        scenario.says,
+        scenario.unit,
+        own,
         against=scenario.against,
         ratio=None if against is None else ratio(own, against),
     )
@@ -216,46 +195,62 @@ def _result(scenario: Scenario, samples: dict[str, list[Sample]]) -> Result:
 
 def main() -> None:
     """Parse the command line and run."""
+    asked = _arguments()
+    options = Options(asked.transport, asked.runs, asked.seconds, asked.wallets)
+    every = scenarios(asked.wallets)
+    found = chosen(every, asked.only)
+    if asked.list or not (found or asked.only in SEEDED):
+        for one in every:
+            Console().print(f"{one.name:18} {one.says}", highlight=False)
+        Console().print(f"{' '.join(SEEDED):18} of ledgers of {asked.rows:,} rows")
+        return
+    complete = not asked.only or asked.only in SEEDED
+    for database in HOMES if asked.database == "all" else [asked.database]:
+        for transport in TRANSPORTS if asked.transport == "all" else [asked.transport]:
+            try:
+                outcome = _measured(database, replace(options, transport=transport), asked, found)
+            except Failed as error:
+                raise SystemExit(f"bench: {error}") from error
+            report.show(outcome)
+            report.show_figures(figures([outcome]))
+            if complete:
+                outcome.save(asked.output)
+    if complete:
+        report.write(asked.output)
+
+
+def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="names of scenarios, or parts of them: a,b*c")
     parser.add_argument("--database", default="all", choices=("all", *HOMES))
-    parser.add_argument("--transport", default="grpcio", choices=("grpcio", "native", "all"))
+    parser.add_argument("--transport", default="grpcio", choices=("all", *TRANSPORTS))
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken of")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each scenario")
     parser.add_argument("--wallets", type=int, default=WALLETS, help="in the ledger")
-    parser.add_argument("--folder", type=Path, help="where databases go (default: temporary)")
+    parser.add_argument("--rows", type=int, default=LARGE, help="of reads and growth")
+    parser.add_argument("--folder", type=Path, help="for temporary databases")
+    parser.add_argument("--keep", type=Path, help="a folder for those of reads and growth to stay")
     parser.add_argument("--list", action="store_true", help="names of all scenarios, and end")
     parser.add_argument("--output", type=Path, default=ROOT / "docs" / "benchmarks")
-    asked = parser.parse_args()
-    found = chosen(scenarios(asked.wallets), asked.only)
-    if asked.list or not found:
-        for one in found or scenarios(asked.wallets):
-            Console().print(f"{one.name:18} {one.says}", highlight=False)
-        return
-    databases = list(HOMES) if asked.database == "all" else [asked.database]
-    transports = ["grpcio", "native"] if asked.transport == "all" else [asked.transport]
-    for database in databases:
-        for transport in transports:
-            options = Options(transport, asked.runs, asked.seconds, asked.wallets)
-            outcome = _measured(database, asked.folder, options, found)
-            report.show(outcome)
-            if asked.only:
-                report.show_figures(figures([outcome]))
-            else:
-                outcome.save(asked.output)
-    if not asked.only:
-        report.show_figures(report.write(asked.output))
+    return parser.parse_args()
 
 
 def _measured(
-    database: str, folder: Path | None, options: Options, found: Sequence[Scenario]
+    database: str, options: Options, asked: argparse.Namespace, found: Sequence[Scenario]
 ) -> Outcome:
-    with tempfile.TemporaryDirectory(dir=folder, prefix="bench-") as name:
-        home = HOMES[database](Path(name))
+    with tempfile.TemporaryDirectory(dir=asked.folder, prefix="bench-") as name:
+        folder = Path(name)
+        place = folder
+        if asked.keep is not None and asked.only in SEEDED:
+            place = asked.keep.absolute()
+            place.mkdir(parents=True, exist_ok=True)
+        home = HOMES[database](place)
         try:
-            return measure(home, Path(name), options, found)
-        except Failed as error:
-            raise SystemExit(f"bench: {error}") from error
+            if asked.only not in SEEDED:
+                return measure(home, folder, options, found)
+            if asked.only == "reads":
+                return reading.measure(home, options, rows=asked.rows)
+            return growth.measure(home, folder, options, rows=asked.rows)
         finally:
             home.close()
 

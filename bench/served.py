@@ -1,7 +1,6 @@
 """The server that is measured, and Envoy in front of it: started, watched and stopped."""
 
 import asyncio
-import json
 import os
 import signal
 import subprocess
@@ -13,9 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
+from credit.v1 import api_key_service_pb2
 
 from bench.worker import Failed
-from creditledger.config import host_and_port
+from creditledger.commands.keys import create
+from creditledger.config import Config, host_and_port
 from creditledger.envoy import Envoy
 
 START_SECONDS_MAX = 60.0
@@ -103,21 +104,9 @@ def behind_envoy(address: str) -> Iterator[str]:
             runner.run(envoy.stop())
 
 
-def command(*words: str) -> str:
-    """What `creditledger <words but the last> --database-url <the last>` prints. Raises Failed."""
-    *begin, url = words
-    done = subprocess.run(
-        [sys.executable, "-m", "creditledger", *begin, "--database-url", url],
-        capture_output=True,
-        text=True,
-        check=False,
+def new_key(url: str, scope: str, customer: str | None = None) -> str:
+    """The secret of a new key; before a server has the database for itself."""
+    request = api_key_service_pb2.CreateApiKeyRequest(
+        name=f"bench {scope}", scope=scope, customer_id=customer, livemode=True
     )
-    if done.returncode:
-        raise Failed(f"creditledger {' '.join(begin)}: {done.stderr.strip() or done.stdout}")
-    return done.stdout
-
-
-def service_key(url: str) -> str:
-    """The secret of a new key that may post."""
-    made = json.loads(command("keys", "create", "--scope", "service", "--json", url))
-    return str(made["secret"])
+    return asyncio.run(create(Config(database_url=url), request)).secret

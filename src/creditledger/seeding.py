@@ -283,11 +283,12 @@ async def life(rows: int, days: int, *, until: int) -> Life:
         async with _opened(fewer, calendar) as scratch:
             await scratch.begin(BEGIN, min(RESERVES, rows))
             ends = [0, scratch.sequence]
-            for begin in begins[:MONTHS] if rows > RESERVES else ():
+            if rows - RESERVES < calendar.month_postings:
+                await scratch.end(begins[0], rows - scratch.sequence)
+                return _short(await look(_url(fewer), _Book), calendar, until)
+            for begin in begins[:MONTHS]:
                 await scratch.month(begin)
                 ends.append(scratch.sequence)
-        if rows <= RESERVES:
-            return _short(await look(_url(fewer), _Book), until)
         months, left = divmod(rows - ends[1], ends[2] - ends[1])
         shutil.copyfile(fewer, more)
         async with _opened(fewer, calendar) as scratch:
@@ -381,8 +382,8 @@ def _life(
     )
 
 
-def _short(book: _Book, until: int) -> Life:
-    """The life of a wallet that only has what it began with."""
+def _short(book: _Book, calendar: Calendar, until: int) -> Life:
+    """The life of a wallet that has not as many rows as a month."""
     stretch = book.stretch(0, book.rows, BEGIN, NEVER)
     return Life(
         sections=[_section(stretch, stretch, 0, 1)],
@@ -391,8 +392,8 @@ def _short(book: _Book, until: int) -> Life:
         time=0,
         postings=book.postings,
         rows=book.rows,
-        moved=(until - BEGIN) // clock.QUARTER * clock.QUARTER - RESERVES * clock.QUARTER,
-        slot=clock.QUARTER,
+        moved=(until - BEGIN) // clock.QUARTER * clock.QUARTER - calendar.head - calendar.month,
+        slot=calendar.slot,
     )
 
 

@@ -1,0 +1,13 @@
+"""How to measure, as the command line says; what every part of the benchmark is given."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One run over one database and transport."""
+
+    transport: str
+    runs: int  #: That medians are taken of.
+    seconds: float  #: That count, of each scenario.
+    wallets: int

@@ -1,0 +1,128 @@
+"""What is read of a small ledger and of a large one, to see that size does not matter.
+
+Each read is a request of the contract, made once for each ledger of a pair. Requests that need
+something of an answer (a token, a grant) get it from the server before anything is measured.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from credit.v1 import billing_service_pb2 as bills_pb
+from credit.v1 import credit_transaction_service_pb2 as pb
+from google.protobuf.message import Message
+
+from creditledger import clock
+from creditledger.seeding import METER
+
+LIST = "/credit.v1.CreditTransactionService/List"
+SUMMARY = "/credit.v1.CreditTransactionService/Summary"
+BILLING = "/credit.v1.BillingService/ListTransactions"
+BILLS = "/credit.v1.BillingService/ListApiKeyBills"
+
+#: The deep page, of one row each: page 10,000, which the small ledger has too.
+DEEP = 10_000
+
+Ask = Callable[[str, Message, bool], bytes]  # path, request, as the customer; answers the message
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One request, as whom, and whether its answer holds what it should."""
+
+    path: str
+    request: Message
+    as_customer: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    """A ledger that is read."""
+
+    customer: str | None  #: Whose wallet; None: all wallets, as a service.
+    now: int  #: Milliseconds, of its newest row or later.
+    deep: int
+
+
+def reads(ledger: Ledger, ask: Ask) -> dict[str, Read]:
+    """Every read of the ledger, by name."""
+    found = _lists(ledger, ask) | _summaries(ledger)
+    if ledger.customer is not None:
+        found |= _of_customer(ledger)
+    return found
+
+
+def _lists(ledger: Ledger, ask: Ask) -> dict[str, Read]:
+    def listing(**values: Any) -> pb.CreditTransactionServiceListRequest:
+        return pb.CreditTransactionServiceListRequest(customer_id=ledger.customer, **values)
+
+    def deep(**values: Any) -> dict[str, Read]:
+        before = listing(page=ledger.deep - 1, page_size=1, **values)
+        answer = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, before, False))
+        token = answer.paging.next_page_token
+        return {
+            "by number": Read(LIST, listing(page=ledger.deep, page_size=1, **values)),
+            "by cursor": Read(LIST, listing(page_token=token, page_size=1, **values)),
+        }
+
+    month = _seconds(ledger.now - 31 * clock.DAY, ledger.now)
+    year = _seconds(ledger.now - 366 * clock.DAY, ledger.now)
+    found = {
+        "first page and total": Read(LIST, listing()),
+        "first page and total, a month": Read(LIST, listing(**month)),
+        "first page and total, a meter": Read(LIST, listing(meter_id=METER)),
+        "first page and total, a meter and a month": Read(LIST, listing(meter_id=METER, **month)),
+    }
+    found |= {f"deep page {how}": read for how, read in deep().items()}
+    found |= {f"deep page {how}, a year": read for how, read in deep(**year).items()}
+    if ledger.customer is not None:
+        newest = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, listing(), False))
+        grants = [row.credit_grant_id for row in newest.list if row.HasField("credit_grant_id")]
+        found["first page and total, a grant"] = Read(LIST, listing(credit_grant_id=grants[0]))
+    return found
+
+
+def _summaries(ledger: Ledger) -> dict[str, Read]:
+    def summary(**values: Any) -> Read:
+        request = pb.CreditTransactionServiceSummaryRequest(customer_id=ledger.customer, **values)
+        return Read(SUMMARY, request)
+
+    year = _seconds(ledger.now - 365 * clock.DAY, ledger.now)
+    return {
+        "summary of a year": summary(**year),
+        "summary of a year, a meter": summary(meter_id=METER, **year),
+        "summary of all time": summary(),
+    }
+
+
+def _of_customer(ledger: Ledger) -> dict[str, Read]:
+    def billing(**values: Any) -> Read:
+        return Read(BILLING, bills_pb.ListTransactionsRequest(**values), True)
+
+    def bills(cycle: str) -> Read:
+        request = bills_pb.ListApiKeyBillsRequest(
+            cycle_type=cycle,
+            start_time=(ledger.now - 31 * clock.DAY) // clock.SECOND,
+            end_time=ledger.now // clock.SECOND,
+        )
+        return Read(BILLS, request, True)
+
+    month = {
+        "since": clock.text(ledger.now - 31 * clock.DAY),
+        "until": clock.text(ledger.now),
+    }
+    return {
+        "billing list": billing(),
+        "billing list, kind refund": billing(kind="refund"),
+        "billing list, kind usage": billing(kind="usage"),
+        "billing list, kind usage, a month": billing(kind="usage", **month),
+        "billing list, deep page of kind usage": billing(
+            kind="usage", page=ledger.deep * 8 // 10, page_size=1
+        ),
+        "bills of 31 days by day": bills("Day"),
+        "bills of 31 days by month": bills("Month"),
+    }
+
+
+def _seconds(start: int, end: int) -> Mapping[str, int]:
+    return {"start": start // clock.SECOND, "end": end // clock.SECOND}
