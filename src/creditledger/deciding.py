@@ -5,7 +5,7 @@ upon what the ones before it left, and gathers the changes to be written. No I/O
 the write transaction, on what was loaded under the wallets' locks. Called by ledger.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -118,16 +118,14 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
     )
 
 
-def _dimensions(commands: Iterable[Command], loaded: Loaded) -> set[tuple[int, Dimension]]:
-    """Under which dimensions, of which wallets, the commands may write."""
-    found = {
-        (wallet.number, _EXPIRY)
-        for wallet in loaded.wallets.values()
-        if rules.expirations(wallet, wallet.time(loaded.clock))
-    }
+def _dimensions(commands: Iterable[Command], loaded: Loaded) -> Iterator[tuple[int, Dimension]]:
+    """Under which dimensions, of which wallets, the commands may write; some more than once."""
+    for wallet in loaded.wallets.values():
+        if rules.expirations(wallet, wallet.time(loaded.clock)):
+            yield wallet.number, _EXPIRY
     for command in commands:
-        wallet = loaded.wallets.get(command.wallet_id)
-        if wallet is None:
+        found = loaded.wallets.get(command.wallet_id)
+        if found is None:
             continue
         original = None
         if isinstance(command.operation, Refund):
@@ -135,9 +133,8 @@ def _dimensions(commands: Iterable[Command], loaded: Loaded) -> set[tuple[int, D
             posting = loaded.originals.get(pair) if pair else None
             if posting is None:
                 continue
-            original = loaded.dimensions[wallet.number, posting.rows[0].dimension]
-        found.add((wallet.number, replay.dimension(command, original)))
-    return found
+            original = loaded.dimensions[found.number, posting.rows[0].dimension]
+        yield found.number, replay.dimension(command, original)
 
 
 @dataclass(slots=True)

@@ -53,7 +53,8 @@ class Wanted:
     subscriptions: frozenset[str]
     originals: frozenset[tuple[int, int]]  #: (wallet number, posting number)
     grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) named by adjustments
-    #: The dimensions the batch may write under, once the wallets and originals are loaded.
+    #: The dimensions the batch may write under, once the wallets and originals are loaded; one
+    #: may come more than once.
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
 
 

@@ -10,6 +10,7 @@ import json
 import sqlite3
 from collections.abc import Iterable, Sequence
 from itertools import chain
+from operator import itemgetter
 from typing import Any
 
 from creditledger.model import Dimension, Grant, Posting, Row, Wallet
@@ -251,17 +252,22 @@ _MOVE = _update(
 _TERMS = _update(
     "wallet_states", ["overdraft_limit", "status", "metadata", "updated_at"], ["wallet_number"]
 )
-_PLACE = ["wallet_number", "quarter", "dimension_number"]
+_by_place = itemgetter(0)
+_KEY = ["wallet_number", "quarter", "dimension_number"]
 _ROLLUP = _insert(
     "rollups",
-    [*_PLACE, *SUM_COLUMNS],
-    f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
+    [*_KEY, *SUM_COLUMNS],
+    f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
     + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_COLUMNS),
 )
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Nine tables' worth at most, in the order of dependence."""
+    """Nine kinds of rows at most, in the order of dependence.
+
+    Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
+    foreign key refers to is met together.
+    """
     if changes.terms:
         _write(
             driver,
@@ -278,20 +284,21 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         _DIMENSION,
         [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
     )
-    _write(driver, _POSTING, [posting_columns(posting) for posting in changes.postings])
+    _write(driver, _POSTING, sorted(map(posting_columns, changes.postings)))
     _write(
         driver,
         _GRANT,
         [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
     )
     turned, kept = [], []
-    for (wallet, number), (grant, was_open) in changes.drawn.items():
+    for (wallet, number), (grant, was_open) in sorted(changes.drawn.items(), key=_by_place):
         if was_open and grant.remaining:
             kept.append((grant.remaining, wallet, number))
         else:
             turned.append((grant.remaining, grant.remaining > 0, wallet, number))
     _write(driver, _DRAW, kept)
     _write(driver, _TURN, turned)
-    _write(driver, _ROW, changes.rows)
-    _write(driver, _MOVE, [(*wallet_counters(w), n) for n, w in changes.touched.items()])
-    _write(driver, _ROLLUP, [(*key, *sums) for key, sums in changes.rollups.items()])
+    _write(driver, _ROW, sorted(changes.rows))
+    moved = sorted(changes.touched.items(), key=_by_place)
+    _write(driver, _MOVE, [(*wallet_counters(wallet), number) for number, wallet in moved])
+    _write(driver, _ROLLUP, sorted([(*place, *sums) for place, sums in changes.rollups.items()]))
