@@ -31,11 +31,14 @@ from bench.scenarios import Scenario, chosen, copies, scenarios
 from bench.seeded import LARGE, WALLETS
 from bench.served import Served, behind_envoy, new_key, serving
 from bench.worker import ROOT, Failed, Worker
+from creditledger import log
+from creditledger.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TRANSPORTS = ("grpcio", "native")
+DEFAULT = Config.model_fields["transport"].default
 #: Parts that need large ledgers, so are run by name only.
 SEEDED = ("reads", "growth")
 #: Rows an import has for each second that is asked for: it is measured from end to end.
@@ -196,6 +199,7 @@ def _result(scenario: Scenario, samples: dict[str, list[Sample]]) -> Result:
 def main() -> None:
     """Parse the command line and run."""
     asked = _arguments()
+    log.configure("warning", "console")
     options = Options(asked.transport, asked.runs, asked.seconds, asked.wallets)
     every = scenarios(asked.wallets)
     found = chosen(every, asked.only)
@@ -223,7 +227,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="names of scenarios, or parts of them: a,b*c")
     parser.add_argument("--database", default="all", choices=("all", *HOMES))
-    parser.add_argument("--transport", default="grpcio", choices=("all", *TRANSPORTS))
+    parser.add_argument("--transport", default=DEFAULT, choices=("all", *TRANSPORTS))
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken of")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each scenario")
     parser.add_argument("--wallets", type=int, default=WALLETS, help="in the ledger")
