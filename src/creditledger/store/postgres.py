@@ -25,7 +25,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
-from creditledger.store.postgres_writer import LOST, Writer, is_not_now
+from creditledger.store.postgres_writer import DISCARD_PLANS, LOST, Plans, Writer, is_not_now
 
 T = TypeVar("T")
 
@@ -232,6 +232,8 @@ class Postgres:
         for last in (False, True):
             try:
                 async with engine.connect() as connection:
+                    if connection.info.setdefault("plans", Plans()).are_old():
+                        await connection.exec_driver_sql(DISCARD_PLANS)
                     return await _within(seconds, connection.run_sync(query))
             except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
                 if _state(error) == "57014":

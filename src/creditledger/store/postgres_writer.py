@@ -9,6 +9,7 @@ during the wait.
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import asyncpg
@@ -46,6 +47,10 @@ _NOT_NOW = ("08", "53", "57", "58", "55P03", "40", "25006")
 #: Wallets of which what never changes is kept in memory, about 400 bytes each.
 PLACES_MAX = 100_000
 
+#: How long a statement's plan is used at first, and at last.
+PLANS_SECONDS_MIN, PLANS_SECONDS_MAX = 1.0, 60.0
+DISCARD_PLANS = "DISCARD PLANS"
+
 Connect = Callable[[], Any]
 
 
@@ -57,6 +62,25 @@ def is_not_now(error: BaseException) -> bool:
     return isinstance(error, asyncpg.PostgresError) and code.startswith(_NOT_NOW)
 
 
+class Plans:
+    """When a connection's plans are made anew: often while it is young, then each minute.
+
+    They fit the tables as those were. Of an empty one it is as good to look rows up by their wallet
+    alone as by their whole key; once the wallet has many rows that is a scan of all of them.
+    """
+
+    def __init__(self) -> None:
+        self._made, self._lasting = monotonic(), PLANS_SECONDS_MIN
+
+    def are_old(self) -> bool:
+        """Whether to discard them; asked again, they are young."""
+        now = monotonic()
+        if now - self._made < self._lasting:
+            return False
+        self._made, self._lasting = now, min(2 * self._lasting, PLANS_SECONDS_MAX)
+        return True
+
+
 class Writer:
     """One connection that writes postings, made when it is needed and again when it is lost."""
 
@@ -64,6 +88,7 @@ class Writer:
         self._connect = connect
         self._clock = clock
         self._connection: asyncpg.Connection | None = None
+        self._plans = Plans()
         self._places: dict[str, tuple[Any, ...]] = {}  #: What never changes of a wallet, by id.
         self._known = Known()
 
@@ -74,6 +99,9 @@ class Writer:
             self._known.forget()
             self._places.clear()
             self._connection = await self._connect()
+            self._plans = Plans()
+        elif self._plans.are_old():
+            await self._connection.execute(DISCARD_PLANS)
         return self._connection
 
     async def close(self) -> None:
