@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from creditledger import clock as time
 from creditledger import ids
 from creditledger.server import SERVICES
+from tests.databases import kept_locked
 from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
 from tests.serving import Refused, refused
 from tests.support import START
@@ -91,33 +92,35 @@ async def test_health_of_what_is_not_there(api: Api) -> None:
     assert caught.value.code() is grpc.StatusCode.NOT_FOUND
 
 
-async def test_a_drain_says_so_and_finishes_what_is_under_way(api: Api) -> None:
-    """From the first moment of a stop health is NOT_SERVING; a stream under way is finished."""
+async def test_a_drain_says_so_and_finishes_what_is_under_way(api: Api, database_url: str) -> None:
+    """From the first moment of a stop health is NOT_SERVING, and new calls are UNAVAILABLE.
+
+    What a stream has brought so far is answered; then it is UNAVAILABLE too.
+    """
     await api.post("topup", **grant("10"))
     health = health_of(api)
     watching = health.Watch(health_pb2.HealthCheckRequest(service=SERVICES[-1]))
-    stream = api.wallets.StreamPost(metadata=api.service)
-    await stream.write(pb.StreamPostRequest(posting=post("before", **consume("1"))))
-    before: Any = await stream.read()
     assert (await watching.read()).status == health_pb2.HealthCheckResponse.SERVING
+    stream = api.wallets.StreamPost(metadata=api.service)
+    async with kept_locked(database_url):
+        for key in ("first", "second"):
+            await stream.write(pb.StreamPostRequest(posting=post(key, **consume("1"))))
+        await api.wallet_now()  # by then the server has read them too
 
-    stopping = asyncio.create_task(api.server.stop())
-    said = await watching.read()
-    watching.cancel()
-    await stream.write(pb.StreamPostRequest(posting=post("during", **consume("1"))))
-    during: Any = await stream.read()
-    new = api.wallets.GetWallet(pb.GetWalletRequest(wallet_id=WALLET), metadata=api.service)
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await new
-    await stream.done_writing()
-    ended = await stream.read()
+        stopping = asyncio.create_task(api.server.stop())
+        said = await watching.read()
+        checked = await health.Check(health_pb2.HealthCheckRequest())
+        new = await refused(
+            api.wallets.GetWallet(pb.GetWalletRequest(wallet_id=WALLET), metadata=api.service)
+        )
+    answers: list[Any] = [await stream.read() for _ in range(2)]
+    ended = await refused(stream.read())
     async with asyncio.timeout(5):
         await stopping
 
-    assert said.status == health_pb2.HealthCheckResponse.NOT_SERVING
-    assert ranked([fate(one.result) for one in (before, during)]) == [1, 2]
-    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
-    assert ended is grpc.aio.EOF
+    assert said.status == checked.status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert ranked([fate(one.result) for one in answers]) == [1, 2]
+    assert new == ended == Refused("UNAVAILABLE")
 
 
 async def reflected(

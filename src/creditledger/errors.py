@@ -206,6 +206,13 @@ class Unavailable(Refusal):
     reason, kind = "UNAVAILABLE", ErrorKind.AWAY
 
 
+class ShuttingDown(Unavailable):
+    """This server takes no new call: another one will, or the next one here."""
+
+    def __init__(self) -> None:
+        super().__init__("the server is shutting down")
+
+
 class OutcomeUnknown(Refusal):
     """The write may have happened: ask GetPosting with the same key, or post again with it."""
 

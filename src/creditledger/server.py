@@ -66,6 +66,9 @@ SOCKET_BYTES_MAX = 100
 LOCAL_WAIT_SECONDS_MAX = 10.0
 #: What a stop may take beyond the drain: the queue, the last commit, folding the journal.
 CLOSE_SECONDS_MAX = 20.0
+#: How long a process that stops refuses calls before it ends the connections: whoever balances
+#: between servers hears of it by a clean answer, and asks another one.
+REFUSING_SECONDS = 0.3
 
 #: How folders for sockets begin, in the folder for temporary files.
 _FOLDER = "creditledger-"
@@ -108,6 +111,7 @@ class Server:
         self._clock = clock
         self._local_only = local_only
         self._closing = contextlib.AsyncExitStack()
+        self._refusing_seconds = 0.0
         self._health = health.aio.HealthServicer()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
@@ -164,7 +168,8 @@ class Server:
         self._bind_local(local.server)
         if not self._local_only:
             host, _, _ = config.grpc_address.rpartition(":")
-            self.grpc_address = f"{host}:{self._listen(entrances[0].server)}"
+            entrances[0].port = self._listen(entrances[0].server)
+            self.grpc_address = f"{host}:{entrances[0].port}"
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         for entrance in entrances:
@@ -174,10 +179,14 @@ class Server:
         await self._health.enter_graceful_shutdown()
         # After a failure of the disk there is only the telling left.
         grace = 1.0 if self.failed.is_set() else self._config.drain_seconds
-        await transport.stop(entrances, grace)
+        await transport.stop(entrances, grace, self._refusing_seconds)
 
-    async def stop(self) -> None:
-        """Drain: say so, take no new call, finish those under way, commit, close."""
+    async def stop(self, *, refusing_seconds: float = 0.0) -> None:
+        """Drain: say so, take no new call, finish those under way, commit, close.
+
+        `refusing_seconds`: for so long new calls are told so, before the connections end.
+        """
+        self._refusing_seconds = refusing_seconds
         await self._closing.aclose()
 
     def _register(self, servers: list[grpc.aio.Server], store: Store, ledger: Ledger) -> None:
@@ -400,16 +409,18 @@ def told_to_stop() -> Iterator[asyncio.Event]:
 async def first_of(*events: Coroutine[Any, Any, object]) -> None:
     """Wait until one of them has happened."""
     tasks = [asyncio.ensure_future(event) for event in events]
-    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    for task in tasks:
-        task.cancel()
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 async def stop(server: Server, config: Config) -> None:
     """Stop the server; a process that cannot, because its disk hangs, is ended."""
     try:
         async with asyncio.timeout(config.drain_seconds + CLOSE_SECONDS_MAX):
-            await server.stop()
+            await server.stop(refusing_seconds=REFUSING_SECONDS)
     except TimeoutError:
         log.critical("cannot stop in order", exc_info=True)
         os._exit(1)

@@ -7,19 +7,25 @@ docs/decisions/0013-transport.md. Called by `server`.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager, suppress
+import ctypes
+import os
+import socket
+import stat
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 import grpc
 
 from creditledger.api.rpc import Boundary
 from creditledger.config import Transport
-from creditledger.errors import Unavailable
+from creditledger.errors import ShuttingDown
 
-#: How long the last answers may take from Python to the client's socket.
+#: How long the last answers of a native server may take from Python to the client's socket.
 FLUSH_SECONDS = 0.2
 
 _OPTIONS: list[tuple[str, Any]] = [
@@ -40,24 +46,29 @@ _OPTIONS: list[tuple[str, Any]] = [
 ]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Entrance:
     """A server, not yet started, and how to end it."""
 
     server: grpc.aio.Server
-    #: Of a server that drops its connections as soon as its handlers are done.
-    door: "Door | None" = None
+    door: "Door"
+    #: Of a server that ends its connections before the last answers have left.
+    flush_seconds: float = 0.0
+    #: Where it listens, once it does; None for a socket of the file system.
+    port: int | None = None
 
-    async def stop(self, grace_seconds: float) -> None:
-        """Take no new call, and end when those under way have, or after the grace."""
-        if self.door is not None:
-            began = asyncio.get_running_loop().time()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(grace_seconds):
-                    await self.door.close()
-                    await asyncio.sleep(FLUSH_SECONDS)
-            grace_seconds -= asyncio.get_running_loop().time() - began
-        await self.server.stop(max(0.0, grace_seconds))
+    async def stop(self, grace_seconds: float, refusing_seconds: float) -> None:
+        """Take no new call, and end when those under way have, or after the grace.
+
+        `refusing_seconds`: for so long new calls are told so, before the connections end.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self.door.close()
+                await asyncio.sleep(max(refusing_seconds, self.flush_seconds))
+        if self.port is not None:
+            hang_up(self.port)
+        await self.server.stop(None)
 
 
 def is_installed(transport: Transport) -> bool:
@@ -67,18 +78,21 @@ def is_installed(transport: Transport) -> bool:
 
 def network(transport: Transport) -> Entrance:
     """For whoever has a key. It takes one port, and as `native` no TLS."""
+    door = Door()
+    interceptors = [Boundary(), door]
     if transport == "grpcio":
-        return Entrance(grpc.aio.server(interceptors=[Boundary()], options=_OPTIONS))
+        return Entrance(grpc.aio.server(interceptors=interceptors, options=_OPTIONS), door)
     import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
 
-    door = Door()
-    native = pygrpc_native.aio.server(interceptors=[Boundary(), door], options=_OPTIONS)
-    return Entrance(native, door)
+    native = pygrpc_native.aio.server(interceptors=interceptors, options=_OPTIONS)
+    return Entrance(native, door, flush_seconds=FLUSH_SECONDS)
 
 
 def local() -> Entrance:
     """For the database's owner: an admin without a key."""
-    return Entrance(grpc.aio.server(interceptors=[Boundary(local=True)], options=_OPTIONS))
+    door = Door()
+    interceptors = [Boundary(local=True), door]
+    return Entrance(grpc.aio.server(interceptors=interceptors, options=_OPTIONS), door)
 
 
 class Door(grpc.aio.ServerInterceptor):
@@ -88,10 +102,17 @@ class Door(grpc.aio.ServerInterceptor):
         self._under_way = 0
         self._closed = False
         self._empty = asyncio.Event()
+        #: Tasks that wait for the next message of a stream.
+        self._reading: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
-        """Refuse new calls; end when none of the ledger's is under way."""
+        """Refuse new calls; end when none of the ledger's is under way.
+
+        Streams are read no further: what has been read is answered, then they end UNAVAILABLE.
+        """
         self._closed = True
+        for task in self._reading:
+            task.cancel()
         if self._under_way:
             await self._empty.wait()
 
@@ -102,56 +123,99 @@ class Door(grpc.aio.ServerInterceptor):
         ],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Count the ledger's calls. Health and reflection may come while they last."""
+        """Count the ledger's calls. Health and reflection may come to the end."""
         handler = await continuation(handler_call_details)
-        if handler is None:
-            return None
-        if handler_call_details.method.startswith("/credit."):
-            return self._counted(handler)
-        if self._closed and handler.unary_unary is not None:
-            return grpc.unary_unary_rpc_method_handler(_refuse)
-        return handler
+        ours = handler_call_details.method.startswith("/credit.")
+        return self._counted(handler) if handler is not None and ours else handler
 
     def _counted(self, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         coded = handler.request_deserializer, handler.response_serializer
         if handler.unary_unary is not None:
 
             async def unary(request: Any, context: Any) -> Any:
-                with self._one():
-                    return await handler.unary_unary(request, context)
+                self._enter(context)
+                return await handler.unary_unary(request, context)
 
             return grpc.unary_unary_rpc_method_handler(unary, *coded)
 
         async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-            with self._one():
-                async with aclosing(handler.stream_stream(requests, context)) as answers:
-                    async for answer in answers:
-                        yield answer
+            self._enter(context)
+            async with aclosing(handler.stream_stream(self._read(requests), context)) as answers:
+                async for answer in answers:
+                    yield answer
 
         return grpc.stream_stream_rpc_method_handler(stream, *coded)
 
-    @contextmanager
-    def _one(self) -> Iterator[None]:
+    def _enter(self, context: Any) -> None:
         if self._closed:
-            raise Unavailable("the server is shutting down")
+            raise ShuttingDown
         self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
-            if self._closed and not self._under_way:
-                self._empty.set()
+        # Called when the call's status has left, not only its handler.
+        context.add_done_callback(self._leave)
+
+    def _leave(self, _: Any) -> None:
+        self._under_way -= 1
+        if self._closed and not self._under_way:
+            self._empty.set()
+
+    async def _read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests until the door is closed. Raises ShuttingDown then."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not self._closed:
+            self._reading.add(task)
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self._closed and not task.uncancel():
+                    break
+                raise
+            finally:
+                self._reading.discard(task)
+            yield request
+        raise ShuttingDown
 
 
-async def _refuse(_: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
-
-
-async def stop(entrances: list[Entrance], grace_seconds: float) -> None:
+async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:
     """Stop them together."""
     first, *others = entrances
     # The first one's begins at once, in the same turn of the loop as whatever said that it would:
-    # clients who hear of it would otherwise find a server that is about to cancel them.
-    ending = [asyncio.ensure_future(entrance.stop(grace_seconds)) for entrance in others]
-    await first.stop(grace_seconds)
+    # clients who hear of it would otherwise find a server that is about to end.
+    ending = [asyncio.ensure_future(one.stop(grace_seconds, refusing_seconds)) for one in others]
+    await first.stop(grace_seconds, refusing_seconds)
     await asyncio.gather(*ending)
+
+
+# A filter of packets of one instruction: drop it.
+_DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+_SO_ATTACH_FILTER = 26
+
+
+def hang_up(port: int) -> None:
+    """End every connection that this process has accepted on the TCP port, and take no other.
+
+    A call that meets a server of grpcio in the moment of its stop is told CANCELLED, as if its
+    caller had given it up; whose connection ends is told UNAVAILABLE. Does nothing but on Linux.
+    """
+    for entry in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                continue
+            with _Borrowed(fileno=int(entry.name)) as one:
+                if one.type != socket.SOCK_STREAM or one.getsockname()[1:2] != (port,):
+                    continue
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    # To shut this one would do too, but gRPC would complain of it in the log.
+                    program = struct.pack("HP", 1, ctypes.addressof(_DROP))
+                    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+                else:
+                    one.shutdown(socket.SHUT_RDWR)
+
+
+class _Borrowed(socket.socket):
+    """A socket that is somebody else's to close."""
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()

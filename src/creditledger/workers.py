@@ -2,7 +2,7 @@
 
 For a database that takes several writers. They know nothing of each other: what they agree on is
 in the database. Started as fresh processes, because gRPC does not survive a fork. Called by
-`serve --workers` and `up --workers`; whoever balances between the ports is told all of them.
+`serve --workers` and `up --workers`; who balances between the ports is told all of them.
 """
 
 import asyncio
@@ -36,6 +36,9 @@ READY_SECONDS_MAX = 60.0
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.5, 30.0
 #: A worker that has served for so long ended for another reason than the one before it.
 STEADY_SECONDS = 60.0
+#: Between a worker that serves again and the end of the next one: until then whoever balances
+#: between them has seen that it does. Envoy, as configured, looks twice a second.
+SETTLE_SECONDS = 1.5
 _POLL_SECONDS = 0.05
 
 
@@ -53,7 +56,7 @@ class Workers:
         self.addresses = _addresses(config)
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
-        self._restarting = asyncio.Lock()
+        self._changing = asyncio.Lock()
 
     async def start(self) -> None:
         """Start all and wait until they serve. Raises CannotStart, with none left running."""
@@ -61,23 +64,36 @@ class Workers:
         for address in self.addresses:
             require_free(self._config.model_copy(update={"grpc_address": address}), "grpc_address")
         await require_schema(self._config)
-        try:
-            await asyncio.gather(*(self._launch(address) for address in self.addresses))
-        except BaseException:
-            await self.stop()
-            raise
-        for address in self.addresses:
-            self._keep(address)
+        async with self._changing:
+            launching = [asyncio.ensure_future(self._launch(one)) for one in self.addresses]
+            try:
+                await asyncio.gather(*launching)
+            except BaseException:
+                for one in launching:
+                    one.cancel()
+                await asyncio.gather(*launching, return_exceptions=True)
+                await self.stop()
+                raise
+            for address in self.addresses:
+                self._keep(address)
 
     async def restart(self) -> None:
-        """A new process for each, one after the other: the others serve meanwhile."""
-        async with self._restarting:
-            for address in self.addresses:
+        """A new process for each, one after the other: the others serve meanwhile.
+
+        Raises CannotStart for the first one that does not come up; it is tried again and again,
+        and those after it go on as they are.
+        """
+        async with self._changing:
+            for number, address in enumerate(self.addresses):
+                if number:
+                    await asyncio.sleep(SETTLE_SECONDS)
                 log.info("restarting worker", grpc_address=address)
                 await self._let_go(address)
-                await self._end(address)
-                await self._launch(address)
-                self._keep(address)
+                try:
+                    await self._end(address)
+                    await self._launch(address)
+                finally:
+                    self._keep(address)
 
     async def stop(self) -> None:
         """Drain all, at the same time."""
@@ -98,6 +114,7 @@ class Workers:
             async with asyncio.timeout(READY_SECONDS_MAX):
                 await first_of(process.wait(), _healthy(self._config, address))
         except TimeoutError:
+            await self._end(address)
             raise CannotStart(f"The worker at {address} does not answer.") from None
         if process.returncode is not None:
             raise CannotStart(f"The worker at {address} ended; its log says why.")
@@ -123,7 +140,6 @@ class Workers:
                 await self._launch(address)
             except CannotStart as error:
                 log.error("worker does not start", grpc_address=address, reason=str(error))
-                await self._end(address)
 
     async def _let_go(self, address: str) -> None:
         keeper = self._keepers.pop(address, None)
@@ -146,25 +162,24 @@ class Workers:
 
 
 async def serve(config: Config) -> None:
-    """Workers until SIGTERM or SIGINT, then drained; SIGHUP restarts them one by one.
-
-    Raises CannotStart, WrongSetting.
-    """
+    """Workers until SIGTERM or SIGINT, then drained. Raises CannotStart, WrongSetting."""
     with told_to_stop() as told:
-        workers = Workers(config)
-        await workers.start()
-        log.info("serving", grpc_addresses=workers.addresses, database=config.database)
-        async with _restarted_by_hangup(workers):
+        async with running(config) as workers:
+            log.info("serving", grpc_addresses=workers.addresses, database=config.database)
             await told.wait()
-        log.info("draining", seconds_max=config.drain_seconds)
-        await workers.stop()
+            log.info("draining", seconds_max=config.drain_seconds)
         log.info("stopped")
 
 
 @asynccontextmanager
-async def _restarted_by_hangup(workers: Workers) -> AsyncIterator[None]:
+async def running(config: Config) -> AsyncIterator[Workers]:
+    """Workers until the block ends, then drained; meanwhile SIGHUP restarts them one by one.
+
+    Raises CannotStart, WrongSetting.
+    """
+    workers = Workers(config)
     loop = asyncio.get_running_loop()
-    under_way: set[asyncio.Task[None]] = set()
+    restarts: set[asyncio.Task[None]] = set()
 
     async def restart() -> None:
         try:
@@ -174,17 +189,20 @@ async def _restarted_by_hangup(workers: Workers) -> AsyncIterator[None]:
 
     def hang_up() -> None:
         task = asyncio.create_task(restart())
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
+        restarts.add(task)
+        task.add_done_callback(restarts.discard)
 
+    # From the beginning: a hang-up that comes early is not to end this process.
     loop.add_signal_handler(signal.SIGHUP, hang_up)
     try:
-        yield
+        await workers.start()
+        yield workers
     finally:
         loop.remove_signal_handler(signal.SIGHUP)
-        for task in under_way:
+        for task in restarts:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*restarts, return_exceptions=True)
+        await workers.stop()
 
 
 def _addresses(config: Config) -> list[str]:

@@ -23,7 +23,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from creditledger.api.auth import Caller, Callers
-from creditledger.errors import ErrorKind, InvalidField, Refusal
+from creditledger.errors import ErrorKind, InvalidField, Refusal, ShuttingDown
 from creditledger.model import Scope
 
 log = structlog.get_logger()
@@ -36,6 +36,8 @@ DOMAIN = "creditledger"
 #: The trailers that Envoy turns into the REST answer; it strips their like from requests.
 ERROR_HEADER = "x-creditledger-error"
 STATUS_HEADER = "x-creditledger-status"
+#: By which Envoy asks another server, now and until this one is healthy again.
+ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
 #: Headers this long pass every proxy.
 HEADER_BYTES_MAX = 2_000
 MESSAGE_CHARACTERS_MAX = 400
@@ -142,6 +144,8 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
     ]
     if "retry_after" in refusal.metadata:
         trailers.append(("retry-after", refusal.metadata["retry_after"]))
+    if isinstance(refusal, ShuttingDown):
+        trailers.append((ELSEWHERE_HEADER, "true"))
     code = getattr(grpc.StatusCode, refusal.kind.grpc_code)
     await context.abort(code, message(refusal), tuple(trailers))
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from creditledger import __version__, clock, demo, log
+from creditledger import __version__, clock, demo, log, workers
 from creditledger.config import Config, WrongSetting, host_and_port, spelled
 from creditledger.demo import DemoKeys
 from creditledger.envoy import AddressTaken, Envoy, EnvoyError
@@ -22,7 +22,6 @@ from creditledger.server import (
     stop,
     told_to_stop,
 )
-from creditledger.workers import Workers
 
 
 @contextmanager
@@ -75,12 +74,8 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
 async def _served(config: Config) -> AsyncIterator[tuple[list[str], asyncio.Event]]:
     """Where gRPC is served until the block ends, and what says that it cannot be any more."""
     if config.workers > 1:
-        workers = Workers(config)
-        await workers.start()
-        try:
-            yield workers.addresses, asyncio.Event()  # one that ends is started again
-        finally:
-            await workers.stop()
+        async with workers.running(config) as started:
+            yield started.addresses, asyncio.Event()  # one that ends is started again
         return
     server = build(config)
     await server.start()
