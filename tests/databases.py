@@ -20,7 +20,7 @@ import asyncpg
 from sqlalchemy import make_url
 
 from creditledger.private_postgres import PrivatePostgres
-from tests.support import copied, file_of, finished, is_file, migrate, migrated
+from tests.support import copied, file_of, finished, is_file, migrate, migrated, sqlite_url
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -111,6 +111,13 @@ async def contents(url: str) -> str:
     return repr(rows)
 
 
+#: The connections of creditledger to a database of PostgreSQL, by what they are for.
+OURS = """
+SELECT application_name FROM pg_stat_activity
+WHERE datname = current_database() AND application_name LIKE 'creditledger %'
+ORDER BY application_name"""
+
+
 class Files:
     """Databases of SQLite: each a copy of one that is migrated."""
 
@@ -122,6 +129,10 @@ class Files:
     def new(self) -> str:
         """The URL of another one."""
         return copied(self._template, self._folder / f"{next(self._numbers)}.db")
+
+    def empty(self) -> str:
+        """The URL of one that is not there yet."""
+        return sqlite_url(self._folder / f"empty_{next(self._numbers)}.db")
 
     def drop(self, url: str) -> None:
         """They are small: the folder goes as a whole."""
@@ -139,8 +150,15 @@ class Databases:
 
     def new(self) -> str:
         """The URL of another one."""
+        return self._copy("template")
+
+    def empty(self) -> str:
+        """The URL of one that has nothing in it."""
+        return self._copy("template0")
+
+    def _copy(self, template: str) -> str:
         name = f"test_{uuid4().hex}"
-        self._admin(f"CREATE DATABASE {name} TEMPLATE template STRATEGY {self._strategy}")
+        self._admin(f"CREATE DATABASE {name} TEMPLATE {template} STRATEGY {self._strategy}")
         return self._server.url(name)
 
     def drop(self, url: str) -> None:

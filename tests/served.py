@@ -215,6 +215,7 @@ class Served:
 
     def row_counts(self) -> Mapping[str, int]:
         """How many rows each table has."""
+
         def count(connection: Connection) -> dict[str, int]:
             return {
                 table.name: connection.execute(select(func.count()).select_from(table)).scalar_one()

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-import sqlite3
-from collections import Counter, defaultdict
-from contextlib import AsyncExitStack, closing, suppress
+from collections import Counter
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,21 +17,22 @@ import grpc
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import ids, money, server
+from creditledger import money
 from creditledger.store import sqlite
+from tests.databases import OURS, execute
 from tests.process import process
 from tests.running import PATIENCE_SECONDS, consume, grant, post
-from tests.support import file_of, findings
+from tests.support import file_of, findings, is_file
+from tests.told import SCALE, stored, taken, told
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Coroutine
     from pathlib import Path
 
     from tests.process import Process
     from tests.running import Services
     from tests.serving import Metadata
 
-SCALE = 9
 HOT = "wal_hot"
 WALLETS = [HOT, *(f"wal_{n}" for n in range(5))]
 #: Lots so small that most consumptions draw on several: so a posting can be torn.
@@ -41,9 +41,6 @@ LOTS, LOT = 120, "2.00"
 RESERVE = "1000000"
 #: What no wallet can pay.
 TOO_MUCH = "2000000"
-
-#: (id, amount, running balance) of a row, amounts as they are printed.
-Row = tuple[str, str, str]
 
 
 @dataclass(slots=True)
@@ -173,41 +170,9 @@ class Load:
         return [one for one in self.intents.values() if one.answer is None]
 
 
-def stored(database: Path) -> dict[str, list[list[Row]]]:
-    """Key -> the rows of each posting that is on the disk under it, in any wallet."""
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
-        postings = connection.execute(
-            "SELECT number, wallet_number, idempotency_key, row_count FROM postings"
-            " WHERE idempotency_key IS NOT NULL"
-        ).fetchall()
-        rows = connection.execute(
-            "SELECT posting_number, wallet_number, sequence, amount, running_balance"
-            " FROM credit_transactions ORDER BY position"
-        ).fetchall()
-    of: dict[int, list[Row]] = defaultdict(list)
-    for posting, wallet, sequence, amount, balance in rows:
-        id_ = ids.compose("ct", wallet, sequence)
-        of[posting].append((id_, money.text(amount, SCALE), money.text(balance, SCALE)))
-    found: dict[str, list[list[Row]]] = defaultdict(list)
-    for number, _, key, count in postings:
-        assert count == len(of[number]), f"{key} is torn"
-        found[key].append(of[number])
-    return found
-
-
-def told(posting: pb.Posting) -> list[Row]:
-    """The rows that an answer told of."""
-    return [(one.id, one.amount, one.running_balance) for one in posting.transactions]
-
-
-def taken(rows: Iterable[Row]) -> int:
-    """What rows take together, in smallest units."""
-    return -sum(money.parse(amount, SCALE, field="amount") for _, amount, _ in rows)
-
-
-def check(load: Load, database: Path) -> set[str]:
+def check(load: Load, url: str) -> set[str]:
     """The promise about what the clients were told; answers the keys of what is there beyond it."""
-    found = stored(database)
+    found = stored(url)
     accepted = load.acknowledged()
     for key, posting in accepted.items():
         assert [told(posting)] == found[key], f"{key} was acknowledged"
@@ -222,16 +187,16 @@ def check(load: Load, database: Path) -> set[str]:
     return there
 
 
-async def settle(load: Load, served: Process, metadata: Metadata) -> None:
+async def settle(load: Load, served: Process, ledger: Ledger) -> None:
     """The clients ask what became of what they do not know, and send it again, under its key."""
     async with served.connected() as services:
         unknown = load.unknown()
-        before = stored(served.database)
+        before = stored(ledger.url)
         for intent in unknown[:300]:
             key = intent.request.idempotency_key
             request = pb.GetPostingRequest(wallet_id=intent.request.wallet_id, idempotency_key=key)
             try:
-                found = await services.wallets.GetPosting(request, metadata=metadata)
+                found = await services.wallets.GetPosting(request, metadata=ledger.metadata)
             except grpc.aio.AioRpcError as error:
                 rows = []
                 if error.code() is not grpc.StatusCode.NOT_FOUND:
@@ -242,7 +207,7 @@ async def settle(load: Load, served: Process, metadata: Metadata) -> None:
         for first in range(0, len(unknown), 500):
             intents = unknown[first : first + 500]
             batch = pb.BatchPostRequest(postings=[one.request for one in intents])
-            answer = await services.wallets.BatchPost(batch, metadata=metadata)
+            answer = await services.wallets.BatchPost(batch, metadata=ledger.metadata)
             for intent, result in zip(intents, answer.results, strict=True):
                 load.told(intent, result)
                 there = intent.request.idempotency_key in before
@@ -253,7 +218,7 @@ async def settle(load: Load, served: Process, metadata: Metadata) -> None:
 class Ledger:
     """A database with its wallets and a key, and all that was given and taken."""
 
-    database: Path
+    url: str
     log: Path
     metadata: Metadata = ()
     given: Counter[str] = field(default_factory=Counter)
@@ -283,11 +248,11 @@ class Ledger:
 
     async def check_totals(self, served: Process) -> None:
         """Each accepted intent has one posting, and the wallets hold what is left."""
-        found = stored(self.database)
+        found = stored(self.url)
         spent: Counter[str] = Counter()
         for load in self.loads:
             assert load.unknown() == []
-            check(load, self.database)
+            check(load, self.url)
             for key, intent in load.intents.items():
                 assert len(found[key]) == (intent.amount > 0)
                 spent[intent.request.wallet_id] += intent.amount
@@ -297,13 +262,13 @@ class Ledger:
                 wallet = await local.wallets.GetWallet(request)
                 left = self.given[wallet_id] * 10**SCALE - spent[wallet_id]
                 assert wallet.balance == wallet.available == money.text(left, SCALE)
-        assert findings(f"sqlite+aiosqlite:///{self.database}") == []
+        assert findings(self.url) == []
 
 
 @pytest.fixture
-def ledger(new_database: Callable[[], str], tmp_path: Path) -> Ledger:
+def ledger(database_url: str, tmp_path: Path) -> Ledger:
     """An empty database that nobody serves yet."""
-    return Ledger(file_of(new_database()), tmp_path / "log")
+    return Ledger(database_url, tmp_path / "log")
 
 
 async def test_killed_at_any_moment(ledger: Ledger) -> None:
@@ -314,10 +279,10 @@ async def test_killed_at_any_moment(ledger: Ledger) -> None:
     """
     torn_from = 0
     for turn in range(5):
-        async with process(ledger.database, ledger.log) as served:
+        async with process(ledger.url, ledger.log) as served:
             if ledger.loads:
-                check(ledger.loads[-1], ledger.database)
-                await settle(ledger.loads[-1], served, ledger.metadata)
+                check(ledger.loads[-1], ledger.url)
+                await settle(ledger.loads[-1], served, ledger)
                 await ledger.check_totals(served)
             load = await ledger.prepare(served, f"kill {turn}")
 
@@ -334,9 +299,9 @@ async def test_killed_at_any_moment(ledger: Ledger) -> None:
             torn_from += len(load.unknown())
         assert len(load.acknowledged()) > 0
         assert load.codes.total() == 4
-    async with process(ledger.database, ledger.log) as served:
-        check(ledger.loads[-1], ledger.database)
-        await settle(ledger.loads[-1], served, ledger.metadata)
+    async with process(ledger.url, ledger.log) as served:
+        check(ledger.loads[-1], ledger.url)
+        await settle(ledger.loads[-1], served, ledger)
         await ledger.check_totals(served)
 
     several = [one for load in ledger.loads for one in load.acknowledged().values()]
@@ -348,11 +313,11 @@ async def test_told_to_stop_under_load(ledger: Ledger) -> None:
     """SIGTERM: who was answered is in the ledger, the others are told UNAVAILABLE; nothing is left.
 
     The process ends by itself with 0, soon after the seconds that a drain may take; its socket is
-    gone, its lock is free and its journal folded into the database.
+    gone, and so are its connections, or its file is not locked and has no journal beside it.
     """
     clock = asyncio.get_running_loop().time
     flags = ("--drain-seconds", "0.5")
-    async with process(ledger.database, ledger.log, *flags) as served:
+    async with process(ledger.url, ledger.log, *flags) as served:
         load = await ledger.prepare(served, "stop")
 
         async def stop() -> None:
@@ -364,21 +329,25 @@ async def test_told_to_stop_under_load(ledger: Ledger) -> None:
         await load.run(served, ledger.metadata, stop())
         code = await served.ended()
         seconds = clock() - began
-    socket = server.local_socket(ledger.database)
-    left = {one.name for one in ledger.database.parent.glob(f"{ledger.database.name}*")}
-    lock = sqlite.lock(ledger.database)
-    lock.release()
-    check(load, ledger.database)
+    check(load, ledger.url)
 
     assert code == 0
     assert seconds < 8
-    assert not socket.exists()
-    assert left == {ledger.database.name, f"{ledger.database.name}.lock"}
+    assert not served.local_socket.exists()
+    if is_file(ledger.url):
+        file = file_of(ledger.url)
+        assert {one.name for one in file.parent.glob(f"{file.name}*")} == {
+            file.name,
+            f"{file.name}.lock",
+        }
+        sqlite.lock(file).release()
+    else:
+        assert await execute(ledger.url, OURS) == []
     # A call that comes in the very moment in which the port closes grpcio calls cancelled.
     assert load.codes[grpc.StatusCode.UNAVAILABLE] + load.codes[grpc.StatusCode.CANCELLED] == 4
     assert len(load.acknowledged()) > 50
-    async with process(ledger.database, ledger.log) as served:
-        await settle(load, served, ledger.metadata)
+    async with process(ledger.url, ledger.log) as served:
+        await settle(load, served, ledger)
         await ledger.check_totals(served)
 
 
@@ -432,7 +401,7 @@ async def forsaken(load: Load, services: Services, metadata: Metadata) -> None:
 
 async def test_forsaken_by_its_callers(ledger: Ledger) -> None:
     """Cancelled calls and passed deadlines leave postings that are whole, or none."""
-    async with process(ledger.database, ledger.log) as served:
+    async with process(ledger.url, ledger.log) as served:
         load = await ledger.prepare(served, "forsaken")
         async with served.connected() as one, served.connected() as other:
             async with asyncio.timeout(PATIENCE_SECONDS):
@@ -442,9 +411,9 @@ async def test_forsaken_by_its_callers(ledger: Ledger) -> None:
         async with served.local() as local:
             # The committer has begun and ended all that came before this.
             last = await local.wallets.Post(post("last", **grant("1"), wallet_id=HOT))
-        there = check(load, ledger.database)
+        there = check(load, ledger.url)
         dropped = len(load.unknown()) - len(there)
-        await settle(load, served, ledger.metadata)
+        await settle(load, served, ledger)
         ledger.given[HOT] += 1
         await ledger.check_totals(served)
         served.process.terminate()

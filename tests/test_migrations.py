@@ -2,48 +2,54 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 
-from creditledger.store import schema, sqlite
+from creditledger import store
+from creditledger.store import DatabaseLocked, schema
 from creditledger.store.migrations import migrate, newest, revision
-from tests.support import START, add_wallet, file_of, migrated
+from tests.support import START, add_wallet, change, is_file, look
+from tests.support import migrate as brought_up_to_date
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from sqlalchemy import Connection, MetaData
 
-    from sqlalchemy import Connection
-
-
-@contextmanager
-def written(path: Path) -> Iterator[Connection]:
-    """A transaction on the database at `path`, made if it is not there."""
-    engine = sqlite.writer_engine(path)
-    try:
-        with engine.begin() as connection:
-            yield connection
-    finally:
-        engine.dispose()
+#: (kind, name) -> what the definition says.
+Definitions = dict[tuple[str, str], Any]
 
 
-def definitions(connection: Connection) -> dict[tuple[str, str], list[str]]:
-    """(kind, name) -> what the definition says; blanks, quotes and the order of constraints do not.
+def metadata(url: str) -> MetaData:
+    """The tables as this kind of database has them."""
+    return schema.metadata if is_file(url) else schema.postgresql
 
-    Autogenerate looks at columns, keys and indexes; this also sees checks and WITHOUT ROWID.
+
+def definitions(connection: Connection) -> Definitions:
+    """All that a schema consists of.
+
+    Autogenerate looks at columns, keys and indexes; this also sees checks, triggers, WITHOUT ROWID.
     """
-    found = connection.execute(text("SELECT type, name, sql FROM sqlite_master WHERE sql NOT NULL"))
-    return {(kind, name): clauses(sql) for kind, name, sql in found if "alembic" not in name}
+    if connection.dialect.name == "sqlite":
+        found = connection.execute(
+            text("SELECT type, name, sql FROM sqlite_master WHERE sql NOT NULL")
+        )
+        every = {(kind, name): clauses(sql) for kind, name, sql in found}
+    else:
+        found = connection.exec_driver_sql(CATALOG)
+        every = {(kind, name): said for kind, name, said in found}
+    return {key: said for key, said in every.items() if "alembic" not in key[1]}
 
 
 def clauses(sql: str) -> list[str]:
-    """The parts between the outermost commas: columns as they stand, constraints by name."""
+    """The parts between the outermost commas: columns as they stand, constraints by name.
+
+    Blanks, quotes and the order of constraints are left out.
+    """
     parts, depth = [""], 0
     for character in re.sub(r"\s+", " ", sql.replace('"', "")):
         depth += {"(": 1, ")": -1}.get(character, 0)
@@ -58,86 +64,117 @@ def clauses(sql: str) -> list[str]:
     return [*columns, *sorted(set(body) - set(columns)), tail.strip()]
 
 
-def test_migrations_make_the_schema_of_the_queries(database_url: str, tmp_path: Path) -> None:
+CATALOG = """
+SELECT 'column', c.relname || '.' || a.attname,
+       concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attnotnull, l.collname,
+                 pg_get_expr(d.adbin, d.adrelid))
+FROM pg_class AS c
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
+LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
+WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'constraint', conrelid::regclass || '.' || conname, pg_get_constraintdef(oid)
+FROM pg_constraint WHERE contype <> 'n' AND connamespace = 'public'::regnamespace
+UNION ALL
+SELECT 'index', indexname, indexdef FROM pg_indexes WHERE schemaname = 'public'
+UNION ALL
+SELECT 'trigger', tgname, pg_get_triggerdef(oid) FROM pg_trigger WHERE NOT tgisinternal
+UNION ALL
+SELECT 'sequence', sequencename, increment_by::text FROM pg_sequences WHERE schemaname = 'public'"""
+
+
+def test_migrations_make_the_schema_of_the_queries(database_url: str, empty_url: str) -> None:
     """Tables, columns, types, defaults, constraints and indexes of both are the same."""
-    with written(file_of(database_url)) as connection:
+    tables = metadata(database_url)
+
+    def compared(connection: Connection) -> Definitions:
         context = MigrationContext.configure(
             connection, opts={"compare_type": True, "compare_server_default": True}
         )
-        assert compare_metadata(context, schema.metadata) == []
-        migrated_to = definitions(connection)
+        assert compare_metadata(context, tables) == []
+        return definitions(connection)
 
-    with written(tmp_path / "created.db") as connection:
-        schema.metadata.create_all(connection)
-        created = definitions(connection)
+    def created(connection: Connection) -> Definitions:
+        tables.create_all(connection)
+        return definitions(connection)
 
-    assert created == {key: sql for key, sql in migrated_to.items() if key[0] != "trigger"}
+    by_migration = change(database_url, compared)
+    by_tables = change(empty_url, created)
+
+    more = {key: by_migration.pop(key) for key in by_migration.keys() - by_tables.keys()}
+    assert by_tables == by_migration
+    # What is no part of a table.
+    assert {kind for kind, _ in more} <= {"trigger", "sequence"}
+    if not is_file(database_url):
+        assert more["sequence", "posting_numbers"] == "4096"
 
 
 def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
-    """Rows, postings and dimensions are guarded against both UPDATE and DELETE."""
-    with written(file_of(database_url)) as connection:
-        triggers = {name for kind, name in definitions(connection) if kind == "trigger"}
+    """Rows, postings and dimensions are guarded against UPDATE and DELETE, and TRUNCATE."""
+    triggers = {name for kind, name in look(database_url, definitions) if kind == "trigger"}
 
+    acts = ("update", "delete") if is_file(database_url) else ("update", "delete", "truncate")
     assert triggers == {
         f"{table}_no_{act}"
         for table in ("credit_transactions", "postings", "dimensions")
-        for act in ("update", "delete")
+        for act in acts
     }
 
 
 def test_a_new_database_has_the_currencies(database_url: str) -> None:
     """USD and CNY have nine digits after the point, CREDIT six."""
-    with written(file_of(database_url)) as connection:
-        rows = connection.execute(schema.currencies.select()).all()
+    rows = look(database_url, lambda c: c.execute(schema.currencies.select()).all())
 
     assert {(row.code, row.scale) for row in rows} == {("USD", 9), ("CNY", 9), ("CREDIT", 6)}
 
 
-def test_an_empty_file_has_no_revision_until_it_is_migrated(tmp_path: Path) -> None:
+def test_an_empty_database_has_no_revision_until_it_is_migrated(empty_url: str) -> None:
     """The revision goes from none to the newest, which is the last of the files."""
-    path = tmp_path / "credit.db"
-
-    with written(path) as connection:
-        assert revision(connection) is None
-        assert migrate(connection) == (None, newest())
-        assert revision(connection) == newest()
-    with written(path) as connection:
-        assert revision(connection) == newest()
+    assert change(empty_url, revision) is None
+    assert change(empty_url, migrate) == (None, newest())
+    assert look(empty_url, revision) == newest()
 
 
-def test_migrating_again_changes_nothing(tmp_path: Path) -> None:
+def test_migrating_again_changes_nothing(empty_url: str) -> None:
     """What is there stays as it is, schema and rows, however often a database is migrated."""
-    path = tmp_path / "credit.db"
-    migrated(path)
-    with written(path) as connection:
-        add_wallet(connection, "wal_acme")
-        before = definitions(connection)
+    brought_up_to_date(empty_url)
+    change(empty_url, lambda connection: add_wallet(connection, "wal_acme"))
+    before = look(empty_url, definitions)
 
     for _ in range(2):
-        with written(path) as connection:
-            assert migrate(connection) == (newest(), newest())
+        assert change(empty_url, migrate) == (newest(), newest())
 
-    with written(path) as connection:
-        assert before == definitions(connection)
-        wallet = connection.execute(schema.wallets.select()).one()
-        assert (wallet.id, wallet.created_at) == ("wal_acme", START)
-        assert len(connection.execute(schema.currencies.select()).all()) == 3
+    assert before == look(empty_url, definitions)
+    wallet = look(empty_url, lambda c: c.execute(schema.wallets.select()).one())
+    assert (wallet.id, wallet.created_at) == ("wal_acme", START)
+    assert len(look(empty_url, lambda c: c.execute(schema.currencies.select()).all())) == 3
 
 
-def test_a_migration_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    """Migrating is one transaction: undone, the file is as empty as before."""
-    path = tmp_path / "credit.db"
+def test_a_migration_that_fails_leaves_nothing_behind(empty_url: str) -> None:
+    """Migrating is one transaction: undone, the database is as empty as before."""
 
-    def migrate_and_fail() -> None:
-        with written(path) as connection:
-            migrate(connection)
-            raise ZeroDivisionError
+    def migrate_and_fail(connection: Connection) -> None:
+        migrate(connection)
+        raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        migrate_and_fail()
+        change(empty_url, migrate_and_fail)
 
-    with written(path) as connection:
-        assert inspect(connection).get_table_names() == []
-        assert revision(connection) is None
-        assert migrate(connection) == (None, newest())
+    assert change(empty_url, lambda connection: inspect(connection).get_table_names()) == []
+    assert change(empty_url, revision) is None
+    assert change(empty_url, migrate) == (None, newest())
+
+
+async def test_migrations_at_the_same_time(empty_url: str) -> None:
+    """Of several one makes the schema; the others find it there, or find a file held."""
+    done = await asyncio.gather(
+        *[asyncio.to_thread(lambda: asyncio.run(store.migrate(empty_url, migrate))) for _ in "123"],
+        return_exceptions=True,
+    )
+
+    found = [one for one in done if not isinstance(one, DatabaseLocked)]
+    assert sorted(found, key=repr)[-1] == (None, newest())
+    assert all(one == (newest(), newest()) for one in sorted(found, key=repr)[:-1])
+    if not is_file(empty_url):
+        assert len(found) == 3

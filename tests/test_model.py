@@ -42,6 +42,7 @@ from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.values import ROW_COLUMNS
 from tests import naive, naive_bills, naive_invariants
 from tests.asking import WALLETS, Asking, Change, Request
+from tests.databases import Databases
 from tests.support import (
     BACKDATING_MS_MAX,
     START,
@@ -57,6 +58,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
     from creditledger.model import Operation
+    from tests.databases import Files
 
 
 def text(units: int, scale: int, zeros: int = 0) -> str:
@@ -471,15 +473,23 @@ def read(name: str, value: str, scale: int) -> object:
     return int(value) if name in ("expected", "actual") else value
 
 
-def test_the_ledger_is_the_naive_model(new_database: Callable[[], str]) -> None:
+def test_the_ledger_is_the_naive_model(databases: Files | Databases) -> None:
     """Random traffic is answered, refused and booked as the rules say, to the last digit."""
 
     class Machine(LedgerMachine):
         def make_database(self) -> str:
-            return new_database()
+            return databases.new()
 
+        def teardown(self) -> None:
+            super().teardown()
+            databases.drop(self.url)
+
+    examples = settings().max_examples
+    # The rules are the same on a server, where each step takes three times as long.
+    if isinstance(databases, Databases):
+        examples //= 3
     # Shrinking a failure takes some minutes; a success takes one.
     run_state_machine_as_test(
         Machine,
-        settings=settings(stateful_step_count=50),
+        settings=settings(stateful_step_count=50, max_examples=examples),
     )

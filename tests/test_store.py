@@ -27,7 +27,7 @@ from creditledger.store import (
     schema,
 )
 from tests.by_hand import by_hand, contents, wanting
-from tests.databases import execute
+from tests.databases import OURS, execute
 from tests.support import (
     Clock,
     add_wallet,
@@ -288,14 +288,8 @@ async def test_a_closed_store_leaves_the_database_to_the_next(
     if is_file(database_url):
         assert not file_of(database_url).with_suffix(".db-wal").exists()
     else:
-        assert await execute(database_url, CONNECTIONS) == []
+        assert await execute(database_url, OURS) == []
     assert look(database_url, wallet_count) == 2
-
-
-#: All connections of ours.
-CONNECTIONS = """
-SELECT application_name FROM pg_stat_activity
-WHERE datname = current_database() AND application_name LIKE 'creditledger%'"""
 
 
 @pytest.mark.only("sqlite")
