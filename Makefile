@@ -5,6 +5,7 @@
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make check   formatting, lint, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
+#   make soak    a server under mixed load for minutes      (ARGS="--transport native --minutes 10")
 #   make gen     generate gen/ from protos/           make format   format the Python sources
 #   make lock    choose the newest dependencies       make clean    remove what make has made
 
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/installed.stamp
 DEVELOPING := $(VENV)/developing.stamp
 POSTGRES := $(VENV)/postgres.stamp
 
-.PHONY: help up up-postgres test check bench breaking gen format lock clean
+.PHONY: help up up-postgres test check bench soak breaking gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -55,6 +56,9 @@ breaking: $(DEVELOPING)
 
 bench: $(DEVELOPING)
 	$(BIN)/python -m bench.run $(ARGS)
+
+soak: $(DEVELOPING)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.soak $(ARGS)
 
 gen: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/generate.py

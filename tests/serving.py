@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
 Metadata = tuple[tuple[str, str], ...]
+
+#: For the servers of files whose promises hold on either; the databases make no difference to it.
+TRANSPORTS = ("grpcio", pytest.param("native", marks=pytest.mark.only("sqlite")))
 
 
 def bearer(secret: str) -> Metadata:
@@ -87,9 +90,12 @@ class Api:
 
 
 @asynccontextmanager
-async def serving(database_url: str, clock: Callable[[], int]) -> AsyncIterator[Api]:
+async def serving(
+    database_url: str, clock: Callable[[], int], **settings: Any
+) -> AsyncIterator[Api]:
     """Serve the database until the block ends."""
-    config = load({"database_url": database_url, "grpc_address": "127.0.0.1:0", "drain_seconds": 0})
+    place = {"database_url": database_url, "grpc_address": "127.0.0.1:0", "drain_seconds": 0}
+    config = load({**place, **settings})
     server = build(config, clock=clock)
     await server.start()
     try:

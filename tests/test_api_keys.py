@@ -15,7 +15,7 @@ from structlog.testing import capture_logs
 from creditledger import clock as time
 from creditledger.store import registry
 from tests.databases import contents
-from tests.serving import Api, Metadata, Refused, bearer, refused, serving
+from tests.serving import TRANSPORTS, Api, Metadata, Refused, bearer, refused, serving
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -29,10 +29,12 @@ if TYPE_CHECKING:
 KEY_INVALID = Refused("KEY_INVALID")
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server upon a new database."""
-    async with serving(database_url, clock) as served:
+    async with serving(database_url, clock, transport=request.param) as served:
         yield served
 
 

@@ -37,7 +37,7 @@ from tests.running import (
     post,
     serve,
 )
-from tests.serving import Refused, bearer, refused
+from tests.serving import TRANSPORTS, Refused, bearer, refused
 from tests.support import START, change, file_of, is_file
 
 if TYPE_CHECKING:
@@ -211,6 +211,9 @@ class World:
                 unary: Any = services.channel.unary_unary(path, send, read)
                 answer = await unary(request, metadata=metadata)
         except grpc.aio.AioRpcError as error:
+            if method.client_streaming and error.details() == "Internal error from Core":
+                # So says gRPC's own client of a stream that was refused while it sent.
+                return await self.call(name, caller)
             return (await refused(_failing(error))).reason, None
         # A refusal of one posting of several is an answer.
         told: str | Refused = OK
@@ -225,10 +228,12 @@ async def _failing(error: grpc.aio.AioRpcError) -> None:
     raise error
 
 
-@pytest.fixture
-async def world(database_url: str, clock: Clock) -> AsyncIterator[World]:
+@pytest.fixture(params=TRANSPORTS)
+async def world(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[World]:
     """A server and everybody who may call it."""
-    async with serve(database_url, clock) as api:
+    async with serve(database_url, clock, transport=request.param) as api:
         local = api.local
         await local.new_wallet("wal_other", "cus_other")
         await api.post("topup", **grant("10"))

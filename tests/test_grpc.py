@@ -24,7 +24,7 @@ from creditledger import ids
 from creditledger.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
-from tests.serving import Refused, refused
+from tests.serving import TRANSPORTS, Refused, refused
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 NOW = time.text(START)
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
+    async with serve(database_url, clock, transport=request.param) as served:
         yield served
 
 

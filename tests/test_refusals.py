@@ -21,7 +21,7 @@ from creditledger.errors import ErrorKind, Refusal
 from creditledger.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
-from tests.serving import Refused, bearer, refused
+from tests.serving import TRANSPORTS, Refused, bearer, refused
 from tests.support import change, findings, is_file
 
 if TYPE_CHECKING:
@@ -36,10 +36,12 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parent.parent
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
+    async with serve(database_url, clock, transport=request.param) as served:
         yield served
 
 

@@ -13,7 +13,7 @@ import pytest
 from credit.v1 import registry_service_pb2 as pb
 
 from creditledger import clock as time
-from tests.serving import Api, Metadata, Refused, refused, serving
+from tests.serving import TRANSPORTS, Api, Metadata, Refused, refused, serving
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -27,10 +27,12 @@ SOME_METADATA = {"plan": "über", "tier": "3"}
 MADE_AT = time.text(START)
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server upon a new database."""
-    async with serving(database_url, clock) as served:
+    async with serving(database_url, clock, transport=request.param) as served:
         yield served
 
 

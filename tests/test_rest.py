@@ -28,6 +28,7 @@ from tests.served import (
     failure,
     serving,
 )
+from tests.serving import TRANSPORTS
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ BATCH_MAX = 1_000
 LONG = "x" * 10_000
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
+async def shared(
+    request: pytest.FixtureRequest, new_database: Callable[[], str]
+) -> AsyncIterator[Served]:
     """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
+    async with serving(new_database(), transport=request.param) as one:
         yield one
 
 

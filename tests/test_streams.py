@@ -33,7 +33,7 @@ from tests.running import (
     serve,
     wallet,
 )
-from tests.serving import Refused, refused
+from tests.serving import TRANSPORTS, Refused, refused
 from tests.support import BACKDATING_MS_MAX, add_wallet
 
 if TYPE_CHECKING:
@@ -45,10 +45,12 @@ if TYPE_CHECKING:
     from tests.support import Clock
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
+    async with serve(database_url, clock, transport=request.param) as served:
         yield served
 
 

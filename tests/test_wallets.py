@@ -10,7 +10,7 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger import ids
 from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
-from tests.serving import Refused, refused
+from tests.serving import TRANSPORTS, Refused, refused
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -19,10 +19,12 @@ if TYPE_CHECKING:
     from tests.support import Clock
 
 
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
     """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
+    async with serve(database_url, clock, transport=request.param) as served:
         yield served
 
 
