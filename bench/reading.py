@@ -69,6 +69,8 @@ class Side:
 
     def sample(self, read: reads.Read, seconds: float) -> Sample:
         """Again and again. Raises Failed."""
+        if read.refused is not None:
+            raise Failed(read.refused)
         before = self.served.cpu_seconds()
         answer = self._ask(read.path, read.request, read.as_customer, seconds)
         used = (self.served.cpu_seconds() - before) / answer["total"] * 1e6

@@ -12,6 +12,7 @@ from credit.v1 import billing_service_pb2 as bills_pb
 from credit.v1 import credit_transaction_service_pb2 as pb
 from google.protobuf.message import Message
 
+from bench.worker import Failed
 from creditledger import clock
 from creditledger.seeding import METER
 
@@ -28,11 +29,12 @@ Ask = Callable[[str, Message, bool], bytes]  # path, request, as the customer; a
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One request, as whom, and whether its answer holds what it should."""
+    """One request, and as whom."""
 
     path: str
     request: Message
     as_customer: bool = False
+    refused: str | None = None  #: Why it cannot be made: what it begins with was refused.
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +60,16 @@ def _lists(ledger: Ledger, ask: Ask) -> dict[str, Read]:
 
     def deep(**values: Any) -> dict[str, Read]:
         before = listing(page=ledger.deep - 1, page_size=1, **values)
-        answer = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, before, False))
-        token = answer.paging.next_page_token
+        by_cursor = listing(page_size=1, **values)
+        refused = None
+        try:
+            answer = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, before, False))
+            by_cursor.page_token = answer.paging.next_page_token
+        except Failed as error:
+            refused = str(error)
         return {
             "by number": Read(LIST, listing(page=ledger.deep, page_size=1, **values)),
-            "by cursor": Read(LIST, listing(page_token=token, page_size=1, **values)),
+            "by cursor": Read(LIST, by_cursor, refused=refused),
         }
 
     month = _seconds(ledger.now - 31 * clock.DAY, ledger.now)
