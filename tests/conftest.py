@@ -40,7 +40,7 @@ DATABASES = ("sqlite", "postgresql")
 #: What has been brought to run on PostgreSQL too.
 ON_BOTH = {
     *("test_api_keys", "test_auth", "test_races", "test_refusals", "test_registry", "test_rest"),
-    *("test_store_failures", "test_streams"),
+    *("test_store_failures", "test_streams", "test_failover"),
 }
 
 

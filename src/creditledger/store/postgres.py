@@ -39,6 +39,8 @@ LOCK_SECONDS_MAX = 5
 #: How long a transaction may stand still; a server that hangs gives its locks back after it.
 IDLE_SECONDS_MAX = 15
 CONNECT_SECONDS_MAX = 5
+#: What the answer to a statement may take beyond the statement, before the network counts as lost.
+ANSWER_SECONDS_MAX = 2
 #: How long a read waits for a connection of its pool.
 POOL_SECONDS_MAX = 5
 #: Registry writes at the same time, and how often one that met another is tried.
@@ -209,14 +211,16 @@ class Postgres:
         for last in (*[False] * (REGISTER_ATTEMPTS - 1), True):
             try:
                 async with self._registry.connect() as connection:
-                    done = await connection.run_sync(change)
+                    done = await _answered(connection.run_sync(change))
                     try:
-                        await connection.commit()
+                        await _answered(connection.commit())
                     except Exception as error:
                         raise CommitFailed(error) from error
                     return done
             except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
-                if not last and (_met_another(error) or _is_lost(error)):
+                # Whom a time-out befell has waited long enough.
+                again = not (last or isinstance(error, TimeoutError))
+                if again and (_met_another(error) or _is_lost(error)):
                     continue
                 if _is_lost(error):
                     raise StoreUnavailable(error) from error
@@ -228,13 +232,17 @@ class Postgres:
 
         Raises QueryTooBroad, Unavailable.
         """
+
+        def planned(connection: Connection) -> T:
+            if connection.info.setdefault("plans", Plans()).are_old():
+                connection.exec_driver_sql(DISCARD_PLANS)
+            return query(connection)
+
         engine = self._replica if stale and self._replica is not None else self._readers
         for last in (False, True):
             try:
                 async with engine.connect() as connection:
-                    if connection.info.setdefault("plans", Plans()).are_old():
-                        await connection.exec_driver_sql(DISCARD_PLANS)
-                    return await _within(seconds, connection.run_sync(query))
+                    return await _within(seconds, connection.run_sync(planned))
             except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
                 if _state(error) == "57014":
                     raise _too_broad(seconds) from None
@@ -249,7 +257,12 @@ class Postgres:
         """A connection for postings. Raises StoreUnavailable where none could be relied on."""
         url = make_url(self._url)
         _, place = url.get_dialect()().create_connect_args(url)
-        driver = await asyncpg.connect(**place, **_settings("posting", **_WRITING), **_PRIMARY)
+        driver = await asyncpg.connect(
+            **place,
+            **_settings("posting", **_WRITING),
+            **_PRIMARY,
+            command_timeout=WRITE_STATEMENT_SECONDS_MAX + ANSWER_SECONDS_MAX,
+        )
         version = driver.get_server_version().major
         fsync = await driver.fetchval("SHOW fsync")
         wrong = None
@@ -261,6 +274,11 @@ class Postgres:
             await driver.close()
             raise StoreUnavailable(wrong)
         return driver
+
+
+async def _answered(writing: Awaitable[T]) -> T:
+    async with asyncio.timeout(WRITE_STATEMENT_SECONDS_MAX + ANSWER_SECONDS_MAX):
+        return await writing
 
 
 async def _within(seconds: float, reading: Awaitable[T]) -> T:

@@ -39,8 +39,14 @@ from creditledger.store.values import (
     wallet_value,
 )
 
-#: What the driver raises when the server is gone or does not answer.
-LOST = (asyncpg.InterfaceError, asyncpg.TargetServerAttributeNotMatched, OSError)
+#: What the driver raises when the server is gone or does not answer, or when it has lost its own
+#: place in what it says, as happens to it where a connection ends in the middle of a statement.
+LOST = (
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
+    asyncpg.TargetServerAttributeNotMatched,
+    OSError,
+)
 #: Classes of errors that say "not now": connection, resources, operator, system; and a lock that
 #: was waited for too long, a deadlock with somebody else's statements, a server that only reads.
 _NOT_NOW = ("08", "53", "57", "58", "55P03", "40", "25006")
@@ -139,7 +145,7 @@ class Writer:
             await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
             yield
         except BaseException as error:
-            await self._undo(connection)
+            await self._undo(connection, error)
             if is_not_now(error):
                 raise StoreUnavailable(error) from error
             raise
@@ -154,8 +160,10 @@ class Writer:
                 raise CommitFailed(error) from error
             raise
 
-    async def _undo(self, connection: asyncpg.Connection) -> None:
+    async def _undo(self, connection: asyncpg.Connection, error: BaseException) -> None:
         try:
+            if isinstance(error, TimeoutError):
+                raise error  # who has not answered so far is not asked for more
             await connection.execute("ROLLBACK")
         except Exception:
             connection.terminate()
