@@ -60,17 +60,12 @@ def _lists(ledger: Ledger, ask: Ask) -> dict[str, Read]:
 
     def deep(**values: Any) -> dict[str, Read]:
         before = listing(page=ledger.deep - 1, page_size=1, **values)
-        by_cursor = listing(page_size=1, **values)
-        refused = None
-        try:
-            answer = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, before, False))
-            by_cursor.page_token = answer.paging.next_page_token
-        except Failed as error:
-            refused = str(error)
-        return {
-            "by number": Read(LIST, listing(page=ledger.deep, page_size=1, **values)),
-            "by cursor": Read(LIST, by_cursor, refused=refused),
-        }
+        by_cursor = _beginning(
+            lambda: ask(LIST, before, False),
+            lambda answer: listing(page_token=answer.paging.next_page_token, page_size=1, **values),
+        )
+        by_number = Read(LIST, listing(page=ledger.deep, page_size=1, **values))
+        return {"by number": by_number, "by cursor": by_cursor}
 
     month = _seconds(ledger.now - 31 * clock.DAY, ledger.now)
     year = _seconds(ledger.now - 366 * clock.DAY, ledger.now)
@@ -83,10 +78,23 @@ def _lists(ledger: Ledger, ask: Ask) -> dict[str, Read]:
     found |= {f"deep page {how}": read for how, read in deep().items()}
     found |= {f"deep page {how}, a year": read for how, read in deep(**year).items()}
     if ledger.customer is not None:
-        newest = pb.CreditTransactionServiceListResponse.FromString(ask(LIST, listing(), False))
-        grants = [row.credit_grant_id for row in newest.list if row.HasField("credit_grant_id")]
-        found["first page and total, a grant"] = Read(LIST, listing(credit_grant_id=grants[0]))
+        found["first page and total, a grant"] = _beginning(
+            lambda: ask(LIST, listing(), False),
+            lambda newest: listing(credit_grant_id=newest.list[0].credit_grant_id),
+        )
     return found
+
+
+def _beginning(
+    ask: Callable[[], bytes],
+    then: Callable[[pb.CreditTransactionServiceListResponse], Message],
+) -> Read:
+    """The list that is asked with what another one answered."""
+    try:
+        answer = pb.CreditTransactionServiceListResponse.FromString(ask())
+    except Failed as error:
+        return Read(LIST, pb.CreditTransactionServiceListRequest(), refused=str(error))
+    return Read(LIST, then(answer))
 
 
 def _summaries(ledger: Ledger) -> dict[str, Read]:
