@@ -41,6 +41,7 @@ DATABASES = ("sqlite", "postgresql")
 ON_BOTH = {
     *("test_api_keys", "test_auth", "test_races", "test_refusals", "test_registry", "test_rest"),
     *("test_store_failures", "test_streams", "test_failover"),
+    *("test_overload", "test_replica", "test_workers"),
 }
 
 

@@ -23,7 +23,7 @@ from structlog.testing import capture_logs
 
 from creditledger import clock as time
 from creditledger import ledger as committer
-from creditledger.errors import OutcomeUnknown, QueryTooBroad, Unavailable
+from creditledger.errors import OutcomeUnknown, Overloaded, QueryTooBroad, Unavailable
 from creditledger.store import CannotOpen, Store, postgres
 from tests.databases import Databases, connect, execute, own_postgres
 from tests.persistent import NETWORK, Persistent
@@ -433,7 +433,7 @@ async def test_a_lock_that_somebody_else_keeps(
 
 @pytest.mark.only("postgresql")
 async def test_a_pool_that_is_used_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """More reads than there are connections wait a while and are told UNAVAILABLE, not for ever."""
+    """More reads than there are connections wait a while and are told OVERLOADED, not for ever."""
     monkeypatch.setattr(postgres, "POOL_SECONDS_MAX", 0.1)
     store = Store(database_url, readers=1)
     await store.open()
@@ -447,7 +447,7 @@ async def test_a_pool_that_is_used_up(database_url: str, monkeypatch: pytest.Mon
 
     first = asyncio.create_task(store.read(slow))
     await begun.wait()
-    with pytest.raises(Unavailable):
+    with pytest.raises(Overloaded):
         await store.read(wallet_count)
     end.set()
 

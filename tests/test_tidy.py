@@ -49,7 +49,7 @@ store.multiply store.sums
 store.reads
 store.dialects
 store.migrations.versions.0001_the_ledger
-store.known
+store.known store.replica
 store.batch store.schema store.values store.verify store.migrations
 model bills
 money clock

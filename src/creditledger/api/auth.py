@@ -5,6 +5,7 @@ which needs no salt or stretching for a random secret. Keys are cached for two s
 revocation by another server holds within that; a revocation by this one holds at once.
 """
 
+import asyncio
 import hashlib
 import hmac
 import re
@@ -111,6 +112,7 @@ class Callers:
         self._store = store
         self._clock = clock
         self._cache: dict[bytes, _Known] = {}  #: By the secret's hash.
+        self._reading: dict[bytes, asyncio.Task[_Known]] = {}  #: Under way, by the same.
         self._forgotten = 0  #: How often `forget` was called.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
@@ -125,7 +127,7 @@ class Callers:
         now = self._clock()
         known = self._cache.get(hashed)
         if known is None or not 0 <= now - known.read_at < CACHE_MS_MAX:
-            known = await self._read(hashed, now)
+            known = await self._read_once(hashed, now)
         if known.revoked:
             raise KeyInvalid("the API key is revoked")
         if known.expires_at <= now:
@@ -135,11 +137,28 @@ class Callers:
     def forget(self, key_id: str) -> None:
         """Read this key anew before its next use."""
         self._cache = {h: one for h, one in self._cache.items() if one.caller.id != key_id}
+        # Nor does anybody wait any more for one that is being read now.
+        self._reading = {}
         self._forgotten += 1
+
+    async def _read_once(self, hashed: bytes, now: int) -> _Known:
+        """The key as it is now, read once for all who wait for it."""
+        reading = self._reading.get(hashed)
+        if reading is None:
+            reading = self._reading[hashed] = asyncio.create_task(self._read(hashed, now))
+            reading.add_done_callback(lambda done: self._read_is_over(hashed, done))
+        # Who gives up, gives up for himself.
+        return await asyncio.shield(reading)
+
+    def _read_is_over(self, hashed: bytes, done: "asyncio.Task[_Known]") -> None:
+        if self._reading.get(hashed) is done:
+            del self._reading[hashed]
+        if not done.cancelled():
+            done.exception()  # perhaps nobody waits for it any more
 
     async def _read(self, hashed: bytes, now: int) -> _Known:
         forgotten = self._forgotten
-        found = await self._store.read(lambda c: registry.key_by_hash(c, hashed))
+        found = await self._store.read(lambda c: registry.key_by_hash(c, hashed), urgent=True)
         if found is None or not hmac.compare_digest(found[1], hashed):
             raise KeyInvalid("there is no such API key")
         key = found[0]

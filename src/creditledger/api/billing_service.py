@@ -164,7 +164,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
                 offset=(wanted.page - 1) * wanted.page_size,
             )
 
-        total, transactions = await self._store.read(read)
+        total, transactions = await self._store.read(read, stale=True)
         return pb.ListTransactionsResponse(
             items=[_item(one) for one in transactions],
             total=total,
@@ -192,7 +192,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             labels = {bill.dimension.api_key_id for bill in found}
             return found, scale, registry.api_keys_of(connection, customer_id, labels)
 
-        found, scale, keys = await self._store.read(read)
+        found, scale, keys = await self._store.read(read, stale=True)
         return pb.ListApiKeyBillsResponse(
             bills=[_bill(bill, customer_id, scale, keys) for bill in found]
         )

@@ -172,7 +172,7 @@ class CreditTransactionService(
                 return lists.page(connection, filters, size=size, offset=offset)
 
         seconds = SEARCH_SECONDS_MAX if searching else READ_SECONDS_MAX
-        page = await self._store.read(read, seconds=seconds)
+        page = await self._store.read(read, seconds=seconds, stale=True)
         token = None
         if page.next is not None:
             after = page.next
@@ -206,7 +206,7 @@ class CreditTransactionService(
             scale = registry.scale(connection, found[0], field="currency_id")
             return sums.summary(connection, filters), scale
 
-        total, scale = await self._store.read(read)
+        total, scale = await self._store.read(read, stale=True)
         window = wanted.window
         return pb.CreditTransactionServiceSummaryResponse(
             total_quantity=_quantity(total, scale),

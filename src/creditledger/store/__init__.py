@@ -66,7 +66,9 @@ class _Database(Protocol):
     async def reconnect(self) -> None: ...
     async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None: ...
     async def write(self, change: Callable[[Connection], T]) -> T: ...
-    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T: ...
+    async def read(
+        self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
+    ) -> T: ...
 
 
 class _Kind(Protocol):
@@ -195,10 +197,12 @@ class Store:
         *,
         seconds: float = READ_SECONDS_MAX,
         stale: bool = False,
+        urgent: bool = False,
     ) -> T:
         """`query` on one snapshot; never waits for the writer.
 
-        `stale`: a moment behind the last posting will do, so a replica may answer.
-        Raises QueryTooBroad when it takes longer than `seconds`, Unavailable.
+        `stale`: a moment behind the last posting will do, so a replica may answer. `urgent`: it is
+        quick, and does not wait for other reads. Raises QueryTooBroad when it takes longer than
+        `seconds`, Overloaded where all connections are in use for long, Unavailable.
         """
-        return await self._database.read(query, seconds, stale=stale)
+        return await self._database.read(query, seconds, stale=stale, urgent=urgent)

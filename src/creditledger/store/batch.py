@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 
 from creditledger.model import Dimension, Grant, Posting, Row, Wallet
 
+#: What a read is told that found no connection free.
+TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
+
 
 class CannotOpen(Exception):
     """The database cannot be used as it is. The text is one sentence for the operator."""

@@ -22,6 +22,7 @@ from sqlalchemy import (
     literal_column,
     or_,
     select,
+    text,
     tuple_,
 )
 
@@ -38,6 +39,7 @@ from creditledger.store.dialects import (
     was_in,
 )
 from creditledger.store.reads import OF_POSTING, Filters, Span, expand, span, wallets_of
+from creditledger.store.replica import ReplicaBehind, is_replica
 from creditledger.store.sums import count_over_all, dimension_sums
 from creditledger.store.values import dump
 
@@ -76,6 +78,8 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
     """The page after `offset` rows. Raises InvalidField(page) where no counter leads that deep."""
     pin = connection.execute(select(snapshot())).scalar_one()
     wallets = wallets_of(connection, filters)
+    if is_replica(connection) and (wallets is None or len(wallets) > 1):
+        _require_whole(connection, pin)
     plain = _conditions(filters) is None
     if wallets is not None and plain:
         spans = [
@@ -110,6 +114,8 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
     if not is_snapshot(cursor.pin, connection.dialect.name):
         raise InvalidField("page_token is no token of this list", param="page_token")
     wallets = wallets_of(connection, filters)
+    if is_replica(connection):
+        _require_seen(connection, wallets, cursor)
     last = cursor.created_at, cursor.posting, cursor.sequence
     rest = and_(was_in(cursor.pin), tuple_(*_ORDER) < tuple_(*map(literal, last)))
     if wallets is not None and _conditions(filters) is None:
@@ -122,6 +128,40 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
         query = _matching(filters, wallets).where(t.created_at <= cursor.created_at, rest)
         keys = _keys(connection, query.limit(size + 1))
     return _page(connection, keys, size, cursor.count, cursor.pin)
+
+
+def _require_whole(connection: Connection, pin: str) -> None:
+    """Raises ReplicaBehind unless the pin says all of what this read of a replica sees.
+
+    A replica does not know, as text, which transactions are under way on the primary; within one
+    wallet that does not matter, for what they write comes before all that a walk still has to give.
+    """
+    first, end, _ = pin.split(":")
+    if first != end and connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
+        raise ReplicaBehind
+
+
+def _require_seen(
+    connection: Connection, wallets: list[tuple[int, int, str]] | None, cursor: Cursor
+) -> None:
+    """Raises ReplicaBehind unless this read of a replica sees all that the walk still has to give.
+
+    Its first page may be from the primary, or from another replica.
+    """
+    if wallets is not None and len(wallets) == 1:
+        seen = wallets[0][1] >= cursor.sequence
+    else:
+        seen = connection.execute(_SEEN, {"pin": cursor.pin}).scalar_one()
+    if not seen:
+        raise ReplicaBehind
+
+
+_SEEN = text(
+    """
+    SELECT pg_snapshot_xmax(CAST(CAST(:pin AS text) AS pg_snapshot))
+        <= pg_snapshot_xmin(pg_current_snapshot())
+    """
+)
 
 
 _ORDER = (t.created_at, t.posting_number, t.sequence)

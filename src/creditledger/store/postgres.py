@@ -10,14 +10,16 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import asyncpg
+import structlog
 from sqlalchemy import Connection, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from creditledger.errors import QueryTooBroad, Unavailable
+from creditledger.errors import Overloaded, QueryTooBroad, Refusal, Unavailable
 from creditledger.store.batch import (
+    TOO_MANY_READS,
     CannotOpen,
     Changes,
     CommitFailed,
@@ -26,6 +28,9 @@ from creditledger.store.batch import (
     Wanted,
 )
 from creditledger.store.postgres_writer import DISCARD_PLANS, LOST, Plans, Writer, is_not_now
+from creditledger.store.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
@@ -41,8 +46,10 @@ IDLE_SECONDS_MAX = 15
 CONNECT_SECONDS_MAX = 5
 #: What the answer to a statement may take beyond the statement, before the network counts as lost.
 ANSWER_SECONDS_MAX = 2
-#: How long a read waits for a connection of its pool.
+#: How long a read waits for a connection of its pool, and how many have one that nothing else
+#: uses: who calls must be known whatever else is read.
 POOL_SECONDS_MAX = 5
+URGENT_READERS = 2
 #: Registry writes at the same time, and how often one that met another is tried.
 REGISTRARS, REGISTER_ATTEMPTS = 2, 3
 #: One migration at a time, whoever runs it: the key of the advisory lock.
@@ -64,10 +71,12 @@ def name(url: str) -> str:
     return make_url(url).render_as_string(hide_password=True)
 
 
-def _settings(role: str, **more: str) -> dict[str, Any]:
+def _settings(
+    role: str, connect_seconds_max: float = CONNECT_SECONDS_MAX, /, **more: str
+) -> dict[str, Any]:
     """What a connection tells the server of itself, and the server does for it."""
     return {
-        "timeout": CONNECT_SECONDS_MAX,
+        "timeout": connect_seconds_max,
         "server_settings": {
             "application_name": f"creditledger {role}",
             "TimeZone": "UTC",
@@ -107,15 +116,27 @@ def _pool(url: str, size: int, isolation: str, connect_args: dict[str, Any]) -> 
     )
 
 
-def _reader(url: str, size: int, seconds: float) -> AsyncEngine:
+def _reader(
+    url: str, size: int, seconds: float, connect_seconds_max: float = CONNECT_SECONDS_MAX
+) -> AsyncEngine:
     reading = _settings(
         "reading",
+        connect_seconds_max,
         # The caller's own bound comes first; this one holds where the caller is gone.
         statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
         default_transaction_read_only="on",
     )
     engine = _pool(url, size, "REPEATABLE READ", reading)
     return engine.execution_options(postgresql_readonly=True)
+
+
+def _replica(url: str, size: int, seconds: float) -> Replica:
+    alone = create_async_engine(
+        url,
+        poolclass=NullPool,
+        connect_args=_settings("look", LOOK_SECONDS_MAX),
+    )
+    return Replica(_reader(url, size, seconds, LOOK_SECONDS_MAX), alone, name(url))
 
 
 async def look(url: str, query: Callable[[Connection], T]) -> T:
@@ -173,7 +194,8 @@ class Postgres:
             url, REGISTRARS, "READ COMMITTED", {**_settings("registry"), **_PRIMARY}
         )
         self._readers = _reader(url, readers, read_seconds_max)
-        self._replica = _reader(replica_url, readers, read_seconds_max) if replica_url else None
+        self._urgent = _reader(url, URGENT_READERS, read_seconds_max)
+        self._replica = _replica(replica_url, readers, read_seconds_max) if replica_url else None
         self._writer = Writer(self._connect, clock)
 
     async def open(self) -> None:
@@ -182,13 +204,16 @@ class Postgres:
             await self._writer.connection()
         except (DBAPIError, asyncpg.PostgresError, StoreUnavailable, *LOST) as error:
             raise CannotOpen(f"{name(self._url)} cannot be used: {_reason(error)}.") from None
+        if self._replica is not None:
+            self._replica.doubt()
 
     async def close(self) -> None:
         """Finish what is under way and disconnect."""
         await self._writer.close()
-        for engine in (self._registry, self._readers, self._replica):
-            if engine is not None:
-                await engine.dispose()
+        for engine in (self._registry, self._readers, self._urgent):
+            await engine.dispose()
+        if self._replica is not None:
+            await self._replica.close()
 
     async def reconnect(self) -> None:
         """Forget the writing connection and open another one."""
@@ -227,23 +252,45 @@ class Postgres:
                 raise
         raise AssertionError  # the last attempt returns or raises
 
-    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T:
+    async def read(
+        self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
+    ) -> T:
         """`query` on one snapshot, of the replica if it may be stale and there is one.
 
-        Raises QueryTooBroad, Unavailable.
+        Raises QueryTooBroad, Overloaded, Unavailable.
         """
+        if stale and self._replica is not None and self._replica.answers:
+            try:
+                return await self._read(self._replica.engine, query, seconds)
+            except Unavailable as error:
+                self._replica.lost(error.__cause__ or error)
+            except QueryTooBroad:
+                self._replica.doubt()
+                raise
+            except Refusal:
+                raise
+            except ReplicaBehind:
+                pass
+            except (DBAPIError, asyncpg.PostgresError) as error:
+                # It had to catch up just then, or its schema has.
+                log.warning("replica failed; the primary is asked", reason=_reason(error))
+        return await self._read(self._urgent if urgent else self._readers, query, seconds)
 
+    async def _read(
+        self, engine: AsyncEngine, query: Callable[[Connection], T], seconds: float
+    ) -> T:
         def planned(connection: Connection) -> T:
             if connection.info.setdefault("plans", Plans()).are_old():
                 connection.exec_driver_sql(DISCARD_PLANS)
             return query(connection)
 
-        engine = self._replica if stale and self._replica is not None else self._readers
         for last in (False, True):
             try:
                 async with engine.connect() as connection:
                     return await _within(seconds, connection.run_sync(planned))
-            except (DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST) as error:
+            except PoolTimeout:
+                raise Overloaded(TOO_MANY_READS, retry_after="1") from None
+            except (DBAPIError, asyncpg.PostgresError, *LOST) as error:
                 if _state(error) == "57014":
                     raise _too_broad(seconds) from None
                 if not _is_lost(error):

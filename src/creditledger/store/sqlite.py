@@ -40,6 +40,8 @@ from creditledger.store.sqlite_batch import (
 T = TypeVar("T")
 
 #: Readers wait this long for the moment in which the journal is being reset.
+#: How long a read waits for a connection.
+POOL_SECONDS_MAX = 5
 BUSY_TIMEOUT_MS = 5_000
 
 
@@ -113,6 +115,7 @@ def reader_engine(path: Path, connections: int) -> AsyncEngine:
         _read_only("sqlite+aiosqlite", path),
         pool_size=connections,
         max_overflow=0,
+        pool_timeout=POOL_SECONDS_MAX,
         connect_args={"isolation_level": None},
     )
 

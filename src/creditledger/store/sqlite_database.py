@@ -10,10 +10,12 @@ from typing import TypeVar
 
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import DatabaseError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from creditledger.errors import QueryTooBroad
+from creditledger.errors import Overloaded, QueryTooBroad
 from creditledger.store import sqlite
-from creditledger.store.batch import CannotOpen, Changes, Loaded, Wanted
+from creditledger.store.batch import TOO_MANY_READS, CannotOpen, Changes, Loaded, Wanted
 
 T = TypeVar("T")
 
@@ -85,6 +87,8 @@ class SQLite:
         self._lock = sqlite.lock(file)
         self._writer = sqlite.Writer(file, clock)
         self._readers = sqlite.reader_engine(file, readers)
+        # Who calls must be known whatever else is read.
+        self._urgent = sqlite.reader_engine(file, 1)
 
     async def open(self) -> None:
         """Connect."""
@@ -93,6 +97,7 @@ class SQLite:
     async def close(self) -> None:
         """Finish what is under way and let go of the file."""
         await self._readers.dispose()
+        await self._urgent.dispose()
         await self._writer.close()
         self._lock.release()
 
@@ -108,23 +113,34 @@ class SQLite:
         """See Writer.write."""
         return await self._writer.write(change)
 
-    async def read(self, query: Callable[[Connection], T], seconds: float, *, stale: bool) -> T:
+    async def read(
+        self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
+    ) -> T:
         """`query` on one snapshot; the last one, however stale it may be.
 
-        Raises QueryTooBroad when it takes longer than `seconds`.
+        Raises QueryTooBroad when it takes longer than `seconds`, Overloaded.
         """
-        async with self._readers.connect() as connection:
-            raw = (await connection.get_raw_connection()).driver_connection
-            assert raw is not None
-            loop = asyncio.get_running_loop()
-            timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
-            try:
-                return await connection.run_sync(query)
-            except OperationalError as error:
-                if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
-                    raise QueryTooBroad(
-                        f"the query took longer than {seconds:g} s; narrow it by time or customer"
-                    ) from None
-                raise
-            finally:
-                timer.cancel()
+        try:
+            async with (self._urgent if urgent else self._readers).connect() as connection:
+                return await _within(seconds, connection, query)
+        except PoolTimeout:
+            raise Overloaded(TOO_MANY_READS, retry_after="1") from None
+
+
+async def _within(
+    seconds: float, connection: AsyncConnection, query: Callable[[Connection], T]
+) -> T:
+    raw = (await connection.get_raw_connection()).driver_connection
+    assert raw is not None
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
+    try:
+        return await connection.run_sync(query)
+    except OperationalError as error:
+        if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
+            raise QueryTooBroad(
+                f"the query took longer than {seconds:g} s; narrow it by time or customer"
+            ) from None
+        raise
+    finally:
+        timer.cancel()
