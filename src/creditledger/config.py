@@ -226,7 +226,8 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
 def expect_forks() -> None:
     """Before gRPC is imported by a process that starts others (by fork and exec).
 
-    It would otherwise say on standard error at each of them that it does not mind.
+    It would otherwise do things of its own between the two, which now and then ends the new process
+    there, and say on standard error at the other times that it does not mind.
     """
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 

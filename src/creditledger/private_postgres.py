@@ -4,14 +4,24 @@ It lives in a folder, listens on a Unix socket in it and on no port, and stops w
 Called by `up --postgres`, by tests and by the benchmark.
 """
 
+import os
 import subprocess
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from time import sleep
 from types import ModuleType, TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
+T = TypeVar("T")
+
 DATABASE = "creditledger"
+#: After which a start that failed is tried once more. pg_ctl can die, or lose patience, beside a
+#: server that goes on starting; by then that one is found running.
+AGAIN_SECONDS = 2
+#: The package asserts that what it finds running is ready.
+_FAILURES = (OSError, subprocess.SubprocessError, AssertionError)
 
 
 class NotInstalled(Exception):
@@ -42,10 +52,8 @@ class PrivatePostgres:
     def __init__(self, folder: Path) -> None:
         """Starts it. Raises NotInstalled, NotStarted."""
         self._package = _package()
-        try:
-            self._server: Any = self._package.get_server(folder, cleanup_mode="stop")
-        except (OSError, subprocess.SubprocessError) as error:
-            raise NotStarted(f"PostgreSQL does not start in {folder}: {error}") from None
+        self._folder = folder
+        self._server: Any = self._twice(self._made, self._mended)
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +74,8 @@ class PrivatePostgres:
         return pid
 
     def start_again(self) -> None:
-        """After it was ended by somebody else."""
-        self._server.ensure_postgres_running()
+        """After it was ended by somebody else. Raises NotStarted."""
+        self._twice(self._server.ensure_postgres_running, self._server.ensure_postgres_running)
 
     def create(self, database: str = DATABASE, *, template: str = "template1") -> None:
         """Make the database, unless it is there."""
@@ -84,3 +92,24 @@ class PrivatePostgres:
         """The database, for the setting `database_url`."""
         host = self._server.get_postmaster_info().socket_dir
         return f"postgresql+asyncpg://postgres@/{database}?host={quote(str(host))}"
+
+    def _made(self) -> Any:
+        return self._package.get_server(self._folder, cleanup_mode="stop")
+
+    def _mended(self) -> Any:
+        """The server that the package keeps of an attempt that failed, with what that left out."""
+        server = self._made()
+        server.ensure_postgres_running()
+        server.global_process_id_list.get_and_add(os.getpid())
+        return server
+
+    def _twice(self, attempt: Callable[[], T], again: Callable[[], T]) -> T:
+        try:
+            return attempt()
+        except _FAILURES as error:
+            sleep(AGAIN_SECONDS)
+            try:
+                return again()
+            except _FAILURES:
+                reason = f"PostgreSQL does not start in {self._folder}: {error}"
+                raise NotStarted(reason) from None
