@@ -10,6 +10,7 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
+from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from creditledger import store
 from creditledger.store import DatabaseLocked, schema
@@ -84,8 +85,11 @@ UNION ALL
 SELECT 'sequence', sequencename, increment_by::text FROM pg_sequences WHERE schemaname = 'public'"""
 
 
-def test_migrations_make_the_schema_of_the_queries(database_url: str, empty_url: str) -> None:
+def test_migrations_make_the_schema_of_the_queries(
+    database_url: str, empty_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Tables, columns, types, defaults, constraints and indexes of both are the same."""
+    monkeypatch.setitem(PGDialect.ischema_names, "xid8", schema.Xid8)
     tables = metadata(database_url)
 
     def compared(connection: Connection) -> Definitions:
