@@ -16,7 +16,7 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_server
 
 from creditledger.api.auth import Callers
-from creditledger.api.rpc import Boundary
+from creditledger.api.rpc import Boundary, Door
 from creditledger.api.wallet_service import WalletService
 from creditledger.ledger import Ledger
 from tests.databases import kept_locked
@@ -315,7 +315,6 @@ UNANSWERED_MAX = 1_024
 @asynccontextmanager
 async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Stalled]:
     """A server whose committer has not been started, and wal_acme."""
-    taken = Taken()
     await store.write(lambda connection: add_wallet(connection, WALLET))
     ledger = Ledger(
         store,
@@ -323,9 +322,10 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
         backdating_ms_max=BACKDATING_MS_MAX,
         on_disk_failure=lambda: pytest.fail("the disk failed"),
     )
-    server = grpc.aio.server(interceptors=[Boundary(local=True), taken])
+    server = grpc.aio.server()
+    taken: Any = Taken(Boundary(server, Door(), local=True))
     service = WalletService(store=store, ledger=ledger, callers=Callers(store, clock), clock=clock)
-    add_WalletServiceServicer_to_server(service, server)
+    add_WalletServiceServicer_to_server(service, taken)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     async with grpc.aio.insecure_channel(f"unix:{socket}") as channel:
@@ -334,11 +334,12 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
     await ledger.close()
 
 
-class Taken(grpc.aio.ServerInterceptor):
-    """Counts what handlers have taken: postings, batches, and messages of streams."""
+class Taken:
+    """A server that counts what its handlers have taken: postings, batches, messages of streams."""
 
-    def __init__(self) -> None:
+    def __init__(self, server: Boundary) -> None:
         self.count = 0
+        self._server = server
         self._waiting: dict[int, asyncio.Event] = defaultdict(asyncio.Event)
 
     async def reaches(self, count: int) -> None:
@@ -352,9 +353,15 @@ class Taken(grpc.aio.ServerInterceptor):
         if self.count in self._waiting:
             self._waiting[self.count].set()
 
-    async def intercept_service(self, continuation: Any, details: Any) -> Any:
-        """Count what the handler takes."""
-        handler = await continuation(details)
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """They come registered too."""
+
+    def add_registered_method_handlers(self, service: str, handlers: dict[str, Any]) -> None:
+        """Hand on handlers that are counted."""
+        counted = {name: self._counted(name, handler) for name, handler in handlers.items()}
+        self._server.add_registered_method_handlers(service, counted)
+
+    def _counted(self, name: str, handler: Any) -> Any:
         if handler.stream_stream is not None:
 
             async def counted(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
@@ -367,7 +374,7 @@ class Taken(grpc.aio.ServerInterceptor):
                 handler.request_deserializer,
                 handler.response_serializer,
             )
-        if not details.method.endswith("Post"):
+        if not name.endswith("Post"):
             return handler
 
         async def unary(request: Any, context: Any) -> Any:

@@ -8,6 +8,7 @@ Called by the command line and by tests.
 import asyncio
 import contextlib
 import errno
+import gc
 import hashlib
 import os
 import signal
@@ -69,6 +70,10 @@ CLOSE_SECONDS_MAX = 20.0
 #: How long a process that stops refuses calls before it ends the connections: whoever balances
 #: between servers hears of it by a clean answer, and asks another one.
 REFUSING_SECONDS = 0.3
+
+#: New objects before the collector looks through them, about two full batches' worth; and how
+#: often it does before it looks through older ones too.
+GC_THRESHOLDS = 100_000, 20, 20
 
 #: How folders for sockets begin, in the folder for temporary files.
 _FOLDER = "creditledger-"
@@ -163,7 +168,7 @@ class Server:
         self._closing.push_async_callback(ledger.close)
         local = transport.local()
         entrances = [local] if self._local_only else [transport.network(config.transport), local]
-        self._register([entrance.server for entrance in entrances], opened, ledger)
+        self._register(entrances, opened, ledger)
         self._closing.push_async_callback(self._drain, entrances)
         self._bind_local(local.server)
         if not self._local_only:
@@ -189,7 +194,7 @@ class Server:
         self._refusing_seconds = refusing_seconds
         await self._closing.aclose()
 
-    def _register(self, servers: list[grpc.aio.Server], store: Store, ledger: Ledger) -> None:
+    def _register(self, entrances: list[transport.Entrance], store: Store, ledger: Ledger) -> None:
         """Every service, the same objects behind each server: a key revoked at one is at all."""
         clock = self._clock or time.now
         callers = Callers(store, clock)
@@ -200,16 +205,18 @@ class Server:
         registry = RegistryService(store=store, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
-        for server in servers:
-            wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallets, server)
+        for entrance in entrances:
+            edge: Any = entrance.boundary  # a server, to what was generated
+            wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallets, edge)
             credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
-                transactions, server
+                transactions, edge
             )
-            billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, server)
-            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, server)
-            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, server)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-            reflection.enable_server_reflection(names, server)
+            billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, edge)
+            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, edge)
+            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
+            # These answer whoever asks, to the end.
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
+            reflection.enable_server_reflection(names, entrance.server)
 
     def _bind_local(self, server: grpc.aio.Server) -> None:
         if self._local_only or self._config.path is None:
@@ -450,6 +457,15 @@ async def serve(config: Config) -> bool:
 
 
 def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` on the fastest loop there is."""
-    with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        return runner.run(coroutine)
+    """`asyncio.run` on the fastest loop there is, with a garbage collector that looks rarely.
+
+    All that a batch makes lives until its COMMIT, and little of it is cyclic: looking through it
+    again and again takes a quarter of the time and finds nothing.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(*GC_THRESHOLDS)
+    try:
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(coroutine)
+    finally:
+        gc.set_threshold(*before)

@@ -12,8 +12,7 @@ import os
 import socket
 import stat
 import struct
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import aclosing, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,9 +20,8 @@ from typing import Any
 
 import grpc
 
-from creditledger.api.rpc import Boundary
+from creditledger.api.rpc import Boundary, Door
 from creditledger.config import Transport
-from creditledger.errors import ShuttingDown
 
 #: How long the last answers of a native server may take from Python to the client's socket.
 FLUSH_SECONDS = 0.2
@@ -51,7 +49,8 @@ class Entrance:
     """A server, not yet started, and how to end it."""
 
     server: grpc.aio.Server
-    door: "Door"
+    boundary: Boundary  #: Where the ledger's services are registered.
+    door: Door
     #: Of a server that ends its connections before the last answers have left.
     flush_seconds: float = 0.0
     #: Where it listens, once it does; None for a socket of the file system.
@@ -78,104 +77,24 @@ def is_installed(transport: Transport) -> bool:
 
 def network(transport: Transport) -> Entrance:
     """For whoever has a key. It takes one port, and as `native` no TLS."""
-    door = Door()
-    interceptors = [Boundary(), door]
     if transport == "grpcio":
-        return Entrance(grpc.aio.server(interceptors=interceptors, options=_OPTIONS), door)
+        return _entrance(grpc.aio.server(options=_OPTIONS))
     import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
 
-    native = pygrpc_native.aio.server(interceptors=interceptors, options=_OPTIONS)
-    return Entrance(native, door, flush_seconds=FLUSH_SECONDS)
+    native = pygrpc_native.aio.server(options=_OPTIONS)
+    return _entrance(native, flush_seconds=FLUSH_SECONDS)
 
 
 def local() -> Entrance:
     """For the database's owner: an admin without a key."""
+    return _entrance(grpc.aio.server(options=_OPTIONS), local=True)
+
+
+def _entrance(
+    server: grpc.aio.Server, *, local: bool = False, flush_seconds: float = 0.0
+) -> Entrance:
     door = Door()
-    interceptors = [Boundary(local=True), door]
-    return Entrance(grpc.aio.server(interceptors=interceptors, options=_OPTIONS), door)
-
-
-class Door(grpc.aio.ServerInterceptor):
-    """Inside `Boundary`: knows how many calls are under way, and once closed refuses new ones."""
-
-    def __init__(self) -> None:
-        self._under_way = 0
-        self._closed = False
-        self._empty = asyncio.Event()
-        #: Tasks that wait for the next message of a stream.
-        self._reading: set[asyncio.Task[Any]] = set()
-
-    async def close(self) -> None:
-        """Refuse new calls; end when none of the ledger's is under way.
-
-        Streams are read no further: what has been read is answered, then they end UNAVAILABLE.
-        """
-        self._closed = True
-        for task in self._reading:
-            task.cancel()
-        if self._under_way:
-            await self._empty.wait()
-
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Count the ledger's calls. Health and reflection may come to the end."""
-        handler = await continuation(handler_call_details)
-        ours = handler_call_details.method.startswith("/credit.")
-        return self._counted(handler) if handler is not None and ours else handler
-
-    def _counted(self, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        coded = handler.request_deserializer, handler.response_serializer
-        if handler.unary_unary is not None:
-
-            async def unary(request: Any, context: Any) -> Any:
-                self._enter(context)
-                return await handler.unary_unary(request, context)
-
-            return grpc.unary_unary_rpc_method_handler(unary, *coded)
-
-        async def stream(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
-            self._enter(context)
-            async with aclosing(handler.stream_stream(self._read(requests), context)) as answers:
-                async for answer in answers:
-                    yield answer
-
-        return grpc.stream_stream_rpc_method_handler(stream, *coded)
-
-    def _enter(self, context: Any) -> None:
-        if self._closed:
-            raise ShuttingDown
-        self._under_way += 1
-        # Called when the call's status has left, not only its handler.
-        context.add_done_callback(self._leave)
-
-    def _leave(self, _: Any) -> None:
-        self._under_way -= 1
-        if self._closed and not self._under_way:
-            self._empty.set()
-
-    async def _read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests until the door is closed. Raises ShuttingDown then."""
-        task = asyncio.current_task()
-        assert task is not None
-        while not self._closed:
-            self._reading.add(task)
-            try:
-                request = await anext(requests)
-            except StopAsyncIteration:
-                return
-            except asyncio.CancelledError:
-                if self._closed and not task.uncancel():
-                    break
-                raise
-            finally:
-                self._reading.discard(task)
-            yield request
-        raise ShuttingDown
+    return Entrance(server, Boundary(server, door, local=local), door, flush_seconds)
 
 
 async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:

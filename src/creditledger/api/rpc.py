@@ -1,8 +1,9 @@
 """How an RPC is put together, and how its errors leave the process.
 
 `rpc` wraps a service's method in the order of checks: shape, key, scope; what follows belongs to
-the method. `Boundary` is the one interceptor: it turns every Refusal into a status with details,
-anything unforeseen into INTERNAL without text, and writes one log line per call.
+the method. `Boundary` is around every method: it turns every Refusal into a status with details,
+anything unforeseen into INTERNAL without text, and writes one log line per call. `Door` is how a
+server ends.
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import random
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -150,35 +152,128 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
     await context.abort(code, message(refusal), tuple(trailers))
 
 
-class Boundary(grpc.aio.ServerInterceptor):
-    """The edge between the service and gRPC: who may call, errors, request ids, the log.
+class Door:
+    """Knows how many calls are under way, and once closed refuses new ones."""
+
+    def __init__(self) -> None:
+        self._under_way = 0
+        self._closed = False
+        self._empty = asyncio.Event()
+        #: Tasks that wait for the next message of a stream.
+        self._reading: set[asyncio.Task[Any]] = set()
+
+    async def close(self) -> None:
+        """Refuse new calls; end when none is under way.
+
+        Streams are read no further: what has been read is answered, then they end UNAVAILABLE.
+        """
+        self._closed = True
+        for task in self._reading:
+            task.cancel()
+        if self._under_way:
+            await self._empty.wait()
+
+    def enter(self, context: Any) -> None:
+        """Count the call until its status has left, not only its handler. Raises ShuttingDown."""
+        if self._closed:
+            raise ShuttingDown
+        self._under_way += 1
+        context.add_done_callback(self._leave)
+
+    def _leave(self, _: Any) -> None:
+        self._under_way -= 1
+        if self._closed and not self._under_way:
+            self._empty.set()
+
+    async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests until the door is closed. Raises ShuttingDown then."""
+        task = asyncio.current_task()
+        assert task is not None
+        while not self._closed:
+            self._reading.add(task)
+            try:
+                request = await anext(requests)
+            except StopAsyncIteration:
+                return
+            except asyncio.CancelledError:
+                if self._closed and not task.uncancel():
+                    break
+                raise
+            finally:
+                self._reading.discard(task)
+            yield request
+        raise ShuttingDown
+
+
+class Boundary:
+    """The edge between the services and gRPC: who may call, errors, request ids, the log.
+
+    A server to register services with. What it is given it wraps, once, and hands on: an
+    interceptor would be asked at every call.
 
     `local`: its server is the one that only the database's owner can reach. The peer that gRPC
     names would not tell: behind a native server, calls of the network come over a Unix socket too.
     """
 
-    def __init__(self, *, local: bool = False) -> None:
+    def __init__(self, server: grpc.aio.Server, door: Door, *, local: bool = False) -> None:
+        self._server = server
+        self._door = door
         self._local = local
-        self._wrapped: dict[str, grpc.RpcMethodHandler[Any, Any]] = {}
 
-    async def intercept_service(
-        self,
-        continuation: Callable[
-            [grpc.HandlerCallDetails], Awaitable["grpc.RpcMethodHandler[Any, Any] | None"]
-        ],
-        handler_call_details: grpc.HandlerCallDetails,
-    ) -> "grpc.RpcMethodHandler[Any, Any] | None":
-        """Wrap each of our methods once; health and reflection pass as they are."""
-        method: str = handler_call_details.method
-        if not method.startswith("/credit."):
-            return await continuation(handler_call_details)
-        found = self._wrapped.get(method)
-        if found is None:
-            handler = await continuation(handler_call_details)
-            if handler is None:
-                return handler
-            found = self._wrapped[method] = _wrap(method, handler, local=self._local)
-        return found
+    def add_generic_rpc_handlers(self, _: object) -> None:
+        """Nothing: generated code registers everything twice, for servers that know one way."""
+
+    def add_registered_method_handlers(
+        self, service: str, handlers: dict[str, "grpc.RpcMethodHandler[Any, Any]"]
+    ) -> None:
+        """The service's methods, each behind the edge."""
+        wrapped = {
+            name: self._wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()
+        }
+        self._server.add_registered_method_handlers(service, wrapped)
+
+    def _wrap(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
+        def parse(data: bytes) -> Any:
+            # An error raised here would reach the client as gRPC's own INTERNAL.
+            try:
+                return handler.request_deserializer(data)
+            except DecodeError:
+                return _Malformed()
+
+        door, local = self._door, self._local
+        if handler.unary_unary is not None:
+
+            async def unary(request: Any, context: Context) -> Any:
+                call = _Call(method, context, local=local)
+                try:
+                    door.enter(context)
+                    answer = await handler.unary_unary(_sound(request), context)
+                except BaseException as error:
+                    await call.failed(error)
+                    raise
+                call.succeeded()
+                return answer
+
+            return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
+
+        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
+            async def sound() -> AsyncIterator[Any]:
+                # Not an expression: that would begin to read, and a refused call is never read.
+                async for request in door.read(requests):
+                    yield _sound(request)
+
+            call = _Call(method, context, local=local)
+            try:
+                door.enter(context)
+                async with aclosing(handler.stream_stream(sound(), context)) as answers:
+                    async for answer in answers:
+                        yield answer
+            except BaseException as error:
+                await call.failed(error)
+                raise
+            call.succeeded()
+
+        return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
 
 
 class _Malformed:
@@ -191,69 +286,37 @@ def _sound(request: Any) -> Any:
     return request
 
 
-def _wrap(method: str, handler: Any, *, local: bool) -> "grpc.RpcMethodHandler[Any, Any]":
-    def parse(data: bytes) -> Any:
-        # An error raised here would reach the client as gRPC's own INTERNAL.
-        try:
-            return handler.request_deserializer(data)
-        except DecodeError:
-            return _Malformed()
-
-    if handler.unary_unary is not None:
-
-        async def unary(request: Any, context: Context) -> Any:
-            async with _Call(method, context, local=local):
-                return await handler.unary_unary(_sound(request), context)
-
-        return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
-
-    async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-        async def sound() -> AsyncIterator[Any]:
-            # Not an expression: that would begin to read, and a refused call is never read.
-            async for request in requests:
-                yield _sound(request)
-
-        async with _Call(method, context, local=local):
-            async for answer in handler.stream_stream(sound(), context):
-                yield answer
-
-    return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
-
-
 class _Call:
     """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
-    def __init__(self, method: str, context: Context, *, local: bool) -> None:
-        self.local = local
-        self.metadata: Iterable[tuple[str, str]] = ()
-        self.request_id = ""
-        self.key: str | None = None  #: Of the caller, once known.
-        self._method = method
-        self._context = context
+    __slots__ = ("_began", "_context", "_method", "key", "local", "metadata", "request_id")
 
-    async def __aenter__(self) -> None:
+    def __init__(self, method: str, context: Context, *, local: bool) -> None:
+        self._method, self._context, self.local = method, context, local
         self._began = time.perf_counter()
         # gRPC makes it anew each time it is asked.
-        self.metadata = self._context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
+        self.metadata: Iterable[tuple[str, str]] = context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
         self.request_id = _request_id(self.metadata)
+        self.key: str | None = None  #: Of the caller, once known.
         _call.set(self)
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _trace: object
-    ) -> None:
+    def succeeded(self) -> None:
+        """Its line in the log."""
         line = log.bind()  # once, for what is asked of it here; the level may change under way
-        if error is None:
-            if line.is_enabled_for(logging.INFO):
-                line.info("call", code="OK", **self._line())
-        elif isinstance(error, Refusal):
-            line.info("call", code=error.kind.grpc_code, reason=error.reason, **self._line())
+        if line.is_enabled_for(logging.INFO):
+            line.info("call", code="OK", **self._line())
+
+    async def failed(self, error: BaseException) -> None:
+        """Its line, and its end as clients know it: raises gRPC's, or returns."""
+        if isinstance(error, Refusal):
+            log.info("call", code=error.kind.grpc_code, reason=error.reason, **self._line())
             await _abort(self._context, error, self.request_id)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            line.info("call", code="CANCELLED", **self._line())
+            log.info("call", code="CANCELLED", **self._line())
         elif isinstance(error, grpc.aio.AbortError):
-            line.info("call", code="ABORTED", **self._line())
+            log.info("call", code="ABORTED", **self._line())
         else:
-            line.error("call", code="INTERNAL", exc_info=error, **self._line())
+            log.error("call", code="INTERNAL", exc_info=error, **self._line())
             await _abort(self._context, unforeseen(self.request_id), self.request_id)
 
     def _line(self) -> dict[str, object]:
