@@ -51,7 +51,7 @@ def measure(home: Home, folder: Path, options: Options, *, rows: int) -> Outcome
                     answer = worker.ask(
                         "drive",
                         kind=kind,
-                        address=served.address,
+                        addresses=served.addresses,
                         secret=secret,
                         wallets=asdict(Wallets(count=wallets)),
                         in_flight=in_flight,

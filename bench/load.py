@@ -137,14 +137,14 @@ class Streaming:
 class Target:
     """Where calls go."""
 
-    address: str  #: host:port of the server; of Envoy for REST.
+    addresses: list[str]  #: host:port of each server; of Envoy for REST.
     secret: str
     wallets: Wallets
     seed: int
 
     def grpc(self, path: str) -> bytes:
         """The headers of a call."""
-        return http2.grpc_headers(path, self.address, self.secret)
+        return http2.grpc_headers(path, self.addresses[0], self.secret)
 
 
 def _empty(target: Target, batch: int) -> tuple[Callable[[], Call], Callable[[Stream], bool]]:
@@ -193,7 +193,7 @@ def _batch(target: Target, batch: int) -> tuple[Callable[[], Call], Callable[[St
 def _rest(target: Target, batch: int) -> tuple[Callable[[], Call], Callable[[Stream], bool]]:
     traffic = Traffic(target.wallets, target.seed)
     begin = http2.headers(
-        [(":method", "POST"), (":scheme", "http"), (":authority", target.address)]
+        [(":method", "POST"), (":scheme", "http"), (":authority", target.addresses[0])]
     )
     rest = http2.headers(
         [("content-type", "application/json"), ("authorization", f"Bearer {target.secret}")]
@@ -210,13 +210,13 @@ def _rest(target: Target, batch: int) -> tuple[Callable[[], Call], Callable[[Str
 _KINDS = {"empty": _empty, "unary": _unary, "batch": _batch, "rest": _rest}
 
 
-async def _connected(address: str, in_flight: int) -> list[Connection]:
+async def _connected(addresses: list[str], in_flight: int) -> list[Connection]:
     count = min(CONNECTIONS_MAX, in_flight)
-    return [await http2.connect(address) for _ in range(count)]
+    return [await http2.connect(addresses[i % len(addresses)]) for i in range(count)]
 
 
 async def _calls(target: Target, kind: str, batch: int, in_flight: int, seconds: float) -> Times:
-    connections = await _connected(target.address, in_flight)
+    connections = await _connected(target.addresses, in_flight)
     make, accepts = _KINDS[kind](target, batch)
     closed = Closed(make, accepts, seconds)
     try:
@@ -228,7 +228,7 @@ async def _calls(target: Target, kind: str, batch: int, in_flight: int, seconds:
 
 
 async def _streams(target: Target, in_flight: int, seconds: float) -> Times:
-    connections = await _connected(target.address, in_flight)
+    connections = await _connected(target.addresses, in_flight)
     block = target.grpc("/credit.v1.WalletService/StreamPost")
     times = Times(seconds)
     streams = [
@@ -262,7 +262,7 @@ async def _grpcio(target: Target, in_flight: int, seconds: float) -> Times:
                 raise Failed(f"{error.code()}: {error.details()}") from error
             times.done(1, began, receipt)
 
-    async with grpc.aio.insecure_channel(target.address) as channel:
+    async with grpc.aio.insecure_channel(target.addresses[0]) as channel:
         await channel.channel_ready()
         stub, times = WalletServiceStub(channel), Times(seconds)
         await asyncio.gather(*(caller(stub, times) for _ in range(in_flight)))
@@ -271,7 +271,7 @@ async def _grpcio(target: Target, in_flight: int, seconds: float) -> Times:
 
 def drive(
     kind: str,
-    address: str,
+    addresses: list[str],
     secret: str,
     wallets: Mapping[str, int],
     in_flight: int,
@@ -281,7 +281,7 @@ def drive(
     receipts: str,
 ) -> dict[str, object]:
     """One measurement; receipts are appended to the file of that name."""
-    target = Target(address, secret, Wallets(**wallets), seed)  # type: ignore[arg-type]  # of JSON
+    target = Target(addresses, secret, Wallets(**wallets), seed)  # type: ignore[arg-type]  # of JSON
 
     async def run() -> Times:
         if kind == "stream":

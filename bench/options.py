@@ -11,3 +11,4 @@ class Options:
     runs: int  #: That medians are taken of.
     seconds: float  #: That count, of each scenario.
     wallets: int
+    workers: int = 1  #: Processes that serve; on SQLite there is one.

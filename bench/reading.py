@@ -79,7 +79,7 @@ class Side:
     def _ask(self, path: str, request: Message, as_customer: bool, seconds: float) -> Any:
         return self.worker.ask(
             "read",
-            address=self.served.address,
+            address=self.served.addresses[0],
             secret=self.customer if as_customer else self.service,
             path=path,
             request=base64.b64encode(request.SerializeToString()).decode(),

@@ -101,8 +101,9 @@ class Bench:
     def _question(self, scenario: Scenario, seed: int) -> dict[str, Any]:
         values = {**scenario.values, "seed": seed}
         if scenario.worker == "load":
-            address = self.envoy if scenario.values["kind"] == "rest" else self.served.address
-            values |= {"act": "drive", "address": address, "secret": self.secret}
+            rest = scenario.values["kind"] == "rest"
+            addresses = [self.envoy] if rest else self.served.addresses
+            values |= {"act": "drive", "addresses": addresses, "secret": self.secret}
             return values | {"seconds": self.options.seconds, "receipts": str(self.receipts)}
         if scenario.worker == "imports":
             rows = max(500, int(IMPORT_ROWS_A_SECOND * self.options.seconds))
@@ -134,10 +135,10 @@ def prepared(
     for copy in copies(found):
         home.copy("ledger", copy)
     with ExitStack() as stack:
-        served = stack.enter_context(serving(url, options.transport))
+        served = stack.enter_context(serving(url, options.transport, workers=options.workers))
         envoy = None
         if any(one.values.get("kind") == "rest" for one in found):
-            envoy = stack.enter_context(behind_envoy(served.address))
+            envoy = stack.enter_context(behind_envoy(served.addresses))
         needed = {one.worker for one in found} & MODULES.keys()
         workers = {name: stack.enter_context(Worker(MODULES[name])) for name in sorted(needed)}
         yield Bench(home, folder, options, served, secret, envoy, workers)
@@ -159,6 +160,8 @@ def measure(home: Home, folder: Path, options: Options, found: Sequence[Scenario
     outcome = Outcome(home.kind, options.transport, "load")
     outcome.results = [_result(one, samples) for one in found]
     outcome.facts = machine(home, options.runs)
+    if options.workers > 1:
+        outcome.facts["workers"] = str(options.workers)
     _check(home, bench, found, outcome)
     outcome.numbers["memory_mb"] = memory / 2**20
     outcome.facts["server memory, peak"] = f"{memory / 2**20:.0f} MB"
@@ -200,7 +203,7 @@ def main() -> None:
     """Parse the command line and run."""
     asked = _arguments()
     log.configure("warning", "console")
-    options = Options(asked.transport, asked.runs, asked.seconds, asked.wallets)
+    options = Options(asked.transport, asked.runs, asked.seconds, asked.wallets, asked.workers)
     every = scenarios(asked.wallets)
     found = chosen(every, asked.only)
     if asked.list or not (found or asked.only in SEEDED):
@@ -231,6 +234,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken of")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each scenario")
     parser.add_argument("--wallets", type=int, default=WALLETS, help="in the ledger")
+    parser.add_argument("--workers", type=int, default=1, help="of the server; PostgreSQL only")
     parser.add_argument("--rows", type=int, default=LARGE, help="of reads and growth")
     parser.add_argument("--folder", type=Path, help="for temporary databases")
     parser.add_argument("--keep", type=Path, help="a folder for those of reads and growth to stay")

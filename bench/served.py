@@ -26,9 +26,9 @@ STOP_SECONDS_MAX = 120.0
 class Served:
     """A running `creditledger serve`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], address: str) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], addresses: list[str]) -> None:
         self._process = psutil.Process(process.pid)
-        self.address = address
+        self.addresses = addresses  #: Of each worker.
 
     def _all(self) -> list[psutil.Process]:
         return [self._process, *self._process.children(recursive=True)]
@@ -51,14 +51,15 @@ def _peak(pid: int) -> int:
 
 @contextmanager
 def serving(
-    url: str, transport: str, *, settings: dict[str, str] | None = None
+    url: str, transport: str, *, workers: int = 1, settings: dict[str, str] | None = None
 ) -> Iterator[Served]:
-    """`creditledger serve` on a free port, until the block ends. Raises Failed."""
+    """`creditledger serve` on free ports, until the block ends. Raises Failed."""
     environment = {
         **os.environ,
         "CREDITLEDGER_DATABASE_URL": url,
         "CREDITLEDGER_GRPC_ADDRESS": "127.0.0.1:0",
         "CREDITLEDGER_TRANSPORT": transport,
+        "CREDITLEDGER_WORKERS": str(workers),
         "CREDITLEDGER_LOG_LEVEL": "warning",
         "CREDITLEDGER_LOG_FORMAT": "json",
         **(settings or {}),
@@ -68,34 +69,36 @@ def serving(
             [sys.executable, "-m", "creditledger", "serve"], env=environment, stderr=log
         )
         try:
-            yield Served(process, _address(process, Path(log.name)))
+            yield Served(process, _addresses(process, workers, Path(log.name)))
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(STOP_SECONDS_MAX)
 
 
-def _address(process: subprocess.Popen[bytes], log: Path) -> str:
+def _addresses(process: subprocess.Popen[bytes], workers: int, log: Path) -> list[str]:
     """Where it listens, as soon as it does."""
     give_up = time.monotonic() + START_SECONDS_MAX
     while time.monotonic() < give_up:
         if process.poll() is not None:
             raise Failed(f"the server has ended: {log.read_text()[-2_000:]}")
+        first = psutil.Process(process.pid)
         found = [
             one.laddr.port
-            for one in psutil.Process(process.pid).net_connections("tcp")
+            for process_ in (first, *first.children())
+            for one in process_.net_connections("tcp")
             if one.status == psutil.CONN_LISTEN
         ]
-        if found:
-            return f"127.0.0.1:{found[0]}"
+        if len(found) == workers:
+            return [f"127.0.0.1:{port}" for port in found]
         time.sleep(0.05)
     raise Failed("the server did not start")
 
 
 @contextmanager
-def behind_envoy(address: str) -> Iterator[str]:
-    """Envoy as `up` runs it, in front of the server; host:port of it."""
+def behind_envoy(addresses: list[str]) -> Iterator[str]:
+    """Envoy as `up` runs it, in front of the servers; host:port of it."""
     with asyncio.Runner() as runner:
-        envoy = Envoy(listen=("127.0.0.1", 0), upstreams=[host_and_port(address)])
+        envoy = Envoy(listen=("127.0.0.1", 0), upstreams=list(map(host_and_port, addresses)))
         runner.run(envoy.start())
         try:
             host, port = envoy.address
