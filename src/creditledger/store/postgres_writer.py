@@ -9,6 +9,7 @@ during the wait.
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import cache
 from time import monotonic
 from typing import Any
 
@@ -170,17 +171,28 @@ class Writer:
             self._connection = None
 
     async def _load(self, connection: asyncpg.Connection, wanted: Wanted) -> Loaded:
-        wallets, moved = await self._lock(connection, wanted)
-        clock, next_posting = await self._load_grants(connection, moved)
+        places = await self._found(connection, wanted.wallets)
+        numbers = {place[2]: number for number, place in places.items()}
+        keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
+        records = await connection.fetch(_LOCK, list(places), *_columns(keys))
+        clock, next_posting, seen = records[0][:3]
+        wallets, moved = self._locked(wanted, places, records)
         loaded = Loaded(
-            clock=clock, next_posting=next_posting, wallets=wallets, numbers=self._known.numbers
+            clock=clock if self._clock is None else self._clock(),
+            next_posting=next_posting,
+            wallets=wallets,
+            numbers=self._known.numbers,
         )
+        if moved:
+            await _load_open_grants(connection, moved)
         if wanted.grants:
             await _load_named_grants(connection, loaded, wanted.grants)
-        keys = [(loaded.wallets[id_].number, key) for id_, key in wanted.keys if id_ in wallets]
-        for posting in await _load_postings(connection, loaded, _POSTINGS_BY_KEY, keys):
-            assert posting.idempotency_key is not None
-            loaded.postings[posting.wallet, posting.idempotency_key] = posting
+        # A statement sees what was committed before it began, not during its wait for the locks.
+        # That is all there is of a wallet which nobody has moved since this connection did.
+        if moved or seen:
+            for posting in await _load_postings(connection, loaded, _POSTINGS_BY_KEY, keys):
+                assert posting.idempotency_key is not None
+                loaded.postings[posting.wallet, posting.idempotency_key] = posting
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
         if wanted.meters:
@@ -192,18 +204,19 @@ class Writer:
         await self._load_dimensions(connection, wanted, loaded)
         return loaded
 
-    async def _lock(
-        self, connection: asyncpg.Connection, wanted: Wanted
+    def _locked(
+        self, wanted: Wanted, places: dict[int, tuple[Any, ...]], records: Iterable[Sequence[Any]]
     ) -> tuple[dict[str, Wallet], list[Wallet]]:
         """The batch's wallets, each locked until the end of the transaction; by id.
 
-        And those of them whose grants have to be read: grants change with the wallet's rows only,
-        so they are as they are known where the sequence is.
+        And those of them that somebody else has moved, as far as is known: their grants have to be
+        read. All that changes of a wallet changes with its sequence.
         """
-        places = await self._found(connection, wanted.wallets)
         known = self._known.take(wanted.wallets)
         locked, moved = {}, []
-        for number, *state in await connection.fetch(_LOCK, list(places)):
+        for _, _, _, number, *state in records:
+            if number is None:
+                continue
             scale, *place = places[number]
             wallet = known.get(place[1])
             if wallet is None or wallet.sequence != state[_SEQUENCE]:
@@ -226,20 +239,6 @@ class Writer:
             for record in await connection.fetch(_WALLETS, list(wallet_ids)):
                 places[record["id"]] = tuple(record)
         return {places[id_][1]: places[id_] for id_ in wallet_ids if id_ in places}
-
-    async def _load_grants(
-        self, connection: asyncpg.Connection, wallets: list[Wallet]
-    ) -> tuple[int, int]:
-        """Fill in what is open of the wallets; the time after the locks, a number for postings."""
-        found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
-        records = await connection.fetch(_OPEN_GRANTS, list(found))
-        for _, _, number, *columns in records:
-            if number is not None:
-                found[number].append(grant_value(columns))
-        for wallet in wallets:
-            wallet.fill(found[wallet.number])
-        clock, next_posting = records[0][:2]
-        return clock if self._clock is None else self._clock(), next_posting
 
     async def _load_dimensions(
         self, connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded
@@ -272,16 +271,25 @@ _WALLETS = f"""
 SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
 JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 
+#: The first three columns are the same in every row, and one row is there without any wallet: the
+#: time and a number for postings, both taken when all are locked, and whether any key is there.
 _LOCK = f"""
-SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
-WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE"""
+WITH locked AS MATERIALIZED (
+ SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
+ WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
+), turn AS MATERIALIZED (
+ SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
+        nextval('posting_numbers') AS number, every.count
+ FROM (SELECT count(*) FROM locked) AS every
+)
+SELECT turn.clock, turn.number, EXISTS (
+ SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
+ JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key), locked.*
+FROM turn LEFT JOIN locked ON turn.count > 0"""
 
-#: The first two columns are the same in every row, and one row is there without any grant.
 _OPEN_GRANTS = f"""
-SELECT n.clock, n.number, g.wallet_number, {_of("g", GRANT_COLUMNS)}
-FROM (SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
-             nextval('posting_numbers') AS number) AS n
-LEFT JOIN grants AS g ON g.wallet_number = ANY($1::bigint[]) AND g.open"""
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+FROM grants AS g WHERE g.wallet_number = ANY($1::bigint[]) AND g.open"""
 
 _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
@@ -333,6 +341,14 @@ _SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::t
 def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any]]:
     """Rows turned into columns; as many as a row has where there is none."""
     return list(zip(*rows, strict=True)) or [()] * width
+
+
+async def _load_open_grants(connection: asyncpg.Connection, wallets: list[Wallet]) -> None:
+    found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
+    for number, *columns in await connection.fetch(_OPEN_GRANTS, list(found)):
+        found[number].append(grant_value(columns))
+    for wallet in wallets:
+        wallet.fill(found[wallet.number])
 
 
 async def _load_named_grants(
@@ -433,23 +449,31 @@ _POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
 _GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
 
 
-def _write_statement() -> str:
-    """All that a batch writes, as one statement: none of its parts reads what another wrote."""
+#: What a batch writes beside postings, rows and the wallets' counters, where there is some.
+_PARTS = {
+    "named": lambda n: n.insert(schema.dimensions, _DIMENSION_INSERTED),
+    "given": lambda n: n.insert(schema.grants, _GRANT_INSERTED),
+    "drawn": lambda n: n.update(schema.grants, ["wallet_number", "number"], ["remaining", "open"]),
+}
+
+
+@cache
+def _write_statement(parts: tuple[str, ...]) -> str:
+    """All that a batch writes, as one statement: none of its parts reads what another wrote.
+
+    A part costs even where it has no row, so there is a statement for each choice of them.
+    """
     n = _Numbered()
-    grants, rollups = schema.grants, schema.rollups
+    own = "".join(f"{name} AS ({_PARTS[name](n)}),\n" for name in parts)
     return f"""
-WITH named AS ({n.insert(schema.dimensions, _DIMENSION_INSERTED)}),
-posted AS ({n.insert(schema.postings, _POSTING_INSERTED)}),
-given AS ({n.insert(grants, _GRANT_INSERTED)}),
-drawn AS ({n.update(grants, ["wallet_number", "number"], ["remaining", "open"])}),
+WITH {own}posted AS ({n.insert(schema.postings, _POSTING_INSERTED)}),
 moved AS ({n.update(schema.wallet_states, ["wallet_number"], _COUNTERS)}),
-added AS ({n.insert(rollups, [*_PLACE, *SUM_COLUMNS])}
+added AS ({n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])}
  ON CONFLICT ({", ".join(_PLACE)}) DO UPDATE SET
  {", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)})
 {n.insert(schema.transactions, ROW_COLUMNS)}"""
 
 
-_WRITE = _write_statement()
 _WRITE_TERMS = _Numbered().update(
     schema.wallet_states,
     ["wallet_number"],
@@ -467,24 +491,19 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
         await connection.fetch(_WRITE_TERMS, *_columns(terms))
     if not changes.rows:
         return
+    parts: dict[str, list[Sequence[Any]]] = {
+        "named": [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
+        "given": [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
+        "drawn": [
+            (wallet, number, grant.remaining, grant.remaining > 0)
+            for (wallet, number), (grant, _) in changes.drawn.items()
+        ],
+    }
+    there = tuple(name for name, rows in parts.items() if rows)
     await connection.fetch(
-        _WRITE,
-        *_columns(
-            [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
-            len(_DIMENSION_INSERTED),
-        ),
+        _write_statement(there),
+        *(column for name in there for column in _columns(parts[name])),
         *_columns(map(posting_columns, changes.postings)),
-        *_columns(
-            [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
-            len(_GRANT_INSERTED),
-        ),
-        *_columns(
-            [
-                (wallet, number, grant.remaining, grant.remaining > 0)
-                for (wallet, number), (grant, _) in changes.drawn.items()
-            ],
-            4,
-        ),
         *_columns([(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]),
         *_columns([(*place, *sums) for place, sums in changes.rollups.items()]),
         *_columns(changes.rows),
