@@ -12,11 +12,13 @@ if TYPE_CHECKING:
 
 #: How long a command that ends by itself may take before it counts as hanging.
 PATIENCE_SECONDS = 60
+#: Settings, and what a process that uses gRPC has said to itself.
+_OTHERS = ("CREDITLEDGER_", "GRPC_ENABLE_FORK_SUPPORT", "GRPC_VERBOSITY")
 
 
 def environment(settings: dict[str, str] | None = None) -> dict[str, str]:
     """The environment of a command: this one's without settings, and those given."""
-    kept = {name: value for name, value in os.environ.items() if name[:13] != "CREDITLEDGER_"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(_OTHERS)}
     return {**kept, "PYTHONPATH": os.pathsep.join(sys.path), **(settings or {})}
 
 

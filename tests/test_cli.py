@@ -35,16 +35,19 @@ from creditledger import __version__
 from creditledger.cli import app
 from creditledger.config import Config, load, spelled
 from creditledger.server import CannotStart, build, local_channel, local_socket
-from creditledger.store import DatabaseLocked, migrations, sqlite
+from creditledger.store import DatabaseLocked, migrations, schema
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
 from tests.running import Services
-from tests.support import add_wallet, file_of
+from tests.support import add_wallet, change, file_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from tests.databases import Databases, Files
+
 SECRET = re.compile(r"sk-[A-Za-z0-9_-]{43}")
 SERVING = health_pb2.HealthCheckResponse.SERVING
+UNAUTHENTICATED = grpc.StatusCode.UNAUTHENTICATED
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -365,7 +368,8 @@ def test_commands_wait_for_each_other(database_url: str) -> None:
 # --- serve ----------------------------------------------------------------------------------------
 
 
-def test_while_a_server_runs(database_url: str, tmp_path: Path) -> None:
+@pytest.mark.only("sqlite")
+def test_while_a_server_has_the_file(database_url: str, tmp_path: Path) -> None:
     """Keys are made through it, verify reads beside it, nobody else writes; then it stops clean."""
     settings = {"CREDITLEDGER_DATABASE_URL": database_url}
     path = file_of(database_url)
@@ -378,7 +382,7 @@ def test_while_a_server_runs(database_url: str, tmp_path: Path) -> None:
             assert code_of(channel, secret) is grpc.StatusCode.OK
             key_id = json.loads(creditledger("keys", "list", "--json", settings=settings).stdout)
             creditledger("keys", "revoke", key_id["api_keys"][0]["id"], settings=settings)
-            assert code_of(channel, secret) is grpc.StatusCode.UNAUTHENTICATED
+            assert code_of(channel, secret) is UNAUTHENTICATED
         second = creditledger("serve", "--grpc-address", "127.0.0.1:0", settings=settings)
         migrated = creditledger("migrate", settings=settings)
         verified = creditledger("verify", settings=settings)
@@ -392,6 +396,33 @@ def test_while_a_server_runs(database_url: str, tmp_path: Path) -> None:
 
     assert not socket_path.exists()
     assert creditledger("migrate", settings=settings).returncode == 0
+
+
+@pytest.mark.only("postgresql")
+def test_while_a_server_is_on_the_database(database_url: str, tmp_path: Path) -> None:
+    """Keys are made beside it, verify reads, migrate has nothing to do, a second one serves too."""
+    settings = {"CREDITLEDGER_DATABASE_URL": database_url}
+    other_folder = tmp_path / "other"
+    other_folder.mkdir()
+    with (
+        served(tmp_path, database_url) as (server, address),
+        served(other_folder, database_url) as (other, other_address),
+    ):
+        made = creditledger("keys", "create", "--scope", "admin", settings=settings)
+        secret = made.stdout.splitlines()[-1]
+        with grpc.insecure_channel(address) as one, grpc.insecure_channel(other_address) as two:
+            assert [code_of(channel, secret) for channel in (one, two)] == [grpc.StatusCode.OK] * 2
+            key_id = json.loads(creditledger("keys", "list", "--json", settings=settings).stdout)
+            creditledger("keys", "revoke", key_id["api_keys"][0]["id"], settings=settings)
+            give_up = time.monotonic() + PATIENCE_SECONDS
+            while {code_of(channel, secret) for channel in (one, two)} != {UNAUTHENTICATED}:
+                assert time.monotonic() < give_up
+        migrated = creditledger("migrate", settings=settings)
+        verified = creditledger("verify", settings=settings)
+
+        assert (migrated.returncode, verified.returncode) == (0, 0)
+        assert (server.ended(), other.ended()) == (0, 0)
+        assert secret not in server.log.read_text() + other.log.read_text()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -553,6 +584,8 @@ async def test_a_server_lets_go_of_what_it_began(database_url: str) -> None:
     assert not again.local_socket.exists()
 
 
+# Of a server of PostgreSQL it is the one that meets its disk: see test_failover.py.
+@pytest.mark.only("sqlite")
 async def test_a_failing_disk_ends_the_server(database_url: str, tmp_path: Path) -> None:
     """Exit code 1, after its caller was told that the outcome is unknown; nothing told is lost."""
     config = load({"database_url": database_url})
@@ -589,6 +622,8 @@ async def test_a_failing_disk_ends_the_server(database_url: str, tmp_path: Path)
     assert 0 < posted <= wallet.sequence <= posted + 1
 
 
+# Of a server of PostgreSQL it is the one that meets its disk: see test_failover.py.
+@pytest.mark.only("sqlite")
 async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
     database_url: str, tmp_path: Path
 ) -> None:
@@ -619,18 +654,13 @@ async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
 # --- verify ---------------------------------------------------------------------------------------
 
 
-def test_verify_names_what_is_wrong(database_url: str, tmp_path: Path) -> None:
-    """A damaged copy: the first wrong row of each failing check, exit code 1, as table and JSON."""
-    sound = creditledger("verify", "--json", "--database-url", database_url)
-    engine = sqlite.writer_engine(file_of(database_url))
-    with engine.begin() as connection:
-        add_wallet(connection, "wal_acme")
-    engine.dispose()
-    copy = shutil.copyfile(file_of(database_url), tmp_path / "copy.db")
-    with sqlite3.connect(copy) as damaged:
-        damaged.execute("UPDATE wallet_states SET running_balance = 1")
-    damaged.close()
-    url = f"sqlite+aiosqlite:///{copy}"
+def test_verify_names_what_is_wrong(databases: Files | Databases) -> None:
+    """The first wrong row of each failing check, exit code 1, as table and as JSON."""
+    url = databases.new()
+    sound = creditledger("verify", "--json", "--database-url", url)
+    change(url, lambda connection: add_wallet(connection, "wal_acme"))
+    damage = schema.wallet_states.update().values(running_balance=1)
+    change(url, lambda connection: connection.execute(damage))
 
     words = creditledger("verify", "--database-url", url)
     found = creditledger("verify", "--json", "--database-url", url)
@@ -645,6 +675,7 @@ def test_verify_names_what_is_wrong(database_url: str, tmp_path: Path) -> None:
         assert failure["check"] in words.stdout
         assert failure["message"] in words.stdout
     assert report["failures"]
+    databases.drop(url)
 
 
 # --- up -------------------------------------------------------------------------------------------
@@ -731,7 +762,7 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
                 code_of(channel, secret)
                 for secret in (first.customer, first.admin, second.customer, second.admin)
             ]
-        assert codes == [grpc.StatusCode.UNAUTHENTICATED] * 2 + [grpc.StatusCode.OK] * 2
+        assert codes == [UNAUTHENTICATED] * 2 + [grpc.StatusCode.OK] * 2
         assert pasted(second.grpcurl)["sequence"] == wallet["sequence"]
         assert server.ended(signal.SIGINT) == 0
     assert creditledger("verify", "--database-url", url).returncode == 0
@@ -739,10 +770,7 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
 
 async def test_up_touches_nobody_elses_ledger(database_url: str, tmp_path: Path) -> None:
     """A database in use gets neither demo nor keys, with or without --no-demo."""
-    engine = sqlite.writer_engine(file_of(database_url))
-    with engine.begin() as connection:
-        add_wallet(connection, "wal_acme")
-    engine.dispose()
+    change(database_url, lambda connection: add_wallet(connection, "wal_acme"))
 
     with up(tmp_path, database_url) as server:
         server.until(r"^Ctrl-C", server.output)

@@ -1,9 +1,9 @@
 """Where the command `creditledger` begins, called so or as `python -m creditledger`."""
 
-from creditledger.config import expect_forks
+from creditledger.config import prepare_grpc
 
 # `up` starts Envoy, and gRPC decides when it is imported what it thinks of that.
-expect_forks()
+prepare_grpc()
 
 from creditledger.cli import main  # noqa: E402
 

@@ -223,13 +223,15 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
         raise WrongSetting(_sentence(first["loc"], first["msg"], first["input"])) from None
 
 
-def expect_forks() -> None:
-    """Before gRPC is imported by a process that starts others (by fork and exec).
+def prepare_grpc() -> None:
+    """Before gRPC is imported: what it reads from the environment, unless that says otherwise.
 
-    It would otherwise do things of its own between the two, which now and then ends the new process
-    there, and say on standard error at the other times that it does not mind.
+    Where a process starts others, by fork and exec, it would do things of its own between the two,
+    which now and then ends the new process there. And it would write of connections that end, which
+    is no news, on standard error between the lines of the log.
     """
     os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
 
 
 def _sentence(place: tuple[int | str, ...], message: str, value: object) -> str:
