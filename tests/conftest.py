@@ -37,8 +37,6 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 DATABASES = ("sqlite", "postgresql")
-#: What has not been brought to run on PostgreSQL.
-NOT_YET = {"test_cli", "test_crash", "test_import", "test_docs", "test_model"}
 
 
 @pytest.fixture(autouse=True)
@@ -67,8 +65,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         only = item.get_closest_marker("only")
         kind = item.callspec.params.get("databases") if hasattr(item, "callspec") else None
         fits = only is None or kind is None or kind in only.args
-        here = kind != "postgresql" or item.path.stem not in NOT_YET
-        (kept if fits and here else left_out).append(item)
+        (kept if fits else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = kept

@@ -1,6 +1,6 @@
 """The ledger does what the naive model does, whatever is asked of it in whatever order.
 
-Hypothesis drives a real ledger over a real store on a file, and `naive.py` beside it. Every answer,
+Hypothesis drives a real ledger over a real database, and `naive.py` beside it. Every answer,
 every refusal and every figure is compared, and at the end the invariants are checked on both.
 """
 
