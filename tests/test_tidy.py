@@ -50,7 +50,9 @@ store.reads
 store.dialects
 store.migrations.versions.0001_the_ledger
 store.known store.replica
-store.batch store.schema store.values store.verify store.migrations
+store.verify
+store.proofs
+store.batch store.checks store.schema store.values store.migrations
 model bills
 money clock
 envoy

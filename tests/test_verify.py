@@ -7,18 +7,27 @@ own guards off: to a copy of its file, or on a server in a transaction that is u
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
 import sqlite3
+from contextlib import closing, suppress
+from itertools import count
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from sqlalchemy import Boolean, Integer, create_engine, delete, select, update
+from sqlalchemy.exc import DBAPIError
 
 from creditledger import clock as time
-from creditledger import ids
+from creditledger import ids, store
 from creditledger.ledger import Ledger
 from creditledger.model import Category, Consume, Kind, Status, Usage, WalletChange
-from creditledger.store import Store, schema
-from creditledger.store.verify import PASSES, Finding, named, verify
+from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
+from creditledger.store import verify as verify_module
+from creditledger.store.checks import PASSES, named
+from creditledger.store.proofs import Proof, proofs
+from creditledger.store.verify import Finding, Verification, found_by, verify
 from tests.support import (
     BACKDATING_MS_MAX,
     START,
@@ -30,6 +39,7 @@ from tests.support import (
     consume,
     file_of,
     findings,
+    finished,
     give,
     is_file,
     look,
@@ -41,7 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
     from pathlib import Path
 
-    from sqlalchemy import Connection
+    from sqlalchemy import Connection, MetaData
 
     from creditledger.deciding import Posted
     from creditledger.model import Operation
@@ -105,11 +115,11 @@ async def story(ledger: Ledger, clock: Clock) -> None:
 
 async def written(url: str) -> None:
     clock = Clock()
-    store = Store(url, clock=clock)
-    await store.open()
-    await store.write(wallets)
+    writing = Store(url, clock=clock)
+    await writing.open()
+    await writing.write(wallets)
     ledger = Ledger(
-        store,
+        writing,
         queue_max=100,
         backdating_ms_max=BACKDATING_MS_MAX,
         on_disk_failure=lambda: pytest.fail("the disk failed"),
@@ -117,7 +127,7 @@ async def written(url: str) -> None:
     await ledger.start()
     await story(ledger, clock)
     await ledger.close()
-    await store.close()
+    await writing.close()
 
 
 @pytest.fixture(scope="module")
@@ -136,22 +146,27 @@ def damaged(ledger: str, tmp_path: Path) -> Damaged:
 
 
 def damaged_file(file: Path, copy: Path, statements: Iterable[str]) -> list[Finding]:
-    shutil.copyfile(file, copy)
-    with sqlite3.connect(copy) as connection:
-        connection.execute("PRAGMA ignore_check_constraints = ON")
-        triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
-        for (name,) in triggers.fetchall():
-            connection.execute(f"DROP TRIGGER {name}")
+    with closing(unguarded(file, copy)) as connection:
         for statement in statements:
             assert connection.execute(statement).rowcount > 0, statement
-    connection.close()
+        connection.commit()
     return findings(sqlite_url(copy))
+
+
+def unguarded(file: Path, copy: Path) -> sqlite3.Connection:
+    """A copy of a file that takes whatever is written to it."""
+    connection = sqlite3.connect(shutil.copyfile(file, copy))
+    connection.execute("PRAGMA ignore_check_constraints = ON")
+    triggers = connection.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'")
+    for (name,) in triggers.fetchall():
+        connection.execute(f"DROP TRIGGER {name}")
+    return connection
 
 
 class Undone(Exception):
     """What was found; nothing of what led to it stays."""
 
-    def __init__(self, found: list[Finding]) -> None:
+    def __init__(self, found: list[Any]) -> None:
         self.found = found
 
 
@@ -238,6 +253,8 @@ DAMAGES: list[Any] = [
     pytest.param("position", 5, (row(5, "position = -5"),), marks=IN_A_FILE),
     pytest.param("position", 8, (posting(8, "number = 0"), row(8, "posting_number = 0")),
                  marks=ON_A_SERVER),
+    pytest.param("posting", 8, (posting(8, "number = 0"), row(8, "posting_number = 0")),
+                 marks=IN_A_FILE),
     ("posting", 11, (row(11, "posting_number = 999999999"),)),
     ("posting", 8, (row(8, f"posting_number = {number(6)}"),)),
     ("posting", 8, (row(8, f"posting_number = {number(3, BETA)}"),)),
@@ -395,8 +412,82 @@ def test_every_check_has_a_damage() -> None:
     assert len(CHECKS) == len(set(CHECKS))
 
 
-def test_progress_is_told_pass_by_pass(ledger: str) -> None:
-    """Each pass is announced as it begins; memory lent to it is given back."""
+def disagreements(connection: Connection, tables: MetaData, name: str) -> list[str]:
+    """Changes of a table's rows that proofs find nothing wrong with and passes do, or vice versa.
+
+    Of a few rows every column is changed, in a few ways, and each is deleted.
+    """
+    table, found = tables.tables[name], []
+    keys = connection.execute(select(*table.primary_key).order_by(*table.primary_key)).all()
+    for key in Random(name).sample(keys, min(6, len(keys))):
+        chosen = [column == value for column, value in zip(table.primary_key, key, strict=True)]
+        changes: list[Any] = [delete(table).where(*chosen)]
+        for column in table.columns:
+            if isinstance(column.type, Boolean):
+                others: list[Any] = [~column]
+            else:
+                others = [column + 1, -column] if isinstance(column.type, Integer) else ["[7]"]
+            others += [None] if column.nullable else []
+            changes += [update(table).where(*chosen).values({column: other}) for other in others]
+        for statement in changes:
+            savepoint = connection.begin_nested()
+            # What no column can hold is no damage.
+            with suppress(DBAPIError):
+                connection.execute(statement)
+                if proofs_fail(connection) is not passes_find(connection):
+                    found.append(f"{key}: {statement} {statement.compile().params}")
+            savepoint.rollback()
+    return found
+
+
+def proofs_fail(connection: Connection) -> bool:
+    run = Verification()
+    run.prove(connection)
+    return run.failed
+
+
+def passes_find(connection: Connection) -> bool:
+    try:
+        with connection.begin_nested():
+            return any(True for one in PASSES for _ in found_by(connection, one))
+    except DBAPIError:
+        return True  # a figure or text that it cannot work with
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
+        *("postings", "credit_transactions"),
+    ],
+)
+def test_proofs_fail_where_and_only_where_passes_find(
+    ledger: str, tmp_path: Path, name: str
+) -> None:
+    """Whatever is changed, the short way learns what the long way does."""
+    if is_file(ledger):
+        copy = tmp_path / "copy"
+        engine = create_engine("sqlite://", creator=lambda: unguarded(file_of(ledger), copy))
+        with engine.connect() as connection:
+            assert disagreements(connection, schema.metadata, name) == []
+        return
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql(GUARDS_OFF)
+        raise Undone(disagreements(connection, schema.postgresql, name))
+
+    with pytest.raises(Undone) as undone:
+        change(ledger, work)
+    assert undone.value.found == []
+
+
+def test_passes_find_nothing_in_a_ledger_that_the_ledger_wrote(ledger: str) -> None:
+    """They run only when a proof has failed, so here by themselves."""
+    assert not look(ledger, passes_find)
+
+
+def test_progress_is_told_proof_by_proof(ledger: str) -> None:
+    """Each proof is announced as it begins; memory lent to it is given back."""
     told: list[tuple[str, int, int]] = []
 
     def memory(connection: Connection) -> Any:
@@ -411,5 +502,62 @@ def test_progress_is_told_pass_by_pass(ledger: str) -> None:
     before, found, after = look(ledger, work)
 
     assert found == []
-    assert told == [(one.name, done, len(PASSES)) for done, one in enumerate(PASSES)]
+    every = proofs("sqlite" if is_file(ledger) else "postgresql")
+    assert told == [(one.name, done, len(every)) for done, one in enumerate(every)]
     assert before == after
+
+
+def count_wallets(connection: Connection) -> int:
+    found: int = connection.exec_driver_sql("SELECT count(*) FROM wallets").scalar_one()
+    return found
+
+
+def test_who_looks_together_sees_one_snapshot(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many connections, and whatever is written meanwhile."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 3)
+    monkeypatch.setattr(postgres, "TOGETHER_MAX", 3)
+    url, ids_, seen = new_database(), count(), list[int]()
+    change(url, lambda connection: add_wallet(connection, "wal_first"))
+
+    def each(connection: Connection) -> None:
+        change(url, lambda other: add_wallet(other, f"wal_{next(ids_)}"))
+        seen.append(count_wallets(connection))
+
+    last = finished(store.look_together(url, each, count_wallets))
+
+    assert (seen, last) == ([1, 1, 1], 1)
+    assert look(url, count_wallets) == 4
+
+
+@pytest.mark.only("sqlite")
+def test_who_is_written_to_while_it_begins_begins_anew(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file has no snapshots to share, so they begin until none was written in between."""
+    versions = iter([1, 2, 3, 3])
+    monkeypatch.setattr(sqlite_database, "_version", lambda _driver: next(versions))
+    url = new_database()
+
+    assert finished(store.look_together(url, lambda _: None, count_wallets)) == 0
+    assert list(versions) == []
+
+
+def test_an_error_of_one_who_looks_ends_the_others(new_database: Callable[[], str]) -> None:
+    """It is told as it is, not as one of several."""
+    url = new_database()
+
+    def each(_connection: Connection) -> None:
+        raise Undone([])
+
+    with pytest.raises(Undone):
+        finished(store.look_together(url, each, count_wallets))
+
+
+def test_what_befell_a_proof_is_told(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proof that cannot be made is no finding where the passes find nothing."""
+    monkeypatch.setattr(verify_module, "proofs", lambda _dialect: (Proof("none", ("SELECT x",)),))
+
+    with pytest.raises((CannotOpen, DBAPIError)):
+        findings(ledger)

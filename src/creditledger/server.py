@@ -337,6 +337,19 @@ async def look(config: Config, query: Callable[[Connection], T]) -> T:
         raise CannotStart(str(error)) from None
 
 
+async def look_together(
+    config: Config, each: Callable[[Connection], None], last: Callable[[Connection], T]
+) -> T:
+    """`each` upon several connections at the same time, then `last`: all on one snapshot.
+
+    Raises CannotStart.
+    """
+    try:
+        return await store.look_together(config.database_url, each, last)
+    except CannotOpen as error:
+        raise CannotStart(str(error)) from None
+
+
 async def migrate(config: Config) -> tuple[str | None, str]:
     """Bring the database, made if it is missing, to the newest schema: (before, after).
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from sqlalchemy import Connection
 
 from creditledger.config import Config
-from creditledger.server import CannotStart, look, require_schema
-from creditledger.store.verify import Finding, damage, verify
+from creditledger.server import CannotStart, look_together, require_schema
+from creditledger.store.verify import FileDamaged, Finding, Verification
 
 
 @dataclass(slots=True)
@@ -23,18 +23,19 @@ async def failures(
 ) -> list[Failure]:
     """The checks that find something wrong, in order of their first finding; none if all is well.
 
-    One snapshot of the database is read, whether a server runs or not. Raises CannotStart.
+    One snapshot of the database is read, whether a server runs or not; `on_progress` is called in
+    several threads, one at a time. Raises CannotStart.
     """
     await require_schema(config)
+    run = Verification(on_progress)
 
-    def check(connection: Connection) -> list[Failure]:
-        # A broken index would mislead every check that follows.
-        damaged = damage(connection)
-        if damaged is not None:
-            raise CannotStart(f"{config.database} is damaged as a file: {damaged}.")
+    def name(connection: Connection) -> list[Failure]:
         found: dict[str, Failure] = {}
-        for finding in verify(connection, on_progress=on_progress):
+        for finding in run.findings(connection):
             found.setdefault(finding.check, Failure(finding)).count += 1
         return list(found.values())
 
-    return await look(config, check)
+    try:
+        return await look_together(config, run.prove, name)
+    except FileDamaged as error:
+        raise CannotStart(f"{config.database} is damaged as a file: {error}.") from None

@@ -47,6 +47,7 @@ __all__ = [
     "database_name",
     "database_path",
     "look",
+    "look_together",
     "migrate",
 ]
 
@@ -78,6 +79,9 @@ class _Kind(Protocol):
     def path(self, url: str) -> Path | None: ...
     def name(self, url: str) -> str: ...
     async def look(self, url: str, query: Callable[[Connection], T]) -> T: ...
+    async def look_together(
+        self, url: str, each: Callable[[Connection], None], last: Callable[[Connection], T]
+    ) -> T: ...
     async def migrate(self, url: str, change: Callable[[Connection], T]) -> T: ...
 
 
@@ -116,6 +120,16 @@ def database_name(url: str) -> str:
 async def look(url: str, query: Callable[[Connection], T]) -> T:
     """`query` on one snapshot, server or not, however long it takes. Raises CannotOpen."""
     return await _kind(url).look(url, query)
+
+
+async def look_together(
+    url: str, each: Callable[[Connection], None], last: Callable[[Connection], T]
+) -> T:
+    """`each` at the same time on as many connections as make it faster, then `last` on one.
+
+    All see the same snapshot, like `look`; `each` may be called in threads. Raises CannotOpen.
+    """
+    return await _kind(url).look_together(url, each, last)
 
 
 async def migrate(url: str, change: Callable[[Connection], T]) -> T:

@@ -6,7 +6,7 @@ postgres_writer.py); registry writes, reads and reads of a replica have a pool e
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import asyncpg
@@ -39,6 +39,8 @@ DRIVER = "postgresql+asyncpg"
 VERSION_MIN = 14
 #: A statement of the write path that takes longer is ended by the database.
 WRITE_STATEMENT_SECONDS_MAX = 10
+#: Connections that look together; each may have the server's own parallel workers besides.
+TOGETHER_MAX = 2
 #: How long a lock is waited for: that of a wallet which another server is writing to.
 LOCK_SECONDS_MAX = 5
 #: How long a transaction may stand still; a server that hangs gives its locks back after it.
@@ -141,10 +143,39 @@ def _replica(url: str, size: int, seconds: float) -> Replica:
 
 async def look(url: str, query: Callable[[Connection], T]) -> T:
     """`query` on one snapshot, however long it takes. Raises CannotOpen."""
-    engine = create_async_engine(url, poolclass=NullPool, connect_args=_settings("look"))
-    engine = engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
-    async with _opened(engine, url) as connection:
+    async with _opened(_looking(url), url) as connection:
         return await connection.run_sync(query)
+
+
+async def look_together(
+    url: str, each: Callable[[Connection], None], last: Callable[[Connection], T]
+) -> T:
+    """`each` upon several connections, `last` on the first of them. Raises CannotOpen."""
+    # Who has done its part waits for the others.
+    engine = _looking(url, idle_in_transaction_session_timeout="0")
+    async with _opened(engine, url) as first:
+        said = await first.exec_driver_sql("SELECT pg_export_snapshot()")
+        snapshot = said.scalar_one()
+        async with AsyncExitStack() as opened:
+            connections = [first]
+            with suppress(DBAPIError, asyncpg.PostgresError, *LOST):
+                # There may be no connection left, or it leads to another server of several.
+                for _ in range(TOGETHER_MAX - 1):
+                    another = await opened.enter_async_context(engine.connect())
+                    await another.exec_driver_sql(f"SET TRANSACTION SNAPSHOT '{snapshot}'")
+                    connections.append(another)
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for one in connections:
+                        group.create_task(one.run_sync(each))
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+        return await first.run_sync(last)
+
+
+def _looking(url: str, **more: str) -> AsyncEngine:
+    engine = create_async_engine(url, poolclass=NullPool, connect_args=_settings("look", **more))
+    return engine.execution_options(isolation_level="REPEATABLE READ", postgresql_readonly=True)
 
 
 async def migrate(url: str, change: Callable[[Connection], T]) -> T:

@@ -138,7 +138,8 @@ def reading_engine(path: Path) -> Engine:
     engine = create_engine(
         _read_only("sqlite", path),
         poolclass=NullPool,
-        connect_args={"isolation_level": None},
+        # One thread at a time uses a connection, but not always the one that opened it.
+        connect_args={"isolation_level": None, "check_same_thread": False},
     )
 
     @event.listens_for(engine, "begin")

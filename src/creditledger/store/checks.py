@@ -1,0 +1,396 @@
+"""The invariants of the ledger as queries that must find nothing: docs/ledger.md, "Invariants".
+
+A pass is one query over one table and what belongs to its rows; a check is a condition in it that
+is true of what is wrong. verify.py runs them, and proofs.py has shorter ways to learn that they
+would find nothing. Plain joins and windows that SQLite and PostgreSQL both run; the end of the file
+holds what the two spell differently. Imports clock and model.
+"""
+
+import re
+from typing import NamedTuple
+
+from creditledger.clock import QUARTER
+from creditledger.model import EXPIRE, OPERATIONS, Category, Kind, Status, Type
+
+
+class Pass(NamedTuple):
+    """Checks made in one query, as text: `name: what is wrong, in SQL -- what to say of it`.
+
+    In a message {SQL} stands for its value, in SQL $NAME for a number or what the dialect says.
+    `w` is the wallet, `v` its state. To compare with what is missing gives NULL, so finds nothing:
+    that it is missing is a check of its own.
+    """
+
+    name: str
+    source: str
+    place: tuple[str, str]  #: Wallet number, sequence.
+    checks: str
+
+
+def named(checks: str) -> list[tuple[str, str, str]]:
+    """The checks of a pass as (name, what is wrong, message)."""
+    found = re.findall(r"^(\w+):(.*?) -- (.*?)$", checks, re.MULTILINE | re.DOTALL)
+    return [(name, wrong, message) for name, wrong, message in found]
+
+
+def wrong(one: Pass) -> tuple[str, ...]:
+    """What the checks of a pass say is wrong, in SQL."""
+    return tuple(f"({condition})" for _, condition, _ in named(one.checks))
+
+
+# --- rows: each against the one before it and what it refers to -----------------------------------
+
+
+#: Figures that rows carry, and what a row adds to that of the row before it.
+CARRIED = {
+    "running_balance": "t.amount",
+    "usage_count": "CASE t.kind WHEN $USAGE THEN 1 ELSE 0 END",
+    "usage_amount": "CASE t.kind WHEN $USAGE THEN t.amount ELSE 0 END",
+    "usage_quantity": "CASE WHEN p.quantities IS NULL THEN 0 ELSE $QUANTITY END",
+    "unmetered_amount": "CASE WHEN t.kind = $USAGE AND NOT d.has_usage THEN -t.amount ELSE 0 END",
+}
+
+
+def _carries(column: str) -> str:
+    now = f"CASE WHEN t.sequence = 1 THEN 0 ELSE b.{column} END + {CARRIED[column]}"
+    return f"{column}: t.{column} <> {now} -- {column} is {{t.{column}}}, not {{{now}}}\n"
+
+
+#: What is wrong with a row beside its posting and its dimension alone.
+OUTSIDE = """p.wallet_number <> t.wallet_number OR t.sequence < p.first_sequence
+    OR t.sequence >= p.first_sequence + p.row_count"""
+NO_SUCH_KIND = """NOT (
+      p.operation = $OP_CONSUMPTION AND t.type = $TYPE_CONSUMPTION AND t.kind = $USAGE
+      AND t.amount < 0
+   OR p.operation = $OP_GRANT AND t.type = $TYPE_GRANT AND t.amount > 0
+      AND t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
+   OR p.operation = $OP_ADJUSTMENT AND t.type = $TYPE_ADJUSTMENT
+      AND t.kind = CASE WHEN t.amount > 0 THEN $ADMIN_CREDIT ELSE $ADMIN_DEBIT END
+   OR p.operation = $OP_REFUND AND t.type = $TYPE_ADJUSTMENT AND t.kind = $REFUND
+      AND t.amount > 0
+   OR p.operation = $OP_EXPIRY AND t.type = $TYPE_EXPIRATION AND t.kind = $EXPIRY
+      AND t.amount < 0)"""
+OTHER_DIMENSION = """d.kind <> t.kind OR d.type <> t.type
+    OR p.quantities IS NOT NULL AND NOT d.has_usage"""
+NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
+    OR t.amount < 0 AND t.grant_number = t.sequence OR t.kind = $EXPIRY AND t.grant_number IS NULL
+    OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
+       AND coalesce(t.grant_number, 0) <> t.sequence"""
+#: What is wrong with an expiration.
+NOT_EXPIRED = """t.kind = $EXPIRY AND (g.expires_at IS NULL OR g.expires_at > t.created_at
+      OR g.expires_at <> coalesce(t.effective_at, t.created_at)
+      OR t.posting_number <> b.posting_number AND g.expires_at <= b.created_at)"""
+#: What is wrong with a grant beside the row that made it.
+OTHER_ORIGIN = """g.amount <> t.amount OR g.created_at <> t.created_at
+    OR g.effective_at <> CASE t.type
+         WHEN $TYPE_GRANT THEN coalesce(t.effective_at, t.created_at) ELSE t.created_at END"""
+
+FIRST_QUANTITIES = "CASE WHEN t.sequence = p.first_sequence THEN p.quantities END"
+
+ROWS = Pass(
+    "rows",
+    """credit_transactions AS t
+    LEFT JOIN wallets AS w ON w.number = t.wallet_number
+    LEFT JOIN credit_transactions AS b
+      ON b.wallet_number = t.wallet_number AND b.sequence = t.sequence - 1
+    LEFT JOIN $POSTINGS AS p ON $OF_POSTING
+    LEFT JOIN dimensions AS d
+      ON d.wallet_number = t.wallet_number AND d.number = t.dimension_number
+    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number""",
+    ("t.wallet_number", "t.sequence"),
+    """
+row_wallet: w.number IS NULL -- there is no such wallet
+sequence: b.sequence IS NULL AND t.sequence <> 1 -- there is no row {t.sequence - 1} before it
+"""
+    + _carries("running_balance")
+    + f"""
+created_at: t.created_at < b.created_at -- its time {{t.created_at}} is before {{b.created_at}}
+position: t.$POSITION < b.$POSITION
+    -- its place in commit order {{t.$POSITION}} is before {{b.$POSITION}}
+posting: p.number IS NULL OR {OUTSIDE} OR t.posting_number < b.posting_number
+    -- it is no row of posting {{t.posting_number}}
+one_posting: t.posting_number = b.posting_number AND (
+      t.created_at <> b.created_at OR t.dimension_number <> b.dimension_number
+      OR p.operation <> $OP_EXPIRY AND coalesce(t.effective_at, t.created_at)
+         <> coalesce(b.effective_at, b.created_at))
+    -- its time or dimension is not that of the row before it, of the same posting
+kind: {NO_SUCH_KIND}
+    -- operation {{p.operation}} writes no kind {{t.kind}}, type {{t.type}} of {{t.amount}}
+dimension: d.number IS NULL OR {OTHER_DIMENSION}
+    -- dimension {{t.dimension_number}} is missing, of another kind or without usage
+"""
+    + "".join(_carries(column) for column in CARRIED if column != "running_balance")
+    + f"""
+grant: t.grant_number IS NOT NULL AND g.number IS NULL OR {NO_SUCH_GRANT}
+    -- it cannot be of grant {{t.grant_number}}
+grant_origin: t.grant_number = t.sequence AND ({OTHER_ORIGIN})
+    -- the grant it made has another amount or time
+grant_time: t.kind <> $EXPIRY AND g.expires_at <= t.created_at
+    OR t.kind = $USAGE AND g.effective_at > t.created_at
+    -- grant {{g.number}} was not open at {{t.created_at}}
+expiration: {NOT_EXPIRED}
+    -- it is too early or too late for grant {{g.number}}, which ends at {{g.expires_at}}
+""",
+)
+
+KIND_COUNTS = Pass(
+    "kind counts",
+    """(SELECT wallet_number, sequence, kind_count, 1 + coalesce(
+           lag(kind_count) OVER (PARTITION BY wallet_number, kind ORDER BY sequence), 0) AS n
+        FROM credit_transactions WHERE kind <> $USAGE) AS t
+    LEFT JOIN wallets AS w ON w.number = t.wallet_number""",
+    ("t.wallet_number", "t.sequence"),
+    "kind_count: t.kind_count <> t.n -- kind_count is {t.kind_count}, not {t.n}",
+)
+
+# --- postings -------------------------------------------------------------------------------------
+
+#: A posting's first row, and its last if that is another: `posting` says that all between are its.
+_ENDS = """
+    LEFT JOIN credit_transactions AS f
+      ON f.wallet_number = p.wallet_number AND f.sequence = p.first_sequence
+    LEFT JOIN credit_transactions AS l ON p.row_count > 1
+      AND l.wallet_number = p.wallet_number AND l.sequence = p.first_sequence + p.row_count - 1"""
+POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
+
+POSTING_SHAPE = """(p.operation = $OP_EXPIRY) <> (p.idempotency_key IS NULL)
+    OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
+    OR p.operation <> $OP_CONSUMPTION
+       AND (p.quantities IS NOT NULL OR p.meter_event_id IS NOT NULL)"""
+
+
+def posting_amount(total: str) -> str:
+    """What is wrong with the amount of a posting whose rows add up to `total`."""
+    return f"""CASE p.operation
+      WHEN $OP_CONSUMPTION THEN p.amount IS NULL OR -p.amount <> {total}
+      WHEN $OP_REFUND THEN p.amount <> {total}
+      WHEN $OP_EXPIRY THEN p.amount IS NOT NULL
+      ELSE p.amount IS NULL OR p.amount <> {total} END"""
+
+
+POSTINGS = Pass(
+    "postings",
+    f"postings AS p LEFT JOIN wallets AS w ON w.number = p.wallet_number {_ENDS}",
+    ("p.wallet_number", "p.first_sequence"),
+    f"""
+posting_rows: p.row_count < 1 OR coalesce(f.posting_number, 0) <> p.number
+    OR p.row_count > 1 AND coalesce(l.posting_number, 0) <> p.number
+    -- posting {{p.number}} does not have {{p.row_count}} rows
+posting_shape: {POSTING_SHAPE}
+    -- posting {{p.number}} has a field that operation {{p.operation}} has not, or lacks one
+posting_amount: {posting_amount(POSTING_SUM)}
+    -- posting {{p.number}} is of {{p.amount}}, its rows of {{{POSTING_SUM}}}
+""",
+)
+
+_LABELS = ("api_key_id", "product_id", "product_name", "category", "billing_method")
+_USAGE = ("has_usage", *_LABELS, "base_prices", "discount_prices", "price_precision")
+
+REFUNDS = Pass(
+    "refunds",
+    f"""(SELECT p.wallet_number, p.number, p.refund_of, p.first_sequence, f.dimension_number,
+           sum({POSTING_SUM}) OVER
+             (PARTITION BY p.wallet_number, p.refund_of ORDER BY p.number) AS so_far
+         FROM postings AS p {_ENDS} WHERE p.refund_of IS NOT NULL) AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN postings AS p ON p.number = r.refund_of {_ENDS}
+    LEFT JOIN dimensions AS d
+      ON d.wallet_number = r.wallet_number AND d.number = r.dimension_number
+    LEFT JOIN dimensions AS o
+      ON o.wallet_number = p.wallet_number AND o.number = f.dimension_number""",  # noqa: S608 # constants
+    ("r.wallet_number", "r.first_sequence"),
+    f"""
+refund_of: p.number IS NULL OR p.wallet_number <> r.wallet_number OR p.number >= r.number
+    OR p.operation <> $OP_CONSUMPTION
+    -- posting {{r.refund_of}} cannot be refunded by posting {{r.number}}
+refund_total: r.so_far > -({POSTING_SUM})
+    -- {{r.so_far}} of posting {{p.number}} are refunded with it, of {{-({POSTING_SUM})}}
+refund_usage: {" OR ".join(f"d.{label} <> o.{label}" for label in _USAGE)}
+    -- its usage is not that of posting {{p.number}}, which it refunds
+""",
+)
+
+# --- grants and wallets ---------------------------------------------------------------------------
+
+#: Before the columns to group by goes one number made of them, for SQLite sorts by a first number
+#: twice as fast as by what follows it. Groups that share a number are told apart by the columns.
+GRANT_SUMS = """(SELECT wallet_number, grant_number, sum(amount) AS amount,
+                 sum(CASE kind WHEN $EXPIRY THEN 1 ELSE 0 END) AS expirations
+               FROM credit_transactions WHERE grant_number IS NOT NULL
+               GROUP BY wallet_number * 1000003 + grant_number, wallet_number, grant_number)"""
+
+GRANTS = Pass(
+    "grants",
+    f"""grants AS g
+    LEFT JOIN wallets AS w ON w.number = g.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+    LEFT JOIN {GRANT_SUMS} AS s
+      ON s.wallet_number = g.wallet_number AND s.grant_number = g.number""",
+    ("g.wallet_number", "g.number"),
+    """
+grant_row: coalesce(t.grant_number, 0) <> g.number -- row {g.number} did not make this grant
+grant_remaining: g.remaining <> s.amount - g.overdraft_paid
+    -- remaining is {g.remaining}, not {s.amount - g.overdraft_paid}
+grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount - g.overdraft_paid
+    -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
+grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
+grant_expired: s.expirations > 1
+    OR g.remaining > 0 AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
+    -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
+""",
+)
+
+
+def _last(column: str, last: str) -> str:
+    """A figure of the wallet that is that of its last row, or 0 before the first."""
+    now = f"CASE WHEN v.sequence = 0 THEN 0 ELSE {last} END"
+    return f"wallet_{column}: v.{column} <> {now} -- {column} is {{v.{column}}}, not {{{now}}}\n"
+
+
+_SUMMED = ("running_balance", "usage_count", "usage_amount", "usage_quantity", "unmetered_amount")
+_COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
+_KIND_LAST = ", ".join(
+    f"max(CASE kind WHEN {kind:d} THEN kind_count END) AS {kind.word}" for kind in _COUNTED
+)
+_MOVED = _last(
+    "moved_sequence",
+    "coalesce((SELECT max(m.sequence) FROM credit_transactions AS m"
+    " WHERE m.wallet_number = w.number AND m.kind <> $EXPIRY), 0)",
+)
+
+WALLETS = Pass(
+    "wallets",
+    f"""wallets AS w
+    LEFT JOIN wallet_states AS v ON v.wallet_number = w.number
+    LEFT JOIN currencies AS c ON c.code = w.currency
+    LEFT JOIN customers AS u ON u.id = w.customer_id
+    LEFT JOIN credit_transactions AS l ON l.wallet_number = w.number AND l.sequence = v.sequence
+    LEFT JOIN credit_transactions AS x ON x.wallet_number = w.number AND x.sequence = v.sequence + 1
+    LEFT JOIN (SELECT wallet_number, sum(amount) AS amount FROM credit_transactions
+               WHERE grant_number IS NULL GROUP BY wallet_number + 0, wallet_number) AS o
+      ON o.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining, sum(overdraft_paid) AS paid
+               FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, {_KIND_LAST} FROM credit_transactions
+               WHERE kind <> $USAGE GROUP BY wallet_number) AS k
+      ON k.wallet_number = w.number""",  # noqa: S608 # constants
+    ("w.number", "v.sequence"),
+    """
+wallet_state: v.wallet_number IS NULL -- it has no state
+wallet_currency: c.code IS NULL -- there is no currency {w.currency}
+wallet_customer: u.id IS NULL -- there is no customer {w.customer_id}
+wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NULL
+    -- row {v.sequence} is not its last
+"""
+    + _last("posted_at", "l.created_at")
+    + _MOVED
+    + "".join(_last(column, f"l.{column}") for column in _SUMMED)
+    + "".join(_last(f"{kind.word}_count", f"coalesce(k.{kind.word}, 0)") for kind in _COUNTED)
+    + _last("overdraft_used", "-coalesce(o.amount, 0) - coalesce(g.paid, 0)")
+    + """
+wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
+    -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
+wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0)
+    -- it is closed with {v.running_balance}
+""",
+)
+
+# --- roll-ups: their rows added up anew, minus what is stored -------------------------------------
+
+QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
+KEY = "wallet_number, quarter, dimension_number"
+_PLACE = "quarter {x.quarter}, dimension {x.dimension_number}"
+_VOUCHER = f"CASE g.category WHEN {Category.PROMOTIONAL:d} THEN t.amount ELSE 0 END"
+_ROWS_AND_POSTINGS = """credit_transactions AS t
+       LEFT JOIN $POSTINGS AS p ON $OF_POSTING"""
+
+
+def quarter(time: str) -> str:
+    """The quarter of an hour of a time, rounded down: before 1970 too, where / alone rounds up."""
+    ago = 10**10
+    return f"({time} + {ago * QUARTER}) / {QUARTER} - {ago} AS quarter"
+
+
+def _off(name: str, difference: str) -> str:
+    return f"rollup_{name}: {difference} <> 0 -- {_PLACE}: its rows have {{{difference}}} more\n"
+
+
+#: One grouping finds both directions, for a roll-up without rows differs from 0 as well. What is
+#: sorted is kept narrow: quantities stay JSON until they are added up.
+ROLLUPS = Pass(
+    "roll-ups",
+    f"""(SELECT {KEY}, sum(stored) AS stored, sum(count) AS count, sum(amount) AS amount,
+           sum(voucher_amount) AS voucher_amount,
+           {", ".join(f"coalesce(sum($JS_{i}), 0) AS {q}" for i, q in enumerate(QUANTITIES))}
+    FROM (SELECT t.wallet_number, {quarter("coalesce(t.effective_at, t.created_at)")},
+            t.dimension_number, 0 AS stored, 1 AS count, t.amount, {_VOUCHER} AS voucher_amount,
+            {FIRST_QUANTITIES} AS js
+          FROM {_ROWS_AND_POSTINGS}
+          LEFT JOIN grants AS g
+            ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+          UNION ALL SELECT {KEY}, 1, -count, -amount, -voucher_amount, $JS_STORED
+          FROM rollups) AS every
+    GROUP BY {KEY}) AS x
+    LEFT JOIN wallets AS w ON w.number = x.wallet_number""",  # noqa: S608 # constants
+    ("x.wallet_number", "CAST(NULL AS bigint)"),
+    f"rollup: x.stored <> 1 -- {_PLACE}: there is no roll-up\n"
+    + "".join(_off(name, f"x.{name}") for name in ("count", "amount", "voucher_amount"))
+    + "".join(_off(name, f"x.{name}") for name in QUANTITIES),
+)
+
+_STORED_QUANTITY = " + ".join(QUANTITIES)
+
+
+#: The sums by created_at, as what they have beyond those by effective_at: only rows that have one
+#: differ, so only these are grouped once more.
+MOVED_ROLLUPS = Pass(
+    "roll-ups as written",
+    f"""(SELECT {KEY}, sum(count) AS count, sum(amount) AS amount, sum(quantity) AS quantity
+    FROM (SELECT t.wallet_number,
+            {quarter("CASE s.sign WHEN 1 THEN t.created_at ELSE t.effective_at END")},
+            t.dimension_number, s.sign AS count, s.sign * t.amount AS amount,
+            s.sign * $QUANTITY AS quantity
+          FROM {_ROWS_AND_POSTINGS}
+          CROSS JOIN (SELECT 1 AS sign UNION ALL SELECT -1) AS s
+          WHERE $MOVED IS NOT NULL
+          UNION ALL SELECT {KEY}, count - created_count, amount - created_amount,
+            {_STORED_QUANTITY} - created_quantity FROM rollups WHERE count <> created_count
+            OR amount <> created_amount OR {_STORED_QUANTITY} <> created_quantity) AS every
+    GROUP BY {KEY}) AS x
+    LEFT JOIN wallets AS w ON w.number = x.wallet_number""",  # noqa: S608 # constants
+    ("x.wallet_number", "CAST(NULL AS bigint)"),
+    "".join(_off(f"created_{name}", f"x.{name}") for name in ("count", "amount", "quantity")),
+)
+
+PASSES = (ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, ROLLUPS, MOVED_ROLLUPS)
+
+# --- what SQLite and PostgreSQL spell differently, and the model's numbers ------------------------
+
+
+def words(dialect: str) -> dict[str, str]:
+    """What $NAME stands for. QUANTITY: Σ of the posting's quantities on its first row, else 0."""
+    negative = ", ".join(f"-{name}" for name in QUANTITIES)
+    if dialect == "sqlite":
+        total, each = "sum(q.value)", f"json_each({FIRST_QUANTITIES})"
+        words = {"JS_STORED": f"json_array({negative})", "POSITION": "position"}
+        words["OF_POSTING"] = "p.number = t.posting_number"
+        # The plus keeps it from the index: these rows lie anywhere, so all are read.
+        words["MOVED"] = "+t.effective_at"
+        words |= {f"JS_{i}": f"json_extract(js, '$[{i}]')" for i in range(6)}
+    else:
+        total = "sum(CAST(q.value AS bigint))"
+        each = f"json_array_elements_text(CAST({FIRST_QUANTITIES} AS json))"
+        words = {"JS_STORED": f"CAST(json_build_array({negative}) AS text)"}
+        # Taken under the wallet's lock, as the sequence is.
+        words["POSITION"] = "posting_number"
+        words["OF_POSTING"] = "p.wallet_number = t.wallet_number AND p.number = t.posting_number"
+        words["MOVED"] = "t.effective_at"
+        words |= {f"JS_{i}": f"CAST(CAST(js AS json) ->> {i} AS bigint)" for i in range(6)}
+    words["POSTINGS"] = "postings"
+    words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
+    words |= {kind.name: str(kind.value) for kind in Kind}
+    words |= {f"TYPE_{type_.name}": str(type_.value) for type_ in Type}
+    words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
+    return words | {"OP_EXPIRY": str(EXPIRE), "CLOSED": str(Status.CLOSED.value)}

@@ -1,0 +1,318 @@
+"""Shorter ways to learn that the passes of checks.py would find nothing.
+
+All proofs of a database together fail if and only if a pass finds something; they do not say what.
+On SQLite, where a pass looks up what belongs to each row, a proof reads each table once, in the
+order in which it lies, and keeps what it needs of the rows before in a temporary table: where each
+wallet stands, the sums of each grant and of each roll-up. INSERT ... ON CONFLICT DO UPDATE takes
+one row after the other, so a condition in it sees the row, as `excluded`, and what the rows before
+it left. PostgreSQL joins and groups whole tables by hashing, so there most passes are proofs.
+Imports checks.
+"""
+
+from typing import NamedTuple
+
+from creditledger.model import Category
+from creditledger.store import checks
+from creditledger.store.checks import (
+    CARRIED,
+    FIRST_QUANTITIES,
+    GRANTS,
+    KIND_COUNTS,
+    MOVED_ROLLUPS,
+    NO_SUCH_GRANT,
+    NO_SUCH_KIND,
+    NOT_EXPIRED,
+    OTHER_DIMENSION,
+    OTHER_ORIGIN,
+    OUTSIDE,
+    POSTING_SHAPE,
+    POSTING_SUM,
+    POSTINGS,
+    QUANTITIES,
+    REFUNDS,
+    ROWS,
+    WALLETS,
+    Pass,
+    posting_amount,
+    quarter,
+    wrong,
+)
+
+
+class Proof(NamedTuple):
+    """Questions whose answers have to be 0, and statements that fill temporary tables before."""
+
+    name: str
+    questions: tuple[str, ...]
+    statements: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()  #: Made by `statements`; taken away afterwards.
+
+
+def _how_many(source: str, *conditions: str) -> str:
+    """Rows of which any condition is true."""
+    return f"SELECT count(*) FROM {source} WHERE {_any(conditions)}"  # noqa: S608 # constants
+
+
+def _differ(one: str, other: str) -> str:
+    return f"SELECT count(*) FROM (SELECT 1 AS n) AS once WHERE ({one}) <> ({other})"  # noqa: S608 # constants
+
+
+def _any(conditions: tuple[str, ...]) -> str:
+    return " OR ".join(f"({one})" for one in conditions)
+
+
+def _when(*conditions: str) -> str:
+    """1 if any condition is true. CASE stops at the first one that is, which OR alone does not."""
+    return f"CASE WHEN {_any(conditions)} THEN 1 ELSE 0 END"
+
+
+def _whole(one: Pass) -> Proof:
+    """A pass that is its own proof."""
+    return Proof(one.name, (_how_many(one.source, *wrong(one)),))
+
+
+def _integers(*columns: str) -> str:
+    """Declared as what they are compared with, or else no key would be found by them."""
+    return ", ".join(f"{column} INTEGER" for column in columns)
+
+
+# --- postings, on both ----------------------------------------------------------------------------
+
+#: Of a posting of one row `rows` shows it.
+_ONE_ROW_AMOUNT = f"p.row_count = 1 AND ({posting_amount('t.amount')})"
+_ROW_COUNT = "SELECT count(*) FROM credit_transactions $UNINDEXED"
+
+#: Each row is one of its posting's `row_count` places, as `rows` shows. If there are as many rows
+#: as places, none is empty.
+_POSTINGS = Proof(
+    "postings",
+    (
+        _how_many("postings AS p", "p.row_count < 1", POSTING_SHAPE),
+        _differ("SELECT coalesce(sum(row_count), 0) FROM postings", _ROW_COUNT),
+        f"{_how_many(POSTINGS.source, posting_amount(POSTING_SUM))} AND p.row_count > 1",
+    ),
+)
+
+# --- SQLite: rows, one after the other, each against where its wallet stands ----------------------
+
+_STANDING = ("sequence", "posting_number", "created_at", "effective_at", "dimension_number")
+_BY = tuple(f"{column}_by" for column in CARRIED)
+
+#: What changes between two rows of a wallet as it must not.
+_NO_STEP = (
+    "excluded.sequence <> sequence + 1",
+    "excluded.created_at < created_at",
+    "excluded.posting_number < posting_number",
+    *(f"excluded.{column} <> {column} + excluded.{column}_by" for column in CARRIED),
+    """excluded.posting_number = posting_number AND (
+         excluded.created_at <> created_at OR excluded.dimension_number <> dimension_number
+         OR excluded.kind <> $EXPIRY AND excluded.effective_at <> effective_at)""",
+)
+
+_SQLITE_ROWS = Proof(
+    "rows",
+    (
+        _how_many(
+            "standing AS s LEFT JOIN wallets AS w ON w.number = s.wallet_number",
+            *("s.wrong", "w.number IS NULL"),
+        ),
+        # Rows without a posting or dimension took no part.
+        _differ("SELECT coalesce(sum(sequence), 0) FROM standing", _ROW_COUNT),
+    ),
+    (
+        f"""CREATE TEMP TABLE labels (
+              {_integers("wallet_number", "number", "kind", "type", "has_usage")},
+              PRIMARY KEY (wallet_number, number)) WITHOUT ROWID""",
+        "INSERT INTO labels SELECT wallet_number, number, kind, type, has_usage FROM dimensions",
+        f"""CREATE TEMP TABLE standing (wallet_number INTEGER PRIMARY KEY,
+              {_integers("wrong", "kind", *_STANDING, *CARRIED, *_BY)})""",
+        f"""INSERT INTO standing (wallet_number, wrong, sequence, {", ".join(CARRIED)})
+            SELECT number, 0, 0{", 0" * len(CARRIED)} FROM wallets""",  # noqa: S608 # constants
+        f"""INSERT INTO standing
+              (wallet_number, wrong, kind, {", ".join((*_STANDING, *CARRIED, *_BY))})
+            SELECT t.wallet_number,
+              {_when(OUTSIDE, NO_SUCH_KIND, OTHER_DIMENSION, NO_SUCH_GRANT, _ONE_ROW_AMOUNT)},
+              t.kind, t.sequence, t.posting_number, t.created_at,
+              coalesce(t.effective_at, t.created_at), t.dimension_number,
+              {", ".join(f"t.{column}" for column in CARRIED)}, {", ".join(CARRIED.values())}
+            FROM credit_transactions AS t NOT INDEXED
+            CROSS JOIN postings AS p CROSS JOIN labels AS d
+            WHERE p.number = t.posting_number
+              AND d.wallet_number = t.wallet_number AND d.number = t.dimension_number
+            ORDER BY t.position
+            ON CONFLICT (wallet_number) DO UPDATE SET
+              {", ".join(f"{column} = excluded.{column}" for column in (*_STANDING, *CARRIED))},
+              wrong = wrong + {_when("excluded.wrong", *_NO_STEP)}""",  # noqa: S608 # constants
+    ),
+    ("standing", "labels"),
+)
+
+#: What `rows` has to say of expirations: few rows are one.
+_SQLITE_EXPIRATIONS = Proof(
+    "expirations",
+    (
+        _how_many(
+            """credit_transactions AS t NOT INDEXED
+            LEFT JOIN credit_transactions AS b
+              ON b.wallet_number = t.wallet_number AND b.sequence = t.sequence - 1
+            LEFT JOIN grants AS g
+              ON g.wallet_number = t.wallet_number AND g.number = t.grant_number""",
+            NOT_EXPIRED,
+        ),
+    ),
+)
+
+# --- SQLite: the sums of each grant, and the first and last time that it was drawn on -------------
+
+_NEVER, _ALWAYS = 1 << 62, -(1 << 62)
+#: One number is found faster than two. `rows` shows that a grant's number is from 1 to a sequence.
+_GRANT = f"{1 << 32} * {{0}}.wallet_number + {{0}}.{{1}}".format
+_DRAWN = f"LEFT JOIN drawn AS s ON s.grant_ = {_GRANT('g', 'number')}"
+
+_SQLITE_GRANTS = Proof(
+    "grants",
+    (
+        _how_many(
+            f"""grants AS g
+            LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
+            LEFT JOIN credit_transactions AS t
+              ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+            {_DRAWN}""",
+            *wrong(GRANTS),
+            f"t.grant_number = g.number AND ({OTHER_ORIGIN})",
+            *("g.expires_at <= s.last_at", "g.effective_at > s.first_at"),
+        ),
+        # Rows of no grant.
+        _differ(
+            "SELECT count(*) FROM drawn",
+            f"SELECT count(s.grant_) FROM grants AS g {_DRAWN}",  # noqa: S608 # constants
+        ),
+    ),
+    (
+        f"""CREATE TEMP TABLE drawn (grant_ INTEGER PRIMARY KEY,
+              {_integers("amount", "expirations", "first_at", "last_at")})""",
+        f"""INSERT INTO drawn SELECT {_GRANT("t", "grant_number")}, t.amount,
+              CASE t.kind WHEN $EXPIRY THEN 1 ELSE 0 END,
+              CASE t.kind WHEN $USAGE THEN t.created_at ELSE {_NEVER} END,
+              CASE t.kind WHEN $EXPIRY THEN {_ALWAYS} ELSE t.created_at END
+            FROM credit_transactions AS t NOT INDEXED WHERE t.grant_number IS NOT NULL
+            ON CONFLICT DO UPDATE SET amount = amount + excluded.amount,
+              expirations = expirations + excluded.expirations,
+              first_at = min(first_at, excluded.first_at),
+              last_at = max(last_at, excluded.last_at)""",  # noqa: S608 # constants
+    ),
+    ("drawn",),
+)
+
+# --- roll-ups: the sums of their rows -------------------------------------------------------------
+
+_KEY = ("wallet_number", "quarter", "dimension_number")
+_SUMS = ("count", "amount", "voucher_amount", *QUANTITIES)
+
+
+def _entries(promotional: str, quantities: str) -> str:
+    """What each row adds to its roll-up."""
+    return f"""SELECT t.wallet_number, {quarter("coalesce(t.effective_at, t.created_at)")},
+          t.dimension_number, t.amount,
+          CASE WHEN g.number IS NULL THEN 0 ELSE t.amount END AS voucher_amount,
+          {quantities}
+        FROM credit_transactions AS t $UNINDEXED
+        LEFT JOIN $POSTINGS AS p ON $OF_POSTING
+        LEFT JOIN {promotional} AS g
+          ON g.wallet_number = t.wallet_number AND g.number = t.grant_number"""  # noqa: S608 # constants
+
+
+_PROMOTIONAL = f"SELECT wallet_number, number FROM grants WHERE category = {Category.PROMOTIONAL:d}"  # noqa: S608 # constants
+
+#: Sums lie in the order of time within each of a hundred groups of wallets: where rows are added
+#: and roll-ups looked up is then never far from where it was done last.
+_SQLITE_ROLLUPS = Proof(
+    "roll-ups",
+    (
+        _how_many(
+            """sums AS s LEFT JOIN rollups AS r ON r.wallet_number = s.wallet_number
+              AND r.quarter = s.quarter AND r.dimension_number = s.dimension_number""",
+            "r.quarter IS NULL",
+            *(f"s.{name} <> r.{name}" for name in _SUMS),
+        ),
+        # Roll-ups of no rows.
+        _differ(
+            "SELECT count(*) FROM sums",
+            _how_many("rollups", *(f"{name} <> 0" for name in _SUMS)),
+        ),
+    ),
+    (
+        f"""CREATE TEMP TABLE promotional ({_integers("wallet_number", "number")},
+              PRIMARY KEY (wallet_number, number)) WITHOUT ROWID""",
+        f"INSERT INTO promotional {_PROMOTIONAL}",
+        f"""CREATE TEMP TABLE sums ({_integers("wallets", *_KEY, *_SUMS)},
+              PRIMARY KEY (wallets, quarter, wallet_number, dimension_number)) WITHOUT ROWID""",
+        f"""INSERT INTO sums (wallets, {", ".join(_KEY)}, {", ".join(_SUMS)})
+            SELECT wallet_number / (SELECT 1 + max(number) / 100 FROM wallets),
+              {", ".join(_KEY)}, 1, amount, voucher_amount,
+              {", ".join(f"coalesce($JS_{i}, 0)" for i in range(len(QUANTITIES)))}
+            FROM ({_entries("promotional", f"{FIRST_QUANTITIES} AS js")}) WHERE true
+            ON CONFLICT DO UPDATE SET
+              {", ".join(f"{name} = {name} + excluded.{name}" for name in _SUMS)}""",  # noqa: S608 # constants
+    ),
+    ("sums", "promotional"),
+)
+
+_FILE = Proof("file", (_how_many("pragma_quick_check", "quick_check <> 'ok'"),))
+
+# --- PostgreSQL -----------------------------------------------------------------------------------
+
+#: Quantities taken apart once for all that is asked of them: what CASE says of the side of a join
+#: that may be missing is worked out before it.
+_LISTED = """(SELECT *, CASE WHEN quantities IS NOT NULL
+       THEN CAST(translate(quantities, '[]', '{}') AS bigint[]) END AS listed FROM postings)"""
+_LISTED_SUM = f"""CASE WHEN t.sequence <> p.first_sequence OR p.listed IS NULL THEN 0
+       WHEN cardinality(p.listed) <= {len(QUANTITIES)}
+       THEN {" + ".join(f"coalesce(p.listed[{i + 1}], 0)" for i in range(len(QUANTITIES)))}
+       ELSE (SELECT sum(q) FROM unnest(p.listed) AS q) END"""  # noqa: S608 # constants
+
+_POSTGRES_ROWS = Proof("rows", (_how_many(ROWS.source, *wrong(ROWS), _ONE_ROW_AMOUNT),))
+
+_SUMMED = ", ".join(
+    f"coalesce(sum(listed[{i + 1}]), 0) AS {name}" for i, name in enumerate(QUANTITIES)
+)
+_FIRST_LISTED = "CASE WHEN t.sequence = p.first_sequence THEN p.listed END AS listed"
+
+_POSTGRES_ROLLUPS = Proof(
+    "roll-ups",
+    (
+        _how_many(
+            f"""(SELECT {", ".join(_KEY)}, count(*) AS count, sum(amount) AS amount,
+                  sum(voucher_amount) AS voucher_amount, {_SUMMED}
+                FROM ({_entries(f"({_PROMOTIONAL})", _FIRST_LISTED)}) AS e
+                GROUP BY {", ".join(_KEY)}) AS s
+              FULL JOIN rollups AS r USING ({", ".join(_KEY)})""",  # noqa: S608 # constants
+            "s.count IS NOT NULL AND r.count IS NULL",
+            *(f"coalesce(s.{name}, 0) <> r.{name}" for name in _SUMS),
+        ),
+    ),
+)
+
+# --- what has to hold -----------------------------------------------------------------------------
+
+#: What takes longest first, so that those who share the work end together.
+_SQLITE = (
+    *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
+    *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
+)
+_POSTGRES = (
+    *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
+    *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS)),
+)
+
+
+def proofs(dialect: str) -> tuple[Proof, ...]:
+    """All that have to hold."""
+    return _SQLITE if dialect == "sqlite" else _POSTGRES
+
+
+def words(dialect: str) -> dict[str, str]:
+    """What $NAME stands for in a proof: mostly what it does in a pass."""
+    if dialect == "sqlite":
+        return checks.words(dialect) | {"UNINDEXED": "NOT INDEXED"}
+    return checks.words(dialect) | {"UNINDEXED": "", "POSTINGS": _LISTED, "QUANTITY": _LISTED_SUM}
