@@ -9,7 +9,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, insert, select, tuple_, update
+from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, tuple_, update
 
 from creditledger.errors import IdTaken, NotFound, echo
 from creditledger.model import (
@@ -139,16 +139,19 @@ def meters(connection: Connection, after: str, size: int) -> list[Meter]:
 
 def create_meter(connection: Connection, new: Meter) -> Meter:
     """Raises IdTaken (also for an event_name in use), NotFound for the currency."""
-    found = meter(connection, new.id)
+    table = schema.meters
+    # Both in one statement: between two of them another server could make this very meter.
+    either = or_(table.c.id == new.id, table.c.event_name == new.event_name)
+    rows = connection.execute(select(table).where(either)).all()
+    found = next((_meter(row) for row in rows if row.id == new.id), None)
     if found is not None:
         same = (found.name, found.event_name, found.unit, found.currency, found.metadata)
         if same != (new.name, new.event_name, new.unit, new.currency, new.metadata):
             raise taken("meter", new.id)
         return found
-    table = schema.meters
     if new.currency is not None:
         _require_currency(connection, new.currency, field="currency_id")
-    if connection.execute(select(table.c.id).where(table.c.event_name == new.event_name)).first():
+    if rows:
         raise taken("meter of event", new.event_name, field="event_name")
     connection.execute(
         insert(table).values(
