@@ -1,0 +1,273 @@
+"""The large tables can be spread over machines by wallet: by their keys, and by what is asked.
+
+What a hot statement reads is what PostgreSQL plans for it: each look into a large table is by the
+wallet. Without that a machine that has one part of the wallets would have to ask the others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_transaction_service_pb2 as list_pb
+from credit.v1 import wallet_service_pb2 as pb
+from sqlalchemy import UniqueConstraint
+
+from creditledger import ids
+from creditledger.clock import SECOND
+from creditledger.store import schema
+from tests.databases import connect, execute
+from tests.recorded import recorded
+from tests.running import consume, grant, post, refund, serve
+from tests.support import START
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from tests.recorded import Recorded, Said
+    from tests.running import Api
+    from tests.support import Clock
+
+pytestmark = pytest.mark.only("postgresql")
+
+#: Spread by wallet.
+LARGE = {
+    *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
+}
+#: Small, rarely changed, and copied to every machine.
+SMALL = {"currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"}
+BY = "wallet_number"
+#: Not by wallet, nor unique: of each part by itself, for who reads all wallets.
+OVER_ALL = {"credit_transactions_created", "credit_transactions_written"}
+
+
+# --- the keys -------------------------------------------------------------------------------------
+
+
+def test_every_table_is_large_or_small() -> None:
+    """A new table has to be thought about."""
+    assert set(schema.postgresql.tables) == LARGE | SMALL
+
+
+@pytest.mark.parametrize("name", sorted(LARGE))
+def test_keys_begin_with_the_wallet(name: str) -> None:
+    """As the queries know the tables: primary keys, unique constraints, indexes, references."""
+    table = schema.postgresql.tables[name]
+    keys = [[column.name for column in table.primary_key.columns]]
+    unique = [one for one in table.constraints if isinstance(one, UniqueConstraint)]
+    by_wallet = [index for index in table.indexes if index.name not in OVER_ALL]
+    keys += [[column.name for column in one.columns] for one in unique]
+    keys += [[column.name for column in one.columns] for one in by_wallet]
+
+    assert {key[0] for key in keys} == {BY}
+    assert not any(index.unique for index in table.indexes if index.name in OVER_ALL)
+    # What a part refers to is in the part, or copied to it.
+    assert {key.column.table.name for key in table.foreign_keys} <= SMALL
+
+
+@pytest.mark.parametrize("name", sorted(SMALL))
+def test_what_is_copied_refers_to_what_is_copied(name: str) -> None:
+    """A small table does not need a large one."""
+    table = schema.postgresql.tables[name]
+
+    assert {key.column.table.name for key in table.foreign_keys} <= SMALL
+
+
+#: Table, index, whether it is unique, its first column.
+INDEXES = """
+SELECT t.relname, i.relname, x.indisunique, a.attname
+FROM pg_index AS x
+JOIN pg_class AS t ON t.oid = x.indrelid
+JOIN pg_class AS i ON i.oid = x.indexrelid
+LEFT JOIN pg_attribute AS a ON a.attrelid = t.oid AND a.attnum = x.indkey[0]
+WHERE t.relnamespace = 'public'::regnamespace"""
+REFERENCES = """
+SELECT conrelid::regclass::text, confrelid::regclass::text FROM pg_constraint
+WHERE contype = 'f' AND connamespace = 'public'::regnamespace"""
+
+
+async def test_a_migrated_database_has_these_keys(database_url: str) -> None:
+    """As PostgreSQL's own catalog has them."""
+    found = await execute(database_url, INDEXES)
+    references = await execute(database_url, REFERENCES)
+
+    assert {table for table, *_ in found} == LARGE | SMALL | {"alembic_version"}
+    large = [(name, unique, first) for table, name, unique, first in found if table in LARGE]
+    assert {(name, unique) for name, unique, first in large if first != BY} == {
+        (name, False) for name in OVER_ALL
+    }
+    assert sum(unique for _, unique, _ in large) >= len(LARGE)
+    assert {to for _, to in references} <= SMALL
+
+
+# --- the statements -------------------------------------------------------------------------------
+
+
+class Plans:
+    """How PostgreSQL would run statements, where it has no reason to scan small tables whole."""
+
+    def __init__(self, connection: Any, indexes: dict[str, str]) -> None:
+        self._connection = connection
+        self._table_of = indexes
+
+    async def elsewhere(self, text: str) -> list[str]:
+        """The looks of the statement into large tables that are not by wallet, or by any wallet."""
+        count = max(map(int, re.findall(r"\$(\d+)", text)), default=0)
+        given = f"({', '.join(['NULL'] * count)})" if count else ""
+        await self._connection.execute(f"PREPARE looked_at AS {text}")
+        try:
+            plan = await self._connection.fetchval(
+                f"EXPLAIN (FORMAT JSON) EXECUTE looked_at{given}"
+            )
+        finally:
+            await self._connection.execute("DEALLOCATE looked_at")
+        return [found for node in nodes(json.loads(plan)[0]["Plan"]) if (found := self._look(node))]
+
+    def _look(self, node: dict[str, Any]) -> str | None:
+        kind = node["Node Type"]
+        if not kind.endswith("Scan") or kind == "Bitmap Heap Scan":
+            return None
+        table = node.get("Relation Name") or self._table_of.get(node.get("Index Name", ""), "")
+        column = BY if table in LARGE else "(number|id|customer_id)"
+        # Of a parameter, or of another row: rows that are joined by it lie together. Where that row
+        # is the wallet's own, it has to be a certain one.
+        named = re.search(rf"\b{column} = ", node.get("Index Cond", ""))
+        looked_for = table in LARGE or table == "wallets"
+        return f"{kind} of {table}" if looked_for and not named else None
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield plan
+    for one in plan.get("Plans", ()):
+        yield from nodes(one)
+
+
+@pytest.fixture
+async def plans(database_url: str) -> AsyncIterator[Plans]:
+    """Plans of one connection."""
+    connection = await connect(database_url)
+    indexes = {name: table for table, name, *_ in await connection.fetch(INDEXES)}
+    for setting in ("enable_seqscan", "enable_hashjoin", "enable_mergejoin"):
+        await connection.execute(f"SET {setting} = off")
+    await connection.execute("SET plan_cache_mode = force_generic_plan")
+    yield Plans(connection, indexes)
+    await connection.close()
+
+
+WALLET_NUMBER = 5
+SHOP, OWNER = "wal_shop", "cus_shop"
+
+
+@pytest.fixture
+async def told(database_url: str, clock: Clock) -> AsyncIterator[tuple[Api, Recorded]]:
+    """A server whose every statement is heard, and the fifth wallet, with a little credit."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            for n in range(WALLET_NUMBER - 2):
+                await api.local.new_wallet(f"wal_{n}", f"cus_{n}")
+            await api.local.new_wallet(SHOP, OWNER)
+            await api.post("given", SHOP, **grant("100"))
+            yield api, heard
+
+
+def of_large(statements: list[Said]) -> list[Said]:
+    """Those that have to do with large tables."""
+    return [one for one in statements if re.search(rf"\b({'|'.join(LARGE)})\b", one.text)]
+
+
+async def test_a_batch_names_its_wallets(told: tuple[Api, Recorded], plans: Plans) -> None:
+    """Whatever is posted, by whichever wallet: every row is found, and written, by its wallet."""
+    api, heard = told
+    spent = await api.post("spent", SHOP, **consume("1"))
+    heard.posting.clear()
+    requests = [
+        post("a", SHOP, **consume("1")),
+        post("b", "wal_0", **grant("1")),
+        post("c", SHOP, **grant("1")),
+        post("d", SHOP, **refund(spent.posting_id)),
+        post("e", "wal_1", adjustment=pb.AdjustmentOperation(amount="2")),
+        post("given", SHOP, **grant("100")),
+    ]
+    fates = await api.batch(requests)
+    assert all(isinstance(fate, str) for fate in fates), fates
+    await asyncio.sleep(0)  # what is heard of a statement comes a turn of the loop later
+
+    statements = of_large(heard.posting)
+    assert len(statements) >= 8
+    for one in statements:
+        assert await plans.elsewhere(one.text) == [], one.text
+    inserted = {
+        table: columns.split(", ")[0]
+        for one in statements
+        for table, columns in re.findall(r"INSERT INTO (\w+) \(([^)]+)\)", one.text)
+    }
+    assert inserted == dict.fromkeys(LARGE - {"wallet_states"}, BY)
+
+
+async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], plans: Plans) -> None:
+    """By id, by key, a list of one customer's with its next page, its wallet, sums and bills."""
+    api, heard = told
+    owner = await api.local.key("customer", OWNER)
+    posted = await api.post("spent", SHOP, **consume("1"))
+    row = posted.transactions[0].id
+    assert ids.resolve("ct", row) == (WALLET_NUMBER, 2)
+
+    async def retrieve() -> object:
+        request = list_pb.CreditTransactionServiceRetrieveRequest(id=row)
+        return await api.transactions.Retrieve(request, metadata=api.service)
+
+    async def by_key() -> object:
+        return await api.found("spent", SHOP)
+
+    async def listed() -> object:
+        request = list_pb.CreditTransactionServiceListRequest(page_size=1, customer_id=OWNER)
+        page = await api.transactions.List(request, metadata=api.service)
+        request.page_token = page.paging.next_page_token
+        return await api.transactions.List(request, metadata=api.service)
+
+    async def summed() -> object:
+        request = list_pb.CreditTransactionServiceSummaryRequest(
+            customer_id=OWNER, start=START // SECOND - 7, end=START // SECOND + 7
+        )
+        return await api.transactions.Summary(request, metadata=api.service)
+
+    async def history() -> object:
+        request = billing_pb.ListTransactionsRequest(kind="usage")
+        return await api.billing.ListTransactions(request, metadata=owner)
+
+    async def wallet() -> object:
+        return await api.wallet_now(SHOP)
+
+    for ask in (retrieve, by_key, listed, summed, history, wallet):
+        heard.reading.clear()
+        await ask()
+        statements = of_large(heard.reading)
+        assert statements, ask
+        for one in statements:
+            assert await plans.elsewhere(one.text) == [], one.text
+            # The number comes out of the id: nothing was asked to find it.
+            if ask is retrieve:
+                assert WALLET_NUMBER in one.values
+
+
+async def test_what_is_read_of_all_wallets_is_seen(
+    told: tuple[Api, Recorded], plans: Plans
+) -> None:
+    """A list over everybody asks every part, so what finds that here would find it above."""
+    api, heard = told
+    heard.reading.clear()
+    await api.transactions.List(
+        list_pb.CreditTransactionServiceListRequest(page_size=1), metadata=api.service
+    )
+
+    counted, ordered = of_large(heard.reading)[:2]
+    assert "sum(wallet_states.usage_count)" in counted.text
+    assert "ORDER BY credit_transactions.created_at" in ordered.text
+    for one in (counted, ordered):
+        assert await plans.elsewhere(one.text) != [], one.text
+    (scan,) = await plans.elsewhere("SELECT sum(amount) FROM postings WHERE operation = $1")
+    assert scan.endswith(" of postings")
