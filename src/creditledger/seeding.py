@@ -18,7 +18,7 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select
+from sqlalchemy import Connection, Table, func, insert, select, text
 
 from creditledger import clock, ids
 from creditledger.deciding import Posted
@@ -494,4 +494,11 @@ async def seed(
         on_progress(written, lived.rows * wallets)
         await migrate(url, change)
         written += count
+    await migrate(url, _analyze)
     return written
+
+
+def _analyze(connection: Connection) -> None:
+    """Let PostgreSQL look at its tables, as it does by itself after a minute: it plans by that."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("ANALYZE"))
