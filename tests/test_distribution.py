@@ -239,10 +239,17 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
         request = billing_pb.ListTransactionsRequest(kind="usage")
         return await api.billing.ListTransactions(request, metadata=owner)
 
+    async def bills() -> object:
+        day = START // SECOND // 86_400 * 86_400
+        request = billing_pb.ListApiKeyBillsRequest(
+            cycle_type="Day", start_time=day - 86_400, end_time=day + 86_400
+        )
+        return await api.billing.ListApiKeyBills(request, metadata=owner)
+
     async def wallet() -> object:
         return await api.wallet_now(SHOP)
 
-    for ask in (retrieve, by_key, listed, summed, history, wallet):
+    for ask in (retrieve, by_key, listed, summed, history, bills, wallet):
         heard.reading.clear()
         await ask()
         statements = of_large(heard.reading)

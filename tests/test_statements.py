@@ -13,6 +13,8 @@ from sqlalchemy import Engine, event
 
 from creditledger import ids
 from creditledger.model import Consume, Usage
+from creditledger.store.postgres_writer import DISCARD_PLANS
+from tests.recorded import recorded
 from tests.support import (
     Clock,
     add_meter,
@@ -33,9 +35,12 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from creditledger.deciding import Posted
+    from creditledger.ledger import Ledger
     from creditledger.model import Command, Operation
+    from creditledger.store import Store
+    from tests.recorded import Recorded
 
-pytestmark = pytest.mark.only("sqlite")
+in_a_file, on_a_server = pytest.mark.only("sqlite"), pytest.mark.only("postgresql")
 
 #: BEGIN, whether anybody else wrote, fifteen reads, nine writes and COMMIT: each that there is.
 KINDS_MAX = 27
@@ -43,6 +48,11 @@ KINDS_MAX = 27
 KNOWN_READS = 4
 #: A write takes any number of rows up to 511 in so many statements, of 256, 128 ... 1 rows.
 SIZES = 9
+#: BEGIN, locks with time and keys, open grants, originals, their rows, dimensions, refunds, named
+#: grants, meters, subscriptions, dimensions twice, the write and COMMIT: each that there is.
+ROUND_TRIPS_MAX = 14
+#: BEGIN; locks, time and keys; the write; COMMIT.
+ROUND_TRIPS_OF_CONSUMPTIONS = 4
 
 
 @contextmanager
@@ -86,12 +96,8 @@ def mixed(wallet_ids: list[str], size: int, posted: list[Posted], label: str) ->
     return commands
 
 
-@pytest.mark.parametrize("wallets", [1, 100])
-async def test_a_batch_costs_the_same_statements_whatever_its_size(
-    database_url: str, wallets: int
-) -> None:
-    """A batch of 500 takes no more reads and writes than one of 10, over one wallet or many."""
-    wallet_ids = [f"wal_{n}" for n in range(wallets)]
+async def prepared(store: Store, ledger: Ledger, wallet_ids: list[str]) -> list[Posted]:
+    """A meter and the wallets, each with credit, a subscription, and the consumption answered."""
 
     def seed(connection: Connection) -> None:
         add_meter(connection, "mtr_tokens")
@@ -100,15 +106,26 @@ async def test_a_batch_costs_the_same_statements_whatever_its_size(
             customer_id = f"cus_of_{wallet_id}"
             add_subscription(connection, f"sub_{wallet_id}", customer_id=customer_id)
 
+    await store.write(seed)
+    posted = []
+    for wallet_id in wallet_ids:
+        for key, operation in (("given", give("100")), ("spent", consume("1"))):
+            answer = await ledger.post(command(operation, key=key, wallet_id=wallet_id))
+        posted.append(answer)
+    return posted
+
+
+@in_a_file
+@pytest.mark.parametrize("wallets", [1, 100])
+async def test_a_batch_costs_the_same_statements_whatever_its_size(
+    database_url: str, wallets: int
+) -> None:
+    """A batch of 500 takes no more reads and writes than one of 10, over one wallet or many."""
+    wallet_ids = [f"wal_{n}" for n in range(wallets)]
     costs: dict[tuple[int, bool], int] = {}
     with statements() as seen:
         async with opened(database_url, Clock()) as (store, ledger):
-            await store.write(seed)
-            posted = []
-            for wallet_id in wallet_ids:
-                for key, operation in (("given", give("100")), ("spent", consume("1"))):
-                    answer = await ledger.post(command(operation, key=key, wallet_id=wallet_id))
-                posted.append(answer)
+            posted = await prepared(store, ledger, wallet_ids)
             for size in (1, 10, 500):
                 commands = mixed(wallet_ids, size, posted, f"batch of {size}")
                 for replayed in (False, True):
@@ -126,6 +143,7 @@ async def test_a_batch_costs_the_same_statements_whatever_its_size(
     assert max(costs.values()) <= KINDS_MAX
 
 
+@in_a_file
 @pytest.mark.parametrize("grants", [1, 20])
 async def test_what_is_known_is_not_read_again(database_url: str, grants: int) -> None:
     """Consumptions of wallets used before cost one read, of their keys, and five writes."""
@@ -154,3 +172,63 @@ async def test_what_is_known_is_not_read_again(database_url: str, grants: int) -
     kinds = {kind(statement) for statement in seen}
     assert len([one for one in kinds if one.startswith("SELECT")]) == 1
     assert len(kinds) == KNOWN_READS + 5
+
+
+# --- PostgreSQL: a statement is a round trip ------------------------------------------------------
+
+
+async def of_a_batch(heard: Recorded, ledger: Ledger, commands: list[Command]) -> list[str]:
+    """The statements that the batch was written by, from BEGIN to COMMIT, in their order."""
+    await asyncio.sleep(0)  # what is heard of a statement comes a turn of the loop later
+    heard.posting.clear()
+    answers = await ledger.post_many(commands)
+    assert not any(isinstance(answer, Exception) for answer in answers)
+    await asyncio.sleep(0)
+    said = [one.text.strip() for one in heard.posting if one.text != DISCARD_PLANS]
+    assert said[0].startswith("BEGIN")
+    assert said[-1] == "COMMIT"
+    assert not any("COMMIT" in one or "BEGIN" in one for one in said[1:-1])
+    return said
+
+
+@on_a_server
+@pytest.mark.parametrize("wallets", [1, 100])
+async def test_a_batch_on_a_server_costs_the_same_whatever_its_size(
+    database_url: str, wallets: int
+) -> None:
+    """A batch of 500 is as many round trips as one of 10, over one wallet or many."""
+    wallet_ids = [f"wal_{n}" for n in range(wallets)]
+    costs: dict[tuple[int, bool], int] = {}
+    with recorded() as heard:
+        async with opened(database_url, Clock()) as (store, ledger):
+            posted = await prepared(store, ledger, wallet_ids)
+            for size in (1, 10, 500):
+                commands = mixed(wallet_ids, size, posted, f"batch of {size}")
+                for replayed in (False, True):
+                    said = await of_a_batch(heard, ledger, commands)
+                    costs[size, replayed] = len(said)
+
+    for replayed in (False, True):
+        assert costs[1, replayed] <= costs[10, replayed] == costs[500, replayed]
+    assert max(costs.values()) <= ROUND_TRIPS_MAX
+
+
+@on_a_server
+async def test_a_batch_of_consumptions_on_a_server(database_url: str) -> None:
+    """Of wallets used before they cost one read and one write."""
+    wallet_ids = [f"wal_{n}" for n in range(50)]
+    with recorded() as heard:
+        async with opened(database_url, Clock()) as (store, ledger):
+            await prepared(store, ledger, wallet_ids)
+            for round_ in ("first", "second"):
+                said = await of_a_batch(
+                    heard,
+                    ledger,
+                    [
+                        command(consume("0.01"), key=f"{round_} {n}", wallet_id=wallet_ids[n % 50])
+                        for n in range(500)
+                    ],
+                )
+
+    assert len(said) <= ROUND_TRIPS_OF_CONSUMPTIONS, said
+    assert sum("INSERT" in one for one in said) == 1, said
