@@ -89,7 +89,7 @@ def test_what_does_not_work_is_not_measured(tmp_path: Path) -> None:
         bench.secret = "sk-" + "0" * 43
         with pytest.raises(Failed, match="grpc-status"):
             bench.sample(unary, seed=3)
-        bench.served.address = "127.0.0.1:1"
+        bench.served.addresses = ["127.0.0.1:1"]
         with pytest.raises(Failed, match="ConnectionRefused"):
             bench.sample(unary, seed=4)
 
