@@ -9,7 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import BigInteger, Connection, and_, bindparam, select, text, tuple_
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    column,
+    select,
+    text,
+    values,
+)
 
 from creditledger.model import Dimension, Grant, Posting, Row, Transaction, WalletPlace
 from creditledger.store import schema
@@ -53,8 +64,9 @@ class Filters:
     end: int | None = None
 
 
-_EXPANDED = (
-    select(
+def _expanded(rows: FromClause) -> Select[Any]:
+    """Credit transactions with all that a list shows of each; `rows` is their table, or a join."""
+    return select(
         *(t[name] for name in ROW_COLUMNS),
         *(p[name] for name in POSTING_COLUMNS),
         *(d[name] for name in DIMENSION_COLUMNS),
@@ -67,22 +79,25 @@ _EXPANDED = (
         schema.customers.c.email,
         schema.meters.c.name,
         *(g[name] for name in GRANT_COLUMNS),
+    ).select_from(
+        rows.join(schema.postings, OF_POSTING)
+        .join(
+            schema.dimensions,
+            and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
+        )
+        .join(schema.wallets, w.number == t.wallet_number)
+        .join(schema.currencies, schema.currencies.c.code == w.currency)
+        .join(schema.customers, schema.customers.c.id == w.customer_id)
+        .join(schema.meters, schema.meters.c.id == d.meter_id, isouter=True)
+        .join(
+            schema.grants,
+            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
+            isouter=True,
+        )
     )
-    .join_from(schema.transactions, schema.postings, OF_POSTING)
-    .join(
-        schema.dimensions,
-        and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
-    )
-    .join(schema.wallets, w.number == t.wallet_number)
-    .join(schema.currencies, schema.currencies.c.code == w.currency)
-    .join(schema.customers, schema.customers.c.id == w.customer_id)
-    .join(schema.meters, schema.meters.c.id == d.meter_id, isouter=True)
-    .join(
-        schema.grants,
-        and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
-        isouter=True,
-    )
-)
+
+
+_EXPANDED = _expanded(schema.transactions)
 
 
 def _transaction(columns: Sequence[Any]) -> Transaction:
@@ -135,10 +150,12 @@ def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Tr
     """The transactions at these places (wallet number, sequence), in this order."""
     if not places:
         return []
+    # Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
+    asked = values(column("wallet", BigInteger), column("sequence", BigInteger))
+    place = asked.data(list(places)).cte("place")
+    here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
     found = {}
-    for columns in connection.execute(
-        _EXPANDED.where(tuple_(t.wallet_number, t.sequence).in_(places))
-    ):
+    for columns in connection.execute(_expanded(place.join(schema.transactions, here))):
         one = _transaction(columns)
         found[one.row.wallet, one.row.sequence] = one
     return [found[place] for place in places]

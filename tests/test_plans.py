@@ -1,0 +1,125 @@
+"""How SQLite finds what is read: by its keys, never by reading a large table from end to end.
+
+SQLite plans without knowing how large a table is, so what it does with a few rows it does with ten
+million. For PostgreSQL see test_distribution.py.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_transaction_service_pb2 as list_pb
+from credit.v1 import registry_service_pb2 as registry_pb
+from credit.v1 import wallet_service_pb2 as pb
+
+from creditledger.clock import SECOND
+from tests.recorded import Said, recorded
+from tests.running import consume, grant, serve
+from tests.support import START, file_of
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from tests.support import Clock
+
+pytestmark = pytest.mark.only("sqlite")
+
+SHOP, OWNER = "wal_shop", "cus_shop"
+#: The window of a summary, which cuts quarters of an hour.
+AROUND = {"start": START // SECOND - 5_000, "end": START // SECOND + 5_000}
+
+
+async def asked(heard: list[Said], what: Callable[[], Awaitable[object]]) -> list[Said]:
+    heard.clear()
+    await what()
+    return [one for one in heard if one.text.startswith(("SELECT", "WITH"))]
+
+
+def scanned(url: str, statements: list[Said]) -> list[str]:
+    """The tables that are read from end to end, indexes too."""
+    with closing(sqlite3.connect(file_of(url))) as connection:
+        plans = [
+            detail
+            for one in statements
+            for _, _, _, detail in connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
+        ]
+    tables = ("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states")
+    assert any(plan.startswith("SEARCH ") for plan in plans)
+    return [plan for plan in plans if plan.startswith("SCAN ") and plan.split()[1] in tables]
+
+
+@pytest.mark.parametrize("wallets", [1, 2])
+async def test_nothing_of_a_customer_is_found_by_reading_it_all(
+    database_url: str, clock: Clock, wallets: int
+) -> None:
+    """Pages of several rows, by number and by token, totals, sums, the billing list and bills."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            meter = registry_pb.CreateMeterRequest(
+                id="mtr_tokens", name="Tokens", event_name="tokens", unit="token"
+            )
+            await api.local.registry.CreateMeter(meter)
+            await api.local.new_wallet(SHOP, OWNER)
+            if wallets == 2:
+                other = pb.CreateWalletRequest(id="wal_yuan", customer_id=OWNER, currency="CNY")
+                await api.local.wallets.CreateWallet(other)
+            await api.post("given", SHOP, **grant("100"))
+            for n in range(5):
+                await api.post(f"spent {n}", SHOP, **consume("1", meter_id="mtr_tokens"))
+            owner = await api.local.key("customer", OWNER)
+
+            async def listed(**filters: Any) -> object:
+                request = list_pb.CreditTransactionServiceListRequest(
+                    page_size=3, customer_id=OWNER, **filters
+                )
+                page = await api.transactions.List(request, metadata=api.service)
+                assert len(page.list) == 3
+                request.page_token = page.paging.next_page_token
+                return await api.transactions.List(request, metadata=api.service)
+
+            async def summed(**filters: Any) -> object:
+                request = list_pb.CreditTransactionServiceSummaryRequest(
+                    customer_id=OWNER, currency_id="USD", **filters
+                )
+                return await api.transactions.Summary(request, metadata=api.service)
+
+            async def history(**filters: Any) -> object:
+                request = billing_pb.ListTransactionsRequest(page_size=2, **filters)
+                return await api.billing.ListTransactions(request, metadata=owner)
+
+            async def bills() -> object:
+                day = START // SECOND // 86_400 * 86_400
+                request = billing_pb.ListApiKeyBillsRequest(
+                    cycle_type="Day", start_time=day - 86_400, end_time=day + 86_400
+                )
+                return await api.billing.ListApiKeyBills(request, metadata=owner)
+
+            for what in (
+                listed,
+                lambda: listed(**AROUND),
+                lambda: listed(meter_id="mtr_tokens"),
+                lambda: listed(meter_id="mtr_tokens", **AROUND),
+                summed,
+                lambda: summed(meter_id="mtr_tokens", **AROUND),
+                history,
+                lambda: history(kind="usage"),
+                lambda: history(kind="usage", page=2),
+                bills,
+                lambda: api.wallet_now(SHOP),
+                lambda: api.found("spent 1", SHOP),
+            ):
+                statements = await asked(heard.reading, what)
+                assert scanned(database_url, statements) == []
+
+
+async def test_a_scan_is_seen(database_url: str) -> None:
+    """What would be found above."""
+    by_wallet = Said("SELECT amount FROM credit_transactions WHERE wallet_number = ?", (1,))
+    by_amount = Said("SELECT amount FROM credit_transactions WHERE amount = ?", (1,))
+
+    assert scanned(database_url, [by_wallet]) == []
+    assert scanned(database_url, [by_wallet, by_amount]) == ["SCAN credit_transactions"]
