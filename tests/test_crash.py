@@ -400,6 +400,10 @@ async def forsaken(load: Load, services: Services, metadata: Metadata) -> None:
         await asyncio.gather(*map(once, works))
 
 
+#: What grpcio says of an answer whose caller has gone meanwhile.
+ON_ITS_WAY = "ExecuteBatchError raised in core"
+
+
 async def test_forsaken_by_its_callers(ledger: Ledger) -> None:
     """Cancelled calls and passed deadlines leave postings that are whole, or none."""
     async with process(ledger.url, ledger.log) as served:
@@ -424,4 +428,6 @@ async def test_forsaken_by_its_callers(ledger: Ledger) -> None:
     # Some were given up before and some after the server had written them.
     assert len(there) > 0
     assert dropped > 0
-    assert [line for line in served.lines() if line["level"] not in {"info", "debug"}] == []
+    said = [line for line in served.lines() if line["level"] not in {"info", "debug"}]
+    # grpcio may say that an answer was on its way; nothing else is said.
+    assert [line for line in said if ON_ITS_WAY not in line["event"]] == []
