@@ -1,6 +1,5 @@
 """A worker that imports usage into a running server, as `creditledger import-usage` does."""
 
-import asyncio
 import csv
 import tempfile
 import time
@@ -8,10 +7,9 @@ from pathlib import Path
 
 from bench.traffic import wallet_id
 from bench.worker import Failed, serve
-from creditledger import clock
+from creditledger import clock, server
 from creditledger.config import Config
 from creditledger.import_usage import Plan, Prices, Report, import_usage
-from creditledger.server import local_channel, new_event_loop
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 
@@ -40,13 +38,12 @@ def usage(url: str, wallet: int, rows: int, seed: int) -> dict[str, object]:
         )
 
         async def run() -> tuple[Report, float]:
-            async with local_channel(Config(database_url=url)) as channel:
+            async with server.local_channel(Config(database_url=url)) as channel:
                 began = time.perf_counter()
                 report = await import_usage(channel, plan, on_progress=lambda *_: None)
                 return report, time.perf_counter() - began
 
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            report, seconds = runner.run(run())
+        report, seconds = server.run(run())
     if report.posted != rows:
         raise Failed(f"of {rows} rows {report.posted} were posted: {report.refused}")
     return {"rate": rows / seconds, "total": rows, "p50_ms": None, "p99_ms": None}

@@ -14,10 +14,9 @@ from typing import TypeVar
 from bench.timing import Times, answer
 from bench.traffic import CONSUMPTION, Traffic, Wallets, wallet_id
 from bench.worker import Failed, serve
-from creditledger import clock
+from creditledger import clock, server
 from creditledger.ledger import Ledger
 from creditledger.model import Category, Command, Consume, GiveGrant, Kind, Operation, Usage
-from creditledger.server import new_event_loop
 from creditledger.store import Store
 
 #: As many as one write transaction takes.
@@ -149,8 +148,7 @@ def draws(
 
 def _run(coroutine: Coroutine[None, None, dict[str, object]]) -> dict[str, object]:
     try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(coroutine)
+        return server.run(coroutine)
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
 

@@ -71,9 +71,9 @@ CLOSE_SECONDS_MAX = 20.0
 #: between servers hears of it by a clean answer, and asks another one.
 REFUSING_SECONDS = 0.3
 
-#: New objects before the collector looks through them, about two full batches' worth; and how
-#: often it does before it looks through older ones too.
-GC_THRESHOLDS = 100_000, 20, 20
+#: New objects before the collector looks through them, about a full batch's worth; and how often
+#: it does before it looks through older ones too.
+GC_THRESHOLDS = 50_000, 10, 10
 
 #: How folders for sockets begin, in the folder for temporary files.
 _FOLDER = "creditledger-"

@@ -12,9 +12,9 @@ from creditledger.model import Dimension, Wallet
 from creditledger.store.batch import Loaded
 
 #: Wallets and open grants, together, that are known without a read; about 400 bytes each.
-KNOWN_MAX = 100_000
+KNOWN_MAX = 60_000
 #: Numbers of dimensions likewise, about 500 bytes each with their labels.
-DIMENSIONS_KNOWN_MAX = 50_000
+DIMENSIONS_KNOWN_MAX = 30_000
 
 
 class Known:
