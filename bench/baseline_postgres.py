@@ -128,7 +128,7 @@ async def limit(url: str, traffic: Traffic, seconds: float) -> Times:
         for name, *figures, grant, dimension in await _standing(url)
     }
     connection = await _connected(url)
-    number = await connection.fetchval("SELECT nextval('posting_numbers')")
+    number = await connection.fetchval("SELECT max(number) FROM postings")
     times = Times(seconds)
     try:
         while times.go_on():
