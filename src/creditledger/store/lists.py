@@ -268,15 +268,15 @@ def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
 
 def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[*_Key]:
     """Keys of the rows the filters match, newest first."""
-    query = (
-        select(*_ORDER, t.wallet_number)
-        .join_from(schema.transactions, schema.postings, OF_POSTING)
-        .join(
+    query = select(*_ORDER, t.wallet_number).select_from(schema.transactions)
+    query = query.order_by(*(column.desc() for column in _ORDER))
+    conditions = _conditions(filters)
+    if conditions is not None:
+        query = query.join(schema.postings, OF_POSTING).join(
             schema.dimensions,
             and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
         )
-        .order_by(*(column.desc() for column in _ORDER))
-    )
+        query = query.where(conditions)
     if wallets is None:
         query = query.join(schema.wallets, w.number == t.wallet_number)
         query = query.where(w.livemode == filters.livemode)
@@ -286,8 +286,7 @@ def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> S
         query = query.where(t.created_at >= filters.start)
     if filters.end is not None:
         query = query.where(t.created_at < filters.end)
-    conditions = _conditions(filters)
-    return query if conditions is None else query.where(conditions)
+    return query
 
 
 def _count(
