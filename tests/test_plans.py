@@ -18,7 +18,7 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.clock import SECOND
 from tests.recorded import Said, recorded
-from tests.running import consume, grant, serve
+from tests.running import consume, grant, refund, serve
 from tests.support import START, file_of
 
 if TYPE_CHECKING:
@@ -114,6 +114,27 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
             ):
                 statements = await asked(heard.reading, what)
                 assert scanned(database_url, statements) == []
+
+
+async def test_a_rare_kind_is_found_by_its_index(database_url: str, clock: Clock) -> None:
+    """Page, total and deep page of refunds: not by going back through all that lies between."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            request = billing_pb.ListTransactionsRequest(kind="refund", page=2, page_size=1)
+            for n in range(3):
+                await api.post(f"given {n}", **grant("1"))
+                spent = await api.post(f"spent {n}", **consume("1"))
+                await api.post(f"back {n}", **refund(spent.posting_id))
+            statements = await asked(
+                heard.reading,
+                lambda: api.billing.ListTransactions(request, metadata=api.customer),
+            )
+    of_kind = [one for one in statements if "credit_transactions.kind = 5" in one.text]
+    assert len(of_kind) >= 2
+    with closing(sqlite3.connect(file_of(database_url))) as connection:
+        for one in of_kind:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
+            assert "INDEX credit_transactions_kind" in str(plan.fetchall())
 
 
 async def test_a_scan_is_seen(database_url: str) -> None:

@@ -344,15 +344,18 @@ def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Ki
         column = t.usage_count if kind is Kind.USAGE else t.kind_count
         query = select(column).where(t.wallet_number == wallet, t.sequence <= sequence)
         if kind is not Kind.USAGE:
-            query = query.where(t.kind == _literal(kind))
+            query = query.where(_is(kind))
         query = query.order_by(t.sequence.desc()).limit(1)
         counts.append(func.coalesce(query.scalar_subquery(), 0))
     return int(connection.execute(select(reduce(operator.add, counts))).scalar_one())
 
 
-def _literal(kind: Kind) -> ColumnElement[int]:
-    # Written out, so that the planner sees that the partial index covers it.
-    return literal_column(str(kind.value))
+def _is(kind: Kind) -> ColumnElement[bool]:
+    # Numbers written out, and the index's own condition too: only then does SQLite use it.
+    is_kind = t.kind == literal_column(str(kind.value))
+    if kind is Kind.USAGE:
+        return is_kind
+    return and_(is_kind, t.kind != literal_column(str(Kind.USAGE.value)))
 
 
 def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: int) -> int:
@@ -376,7 +379,7 @@ def _kind_sequences(
             select(t.sequence)
             .where(
                 t.wallet_number == window.wallet,
-                t.kind == _literal(kind),
+                _is(kind),
                 t.sequence.between(window.first, through),
             )
             .order_by(t.sequence.desc())
