@@ -61,6 +61,13 @@ ON_A_SERVER = (
 )
 
 
+@pytest.fixture
+def nothing_is_printed() -> Iterator[None]:
+    """A traceback on a terminal can take the seconds that a recovery may."""
+    with capture_logs():
+        yield
+
+
 async def make_commit_fail(store: Store, since: int, until: int) -> None:
     """From now on COMMIT fails if a row was written with a created_at in [since, until]."""
 
@@ -96,6 +103,7 @@ async def test_a_commit_that_fails_says_so(store: Store) -> None:
     assert before == await contents(store)
 
 
+@pytest.mark.usefixtures("nothing_is_printed")
 async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> None:
     """After a failed COMMIT every caller of the batch gets the answer of the attempt that held."""
     clock = Ticking()
@@ -111,6 +119,7 @@ async def test_a_batch_whose_commit_fails_is_decided_anew(database_url: str) -> 
         assert len((await contents(store))["credit_transactions"]) == 5
 
 
+@pytest.mark.usefixtures("nothing_is_printed")
 async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: str) -> None:
     """A key that is found in the ledger after a failed COMMIT is answered, not written again."""
     clock = Ticking()
