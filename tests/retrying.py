@@ -40,7 +40,8 @@ PAUSE_SECONDS = 0.02
 #: A call on a connection that nobody answers is given up.
 CALL_SECONDS_MAX = 10.0
 UNANSWERED_MAX = 50
-#: The client library of a stream that could not be written to; the call knows how it ended.
+#: The client library of a stream that it could not write to: ended by the transport, as docs/api.md
+#: says of an INTERNAL without details.
 WRITE_FAILED = "Internal error from Core"
 
 
@@ -117,6 +118,8 @@ class Clients:
     async def _failed(self, manner: str, error: grpc.aio.AioRpcError) -> None:
         """Wait a moment. Raises MayNotBeRetried."""
         said = error.code().name
+        if error.details() == WRITE_FAILED:
+            said = "UNAVAILABLE"
         if said == "DEADLINE_EXCEEDED":
             body = dict(error.trailing_metadata() or ()).get("x-creditledger-error", "{}")
             said = json.loads(body).get("error", {}).get("code", said)
@@ -204,12 +207,6 @@ class Clients:
             async for answer in call:
                 self._told(unanswered.popleft(), answer.result.posting)
                 room.release()
-        except grpc.aio.AioRpcError as error:
-            if error.details() != WRITE_FAILED:
-                raise
-            code, trailers = await call.code(), await call.trailing_metadata()
-            none = grpc.aio.Metadata()
-            raise grpc.aio.AioRpcError(code, none, trailers, await call.details()) from error
         finally:
             call.cancel()
 

@@ -9,7 +9,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Boolean, Text
+from sqlalchemy import Boolean, Connection, Text, TextClause, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -119,3 +119,11 @@ def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
         f"EXISTS (SELECT 1 FROM json_each_text(CAST({column} AS json)) AS e"
         f' WHERE strpos(lower(e.value COLLATE "C"), {wanted}) > 0)'
     )
+
+
+def by_index(connection: Connection, table: str, index: str) -> TextClause:
+    """The table, to be read by that index.
+
+    SQLite has to be told: to it all grants of a wallet are as few as those that are open.
+    """
+    return text(f"{table} INDEXED BY {index}" if connection.dialect.name == "sqlite" else table)

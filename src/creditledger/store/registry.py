@@ -9,7 +9,21 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, Table, insert, or_, select, tuple_, update
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Connection,
+    Result,
+    Row,
+    Select,
+    Table,
+    column,
+    insert,
+    or_,
+    select,
+    tuple_,
+    update,
+)
 
 from creditledger.errors import IdTaken, NotFound, echo
 from creditledger.model import (
@@ -23,6 +37,7 @@ from creditledger.model import (
     Wallet,
 )
 from creditledger.store import schema
+from creditledger.store.dialects import by_index
 from creditledger.store.values import (
     GRANT_COLUMNS,
     STATE_COLUMNS,
@@ -264,10 +279,12 @@ def _with_grants(connection: Connection, rows: Sequence[Row[Any]]) -> list[Walle
     for scale, *columns in rows:
         one = wallet_value(columns, scale)
         found[one.number] = one
-    table = schema.grants
-    grants = connection.execute(
-        select(table.c.wallet_number, *(table.c[name] for name in GRANT_COLUMNS)).where(
-            table.c.wallet_number.in_(list(found)), table.c.open
+    grants: Result[Any] = connection.execute(
+        select(column("wallet_number"), *map(column, GRANT_COLUMNS))
+        .select_from(by_index(connection, "grants", "grants_open"))
+        .where(
+            column("wallet_number", BigInteger).in_(list(found)),
+            column("open", Boolean),
         )
     )
     for number, *columns in grants:

@@ -47,9 +47,11 @@ FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
 JOIN wallet_states AS s ON s.wallet_number = w.number
 JOIN currencies AS c ON c.code = w.currency"""
 
+# Told by which index: to SQLite all grants of a wallet are as few as those that are open.
 _OPEN_GRANTS = f"""
 SELECT json_group_array(json_array(g.wallet_number, {_of("g", GRANT_COLUMNS)}))
-FROM json_each(?) AS j CROSS JOIN grants AS g ON g.wallet_number = j.value AND g.open = 1"""
+FROM json_each(?) AS j CROSS JOIN grants AS g INDEXED BY grants_open
+  ON g.wallet_number = j.value AND g.open = 1"""
 
 _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
