@@ -47,9 +47,14 @@ async def refused(call: Awaitable[object]) -> Refused:
     """How the call was refused; fails if it was not."""
     with pytest.raises(grpc.aio.AioRpcError) as caught:
         await call
-    trailers = dict(caught.value.trailing_metadata() or ())
+    return refusal(caught.value)
+
+
+def refusal(error: grpc.aio.AioRpcError) -> Refused:
+    """What the error says beside its text."""
+    trailers = dict(error.trailing_metadata() or ())
     status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
-    assert status.code == caught.value.code().value[0]
+    assert status.code == error.code().value[0]
     info, request = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
     for detail in status.details:
         assert detail.Unpack(info) or detail.Unpack(request)

@@ -36,6 +36,10 @@ _OPTIONS: list[tuple[str, Any]] = [
     ("grpc.absolute_max_metadata_size", 256 * 1024),
     # Streams on one connection; Envoy's share of them is in envoy.yaml.
     ("grpc.max_concurrent_streams", 1024),
+    # Of calls that wait to be read, some are dropped above the first and all above the second, with
+    # no word why. 7 kB each; the ledger's own queue, which says why, is to be full before.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
     # Clients gone without a word are noticed; clients may ask as often, calls under way or not.
     ("grpc.keepalive_time_ms", 30_000),
     ("grpc.keepalive_timeout_ms", 10_000),
