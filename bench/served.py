@@ -84,8 +84,8 @@ def _addresses(process: subprocess.Popen[bytes], workers: int, log: Path) -> lis
         first = psutil.Process(process.pid)
         found = [
             one.laddr.port
-            for process_ in (first, *first.children())
-            for one in process_.net_connections("tcp")
+            for each in (first, *first.children())
+            for one in each.net_connections("tcp")
             if one.status == psutil.CONN_LISTEN
         ]
         if len(found) == workers:

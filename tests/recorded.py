@@ -1,4 +1,4 @@
-"""What the ledger says to PostgreSQL, statement by statement, while a test looks."""
+"""What the ledger says to its database, statement by statement, while a test looks."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ from sqlalchemy import Engine, event
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+#: The tables that grow with postings and wallets; spread by wallet, and never read from end to end.
+LARGE = {
+    *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
+}
 #: What an application calls itself that writes postings.
 POSTING = "creditledger posting"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 from credit.v1 import api_key_service_pb2 as keys_pb
+from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 PATIENCE_SECONDS = 30.0
 #: The wallet that `serve` makes: the first, so its number is 1.
 WALLET, CUSTOMER = "wal_acme", "cus_acme"
+_DAY_BEGAN = (START - START % time.DAY) // time.SECOND
+#: By the day, of START's and the one before it.
+TWO_DAYS_OF_BILLS = billing_pb.ListApiKeyBillsRequest(
+    cycle_type="Day", start_time=_DAY_BEGAN - 86_400, end_time=_DAY_BEGAN + 86_400
+)
 
 
 class Services:

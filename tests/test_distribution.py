@@ -21,8 +21,8 @@ from creditledger import ids
 from creditledger.clock import SECOND
 from creditledger.store import schema
 from tests.databases import connect, execute
-from tests.recorded import recorded
-from tests.running import consume, grant, post, refund, serve
+from tests.recorded import LARGE, recorded
+from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ if TYPE_CHECKING:
 
 pytestmark = pytest.mark.only("postgresql")
 
-#: Spread by wallet.
-LARGE = {
-    *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
-}
 #: Small, rarely changed, and copied to every machine.
 SMALL = {"currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"}
 BY = "wallet_number"
@@ -240,11 +236,7 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
         return await api.billing.ListTransactions(request, metadata=owner)
 
     async def bills() -> object:
-        day = START // SECOND // 86_400 * 86_400
-        request = billing_pb.ListApiKeyBillsRequest(
-            cycle_type="Day", start_time=day - 86_400, end_time=day + 86_400
-        )
-        return await api.billing.ListApiKeyBills(request, metadata=owner)
+        return await api.billing.ListApiKeyBills(TWO_DAYS_OF_BILLS, metadata=owner)
 
     async def wallet() -> object:
         return await api.wallet_now(SHOP)

@@ -13,6 +13,8 @@ from creditledger.model import Kind
 from creditledger.seeding import NotEmpty, seed, wallet_id
 from creditledger.store import schema
 from tests.commands import creditledger
+from tests.databases import execute
+from tests.recorded import LARGE
 from tests.support import command as posting
 from tests.support import consume, findings, migrate, opened, refund, sqlite_url
 
@@ -56,6 +58,20 @@ async def test_every_wallet_has_its_share(database_url: str, rows: int, wallets:
     assert await store.look(database_url, shares) == [rows // wallets] * wallets
     assert told[0] == (0, rows // wallets * wallets)
     assert findings(database_url) == []
+
+
+@pytest.mark.only("postgresql")
+async def test_postgresql_has_looked_at_what_was_filled(database_url: str) -> None:
+    """It plans by what it knows of its tables, from the first question on."""
+    await seeded(database_url, 4_000, 10)
+
+    names = ", ".join(f"'{name}'" for name in sorted(LARGE))
+    query = f"SELECT relname, reltuples::int FROM pg_class WHERE relname IN ({names})"
+    known = dict(await execute(database_url, query))
+    assert known.keys() == LARGE
+    assert known["credit_transactions"] == 4_000
+    assert known["wallet_states"] == 10
+    assert min(known.values()) > 0
 
 
 async def test_a_year_holds_everything(database_url: str) -> None:

@@ -184,7 +184,7 @@ class Ledger:
         loop = asyncio.get_running_loop()
         give_up = loop.time() + GATHER_SECONDS_MAX
         queued, quiet = 0, 0
-        while quiet < GATHER_TURNS and self._queued < BATCH_MAX and loop.time() < give_up:
+        while quiet < GATHER_TURNS and 0 < self._queued < BATCH_MAX and loop.time() < give_up:
             quiet = 0 if queued < self._queued else quiet + 1
             queued = self._queued
             await asyncio.sleep(0)

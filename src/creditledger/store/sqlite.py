@@ -40,9 +40,9 @@ from creditledger.store.sqlite_batch import (
 T = TypeVar("T")
 
 #: Readers wait this long for the moment in which the journal is being reset.
+BUSY_TIMEOUT_MS = 5_000
 #: How long a read waits for a connection.
 POOL_SECONDS_MAX = 5
-BUSY_TIMEOUT_MS = 5_000
 
 
 class DatabaseLocked(Exception):
