@@ -52,6 +52,10 @@ class Change:
 
 #: Which operations are asked for, and how often.
 OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
+OPERATIONS += ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"]
+ON_HOLDS = ("hold", "capture", "release", "extend")
+#: Around the bounds of a hold's time.
+TIMES = (-1, 0, 1, SECOND, 60_000, DAY, 7 * DAY, 7 * DAY + 1)
 
 amounts = st.integers(1, 12) | st.integers(1, 60)
 labels = st.sampled_from([None, "", "a", "b"])
@@ -92,8 +96,11 @@ class Asking:
         name = self._draw(st.sampled_from(OPERATIONS))
         if name == "refund" and not self._spent(wallet_id, postings) and not self._seldom():
             name = "consumption"
+        if name in ON_HOLDS and not self._model.holds(wallet_id) and not self._seldom():
+            name = "hold"
         body: dict[str, Any] = getattr(self, f"_{name}")(wallet_id, postings)
-        return Request(wallet_id, key, name, body, self._options(wallet_id), self._zeros())
+        options = {} if name in ON_HOLDS else self._options(wallet_id)
+        return Request(wallet_id, key, name, body, options, self._zeros())
 
     def again(self, earlier: Request) -> Request:
         """The same request in other words, or with one thing changed."""
@@ -101,19 +108,24 @@ class Asking:
             st.sampled_from([None, None, "amount", "options", "left out", "metadata", "drawn anew"])
         )
         body, options = dict(earlier.body), dict(earlier.options)
-        options |= self._apart_from_the_request(earlier.wallet_id)
+        if earlier.name in ON_HOLDS:
+            if changed in {"options", "metadata"}:
+                changed = None
+        else:
+            options |= self._apart_from_the_request(earlier.wallet_id)
         if changed == "amount" and body.get("amount"):
             body["amount"] += 1 if body["amount"] > 0 else -1
         elif changed == "options":
             options |= {"effective_at": self._moment(BEGINS)}
         elif changed == "left out" and len(body) > 1:
             del body[self._draw(st.sampled_from([n for n in body if n != "amount"]))]
-        elif changed == "drawn anew" and earlier.name != "refund":
+        elif changed == "drawn anew" and earlier.name not in ("refund", "release"):
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
-        if earlier.name == "refund":
-            body.setdefault("posting_id", earlier.body["posting_id"])
+        for name in ("posting_id", "hold_id"):
+            if name in earlier.body:
+                body.setdefault(name, earlier.body[name])
         return replace(earlier, body=body, options=options, zeros=self._zeros())
 
     def change(self) -> Change:
@@ -182,6 +194,40 @@ class Asking:
             usage=usages(),
         )
 
+    def _until(self) -> dict[str, Any]:
+        """Neither, or one of the two ways to say until when."""
+        how = self._draw(st.sampled_from([None, None, "ttl_ms", "deadline"]))
+        if how is None:
+            return {}
+        offset = self._draw(st.sampled_from(TIMES))
+        if how == "ttl_ms":
+            return {how: max(1, min(offset, 7 * DAY))}
+        return {how: self._clock.now + offset}
+
+    def _hold(self, wallet_id: str, postings: Sequence[int]) -> dict[str, Any]:
+        body = self._consumption(wallet_id, postings)
+        return body | self._until()
+
+    def _held(self, wallet_id: str) -> int:
+        refs = [hold.ref for hold in self._model.holds(wallet_id)]
+        live = [h.ref for h in self._model.holds(wallet_id) if h.live(self._clock.now)]
+        return self._draw(st.sampled_from([*live * 9, *refs, NOBODY]))
+
+    def _capture(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        return {"hold_id": self._held(wallet_id)} | self._some(
+            amount=amounts,
+            final=st.booleans(),
+            allow_more=st.booleans(),
+            meter_event_id=st.sampled_from(["evt_1", "evt_2"]),
+            usage=usages(),
+        )
+
+    def _release(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        return {"hold_id": self._held(wallet_id)}
+
+    def _extend(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        return {"hold_id": self._held(wallet_id)} | (self._until() or {"ttl_ms": DAY})
+
     def _adjustment(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
         last = len(self._model.rows(wallet_id))
         made = [grant.ref for grant in self._model.grants(wallet_id)]
@@ -196,7 +242,9 @@ class Asking:
 
     def _spent(self, wallet_id: str, postings: Sequence[int]) -> list[int]:
         own = self._model.wallets[wallet_id].postings
-        return [ref for ref in postings if ref in own and own[ref].name == "consumption"]
+        return [
+            ref for ref in postings if ref in own and own[ref].name in ("consumption", "capture")
+        ]
 
     def _refund(self, wallet_id: str, postings: Sequence[int]) -> dict[str, Any]:
         spent = self._spent(wallet_id, postings)

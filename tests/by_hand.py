@@ -22,7 +22,7 @@ NOTHING: frozenset[Any] = frozenset()
 
 def wanting(*wallet_ids: str) -> Wanted:
     """Only wallets, and no dimension to write under."""
-    return Wanted(frozenset(wallet_ids), NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, lambda _: ())
+    return Wanted(frozenset(wallet_ids), *(NOTHING,) * 6, lambda _: ())
 
 
 async def contents(store: Store) -> dict[str, list[tuple[Any, ...]]]:
@@ -63,6 +63,7 @@ def by_hand(loaded: Loaded, *sequences: int) -> Changes:
         meter_event_id=None,
         quantities=(),
         refund_of=None,
+        hold=None,
         terms={},
         rows=rows,
     )

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 AMOUNT_MAX = 10**17
 BALANCE_MAX = 9 * 10**18
 QUANTITY_MAX = 10**15
+HOLD_MS, HOLD_MAX_MS = 600_000, 7 * 86_400_000
+ON_HOLDS = ("hold", "capture", "release", "extend")
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
 FUTURE_MAX_MS = 60_000
@@ -29,6 +31,11 @@ FUTURE_MAX_MS = 60_000
 #                       quantities, base_prices, discount_prices, price_precision}
 #   adjustment   amount (signed), credit_grant_id, force, source
 #   refund       posting_id, amount
+#   hold         amount, deadline, ttl_ms, meter_id, meter_event_id, subscription_id, usage
+#   capture      hold_id, amount, final, allow_more, meter_event_id, usage
+#   release      hold_id
+#   extend       hold_id, deadline, ttl_ms
+# A hold is named by the posting that made it.
 # Any, because a union of all these would hide the rules behind casts.
 Body = dict[str, Any]
 Operation = dict[str, Body]
@@ -91,6 +98,28 @@ class Posting:
     oldest: int  #: The earliest effective_at that this command may have named.
 
 
+@dataclass(slots=True)
+class Hold:
+    ref: int
+    amount: int
+    parts: dict[int, int]  #: What is set aside, by grant.
+    beyond: int  #: What is set aside of no grant.
+    deadline: int
+    body: Body
+    captured: int = 0
+    ended: str | None = None  #: None even past the deadline, until a command comes.
+    ended_at: int = 0
+
+    def live(self, now: int) -> bool:
+        return self.ended is None and now < self.deadline
+
+    def left(self) -> int:
+        return sum(self.parts.values()) + self.beyond
+
+    def end(self, how: str, at: int) -> None:
+        self.parts, self.beyond, self.ended, self.ended_at = {}, 0, how, at
+
+
 class WalletView(NamedTuple):
     balance: int
     held: int
@@ -136,12 +165,16 @@ class Wallet:
     rows: list[Row] = field(default_factory=list)
     grants: list[Grant] = field(default_factory=list)
     postings: dict[int, Posting] = field(default_factory=dict)
+    holds: list[Hold] = field(default_factory=list)
 
     def draft(self) -> Wallet:
-        return replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
+        draft = replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
+        draft.holds = [replace(hold, parts={**hold.parts}) for hold in self.holds]
+        return draft
 
     def now(self, clock: int) -> int:
-        return max([clock, self.created_at, *(row.created_at for row in self.rows)])
+        posted = [posting.created_at for posting in self.postings.values()]
+        return max([clock, self.created_at, *(row.created_at for row in self.rows), *posted])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]
@@ -164,19 +197,27 @@ class Wallet:
         drawn = -sum(row.amount for row in self.rows if row.grant is None)
         return drawn - sum(grant.overdraft_paid for grant in self.grants)
 
+    def free(self, grant: Grant, now: int) -> int:
+        """What remains of it and no hold has set aside."""
+        return self.remaining(grant) - sum(
+            hold.parts.get(grant.ref, 0) for hold in self.holds if hold.live(now)
+        )
+
     def view(self, clock: int) -> WalletView:
         now, used, limit = self.now(clock), self.overdraft_used(), self.overdraft_limit
-        due = sum(self.remaining(grant) for grant in self.grants if grant.ended(now))
+        due = sum(self.free(grant, now) for grant in self.grants if grant.ended(now))
         balance = sum(row.amount for row in self.rows) - due
         pending = sum(self.remaining(grant) for grant in self.grants if grant.pending(now))
-        available, sequence = balance - pending, len(self.rows)
-        return WalletView(balance, 0, pending, available, used, limit, sequence, self.status)
+        held = sum(hold.left() for hold in self.holds if hold.live(now))
+        available, sequence = balance - pending - held, len(self.rows)
+        return WalletView(balance, held, pending, available, used, limit, sequence, self.status)
 
     def append(
         self, posting: Posting, kind: str, amount: int, grant: int | None, at: int | None = None
     ) -> None:
         """One row; `at` is its effective_at, if not the posting's."""
-        types = {"grant": "grant", "consumption": "consumption", "expiry": "expiration"}
+        types = {"grant": "grant", "expiry": "expiration"}
+        types |= {"consumption": "consumption", "capture": "consumption"}
         type_ = types.get(posting.name, "adjustment")
         sequence, running = len(self.rows) + 1, sum(row.amount for row in self.rows) + amount
         now, at = posting.created_at, posting.effective_at if at is None else at
@@ -198,7 +239,7 @@ class Wallet:
     def draw(self, posting: Posting, kind: str, amount: int, grants: Iterable[Grant]) -> None:
         """Take from these grants in burn order; the rest is one overdraft row, last."""
         for grant in sorted(grants, key=Grant.burn_order):
-            part = min(amount, self.remaining(grant))
+            part = min(amount, self.free(grant, posting.created_at))
             if part:
                 self.append(posting, kind, -part, grant.ref)
                 amount -= part
@@ -207,10 +248,23 @@ class Wallet:
 
     def expire(self, ref: int, now: int) -> None:
         posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
-        due = [grant for grant in self.grants if grant.ended(now) and self.remaining(grant)]
-        for grant in sorted(due, key=lambda grant: (grant.expires_at or 0, grant.ref)):
-            self.append(posting, "expiry", -self.remaining(grant), grant.ref, grant.expires_at)
-            self.postings[ref] = posting
+        due: list[tuple[int, int, int]] = []
+        for grant in [grant for grant in self.grants if grant.ended(now)]:
+            end, left = grant.expires_at or 0, self.remaining(grant)
+            for hold in self.holds:
+                part = hold.parts.get(grant.ref, 0)
+                left -= part
+                if not hold.live(now):
+                    due.append((max(end, hold.deadline), grant.ref, part))
+            due.append((end, grant.ref, left))
+        moments = sorted({(moment, grant) for moment, grant, _ in due})
+        for moment, grant_ref in moments:
+            amount = sum(a for m, g, a in due if (m, g) == (moment, grant_ref))
+            if amount:
+                self.append(posting, "expiry", -amount, grant_ref, moment)
+                self.postings[ref] = posting
+        for hold in [hold for hold in self.holds if hold.ended is None and hold.deadline <= now]:
+            hold.end("expired", hold.deadline)
 
     # The operations, by name: each changes a draft, or refuses.
 
@@ -246,8 +300,8 @@ class Wallet:
             self.give(posting, "admin_credit", -debit, "promotional")
             return
         named, forced = None if ref is None else self.grant(ref), body.get("force")
-        if not forced and named is not None and debit > self.remaining(named):
-            refuse("INSUFFICIENT_CREDIT", required=debit, available=self.remaining(named))
+        if not forced and named is not None and debit > self.free(named, now):
+            refuse("INSUFFICIENT_CREDIT", required=debit, available=self.free(named, now))
         if not forced and (named is None or named.open(now)):
             self.need(debit, now)
         grants = [named] if named else [g for g in self.grants if g.open(now)]
@@ -258,7 +312,7 @@ class Wallet:
         returned = sum(row.amount for row in self.refund_rows(original.ref))
         refundable = -sum(row.amount for row in draws) - returned
         left = refundable if body.get("amount") is None else body["amount"]
-        if original.name != "consumption" or not refundable:
+        if original.name not in ("consumption", "capture") or not refundable:
             refuse("NOT_REFUNDABLE")
         if left > refundable:
             refuse("REFUND_TOO_LARGE", refundable=refundable)
@@ -281,14 +335,109 @@ class Wallet:
         else:
             self.append(posting, "refund", amount, grant.ref)
 
+    def apply_hold(self, posting: Posting, body: Body) -> None:
+        now = posting.created_at
+        deadline = hold_deadline(body, now)
+        self.need(body["amount"], now)
+        parts, missing = {}, body["amount"]
+        for grant in sorted([g for g in self.grants if g.open(now)], key=Grant.burn_order):
+            part = min(missing, self.free(grant, now))
+            if part:
+                parts[grant.ref] = part
+                missing -= part
+        hold = Hold(posting.ref, body["amount"], parts, missing, deadline, body)
+        self.holds.append(hold)
+
+    def open_hold(self, ref: int, now: int) -> Hold:
+        hold = next(hold for hold in self.holds if hold.ref == ref)
+        if hold.ended == "expired":
+            refuse("HOLD_EXPIRED", ended_at=hold.ended_at)
+        if hold.ended is not None:
+            refuse("HOLD_ENDED", status=hold.ended, ended_at=hold.ended_at)
+        return hold
+
+    def apply_capture(self, posting: Posting, body: Body) -> None:
+        now = posting.created_at
+        hold = self.open_hold(body["hold_id"], now)
+        wanted = hold.left() if body.get("amount") is None else body["amount"]
+        more = wanted - hold.left()
+        if more > 0 and not body.get("allow_more"):
+            refuse("CAPTURE_TOO_LARGE", param="amount", held=hold.left())
+        if more > 0 and self.status == "frozen":
+            refuse("WALLET_FROZEN")
+        if more > 0:
+            self.need(more, now)
+        taken: dict[int | None, int] = {}
+        missing = wanted
+        for ref, part in hold.parts.items():
+            taken[ref] = min(part, missing)
+            missing -= taken[ref]
+        hold.beyond -= min(hold.beyond, missing)
+        for grant in sorted([g for g in self.grants if g.open(now)], key=Grant.burn_order):
+            # What this hold has set aside is not free, nor what it gives up in this moment.
+            part = min(missing, self.free(grant, now))
+            taken[grant.ref] = taken.get(grant.ref, 0) + part
+            missing -= part
+        taken[None] = missing
+        for place, part in taken.items():
+            if place in hold.parts:
+                hold.parts[place] -= min(part, hold.parts[place])
+            if part:
+                self.append(posting, "usage", -part, place)
+        self.note_usage(posting, hold, body)
+        hold.captured += wanted
+        hold.parts = {ref: part for ref, part in hold.parts.items() if part}
+        if body.get("final") or not hold.left():
+            self.end_hold(hold, "captured", posting)
+
+    def note_usage(self, posting: Posting, hold: Hold, body: Body) -> None:
+        """Of a capture count the hold's meter and subscription, and its usage or an own."""
+        usage = body.get("usage")
+        if usage is None and hold.body.get("usage") is not None:
+            usage = {**hold.body["usage"], **({"quantities": []} if hold.captured else {})}
+        counted = {name: hold.body.get(name) for name in ("meter_id", "subscription_id")}
+        self.postings[posting.ref] = replace(posting, body={**counted, **body, "usage": usage})
+
+    def end_hold(self, hold: Hold, how: str, posting: Posting) -> None:
+        now, ref = posting.created_at, posting.ref + 1
+        parts = sorted(hold.parts.items())
+        hold.end(how, now)
+        expiry = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
+        for grant_ref, part in parts:
+            if self.grant(grant_ref).ended(now):
+                self.append(expiry, "expiry", -part, grant_ref, now)
+                self.postings[ref] = expiry
+
+    def apply_release(self, posting: Posting, body: Body) -> None:
+        hold = self.open_hold(body["hold_id"], posting.created_at)
+        self.end_hold(hold, "released", posting)
+
+    def apply_extend(self, posting: Posting, body: Body) -> None:
+        hold = self.open_hold(body["hold_id"], posting.created_at)
+        deadline = hold_deadline(body, posting.created_at)
+        if deadline < hold.deadline:
+            refuse("INVALID_FIELD", param="deadline")
+        hold.deadline = deadline
+
+
+def hold_deadline(body: Body, now: int) -> int:
+    deadline = body.get("deadline")
+    moment: int = now + (body.get("ttl_ms") or HOLD_MS) if deadline is None else deadline
+    if not now < moment <= now + HOLD_MAX_MS:
+        refuse("INVALID_FIELD", param="deadline")
+    return moment
+
 
 # --- The checks before the operation, in their order ---
+
+
+AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend")
 
 
 def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) -> None:
     amount, quantities = body.get("amount"), (body.get("usage") or {}).get("quantities", [0])
     sign_good = (amount or 0) > 0 or (name == "adjustment" and amount)
-    amount_good = (name == "refund" and amount is None) or sign_good
+    amount_good = (name in AMOUNTS_OPTIONAL and amount is None) or sign_good
     rules = {
         "idempotency_key": 1 <= len(key) <= 255 and all(" " <= c <= "~" for c in key),
         "expected_sequence": (expected_sequence or 0) >= 0,
@@ -309,9 +458,15 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     A default written out equals its absence, but usage that is all defaults is still usage.
     """
     usage = body.get("usage")
-    fields = {f"{name}.{field}": value for field, value in body.items() if field != "usage"}
-    fields |= {f"consumption.usage.{field}": value for field, value in (usage or {}).items()}
+    # Requests of holds are flat.
+    own, used = ("", "usage") if name in ON_HOLDS else (f"{name}.", "consumption.usage")
+    fields = {f"{own}{field}": value for field, value in body.items() if field != "usage"}
+    fields |= {f"{used}.{field}": value for field, value in (usage or {}).items()}
     defaults: Body = {
+        "final": False,
+        "allow_more": False,
+        "usage.billing_method": 1,
+        "usage.price_precision": 1,
         "grant.kind": "topup",
         "grant.priority": 50,
         "adjustment.force": False,
@@ -325,7 +480,7 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     }
     if name == "grant":
         given["grant.category"] = body.get("category") or default_category(body.get("kind"))
-    return given | {"consumption.usage": usage is not None}
+    return given | ({used: True} if usage is not None else {})
 
 
 def default_category(kind: str | None) -> str:
@@ -348,7 +503,7 @@ def check_wallet(wallet: Wallet, name: str, body: Body, expected_sequence: int |
     unforced_debit = name == "adjustment" and body["amount"] < 0 and not body.get("force")
     if wallet.status == "closed":
         refuse("WALLET_CLOSED")
-    if wallet.status == "frozen" and (name == "consumption" or unforced_debit):
+    if wallet.status == "frozen" and (name in ("consumption", "hold") or unforced_debit):
         refuse("WALLET_FROZEN")
 
 
@@ -358,18 +513,21 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
         "subscription_id": wallet.subscriptions,
         "credit_grant_id": [grant.ref for grant in wallet.grants],
         "posting_id": wallet.postings,
+        "hold_id": [hold.ref for hold in wallet.holds],
     }
+    own = "" if name in ON_HOLDS else f"{name}."
     for reference, ids in known.items():
         if body.get(reference) is not None and body[reference] not in ids:
-            refuse("NOT_FOUND", param=f"{name}.{reference}")
+            refuse("NOT_FOUND", param=f"{own}{reference}")
 
 
 def check_limits(wallet: Wallet, now: int) -> None:
     live = [g for g in wallet.grants if not g.ended(now) and wallet.remaining(g)]
     used = -sum(row.amount for row in wallet.rows if row.kind == "usage")
-    usages = [posting.body.get("usage") or {} for posting in wallet.postings.values()]
+    spent = [p for p in wallet.postings.values() if p.name in ("consumption", "capture")]
+    usages = [posting.body.get("usage") or {} for posting in spent]
     quantity = sum(sum(usage.get("quantities", ())) for usage in usages)
-    counters = (wallet.rows[-1].running_balance, wallet.overdraft_used(), used, quantity)
+    counters = (sum(row.amount for row in wallet.rows), wallet.overdraft_used(), used, quantity)
     if len(live) > GRANTS_MAX or any(abs(counter) > BALANCE_MAX for counter in counters):
         refuse("OUT_OF_RANGE")
 
@@ -412,7 +570,7 @@ class NaiveLedger:
         view = wallet.view(self.clock)
         if wallet.status == "closed":
             return Refused("WALLET_CLOSED", {})
-        if status == "closed" and (view.balance or view.overdraft_used):
+        if status == "closed" and (view.balance or view.overdraft_used or view.held):
             return Refused("INVALID_FIELD", {"param": "status"})
         self.postings_made += 1
         wallet.expire(self.postings_made, wallet.now(self.clock))
@@ -452,6 +610,7 @@ class NaiveLedger:
             check_wallet(wallet, name, body, expected_sequence)
             check_references(wallet, name, body, self.meters)
 
+            # One before it for what expired, one after it for what a hold gives up.
             draft, ref, now = wallet.draft(), self.postings_made + 2, wallet.now(now)
             at, limit = now if effective_at is None else effective_at, wallet.overdraft_limit
             oldest = -sys.maxsize if backdating_free else now - PAST_MAX_MS
@@ -467,7 +626,7 @@ class NaiveLedger:
         rows, view = draft.rows_of(ref), draft.view(now)
         if validate_only:
             return Accepted(0, False, [replace(row, posting=0) for row in rows], view)
-        self.wallets[wallet_id], self.postings_made = draft, ref
+        self.wallets[wallet_id], self.postings_made = draft, ref + 1
         return Accepted(ref, False, rows, view)
 
     def wallet(self, wallet_id: str, *, now: int) -> WalletView:
@@ -475,6 +634,9 @@ class NaiveLedger:
 
     def rows(self, wallet_id: str) -> list[Row]:
         return list(self.wallets[wallet_id].rows)
+
+    def holds(self, wallet_id: str) -> list[Hold]:
+        return list(self.wallets[wallet_id].holds)
 
     def grants(self, wallet_id: str) -> list[GrantView]:
         """By their rows: an ended grant keeps what is left until its expiration is written."""

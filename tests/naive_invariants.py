@@ -13,18 +13,25 @@ if TYPE_CHECKING:
     from tests.naive import NaiveLedger, Wallet
 
 
+SPENT = ("consumption", "capture")
+
+
 def check(ledger: NaiveLedger) -> None:
     """Assert the invariants of every wallet."""
     for wallet in ledger.wallets.values():
         left, now, view = walk(wallet), wallet.now(ledger.clock), wallet.view(ledger.clock)
         spendable = sum(left[grant.ref] for grant in wallet.grants if grant.open(now))
-        assert view.available == spendable - view.overdraft_used
+        parts = [part for hold in wallet.holds if hold.live(now) for part in hold.parts.items()]
+        kept = sum(part for ref, part in parts if wallet.grant(ref).ended(now))
+        assert view.available == spendable + kept - view.held - view.overdraft_used
+        for grant in wallet.grants:
+            assert sum(part for ref, part in parts if ref == grant.ref) <= left[grant.ref]
         assert view.balance == view.available + view.pending + view.held
-        assert wallet.status != "closed" or not (view.balance or view.overdraft_used)
+        assert wallet.status != "closed" or not (view.balance or view.overdraft_used or parts)
         assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
         keys = [p.key for p in wallet.postings.values() if p.key is not None]
         assert len(keys) == len(set(keys))
-        for posting in [p for p in wallet.postings.values() if p.name == "consumption"]:
+        for posting in [p for p in wallet.postings.values() if p.name in SPENT]:
             draws, back = wallet.rows_of(posting.ref), wallet.refund_rows(posting.ref)
             for category in ("paid", "promotional"):
                 spent = sum(r.amount for r in draws if wallet.category(r) == category)
@@ -48,11 +55,13 @@ def walk(wallet: Wallet) -> dict[int, int]:
 
         if row.type == "expiration":
             assert row.grant is not None
-            assert row.amount == -left[row.grant]
-            assert row.effective_at == grants[row.grant].expires_at
-        else:
+            ended = row.effective_at == grants[row.grant].expires_at
+            assert ended or row.effective_at in [hold.ended_at for hold in wallet.holds]
+            assert row.amount == -left[row.grant] or wallet.holds
+        elif not wallet.holds:
             assert not any(left[ref] for ref in left if grants[ref].ended(now))
-        if row.amount < 0 and row.type != "expiration" and not posting.body.get("credit_grant_id"):
+        taken = posting.name in ("consumption", "adjustment") and row.amount < 0
+        if taken and not wallet.holds and not posting.body.get("credit_grant_id"):
             # By burn order, nothing that is open may be left before this grant, or at all.
             last = None if row.grant is None else grants[row.grant].burn_order()
             for grant in [grants[ref] for ref in left if left[ref] and grants[ref].open(now)]:
@@ -69,7 +78,10 @@ def walk(wallet: Wallet) -> dict[int, int]:
         if row.grant is None:
             used -= row.amount
             allowed = row.amount > 0 or posting.body.get("force")
-            assert allowed or used <= posting.overdraft_limit
+            # What was held of a limit may be captured after that has been lowered.
+            earlier = [p.overdraft_limit for p in wallet.postings.values() if p.ref <= posting.ref]
+            limit = max(earlier) if posting.name == "capture" else posting.overdraft_limit
+            assert allowed or used <= limit
         else:
             left[row.grant] += row.amount
             assert 0 <= left[row.grant] <= grants[row.grant].amount

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.model import ApiKey
+    from creditledger.registry import ApiKey
     from tests.support import Clock
 
 KEY_INVALID = Refused("KEY_INVALID")

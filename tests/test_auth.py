@@ -90,6 +90,13 @@ FROM_ADMIN = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, OK, OK)
 FROM_ADMIN_LIVE = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, HIDDEN, OK)
 CUSTOMERS = (OK, OK, OK, NOT_ME, NOT_ME, NOT_ME, NOT_ME, NOT_ME)
 
+HOLD = pb.HoldRequest(wallet_id=WALLET, idempotency_key="hold", amount="1")
+#: Requests that name a hold, which is known only once it is made.
+OF_A_HOLD = (
+    *(pb.CaptureHoldRequest, pb.ReleaseHoldRequest, pb.ExtendHoldRequest),
+    pb.GetHoldRequest,
+)
+
 #: RPC -> a request for what is cus_acme's and live, and what each of CALLERS gets for it.
 TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "WalletService.CreateWallet": (
@@ -115,6 +122,12 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         pb.GetPostingRequest(wallet_id=WALLET, idempotency_key="topup"),
         NOT_OTHERS_LIVE,
     ),
+    "WalletService.Hold": (HOLD, FROM_SERVICE_LIVE),
+    "WalletService.GetHold": (pb.GetHoldRequest(), NOT_OTHERS_LIVE),
+    "WalletService.ListHolds": (pb.ListHoldsRequest(wallet_id=WALLET), NOT_OTHERS_LIVE),
+    "WalletService.ExtendHold": (pb.ExtendHoldRequest(), FROM_SERVICE_LIVE),
+    "WalletService.CaptureHold": (pb.CaptureHoldRequest(), FROM_SERVICE_LIVE),
+    "WalletService.ReleaseHold": (pb.ReleaseHoldRequest(), FROM_SERVICE_LIVE),
     "CreditTransactionService.Retrieve": (
         transactions_pb.CreditTransactionServiceRetrieveRequest(id=ids.compose("ct", 1, 1)),
         NOT_OTHERS_LIVE,
@@ -192,12 +205,21 @@ class World:
     api: Api
     callers: dict[str, Metadata]
     spare: str  #: Id of a live key that nobody uses.
+    hold: str  #: Id of a hold of cus_acme.
 
     async def call(self, name: str, caller: str) -> tuple[str, Message | None]:
         """What became of one RPC of TABLE: OK or the reason, and the answer."""
         method, request = methods()[name], TABLE[name][0]
         if isinstance(request, keys_pb.RevokeApiKeyRequest):
             request = keys_pb.RevokeApiKeyRequest(id=self.spare)
+        elif isinstance(request, OF_A_HOLD):
+            request = type(request)(hold_id=self.hold)
+            if not isinstance(request, pb.GetHoldRequest):
+                request.idempotency_key = name
+            if isinstance(request, pb.CaptureHoldRequest):
+                request.amount = "0.1"
+            if isinstance(request, pb.ExtendHoldRequest):
+                request.ttl_seconds = 3_600
         services = self.api.local if caller == "socket" else self.api
         path = f"/{method.containing_service.full_name}/{method.name}"
         metadata = self.callers[caller]
@@ -271,6 +293,7 @@ async def world(
                 "socket": (),
             },
             (await local.new_key("service")).api_key.id,
+            (await api.wallets.Hold(HOLD, metadata=api.service)).hold.id,
         )
 
 

@@ -62,6 +62,9 @@ REASONS = (
     "OUTCOME_UNKNOWN",
     "DEADLINE_EXCEEDED",
     "INTERNAL",
+    "HOLD_EXPIRED",
+    "HOLD_ENDED",
+    "CAPTURE_TOO_LARGE",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",
@@ -75,6 +78,12 @@ ROUTES = {
     "WalletService.BatchPost": "post /v1/postings:batch *",
     "WalletService.StreamPost": "",
     "WalletService.GetPosting": "get /v1/wallets/{wallet_id}/postings",
+    "WalletService.Hold": "post /v1/wallets/{wallet_id}/holds *",
+    "WalletService.CaptureHold": "post /v1/holds/{hold_id}:capture *",
+    "WalletService.ReleaseHold": "post /v1/holds/{hold_id}:release *",
+    "WalletService.ExtendHold": "post /v1/holds/{hold_id}:extend *",
+    "WalletService.GetHold": "get /v1/holds/{hold_id}",
+    "WalletService.ListHolds": "get /v1/wallets/{wallet_id}/holds",
     "BillingService.ListTransactions": "get /api/v1/me/billing/transactions",
     "BillingService.ListApiKeyBills": "get /openapi/v1/billing/apikey/bill/list",
     "RegistryService.CreateCustomer": "post /v1/customers *",

@@ -190,6 +190,10 @@ async def test_a_batch_names_its_wallets(told: tuple[Api, Recorded], plans: Plan
     ]
     fates = await api.batch(requests)
     assert all(isinstance(fate, str) for fate in fates), fates
+    hold = pb.HoldRequest(wallet_id=SHOP, idempotency_key="f", amount="1")
+    held = await api.wallets.Hold(hold, metadata=api.service)
+    capture = pb.CaptureHoldRequest(hold_id=held.hold.id, idempotency_key="g")
+    await api.wallets.CaptureHold(capture, metadata=api.service)
     await asyncio.sleep(0)  # what is heard of a statement comes a turn of the loop later
 
     statements = of_large(heard.posting)

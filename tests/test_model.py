@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import select
 
+from creditledger import clock as time
 from creditledger import ids
 from creditledger.clock import DAY, SECOND
 from creditledger.deciding import Posted
@@ -23,12 +24,16 @@ from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
 from creditledger.model import (
     Adjust,
+    Capture,
     Category,
     Command,
     Consume,
+    Extend,
     GiveGrant,
     Kind,
+    PlaceHold,
     Refund,
+    Release,
     Row,
     Status,
     Type,
@@ -209,6 +214,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 (g.ref, g.amount, g.overdraft_paid, g.remaining, g.effective_at, g.expires_at)
                 for g in self.model.grants(wallet_id)
             ] == [tuple(grant[1:]) for grant in grants if grant[0] == wallet.number]
+            assert self._model_holds(wallet_id) == self._holds(wallet)
             self._compare_rows(wallet)
             summary = naive_bills.summary(self.model, [wallet_id])
             assert summary == (
@@ -304,7 +310,19 @@ class LedgerMachine(RuleBasedStateMachine):
             owner = next((w for w in WALLETS if ref in self.model.wallets[w].postings), None)
             place = number if owner is None else self.numbers[owner]
             return Refund(ids.compose("pst", place, self.postings.get(ref, ref)), amount)
+        if item.name in ("capture", "release", "extend"):
+            return self._on_hold(item, amount)
         assert amount is not None
+        if item.name == "hold":
+            return PlaceHold(
+                amount,
+                body.get("deadline"),
+                body.get("ttl_ms"),
+                body.get("meter_id"),
+                body.get("meter_event_id"),
+                body.get("subscription_id"),
+                None if body.get("usage") is None else self._usage(body["usage"]),
+            )
         if item.name == "grant":
             kind = body.get("kind") or "topup"
             category = body.get("category") or naive.default_category(kind)
@@ -327,6 +345,23 @@ class LedgerMachine(RuleBasedStateMachine):
             body.get("meter_id"),
             body.get("meter_event_id"),
             body.get("subscription_id"),
+            None if body.get("usage") is None else self._usage(body["usage"]),
+        )
+
+    def _on_hold(self, item: Request, amount: str | None) -> Operation:
+        body, ref = item.body, item.body["hold_id"]
+        number = self.postings.get(ref, ref)
+        hold_id = ids.compose("hld", self.numbers[item.wallet_id], number)
+        if item.name == "release":
+            return Release(hold_id)
+        if item.name == "extend":
+            return Extend(hold_id, body.get("deadline"), body.get("ttl_ms"))
+        return Capture(
+            hold_id,
+            amount,
+            bool(body.get("final")),
+            bool(body.get("allow_more")),
+            body.get("meter_event_id"),
             None if body.get("usage") is None else self._usage(body["usage"]),
         )
 
@@ -356,7 +391,8 @@ class LedgerMachine(RuleBasedStateMachine):
         nothing: frozenset[Any] = frozenset()
         wallets = frozenset(WALLETS)
         await self.store.commit(
-            Wanted(wallets, nothing, nothing, nothing, nothing, nothing, lambda _: ()), look
+            Wanted(wallets, nothing, nothing, nothing, nothing, nothing, nothing, lambda _: ()),
+            look,
         )
         return found
 
@@ -372,6 +408,22 @@ class LedgerMachine(RuleBasedStateMachine):
             grants.expires_at,
         ).order_by(grants.number)
         return await self.store.read(lambda c: [tuple(row) for row in c.execute(query)])
+
+    def _model_holds(self, wallet_id: str) -> dict[int, tuple[Any, ...]]:
+        """Open ones, by the ledger's number: all that there is of them."""
+        return {
+            self.postings[hold.ref]: (hold.captured, hold.deadline, hold.parts, hold.beyond)
+            for hold in self.model.holds(wallet_id)
+            if hold.live(self.model.wallets[wallet_id].now(self.clock.now))
+        }
+
+    def _holds(self, wallet: Wallet) -> dict[int, tuple[Any, ...]]:
+        now = wallet.time(self.clock.now)
+        return {
+            hold.number: (hold.captured, hold.deadline, hold.parts, hold.beyond)
+            for hold in wallet.holds.values()
+            if hold.is_open(now)
+        }
 
     def _compare_rows(self, wallet: Wallet) -> None:
         """The rows written since the last look, and whose postings they are."""
@@ -468,7 +520,9 @@ def written(value: object) -> object:
 
 
 def read(name: str, value: str, scale: int) -> object:
-    if name in ("required", "available", "refundable"):
+    if name == "ended_at":
+        return time.parse(value, field=name)
+    if name in ("required", "available", "refundable", "held"):
         return int(Decimal(value).scaleb(scale))
     return int(value) if name in ("expected", "actual") else value
 

@@ -130,14 +130,15 @@ async def test_a_rare_kind_is_found_by_its_index(database_url: str, clock: Clock
 
 
 async def test_what_is_used_up_is_not_read(database_url: str, clock: Clock) -> None:
-    """A wallet comes with its open grants, not with all that it ever had."""
+    """A wallet comes with its open grants and holds, not with all that it ever had."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             statements = await asked(heard.reading, api.wallet_now)
-    (one,) = [one for one in statements if "FROM grants" in one.text]
-    with closing(sqlite3.connect(file_of(database_url))) as connection:
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
-        assert "INDEX grants_open" in str(plan.fetchall())
+    for table in ("grants", "holds"):
+        (one,) = [one for one in statements if f"FROM {table}" in one.text]
+        with closing(sqlite3.connect(file_of(database_url))) as connection:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
+            assert f"INDEX {table}_open" in str(plan.fetchall())
 
 
 async def test_a_scan_is_seen(database_url: str) -> None:

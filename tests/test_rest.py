@@ -1177,6 +1177,14 @@ async def test_a_wallet_of_the_other_mode(writer: Served, admin: str) -> None:
 
 # --- bad input: paths, queries, bodies ------------------------------------------------------------
 
+NO_HOLD = f"hld_{'0' * 26}"
+#: Routes of holds, each with a body that is in order.
+ON_HOLDS: dict[str, Json] = {
+    "POST /v1/wallets/wal_writer/holds": {"idempotency_key": "k", "amount": "1"},
+    f"POST /v1/holds/{NO_HOLD}:capture": {"idempotency_key": "k"},
+    f"POST /v1/holds/{NO_HOLD}:release": {"idempotency_key": "k"},
+    f"POST /v1/holds/{NO_HOLD}:extend": {"idempotency_key": "k", "ttl_seconds": 5},
+}
 ROUTES = [
     *WRITES,
     POSTING,
@@ -1192,6 +1200,9 @@ ROUTES = [
     "GET /v1/wallets",
     "GET /v1/wallets/wal_writer",
     "GET /v1/wallets/wal_writer/postings",
+    "GET /v1/wallets/wal_writer/holds",
+    f"GET /v1/holds/{NO_HOLD}",
+    *ON_HOLDS,
     "GET /v1/api-keys",
     "DELETE /v1/api-keys/apk_none",
     f"GET {TRANSACTIONS}",
@@ -1363,6 +1374,8 @@ async def test_without_a_key(writer: Served, route: str) -> None:
     query = {}
     if route == POSTING:
         body = {"idempotency_key": "k", "grant": {"amount": "1"}}
+    elif route in ON_HOLDS:
+        body = ON_HOLDS[route]
     elif route.endswith(":batch"):
         body = {"postings": [{}]}
     elif route.endswith("/postings"):

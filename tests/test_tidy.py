@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from creditledger import server
-from creditledger.model import Scope
+from creditledger.registry import Scope
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +41,7 @@ api.fields api.rpc
 api.auth log
 ledger config
 deciding
+holds
 rules replay store
 store.postgres store.sqlite_database
 store.lists store.registry store.sqlite store.migrations.env
@@ -48,11 +49,13 @@ store.sqlite_batch store.postgres_writer
 store.multiply store.sums
 store.reads
 store.dialects
-store.migrations.versions.0001_the_ledger
+store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds
 store.known store.replica
 store.verify
 store.proofs
-store.batch store.checks store.schema store.values store.migrations
+store.values
+store.batch store.checks store.schema store.migrations
+registry shown
 model bills
 money clock
 envoy

@@ -22,7 +22,17 @@ from sqlalchemy.exc import DBAPIError
 from creditledger import clock as time
 from creditledger import ids, store
 from creditledger.ledger import Ledger
-from creditledger.model import Category, Consume, Kind, Status, Usage, WalletChange
+from creditledger.model import (
+    Capture,
+    Category,
+    Consume,
+    Kind,
+    PlaceHold,
+    Release,
+    Status,
+    Usage,
+    WalletChange,
+)
 from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
 from creditledger.store import verify as verify_module
 from creditledger.store.checks import PASSES, named
@@ -93,6 +103,9 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     def posting_id(posted: Posted) -> str:
         return ids.compose("pst", posted.posting.wallet, posted.posting.number)
 
+    def hold_id(posted: Posted) -> str:
+        return ids.compose("hld", posted.posting.wallet, posted.posting.number)
+
     await post(give("10", expires_at=START + time.HOUR))  # 1
     await post(give("5", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL))  # 2
     await post(give("20", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL), "wal_beta")
@@ -110,6 +123,11 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     await post(metered("0.25", 1, 2, 3, 4, 5, 6))  # 16: 14 expires, 17: −0.25 of 15
     await post(refund(posting_id(over_two_grants)))  # 18: +1 to 2, 19: +10 to a grant of its own
     await post(consume("1"), "wal_beta", effective_at=START - time.DAY)
+    await post(PlaceHold("0.5", None, None))  # of 2
+    given_back = await post(PlaceHold("3", None, None))
+    await post(Release(hold_id(given_back)))
+    captured = await post(PlaceHold("2", None, None), "wal_beta")
+    await post(Capture(hold_id(captured), "1.5", usage=metered("1", 3).usage), "wal_beta")
     await ledger.change(WalletChange("wal_empty", livemode=True, status=Status.CLOSED))
 
 
@@ -226,6 +244,10 @@ def wallet(changed: str) -> str:
     return f"UPDATE wallet_states SET {changed} WHERE wallet_number = {ACME}"
 
 
+def hold(changed: str, ended: str = "IS NULL") -> str:
+    return f"UPDATE holds SET {changed} WHERE wallet_number = {ACME} AND ended {ended}"
+
+
 def delete_row(sequence: int) -> str:
     return f"DELETE FROM credit_transactions WHERE wallet_number = 1 AND sequence = {sequence}"
 
@@ -319,6 +341,17 @@ DAMAGES: list[Any] = [
     ("grant_open", 15, (grant(15, "open = false"),)),
     ("grant_bounds", 2, (row(13, "grant_number = 2"), grant(2, "remaining = -46000000000"))),
     ("grant_expired", 3, (grant(3, f"expires_at = {START + 2 * time.HOUR}"),)),
+    ("grant_held", 2, (hold("parts = '[[2,9000000000]]'"),)),
+    ("posting_hold", 0, (f"DELETE FROM hold_revisions WHERE wallet_number = {ACME}",)),
+    ("hold_posting", None, (hold("amount = amount + 1"),)),
+    ("hold_dimension", None, (hold("dimension_number = 999"),)),
+    ("hold_dimension", None, (hold("dimension_number = 1"),)),
+    ("hold_captured", None, (hold("captured = 1"), hold("captured = 1", "= 2"),
+                             "UPDATE hold_revisions SET captured = 1 WHERE wallet_number = 1")),
+    ("hold_revision", None, (hold("deadline = deadline + 1"),)),
+    ("hold_revision", None, (hold("parts = '[]'"),)),
+    ("hold_revision", None, (hold("ended = 1", "= 2"),)),
+    ("revision_posting", None, (f"DELETE FROM holds WHERE wallet_number = {ACME} AND ended = 2",)),
     ("wallet_state", None, (f"DELETE FROM wallet_states WHERE wallet_number = {ACME}",)),
     ("wallet_currency", 19, (registered("currency = 'XXX'"),)),
     ("wallet_customer", 19, (registered("customer_id = 'cus_none'"),)),
@@ -458,7 +491,7 @@ def passes_find(connection: Connection) -> bool:
     "name",
     [
         *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
-        *("postings", "credit_transactions"),
+        *("postings", "credit_transactions", "holds", "hold_revisions"),
     ],
 )
 def test_proofs_fail_where_and_only_where_passes_find(

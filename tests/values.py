@@ -113,7 +113,7 @@ def decide(
     *,
     now: int = NOW,
 ) -> list[rules.Move]:
-    amount = command_.operation.amount
+    amount: str | None = getattr(command_.operation, "amount", None)
     return rules.decide(
         wallet,
         command_,

@@ -6,10 +6,10 @@ the write transaction, on what was loaded under the wallets' locks. Called by le
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import clock, ids, money, replay, rules
+from creditledger import clock, holds, ids, money, replay, rules
 from creditledger.errors import (
     InvalidField,
     NotFound,
@@ -21,13 +21,19 @@ from creditledger.model import (
     EXPIRE,
     OPERATIONS,
     Adjust,
+    Capture,
     Category,
     Command,
     Consume,
     Dimension,
+    Extend,
+    Hold,
     Kind,
+    OnHold,
+    PlaceHold,
     Posting,
     Refund,
+    Release,
     Row,
     Status,
     Type,
@@ -49,16 +55,19 @@ METADATA_BYTES_MAX = 8_192
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
 _PROMOTIONAL = Category.PROMOTIONAL
+_ON_HOLDS = (PlaceHold, Capture, Release, Extend)
 
 
 class Posted(NamedTuple):
     """A command's answer: its posting with its rows, and the wallet right after it."""
 
     posting: Posting
-    dimension: Dimension
+    dimension: Dimension | None  #: Of its rows, if it has some.
     wallet: WalletView
     replayed: bool
     validate_only: bool
+    hold: Hold | None = None  #: What it was about, as it is by then.
+    held_for: Dimension | None = None  #: What the hold's captures are added up by.
 
 
 @dataclass(slots=True)
@@ -89,7 +98,7 @@ class Budget:
 def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
     """What has to be read to decide these."""
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
-    originals, grants = set(), set()
+    originals, grants, held = set(), set(), set()
     postings = []
     for command in commands:
         wallets.add(command.wallet_id)
@@ -98,15 +107,18 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
         postings.append(command)
         keys.add((command.wallet_id, command.idempotency_key))
         operation = command.operation
-        if isinstance(operation, Consume):
+        if isinstance(operation, (Consume, PlaceHold)):
             if operation.meter_id is not None:
                 meters.add(operation.meter_id)
             if operation.subscription_id is not None:
                 subscriptions.add(operation.subscription_id)
         elif isinstance(operation, Refund):
             originals.add(ids.resolve("pst", operation.posting_id))
-        elif isinstance(operation, Adjust) and operation.credit_grant_id is not None:
-            grants.add(ids.resolve("cg", operation.credit_grant_id))
+        elif isinstance(operation, Adjust):
+            if operation.credit_grant_id is not None:
+                grants.add(ids.resolve("cg", operation.credit_grant_id))
+        elif isinstance(operation, OnHold):
+            held.add(ids.resolve("hld", operation.hold_id))
     return Wanted(
         wallets=frozenset(wallets),
         keys=frozenset(keys),
@@ -114,6 +126,7 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
         subscriptions=frozenset(subscriptions),
         originals=frozenset(pair for pair in originals if pair is not None),
         grants=frozenset(pair for pair in grants if pair is not None),
+        holds=frozenset(pair for pair in held if pair is not None),
         dimensions=lambda loaded: _dimensions(postings, loaded),
     )
 
@@ -128,10 +141,17 @@ def _dimensions(commands: Iterable[Command], loaded: Loaded) -> Iterator[tuple[i
         if found is None:
             continue
         original = None
-        if isinstance(command.operation, Refund):
+        if isinstance(command.operation, OnHold):
+            pair = ids.resolve("hld", command.operation.hold_id)
+            hold = found.holds.get(pair[1]) if pair and pair[0] == found.number else None
+            if hold is None:
+                continue
+            yield found.number, _EXPIRY
+            original = loaded.dimensions[found.number, hold.dimension]
+        elif isinstance(command.operation, Refund):
             pair = ids.resolve("pst", command.operation.posting_id)
             posting = loaded.originals.get(pair) if pair else None
-            if posting is None:
+            if posting is None or not posting.rows:
                 continue
             original = loaded.dimensions[found.number, posting.rows[0].dimension]
         yield found.number, replay.dimension(command, original)
@@ -144,20 +164,20 @@ class Deciding:
     loaded: Loaded
     backdating_ms_max: int
     changes: Changes = field(default_factory=Changes)
-    done: dict[tuple[int, str], tuple[Posting, Dimension]] = field(default_factory=dict)
+    done: dict[tuple[int, str], tuple[Posting, Dimension | None]] = field(default_factory=dict)
     references: rules.References = field(init=False)
 
     def __post_init__(self) -> None:
         loaded = self.loaded
         for place, posting in loaded.postings.items():
-            self.done[place] = posting, loaded.dimensions[place[0], posting.rows[0].dimension]
+            self.done[place] = posting, _dimension_of(loaded, posting)
         self.references = rules.References(
             meters=loaded.meters,
             subscriptions=loaded.subscriptions,
             originals={
                 pair: rules.Original(
                     rows=posting.rows,
-                    dimension=loaded.dimensions[pair[0], posting.rows[0].dimension],
+                    dimension=_dimension_of(loaded, posting),
                     refunded=loaded.refunded.get(pair, 0),
                 )
                 for pair, posting in loaded.originals.items()
@@ -176,10 +196,16 @@ class Deciding:
             replay.check(command, amount, posting, dimension)
             budget.spend(posting, len(posting.rows))
             seen = view(wallet, self.loaded.clock)
-            return Posted(posting, dimension, seen, True, validate_only)
+            hold = held_for = None
+            if posting.hold is not None:
+                hold = wallet.holds[posting.hold]
+                held_for = self.loaded.dimensions[wallet.number, hold.dimension]
+            return Posted(posting, dimension, seen, True, validate_only, hold, held_for)
         if validate_only:
             wallet = wallet.copy()
         now = wallet.time(self.loaded.clock)
+        if isinstance(operation, _ON_HOLDS):
+            return self._post_hold(wallet, command, amount, budget, now)
         moves = rules.decide(
             wallet,
             command,
@@ -194,7 +220,7 @@ class Deciding:
         dimension = replay.dimension(command, original.dimension if original else None)
         posting = _posting(wallet, command, amount)
         budget.spend(posting, len(moves))
-        ended = rules.expirations(wallet, now)
+        ended = self._over(wallet, now, write=not validate_only)
         quantity = None
         if isinstance(operation, Consume) and operation.usage is not None:
             quantity = sum(operation.usage.quantities)
@@ -234,12 +260,13 @@ class Deciding:
                 param="metadata",
             )
         now = wallet.time(self.loaded.clock)
-        empty = not standing(wallet, now).balance and not wallet.overdraft_used
-        if change.status is Status.CLOSED and not (empty and not standing(wallet, now).pending):
+        stands = standing(wallet, now)
+        if change.status is Status.CLOSED and any((*stands[:3], wallet.overdraft_used)):
             raise InvalidField(
-                "only a wallet with balance 0 and no overdraft can be closed", param="status"
+                "only a wallet with balance 0, no overdraft and no open hold can be closed",
+                param="status",
             )
-        ended = rules.expirations(wallet, now)
+        ended = self._over(wallet, now)
         if ended:
             self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
         wallet.overdraft_limit, wallet.metadata = limit, metadata
@@ -247,6 +274,71 @@ class Deciding:
         wallet.updated_at = now
         self.changes.terms[wallet.number] = wallet
         return view(wallet, self.loaded.clock)
+
+    def _post_hold(
+        self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int
+    ) -> Posted:
+        """A posting that makes a hold, or is about one."""
+        operation = command.operation
+        if wallet.status is not Status.ACTIVE:
+            rules.refuse_by_status(wallet, command, amount)
+        rules.check_references(wallet, operation, self.references)
+        moves: list[rules.Move] = []
+        original = before = None
+        if isinstance(operation, PlaceHold):
+            assert amount is not None
+            after = holds.place(wallet, operation, amount, now=now)
+        else:
+            assert isinstance(operation, OnHold)
+            before = holds.named(wallet, operation.hold_id, now=now)
+            original = self.loaded.dimensions[wallet.number, before.dimension]
+            if isinstance(operation, Capture):
+                moves, after = holds.capture(wallet, operation, before, amount, now=now)
+            elif isinstance(operation, Release):
+                after = holds.release(before, now=now)
+            else:
+                after = holds.extend(operation, before, now=now)
+        quantities: tuple[int, ...] = ()
+        event = None
+        if isinstance(operation, Capture) and before is not None:
+            quantities, event = holds.usage_of(before, operation)
+        rules.check_range(wallet, moves, now, quantity=sum(quantities))
+        dimension = replay.dimension(command, original)
+        posting = _posting(wallet, command, amount)
+        if moves:
+            posting.quantities, posting.meter_event_id = quantities, event
+        budget.spend(posting, len(moves))
+        ended = self._over(wallet, now)
+        if ended:
+            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        posting.number = self.loaded.next_posting
+        if before is None:
+            number = self._dimension_number(wallet.number, dimension)
+            self.loaded.dimensions[wallet.number, number] = dimension
+            after = replace(after, number=posting.number, dimension=number)
+        posting.hold = after.number
+        holds.book(wallet, after)
+        has_usage = dimension.has_usage if moves else False
+        self._write(wallet, posting, moves, dimension, sum(quantities) if has_usage else None, now)
+        self.changes.hold(wallet.number, posting.number, after, now)
+        if before is not None and after.ended is not None:
+            given_up = holds.given_up(wallet.grants, before, moves, now)
+            if given_up:
+                self._write(wallet, _expiry(wallet), given_up, _EXPIRY, None, now)
+        self.done[wallet.number, command.idempotency_key] = posting, dimension if moves else None
+        seen = view(wallet, self.loaded.clock)
+        held_for = self.loaded.dimensions[wallet.number, after.dimension]
+        used = dimension if moves else None
+        return Posted(posting, used, seen, False, False, after, held_for)
+
+    def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[rules.Move]:
+        """What expires, and holds whose deadline has passed: from now on they are ended."""
+        ended = rules.expirations(wallet, now)
+        if wallet.holds:
+            for hold in holds.lapse(wallet, now):
+                if write:
+                    self.changes.hold(wallet.number, None, hold, now)
+        return ended
 
     def _wallet(self, wallet_id: str, livemode: bool | None) -> Wallet:
         wallet = self.loaded.wallets.get(wallet_id)
@@ -273,14 +365,18 @@ class Deciding:
                     drawn[place] = grant, grant.remaining > 0
         posting.number = loaded.next_posting
         loaded.next_posting += 1
-        posting.rows = rules.append(
-            wallet,
-            moves,
-            posting=posting.number,
-            dimension=self._dimension_number(wallet.number, dimension),
-            quantity=quantity,
-            now=now,
-        )
+        wallet.revision += 1
+        if moves:
+            posting.rows = rules.append(
+                wallet,
+                moves,
+                posting=posting.number,
+                dimension=self._dimension_number(wallet.number, dimension),
+                quantity=quantity,
+                now=now,
+            )
+        else:
+            wallet.posted_at = now
         for move in moves:
             if move.fresh and move.grant is not None:
                 given[wallet.number, move.grant.number] = move.grant
@@ -326,6 +422,12 @@ class Deciding:
         return sums
 
 
+def _dimension_of(loaded: Loaded, posting: Posting) -> Dimension | None:
+    if not posting.rows:
+        return None
+    return loaded.dimensions[posting.wallet, posting.rows[0].dimension]
+
+
 def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
     operation = command.operation
     event, refund_of = None, None
@@ -351,6 +453,7 @@ def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
         event,
         quantities,
         refund_of,
+        None,
         replay.terms(command),
     )
 
@@ -371,5 +474,6 @@ def _expiry(wallet: Wallet) -> Posting:
         meter_event_id=None,
         quantities=(),
         refund_of=None,
+        hold=None,
         terms={},
     )

@@ -188,6 +188,24 @@ class RefundTooLarge(Refusal):
     reason, kind = "REFUND_TOO_LARGE", ErrorKind.WRONG_STATE
 
 
+class HoldExpired(Refusal):
+    """The hold's deadline has passed. Metadata: ended_at."""
+
+    reason, kind = "HOLD_EXPIRED", ErrorKind.WRONG_STATE
+
+
+class HoldEnded(Refusal):
+    """The hold was captured or released. Metadata: status, ended_at."""
+
+    reason, kind = "HOLD_ENDED", ErrorKind.WRONG_STATE
+
+
+class CaptureTooLarge(Refusal):
+    """More than the hold still has. Metadata: held."""
+
+    reason, kind = "CAPTURE_TOO_LARGE", ErrorKind.WRONG_STATE
+
+
 class OutOfRange(Refusal):
     """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
 

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 #: Open grants a wallet may have: what one posting can draw on, so what bounds its rows.
 OPEN_GRANTS_MAX = 1_000
+#: Open holds a wallet may have: they are read with it.
+OPEN_HOLDS_MAX = 1_000
 #: The priority of a grant that names none; 0 is spent first, 100 last.
 PRIORITY_DEFAULT = 50
 PRIORITY_MAX = 100
@@ -20,7 +22,7 @@ PRIORITY_MAX = 100
 NEVER = 1 << 62
 
 
-class _Word(IntEnum):
+class Word(IntEnum):
     """One of a closed list of words: stored as its number, spelled in lower case on the wire."""
 
     @property
@@ -29,7 +31,7 @@ class _Word(IntEnum):
         return self.name.lower()
 
 
-class Kind(_Word):
+class Kind(Word):
     """Why a transaction moved credit, in the words of the billing list. Stored as its number."""
 
     TOPUP = 1
@@ -41,7 +43,7 @@ class Kind(_Word):
     EXPIRY = 7
 
 
-class Type(_Word):
+class Type(Word):
     """What a transaction is, in the words of the credit-transaction API. Stored as its number."""
 
     GRANT = 1
@@ -50,14 +52,14 @@ class Type(_Word):
     EXPIRATION = 4
 
 
-class Category(_Word):
+class Category(Word):
     """Whether a grant was paid for. Stored as its number."""
 
     PAID = 1
     PROMOTIONAL = 2
 
 
-class Status(_Word):
+class Status(Word):
     """What a wallet accepts: everything; no spending; nothing, for ever."""
 
     ACTIVE = 1
@@ -65,72 +67,15 @@ class Status(_Word):
     CLOSED = 3
 
 
-class Scope(_Word):
-    """What an API key may do; each includes the ones before it. Stored as its number."""
+class HoldEnd(Word):
+    """How a hold ended: all of it captured or the rest given back, given back, or by its deadline.
 
-    CUSTOMER = 1
-    SERVICE = 2
-    ADMIN = 3
+    Stored as its number.
+    """
 
-
-@dataclass(frozen=True, slots=True)
-class Currency:
-    """A unit with a fixed number of digits after the point."""
-
-    code: str
-    scale: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Customer:
-    """Who owns wallets."""
-
-    id: str
-    name: str
-    email: str
-    metadata: Mapping[str, str]
-    created_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Meter:
-    """What is metered."""
-
-    id: str
-    name: str
-    event_name: str
-    unit: str
-    currency: str | None
-    metadata: Mapping[str, str]
-    created_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class Subscription:
-    """A customer's plan, as far as the ledger needs to know of it."""
-
-    id: str
-    customer_id: str
-    name: str
-    metadata: Mapping[str, str]
-    created_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """A client's credential without its secret."""
-
-    number: int  #: What postings record: 1, 2, 3 ... in order of creation.
-    id: str
-    name: str
-    scope: Scope
-    customer_id: str | None
-    livemode: bool
-    mask: str
-    created_at: int
-    expires_at: int | None
-    revoked_at: int | None
+    CAPTURED = 1
+    RELEASED = 2
+    EXPIRED = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -147,6 +92,7 @@ class Grant:
     effective_at: int  #: Spendable from here, included ...
     expires_at: int | None  #: ... to here, excluded; None is never.
     created_at: int
+    held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""
@@ -166,6 +112,39 @@ class Grant:
     def has_ended(self, now: int) -> bool:
         """Whether its time is over: expires_at is the first moment without it."""
         return self.expires_at is not None and self.expires_at <= now
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Credit set aside for a consumption to come, until its deadline."""
+
+    number: int  #: Of the posting that made it; 0 until that is written.
+    amount: int  #: Set aside in the beginning. > 0.
+    captured: int  #: Consumed of it, or beyond it, so far.
+    parts: dict[int, int]  #: What is still set aside, by grant number, in the order it is drawn.
+    beyond: int  #: What is still set aside of what no grant covers.
+    deadline: int  #: The first moment without it.
+    created_at: int
+    dimension: int  #: Number of what its captures are added up by.
+    quantities: tuple[int, ...]  #: Of its usage; the first capture without an own counts them.
+    meter_event_id: str | None
+    ended: HoldEnd | None = None  #: None: open, or over by its deadline and not yet written down.
+    ended_at: int | None = None
+
+    @property
+    def left(self) -> int:
+        """What is still set aside, if its time is not over."""
+        return sum(self.parts.values()) + self.beyond
+
+    def is_open(self, now: int) -> bool:
+        """Whether it can be captured at `now`."""
+        return self.ended is None and now < self.deadline
+
+    def end(self, now: int) -> tuple[HoldEnd | None, int | None]:
+        """How and when it has ended by `now`, whether that is written down or not."""
+        if self.ended is None and self.deadline <= now:
+            return HoldEnd.EXPIRED, self.deadline
+        return self.ended, self.ended_at
 
 
 def _counters() -> list[int]:
@@ -194,7 +173,7 @@ class Wallet:
     sequence: int = 0
     running_balance: int = 0
     overdraft_used: int = 0
-    posted_at: int = 0  #: created_at of the last transaction; 0 before the first.
+    posted_at: int = 0  #: When it was last posted to, with rows or without; 0 before the first.
     moved_sequence: int = 0  #: The last transaction that is no expiration; 0 before the first.
     usage_count: int = 0  #: Transactions of kind usage so far.
     usage_amount: int = 0  #: Σ of their amounts. <= 0.
@@ -203,9 +182,13 @@ class Wallet:
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
-    #: Before this moment no grant of `burning` begins or ends, and none has ended; 0: not known.
+    #: Before this moment no grant of `burning` begins or ends, no hold ends, and what has ended is
+    #: written down; 0: not known.
     quiet_until: int = 0
     pending: int = 0  #: Σ remaining of those that have not begun, while it is quiet.
+    held: int = 0  #: Σ left of the open holds, while it is quiet.
+    holds: dict[int, Hold] = field(default_factory=dict)  #: By number: open, and referred to.
+    revision: int = 0  #: How many postings and changes there have been: what readers compare.
 
     def add(self, grant: Grant) -> None:
         """Take a grant read or made into the wallet's books."""
@@ -214,25 +197,41 @@ class Wallet:
             insort(self.burning, grant, key=Grant.burn_key)
             self.quiet_until = 0
 
-    def fill(self, grants: Iterable[Grant]) -> None:
-        """Take all grants with something left at once: sorted once."""
+    def fill(self, grants: Iterable[Grant], holds: Iterable[Hold] = ()) -> None:
+        """Take all grants with something left, and all open holds, at once: sorted once."""
         self.burning = sorted(grants, key=Grant.burn_key)
         self.grants = {grant.number: grant for grant in self.burning}
+        self.holds = {hold.number: hold for hold in holds}
+        for hold in self.holds.values():
+            for number, part in hold.parts.items():
+                self.grants[number].held += part
 
     def settle(self, now: int) -> None:
         """Find out until when it is quiet, so that nobody adds up the grants before then."""
-        until, pending = NEVER, 0
+        until, pending, held = NEVER, 0, 0
+        for hold in self.holds.values():
+            if hold.ended is None:
+                held += hold.left
+                until = min(until, hold.deadline)
         for grant in self.burning:
             turns = grant.expires_at
             if grant.effective_at > now:
                 pending += grant.remaining
                 turns = grant.effective_at
             elif turns is not None and turns <= now:
+                if grant.held == grant.remaining:
+                    continue
                 until = 0
                 break
             if turns is not None and turns < until:
                 until = turns
-        self.quiet_until, self.pending = until, pending
+        self.quiet_until, self.pending, self.held = until, pending, held
+
+    def lapsed(self, now: int) -> list[Hold]:
+        """Holds whose deadline has passed and that nobody has written down as ended."""
+        if now < self.quiet_until:
+            return []
+        return [h for h in self.holds.values() if h.ended is None and h.deadline <= now]
 
     def time(self, clock: int) -> int:
         """`now` of this wallet: its time never runs backwards."""
@@ -246,6 +245,7 @@ class Wallet:
             kind_counts=[*self.kind_counts],
             grants=grants,
             burning=[grants[grant.number] for grant in self.burning],
+            holds={n: replace(hold, parts={**hold.parts}) for n, hold in self.holds.items()},
         )
 
 
@@ -261,15 +261,28 @@ class Standing(NamedTuple):
 def standing(wallet: Wallet, clock: int) -> Standing:
     """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
     now = wallet.time(clock)
-    balance, pending = wallet.running_balance, wallet.pending
+    balance, pending, held = wallet.running_balance, wallet.pending, wallet.held
     if now >= wallet.quiet_until:
-        pending = 0
+        pending = held = 0
+        freed = given_back(wallet, now)
+        for hold in wallet.holds.values():
+            if hold.is_open(now):
+                held += hold.left
         for grant in wallet.burning:
             if grant.has_ended(now):
-                balance -= grant.remaining
+                balance -= grant.remaining - grant.held + freed.get(grant.number, 0)
             elif grant.effective_at > now:
                 pending += grant.remaining
-    return Standing(balance, 0, pending, balance - pending)
+    return Standing(balance, held, pending, balance - held - pending)
+
+
+def given_back(wallet: Wallet, now: int) -> Mapping[int, int]:
+    """What holds that are over by their deadline have set aside, by grant: it is free again."""
+    freed: dict[int, int] = {}
+    for hold in wallet.lapsed(now):
+        for number, part in hold.parts.items():
+            freed[number] = freed.get(number, 0) + part
+    return freed
 
 
 class Usage(NamedTuple):
@@ -329,7 +342,49 @@ class Refund:
     amount: str | None = None
 
 
-Operation = GiveGrant | Consume | Adjust | Refund
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Operation: set credit aside, in burn order, until a deadline."""
+
+    amount: str
+    deadline: int | None  #: One of the two, or neither: the default.
+    ttl_ms: int | None
+    meter_id: str | None = None
+    meter_event_id: str | None = None
+    subscription_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Operation: consume what a hold has set aside, all of it if amount is None."""
+
+    hold_id: str
+    amount: str | None = None
+    final: bool = False  #: What is left is given back.
+    allow_more: bool = False  #: Beyond the hold, what is available may be used.
+    meter_event_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Operation: end a hold and give back what is left of it."""
+
+    hold_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Operation: a later deadline for a hold."""
+
+    hold_id: str
+    deadline: int | None
+    ttl_ms: int | None
+
+
+OnHold = Capture | Release | Extend
+Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | Capture | Release | Extend
 
 #: Stored as their index; the name is the field of the request.
 OPERATIONS: dict[type, tuple[int, str]] = {
@@ -337,6 +392,10 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     Consume: (2, "consumption"),
     Adjust: (3, "adjustment"),
     Refund: (4, "refund"),
+    PlaceHold: (6, "hold"),
+    Capture: (7, "capture"),
+    Release: (8, "release"),
+    Extend: (9, "extend"),
 }
 OPERATION_NAMES = dict(OPERATIONS.values())
 #: The operation of a posting the ledger makes by itself, for expirations due.
@@ -421,30 +480,6 @@ def view(wallet: Wallet, clock: int) -> WalletView:
     )
 
 
-@dataclass(frozen=True, slots=True)
-class Transaction:
-    """One credit transaction with all that a list shows of it."""
-
-    row: "Row"
-    posting: "Posting"  #: Without its rows.
-    dimension: "Dimension"
-    wallet: "WalletPlace"
-    customer: tuple[str, str]  #: Name and e-mail address.
-    meter_name: str | None
-    grant: Grant | None
-
-
-@dataclass(frozen=True, slots=True)
-class WalletPlace:
-    """Which wallet a transaction is on, and how its amounts read."""
-
-    id: str
-    customer_id: str
-    currency: str
-    scale: int
-    livemode: bool
-
-
 class Dimension(NamedTuple):
     """What rows are added up by: kind, what was metered and for whom, at which prices.
 
@@ -504,5 +539,6 @@ class Posting:
     meter_event_id: str | None
     quantities: tuple[int, ...]
     refund_of: int | None
+    hold: int | None  #: Number of the hold that it made, captured, released or extended.
     terms: Mapping[str, object]  #: The rest of the request by field name, for `replay`.
     rows: list[Row] = field(default_factory=list)

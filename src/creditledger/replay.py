@@ -13,50 +13,55 @@ from creditledger.model import (
     OPERATION_NAMES,
     OPERATIONS,
     Adjust,
+    Capture,
     Command,
     Consume,
     Dimension,
+    Extend,
     GiveGrant,
     Kind,
+    OnHold,
+    PlaceHold,
     Posting,
     Refund,
+    Release,
     Type,
     Usage,
 )
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
-_AMOUNTS = {operation: f"{name}.amount" for operation, (_, name) in OPERATIONS.items()}
+#: Requests of holds are flat; a posting's operation has a name of its own.
+_FLAT = {PlaceHold, Capture, Release, Extend}
+_AMOUNTS = {
+    operation: "amount" if operation in _FLAT else f"{name}.amount"
+    for operation, (_, name) in OPERATIONS.items()
+}
+_AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
 _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
 def amount(command: Command, scale: int) -> int | None:
     """The operation's amount in smallest units. Raises InvalidField, naming the field."""
     operation = command.operation
-    if operation.amount is None:
+    if isinstance(operation, Release | Extend) or operation.amount is None:
         return None
     return money.parse(operation.amount, scale, field=_AMOUNTS[type(operation)])
 
 
 def dimension(command: Command, original: Dimension | None) -> Dimension:
-    """What the command's rows are added up by; a refund's follow the posting it returns."""
+    """What the command's rows are added up by.
+
+    A refund's follow the posting it returns, a capture's the hold (`original`) where it does not
+    say itself what was used.
+    """
     operation = command.operation
-    if isinstance(operation, Consume):
-        usage = operation.usage or _PLAIN_USAGE
-        return Dimension(
-            _USAGE,
-            _CONSUMPTION,
-            operation.meter_id,
-            operation.subscription_id,
-            operation.usage is not None,
-            usage.api_key_id,
-            usage.product_id,
-            usage.product_name,
-            usage.category,
-            usage.billing_method,
-            usage.base_prices,
-            usage.discount_prices,
-            usage.price_precision,
-        )
+    if isinstance(operation, (Consume, PlaceHold)):
+        return _used(operation.meter_id, operation.subscription_id, operation.usage)
+    if isinstance(operation, OnHold):
+        assert original is not None
+        if not isinstance(operation, Capture) or operation.usage is None:
+            return original
+        return _used(original.meter_id, original.subscription_id, operation.usage)
     if isinstance(operation, Refund):
         assert original is not None
         return original._replace(
@@ -71,10 +76,29 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
     return Dimension(kind.value, Type.ADJUSTMENT.value)
 
 
+def _used(meter_id: str | None, subscription_id: str | None, usage: Usage | None) -> Dimension:
+    said = usage or _PLAIN_USAGE
+    return Dimension(
+        _USAGE,
+        _CONSUMPTION,
+        meter_id,
+        subscription_id,
+        usage is not None,
+        said.api_key_id,
+        said.product_id,
+        said.product_name,
+        said.category,
+        said.billing_method,
+        said.base_prices,
+        said.discount_prices,
+        said.price_precision,
+    )
+
+
 def source(command: Command) -> Mapping[str, str]:
     """The source as the posting shows it: the keys of its kind; who did it where nobody said."""
     operation = command.operation
-    if isinstance(operation, (Consume, Refund)):
+    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold)):
         return {}
     if isinstance(operation, GiveGrant) and operation.kind is not Kind.ADMIN_CREDIT:
         return operation.source
@@ -86,6 +110,8 @@ def terms(command: Command) -> dict[str, object]:
     operation = command.operation
     if isinstance(operation, Consume):
         return {}
+    if isinstance(operation, (PlaceHold, OnHold)):
+        return _present(_flat(operation))
     fields: dict[str, object] = {"effective_at": command.effective_at}
     if isinstance(operation, GiveGrant):
         fields |= {
@@ -108,7 +134,9 @@ def terms(command: Command) -> dict[str, object]:
     return _present(fields)
 
 
-def check(command: Command, amount: int | None, posting: Posting, dimension: Dimension) -> None:
+def check(
+    command: Command, amount: int | None, posting: Posting, dimension: Dimension | None
+) -> None:
     """Raises IdempotencyKeyReused, naming what differs, unless `posting` is of this request."""
     asked, stored = _asked(command, amount), _stored(posting, dimension)
     if asked["operation"] != stored["operation"]:
@@ -130,7 +158,7 @@ def _asked(command: Command, amount: int | None) -> dict[str, object]:
     name = OPERATIONS[type(operation)][1]
     fields: dict[str, object] = {
         "operation": name,
-        f"{name}.amount": amount,
+        _AMOUNTS[type(operation)]: amount,
         "description": command.description,
         "note": command.note,
         "metadata": dict(command.metadata),
@@ -146,16 +174,17 @@ def _asked(command: Command, amount: int | None) -> dict[str, object]:
     return _present(fields | terms(command))
 
 
-def _stored(posting: Posting, dimension: Dimension) -> dict[str, object]:
+def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
     name = OPERATION_NAMES[posting.operation]
     fields: dict[str, object] = {
         "operation": name,
-        f"{name}.amount": posting.amount,
+        _AMOUNTS_STORED[name]: posting.amount,
         "description": posting.description,
         "note": posting.note,
         "metadata": dict(posting.metadata),
     }
     if name == "consumption":
+        assert dimension is not None
         fields |= {
             "effective_at": posting.rows[0].effective_at,
             "consumption.meter_event_id": posting.meter_event_id,
@@ -185,6 +214,21 @@ def _dimension_fields(dimension: Dimension) -> dict[str, object]:
         "consumption.usage": dimension.has_usage,
         **usage,
     }
+
+
+def _flat(operation: PlaceHold | OnHold) -> dict[str, object]:
+    """Every field of a hold's request but its amount."""
+    fields: dict[str, object] = {}
+    for name in operation.__slots__:
+        value = getattr(operation, name)
+        if isinstance(value, Usage):
+            fields[name] = True
+            for key, part in value._asdict().items():
+                if part != getattr(_PLAIN_USAGE, key):
+                    fields[f"{name}.{key}"] = [*part] if isinstance(part, tuple) else part
+        elif name != "amount":
+            fields[name] = value or None
+    return fields
 
 
 def _present(fields: Mapping[str, object]) -> dict[str, object]:

@@ -36,11 +36,13 @@ from creditledger.model import (
     Grant,
     Kind,
     Operation,
+    PlaceHold,
     Refund,
     Row,
     Status,
     Type,
     Wallet,
+    given_back,
     standing,
 )
 
@@ -53,6 +55,7 @@ _GRANT, _CONSUMPTION, _ADJUSTMENT, _EXPIRATION = (
     type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT, Type.EXPIRATION)
 )
 _ACTIVE = Status.ACTIVE
+_NOTHING: Mapping[int, int] = {}
 
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
@@ -74,7 +77,7 @@ class Original:
     """A posting that a refund names: its rows, oldest first, and what was returned of it."""
 
     rows: Sequence[Row]
-    dimension: Dimension
+    dimension: Dimension | None  #: None of a posting without rows.
     refunded: int
 
 
@@ -106,15 +109,17 @@ def decide(
     if command.expected_sequence is not None:
         _expect_sequence(wallet, command.expected_sequence)
     if wallet.status is not _ACTIVE:
-        _refuse_by_status(wallet, command, amount)
-    _check_references(wallet, command.operation, references)
+        refuse_by_status(wallet, command, amount)
+    check_references(wallet, command.operation, references)
     if command.effective_at is not None and not isinstance(command.operation, GiveGrant):
         _check_effective_at(command, now, backdating_ms_max)
 
     operation = command.operation
+    quantity = None
     if isinstance(operation, Consume):
         assert amount is not None
-        moves = _draw(wallet, amount, _USAGE, _CONSUMPTION, command.effective_at, now=now)
+        moves = draw(wallet, amount, _USAGE, _CONSUMPTION, command.effective_at, now=now)
+        quantity = sum(operation.usage.quantities) if operation.usage else 0
     elif isinstance(operation, GiveGrant):
         assert amount is not None
         moves = _give(wallet, operation, amount, command, now, backdating_ms_max)
@@ -122,8 +127,9 @@ def decide(
         assert amount is not None
         moves = _adjust(wallet, operation, amount, command.effective_at, now)
     else:
+        assert isinstance(operation, Refund)
         moves = _refund(wallet, operation, amount, command.effective_at, references, now)
-    _check_range(wallet, command, moves, now)
+    check_range(wallet, moves, now, quantity=quantity or 0)
     return moves
 
 
@@ -137,11 +143,12 @@ def _expect_sequence(wallet: Wallet, expected: int) -> None:
         )
 
 
-def _refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> None:
+def refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> None:
+    """Raises WalletClosed, or WalletFrozen where the operation would spend."""
     if wallet.status is Status.CLOSED:
         raise WalletClosed("the wallet is closed")
     operation = command.operation
-    spends = isinstance(operation, Consume) or (
+    spends = isinstance(operation, (Consume, PlaceHold)) or (
         isinstance(operation, Adjust) and amount is not None and amount < 0 and not operation.force
     )
     if spends:
@@ -158,18 +165,20 @@ def _check_effective_at(command: Command, now: int, backdating_ms_max: int) -> N
         raise InvalidField(f"effective_at is more than {days} days ago", param="effective_at")
 
 
-def _check_references(wallet: Wallet, operation: Operation, references: References) -> None:
-    if isinstance(operation, Consume):
+def check_references(wallet: Wallet, operation: Operation, references: References) -> None:
+    """Raises NotFound for what the operation names and there is not."""
+    if isinstance(operation, (Consume, PlaceHold)):
+        prefix = "consumption." if isinstance(operation, Consume) else ""
         meter, subscription = operation.meter_id, operation.subscription_id
         if meter is not None and meter not in references.meters:
-            raise NotFound(f"no meter {echo(meter)}", param="consumption.meter_id")
+            raise NotFound(f"no meter {echo(meter)}", param=f"{prefix}meter_id")
         if (
             subscription is not None
             and references.subscriptions.get(subscription) != wallet.customer_id
         ):
             raise NotFound(
                 f"no subscription {echo(subscription)} of this customer",
-                param="consumption.subscription_id",
+                param=f"{prefix}subscription_id",
             )
     elif isinstance(operation, Adjust):
         if operation.credit_grant_id is not None:
@@ -198,7 +207,7 @@ def _named_posting(wallet: Wallet, operation: Refund, references: References) ->
     return original
 
 
-def _draw(
+def draw(
     wallet: Wallet,
     amount: int,
     kind: int,
@@ -208,31 +217,38 @@ def _draw(
     now: int,
     force: bool = False,
 ) -> list[Move]:
-    """Take `amount` in burn order, the rest as overdraft.
+    """Take `amount` in burn order of what no hold has set aside, the rest as overdraft.
 
     Unforced, it must not pass what is available with the overdraft the wallet may use; the sum
     over all grants is needed only where the grants met on the way do not settle it.
     """
     moves = []
     missing = amount
+    freed = given_back(wallet, now) if wallet.holds else _NOTHING
     for grant in wallet.burning:
         if not grant.is_open(now):
             continue
-        part = min(grant.remaining, missing)
+        part = grant.remaining - grant.held
+        if freed:
+            part += freed.get(grant.number, 0)
+        if not part:
+            continue
+        part = min(part, missing)
         moves.append(Move(kind, type_, -part, grant, effective_at))
         missing -= part
         if not missing:
             break
-    if not force and (missing or wallet.overdraft_used):
+    if not force and (missing or wallet.overdraft_used or wallet.holds):
         available = standing(wallet, now).available
         if amount > available + wallet.overdraft_limit:
-            raise _insufficient(wallet, amount, available)
+            raise insufficient(wallet, amount, available)
     if missing:
         moves.append(Move(kind, type_, -missing, None, effective_at))
     return moves
 
 
-def _insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:
+def insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:
+    """The refusal of what the wallet cannot pay."""
     need, have = money.text(required, wallet.scale), money.text(available, wallet.scale)
     return InsufficientCredit(
         f"{need} {wallet.currency} are required, {have} are available",
@@ -322,15 +338,17 @@ def _adjust(
     debit, force = -amount, operation.force
     kind, type_ = _ADMIN_DEBIT, _ADJUSTMENT
     if operation.credit_grant_id is None:
-        return _draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
+        return draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
     named = _named_grant(wallet, operation.credit_grant_id)
-    left = 0 if named.has_ended(now) else named.remaining
+    left = 0
+    if not named.has_ended(now):
+        left = named.remaining - named.held + given_back(wallet, now).get(named.number, 0)
     if not force:
         if debit > left:
-            raise _insufficient(wallet, debit, left)
+            raise insufficient(wallet, debit, left)
         available = standing(wallet, now).available
         if named.effective_at <= now and debit > available + wallet.overdraft_limit:
-            raise _insufficient(wallet, debit, available)
+            raise insufficient(wallet, debit, available)
     moves = []
     if part := min(debit, left):
         moves.append(Move(kind, type_, -part, named, effective_at))
@@ -342,7 +360,7 @@ def _adjust(
 def refundable(wallet: Wallet, operation: Refund, references: References) -> Original:
     """The posting that a refund names. Raises NotFound, NotRefundable."""
     original = _named_posting(wallet, operation, references)
-    if original.dimension.kind != _USAGE:
+    if original.dimension is None or original.dimension.kind != _USAGE:
         raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
     return original
 
@@ -407,24 +425,24 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
             return
 
 
-def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) -> None:
+def check_range(wallet: Wallet, moves: list[Move], now: int, *, quantity: int) -> None:
+    """Raises OutOfRange if a balance or counter of the wallet would pass its limit."""
     total, overdraft, gained = wallet.running_balance, wallet.overdraft_used, 0
+    usage_amount = wallet.usage_amount
     for move in moves:
         total += move.amount
+        if move.kind == _USAGE:
+            usage_amount += move.amount
         if move.grant is None:
             overdraft -= move.amount
         elif move.amount > 0:
             # A new grant that goes into the overdraft whole leaves nothing open.
             gained += move.grant.remaining > 0 if move.fresh else not move.grant.remaining
-    usage_amount, quantity = wallet.usage_amount, wallet.usage_quantity
-    operation = command.operation
-    if isinstance(operation, Consume):
-        usage_amount += total - wallet.running_balance
-        quantity += sum(operation.usage.quantities) if operation.usage else 0
     if total > money.TOTAL_MAX:  # what has expired is gone, swept or not
-        total -= sum(grant.remaining for grant in wallet.burning if grant.has_ended(now))
+        total -= wallet.running_balance - standing(wallet, now).balance
     # No balance is below the overdraft used, so that bounds it from below.
-    if max(total, overdraft, -usage_amount, quantity) > money.TOTAL_MAX:
+    counted = wallet.usage_quantity + quantity
+    if max(total, overdraft, -usage_amount, counted) > money.TOTAL_MAX:
         raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
         running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
@@ -433,13 +451,27 @@ def _check_range(wallet: Wallet, command: Command, moves: list[Move], now: int) 
 
 
 def expirations(wallet: Wallet, now: int) -> list[Move]:
-    """The moves that take what expired: by expires_at, then by grant."""
+    """The moves that take what expired: by the moment it did, then by grant.
+
+    What a hold has set aside of a grant expires with the hold, if that ends later.
+    """
     if now < wallet.quiet_until:
         return []
     ended = [grant for grant in wallet.burning if grant.has_ended(now)]
-    ended.sort(key=lambda grant: (grant.expires_at or NEVER, grant.number))
+    due: dict[tuple[int, int], int] = {}
+    for grant in ended:
+        due[grant.expires_at or NEVER, grant.number] = grant.remaining - grant.held
+    if ended and wallet.holds:
+        for hold in wallet.lapsed(now):
+            for number, part in hold.parts.items():
+                grant = wallet.grants[number]
+                if grant.has_ended(now):
+                    place = max(grant.expires_at or NEVER, hold.deadline), number
+                    due[place] = due.get(place, 0) + part
     return [
-        Move(_EXPIRY, _EXPIRATION, -grant.remaining, grant, grant.expires_at) for grant in ended
+        Move(_EXPIRY, _EXPIRATION, -amount, wallet.grants[number], moment)
+        for (moment, number), amount in sorted(due.items())
+        if amount
     ]
 
 
@@ -515,7 +547,7 @@ def _change(wallet: Wallet, grant: Grant, amount: int, now: int) -> None:
     """Draw on a grant, or return to it, keeping the list of what has something left."""
     empty_before = not grant.remaining
     grant.remaining += amount
-    assert 0 <= grant.remaining <= grant.amount
+    assert grant.held <= grant.remaining <= grant.amount
     if empty_before:
         wallet.add(grant)
     elif not grant.remaining:

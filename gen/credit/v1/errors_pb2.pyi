@@ -153,7 +153,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
     """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-    wallet would have more than 1,000 open grants.
+    wallet would have more than 1,000 open grants or 1,000 open holds.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
     """
@@ -188,6 +188,25 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """A bug. The request id, which the server's log has beside the cause, is all that is said.
     [INTERNAL, 500 api_error] Metadata: none.
     Example: {"reason": "INTERNAL", "domain": "creditledger"}
+    """
+    ERROR_REASON_HOLD_EXPIRED: _ErrorReason.ValueType  # 30
+    """The hold's deadline has passed: what it had set aside is free again.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `ended_at`, RFC 3339.
+    Example: {"reason": "HOLD_EXPIRED", "domain": "creditledger", "metadata": {"ended_at":
+      "2026-05-21T14:18:11.000Z"}}
+    """
+    ERROR_REASON_HOLD_ENDED: _ErrorReason.ValueType  # 31
+    """The hold was captured or released.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `status`, captured or released;
+    `ended_at`, RFC 3339.
+    Example: {"reason": "HOLD_ENDED", "domain": "creditledger", "metadata": {"status": "released",
+      "ended_at": "2026-05-21T14:12:40.000Z"}}
+    """
+    ERROR_REASON_CAPTURE_TOO_LARGE: _ErrorReason.ValueType  # 32
+    """The capture is for more than the hold still has, and does not allow more.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `held`, the amount.
+    Example: {"reason": "CAPTURE_TOO_LARGE", "domain": "creditledger", "metadata": {"held":
+      "0.0100"}}
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -321,7 +340,7 @@ Example: {"reason": "REFUND_TOO_LARGE", "domain": "creditledger", "metadata": {"
 """
 ERROR_REASON_OUT_OF_RANGE: ErrorReason.ValueType  # 23
 """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-wallet would have more than 1,000 open grants.
+wallet would have more than 1,000 open grants or 1,000 open holds.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
 """
@@ -356,5 +375,24 @@ ERROR_REASON_INTERNAL: ErrorReason.ValueType  # 29
 """A bug. The request id, which the server's log has beside the cause, is all that is said.
 [INTERNAL, 500 api_error] Metadata: none.
 Example: {"reason": "INTERNAL", "domain": "creditledger"}
+"""
+ERROR_REASON_HOLD_EXPIRED: ErrorReason.ValueType  # 30
+"""The hold's deadline has passed: what it had set aside is free again.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `ended_at`, RFC 3339.
+Example: {"reason": "HOLD_EXPIRED", "domain": "creditledger", "metadata": {"ended_at":
+  "2026-05-21T14:18:11.000Z"}}
+"""
+ERROR_REASON_HOLD_ENDED: ErrorReason.ValueType  # 31
+"""The hold was captured or released.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `status`, captured or released;
+`ended_at`, RFC 3339.
+Example: {"reason": "HOLD_ENDED", "domain": "creditledger", "metadata": {"status": "released",
+  "ended_at": "2026-05-21T14:12:40.000Z"}}
+"""
+ERROR_REASON_CAPTURE_TOO_LARGE: ErrorReason.ValueType  # 32
+"""The capture is for more than the hold still has, and does not allow more.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `held`, the amount.
+Example: {"reason": "CAPTURE_TOO_LARGE", "domain": "creditledger", "metadata": {"held":
+  "0.0100"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

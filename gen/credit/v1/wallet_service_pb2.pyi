@@ -882,12 +882,15 @@ class Posting(_message.Message):
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     WALLET_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
     posting_id: _builtins.str
     """Id, `pst_` and 26 characters. Empty where validate_only is true."""
     replayed: _builtins.bool
     """True where this answers a posting that was written earlier, by this key or for GetPosting."""
     validate_only: _builtins.bool
     """True where nothing was written because the request said so."""
+    hold_id: _builtins.str
+    """Id of the hold that it made, captured, released or extended. Absent where it is about none."""
     @_builtins.property
     def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_credit_transaction_pb2.CreditTransaction]:
         """The rows it wrote, in order, not expanded. Expirations that fell due at the same time are not
@@ -906,12 +909,15 @@ class Posting(_message.Message):
         validate_only: _builtins.bool = ...,
         transactions: _abc.Iterable[_credit_transaction_pb2.CreditTransaction] | None = ...,
         wallet: Global___Wallet | None = ...,
+        hold_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["wallet", b"wallet"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id", "wallet", b"wallet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["posting_id", b"posting_id", "replayed", b"replayed", "transactions", b"transactions", "validate_only", b"validate_only", "wallet", b"wallet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id", "posting_id", b"posting_id", "replayed", b"replayed", "transactions", b"transactions", "validate_only", b"validate_only", "wallet", b"wallet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
 
 Global___Posting: _TypeAlias = Posting  # noqa: Y015
 
@@ -1137,3 +1143,515 @@ class GetPostingRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___GetPostingRequest: _TypeAlias = GetPostingRequest  # noqa: Y015
+
+@_typing.final
+class HeldCredit(_message.Message):
+    """Credit set aside for a consumption to come. Amounts are decimals in the wallet's currency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CAPTURED_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    ENDED_AT_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    METER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id, `hld_` and 26 characters."""
+    wallet_id: _builtins.str
+    """Id of its wallet."""
+    amount: _builtins.str
+    """How much was set aside in the beginning."""
+    captured: _builtins.str
+    """How much of it, or beyond it, has been captured."""
+    held: _builtins.str
+    """What is still set aside; 0 once it has ended."""
+    status: _builtins.str
+    """`open`; `captured`, by a final capture or one that left nothing; `released`; or `expired`, from
+    its deadline on.
+    """
+    deadline: _builtins.str
+    """The first moment without it: RFC 3339 in UTC with three fraction digits."""
+    created_at: _builtins.str
+    """When it was made: RFC 3339 in UTC with three fraction digits."""
+    ended_at: _builtins.str
+    """When it ended: RFC 3339 in UTC with three fraction digits. Absent while it is open."""
+    meter_id: _builtins.str
+    """Id of the meter that its captures are of. Absent where none was given."""
+    subscription_id: _builtins.str
+    """Id of the subscription that its captures belong to. Absent where none was given."""
+    meter_event_id: _builtins.str
+    """The caller's id of the event. Absent where none was given."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        wallet_id: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        captured: _builtins.str = ...,
+        held: _builtins.str = ...,
+        status: _builtins.str = ...,
+        deadline: _builtins.str = ...,
+        created_at: _builtins.str = ...,
+        ended_at: _builtins.str | None = ...,
+        meter_id: _builtins.str | None = ...,
+        subscription_id: _builtins.str | None = ...,
+        meter_event_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "ended_at", b"ended_at", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "amount", b"amount", "captured", b"captured", "created_at", b"created_at", "deadline", b"deadline", "ended_at", b"ended_at", "held", b"held", "id", b"id", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "status", b"status", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__ended_at: _TypeAlias = _typing.Literal["ended_at"]  # noqa: Y015
+    _WhichOneofArgType__ended_at: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_at) -> _WhichOneofReturnType__ended_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+
+Global___HeldCredit: _TypeAlias = HeldCredit  # noqa: Y015
+
+@_typing.final
+class HoldRequest(_message.Message):
+    """Credit to be set aside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    METER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet. Required; over REST it stands in the path."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among all
+    postings of the wallet, kept for ever. Required.
+    """
+    amount: _builtins.str
+    """How much, a decimal greater than 0 in the wallet's currency; as much as a consumption could
+    spend. Required.
+    """
+    deadline: _builtins.str
+    """When it ends by itself, RFC 3339 with a zone, at most 7 days ahead. Not with ttl_seconds.
+    Absent, with ttl_seconds too, means in 10 minutes.
+    """
+    ttl_seconds: _builtins.int
+    """How many seconds it lasts, 1 to 604800. Absent means as `deadline` says."""
+    meter_id: _builtins.str
+    """Id of the meter that its captures are of; must exist. Absent means none."""
+    meter_event_id: _builtins.str
+    """The caller's id of the event, 1 to 128 characters; a label, not a key. Absent means none."""
+    subscription_id: _builtins.str
+    """Id of the subscription that its captures belong to; must exist and be this customer's. Absent
+    means none.
+    """
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What will be consumed, for bills and summaries: what a capture that says nothing itself is
+        added up by; its quantities count with the first such capture. Absent means not said.
+        """
+
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+        amount: _builtins.str | None = ...,
+        deadline: _builtins.str | None = ...,
+        ttl_seconds: _builtins.int | None = ...,
+        meter_id: _builtins.str | None = ...,
+        meter_event_id: _builtins.str | None = ...,
+        subscription_id: _builtins.str | None = ...,
+        usage: Global___Usage | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
+    _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
+    _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__usage) -> _WhichOneofReturnType__usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___HoldRequest: _TypeAlias = HoldRequest  # noqa: Y015
+
+@_typing.final
+class HoldResponse(_message.Message):
+    """What became of a hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    WALLET_FIELD_NUMBER: _builtins.int
+    replayed: _builtins.bool
+    """True where this answers what was done earlier under this key."""
+    @_builtins.property
+    def hold(self) -> Global___HeldCredit:
+        """The hold after this; for a replay as it is now."""
+
+    @_builtins.property
+    def wallet(self) -> Global___Wallet:
+        """The wallet after this; for a replay as it is now."""
+
+    def __init__(
+        self,
+        *,
+        hold: Global___HeldCredit | None = ...,
+        replayed: _builtins.bool = ...,
+        wallet: Global___Wallet | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "wallet", b"wallet"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "replayed", b"replayed", "wallet", b"wallet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HoldResponse: _TypeAlias = HoldResponse  # noqa: Y015
+
+@_typing.final
+class CaptureHoldRequest(_message.Message):
+    """Credit to be consumed of a hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    FINAL_FIELD_NUMBER: _builtins.int
+    ALLOW_MORE_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
+    METER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Id of the hold. Required; over REST it stands in the path."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent, as of a posting. Required."""
+    amount: _builtins.str
+    """How much, a decimal greater than 0 in the wallet's currency. Absent means all that is held."""
+    final: _builtins.bool
+    """True ends the hold: what is left is given back. Absent means false; a capture that leaves
+    nothing ends it too.
+    """
+    allow_more: _builtins.bool
+    """True lets the amount be more than is held, by what is available. Absent means false."""
+    meter_event_id: _builtins.str
+    """The caller's id of the measured event, 1 to 128 characters. Absent means the hold's."""
+    @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What was consumed. Absent means what the hold says."""
+
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+        amount: _builtins.str | None = ...,
+        final: _builtins.bool | None = ...,
+        allow_more: _builtins.bool | None = ...,
+        usage: Global___Usage | None = ...,
+        meter_event_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_more: _TypeAlias = _typing.Literal["allow_more"]  # noqa: Y015
+    _WhichOneofArgType__allow_more: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more"]  # noqa: Y015
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__final: _TypeAlias = _typing.Literal["final"]  # noqa: Y015
+    _WhichOneofArgType__final: _TypeAlias = _typing.Literal["_final", b"_final"]  # noqa: Y015
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
+    _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_more) -> _WhichOneofReturnType__allow_more | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__final) -> _WhichOneofReturnType__final | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__usage) -> _WhichOneofReturnType__usage | None: ...
+
+Global___CaptureHoldRequest: _TypeAlias = CaptureHoldRequest  # noqa: Y015
+
+@_typing.final
+class CaptureHoldResponse(_message.Message):
+    """What a capture consumed, and what is left."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTING_FIELD_NUMBER: _builtins.int
+    HOLD_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def posting(self) -> Global___Posting:
+        """The consumption; `wallet` in it is the wallet after it."""
+
+    @_builtins.property
+    def hold(self) -> Global___HeldCredit:
+        """The hold after it; for a replay as it is now."""
+
+    def __init__(
+        self,
+        *,
+        posting: Global___Posting | None = ...,
+        hold: Global___HeldCredit | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "posting", b"posting"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "posting", b"posting"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CaptureHoldResponse: _TypeAlias = CaptureHoldResponse  # noqa: Y015
+
+@_typing.final
+class ReleaseHoldRequest(_message.Message):
+    """A hold to be ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Id of the hold. Required; over REST it stands in the path."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent, as of a posting. Required."""
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+
+Global___ReleaseHoldRequest: _TypeAlias = ReleaseHoldRequest  # noqa: Y015
+
+@_typing.final
+class ExtendHoldRequest(_message.Message):
+    """A hold to last longer."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    DEADLINE_FIELD_NUMBER: _builtins.int
+    TTL_SECONDS_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Id of the hold. Required; over REST it stands in the path."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent, as of a posting. Required."""
+    deadline: _builtins.str
+    """When it is to end, RFC 3339 with a zone, not before its deadline and at most 7 days from now.
+    This or ttl_seconds is required.
+    """
+    ttl_seconds: _builtins.int
+    """How many seconds it is to last from now on, 1 to 604800. Not with deadline."""
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+        deadline: _builtins.str | None = ...,
+        ttl_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_ttl_seconds", b"_ttl_seconds", "deadline", b"deadline", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_deadline", b"_deadline", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_ttl_seconds", b"_ttl_seconds", "deadline", b"deadline", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "ttl_seconds", b"ttl_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
+    _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__ttl_seconds: _TypeAlias = _typing.Literal["ttl_seconds"]  # noqa: Y015
+    _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__ttl_seconds) -> _WhichOneofReturnType__ttl_seconds | None: ...
+
+Global___ExtendHoldRequest: _TypeAlias = ExtendHoldRequest  # noqa: Y015
+
+@_typing.final
+class GetHoldRequest(_message.Message):
+    """Names one hold."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    hold_id: _builtins.str
+    """Id of the hold. Required."""
+    def __init__(
+        self,
+        *,
+        hold_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
+
+Global___GetHoldRequest: _TypeAlias = GetHoldRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldsRequest(_message.Message):
+    """Page and filters of a list of holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    OPEN_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet. Required."""
+    page_size: _builtins.int
+    """Holds a page, 1 to 100. Absent means 20."""
+    page_token: _builtins.str
+    """The next_page_token of the page before, with the same filters. Absent means the first page."""
+    open: _builtins.bool
+    """Only holds that are, or are not, open now. Absent means all."""
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
+        open: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_open", b"_open", "_page_size", b"_page_size", "_page_token", b"_page_token", "_wallet_id", b"_wallet_id", "open", b"open", "page_size", b"page_size", "page_token", b"page_token", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_open", b"_open", "_page_size", b"_page_size", "_page_token", b"_page_token", "_wallet_id", b"_wallet_id", "open", b"open", "page_size", b"page_size", "page_token", b"page_token", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__open: _TypeAlias = _typing.Literal["open"]  # noqa: Y015
+    _WhichOneofArgType__open: _TypeAlias = _typing.Literal["_open", b"_open"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
+    _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__open) -> _WhichOneofReturnType__open | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_token) -> _WhichOneofReturnType__page_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___ListHoldsRequest: _TypeAlias = ListHoldsRequest  # noqa: Y015
+
+@_typing.final
+class ListHoldsResponse(_message.Message):
+    """One page of holds."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Absent on the last one."""
+    @_builtins.property
+    def holds(self) -> _containers.RepeatedCompositeFieldContainer[Global___HeldCredit]:
+        """The page's holds, newest first."""
+
+    def __init__(
+        self,
+        *,
+        holds: _abc.Iterable[Global___HeldCredit] | None = ...,
+        next_page_token: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token", "holds", b"holds", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_page_token: _TypeAlias = _typing.Literal["next_page_token"]  # noqa: Y015
+    _WhichOneofArgType__next_page_token: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_page_token) -> _WhichOneofReturnType__next_page_token | None: ...
+
+Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015

@@ -75,6 +75,36 @@ class WalletServiceStub:
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_wallet__service__pb2.Posting.FromString,
                 _registered_method=True)
+        self.Hold = channel.unary_unary(
+                '/credit.v1.WalletService/Hold',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.HoldRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.CaptureHold = channel.unary_unary(
+                '/credit.v1.WalletService/CaptureHold',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.CaptureHoldRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.CaptureHoldResponse.FromString,
+                _registered_method=True)
+        self.ReleaseHold = channel.unary_unary(
+                '/credit.v1.WalletService/ReleaseHold',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.ReleaseHoldRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.ExtendHold = channel.unary_unary(
+                '/credit.v1.WalletService/ExtendHold',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.ExtendHoldRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+                _registered_method=True)
+        self.GetHold = channel.unary_unary(
+                '/credit.v1.WalletService/GetHold',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.HeldCredit.FromString,
+                _registered_method=True)
+        self.ListHolds = channel.unary_unary(
+                '/credit.v1.WalletService/ListHolds',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.FromString,
+                _registered_method=True)
 
 
 class WalletServiceServicer:
@@ -145,6 +175,50 @@ class WalletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Hold(self, request, context):
+        """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
+        `balance`. It is a posting without rows, in the same namespace of keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CaptureHold(self, request, context):
+        """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
+        gave to the hold can be captured even if the grant has expired since.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReleaseHold(self, request, context):
+        """Ends a hold and gives back what is left of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExtendHold(self, request, context):
+        """Gives a hold a later deadline.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetHold(self, request, context):
+        """Answers one hold, as of now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListHolds(self, request, context):
+        """Answers a page of a wallet's holds, as of now, newest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WalletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +261,36 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.GetPosting,
                     request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.FromString,
                     response_serializer=credit_dot_v1_dot_wallet__service__pb2.Posting.SerializeToString,
+            ),
+            'Hold': grpc.unary_unary_rpc_method_handler(
+                    servicer.Hold,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.HoldRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.SerializeToString,
+            ),
+            'CaptureHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.CaptureHold,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.CaptureHoldRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.CaptureHoldResponse.SerializeToString,
+            ),
+            'ReleaseHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReleaseHold,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.ReleaseHoldRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.SerializeToString,
+            ),
+            'ExtendHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExtendHold,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.ExtendHoldRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.HoldResponse.SerializeToString,
+            ),
+            'GetHold': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetHold,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.HeldCredit.SerializeToString,
+            ),
+            'ListHolds': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHolds,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -406,6 +510,168 @@ class WalletService:
             '/credit.v1.WalletService/GetPosting',
             credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.SerializeToString,
             credit_dot_v1_dot_wallet__service__pb2.Posting.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Hold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/Hold',
+            credit_dot_v1_dot_wallet__service__pb2.HoldRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CaptureHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/CaptureHold',
+            credit_dot_v1_dot_wallet__service__pb2.CaptureHoldRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.CaptureHoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReleaseHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/ReleaseHold',
+            credit_dot_v1_dot_wallet__service__pb2.ReleaseHoldRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExtendHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/ExtendHold',
+            credit_dot_v1_dot_wallet__service__pb2.ExtendHoldRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.HoldResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetHold(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/GetHold',
+            credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.HeldCredit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHolds(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/ListHolds',
+            credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.FromString,
             options,
             channel_credentials,
             insecure,

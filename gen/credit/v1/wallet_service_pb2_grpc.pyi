@@ -46,6 +46,22 @@ class WalletServiceStub:
     """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
     it did not.
     """
+    Hold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.HoldRequest, _wallet_service_pb2.HoldResponse]
+    """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
+    `balance`. It is a posting without rows, in the same namespace of keys.
+    """
+    CaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.CaptureHoldRequest, _wallet_service_pb2.CaptureHoldResponse]
+    """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
+    gave to the hold can be captured even if the grant has expired since.
+    """
+    ReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ReleaseHoldRequest, _wallet_service_pb2.HoldResponse]
+    """Ends a hold and gives back what is left of it."""
+    ExtendHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ExtendHoldRequest, _wallet_service_pb2.HoldResponse]
+    """Gives a hold a later deadline."""
+    GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.HeldCredit]
+    """Answers one hold, as of now."""
+    ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
+    """Answers a page of a wallet's holds, as of now, newest first."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps wallets and writes postings. What was acknowledged is on disk."""
@@ -127,5 +143,57 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
         it did not.
         """
+
+    @_abc_1.abstractmethod
+    def Hold(
+        self,
+        request: _wallet_service_pb2.HoldRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.HoldRequest, _abc.Awaitable[_wallet_service_pb2.HoldResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.HoldResponse]:
+        """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
+        `balance`. It is a posting without rows, in the same namespace of keys.
+        """
+
+    @_abc_1.abstractmethod
+    def CaptureHold(
+        self,
+        request: _wallet_service_pb2.CaptureHoldRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.CaptureHoldRequest, _abc.Awaitable[_wallet_service_pb2.CaptureHoldResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.CaptureHoldResponse]:
+        """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
+        gave to the hold can be captured even if the grant has expired since.
+        """
+
+    @_abc_1.abstractmethod
+    def ReleaseHold(
+        self,
+        request: _wallet_service_pb2.ReleaseHoldRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.ReleaseHoldRequest, _abc.Awaitable[_wallet_service_pb2.HoldResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.HoldResponse]:
+        """Ends a hold and gives back what is left of it."""
+
+    @_abc_1.abstractmethod
+    def ExtendHold(
+        self,
+        request: _wallet_service_pb2.ExtendHoldRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.ExtendHoldRequest, _abc.Awaitable[_wallet_service_pb2.HoldResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.HoldResponse]:
+        """Gives a hold a later deadline."""
+
+    @_abc_1.abstractmethod
+    def GetHold(
+        self,
+        request: _wallet_service_pb2.GetHoldRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.GetHoldRequest, _abc.Awaitable[_wallet_service_pb2.HeldCredit]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.HeldCredit]:
+        """Answers one hold, as of now."""
+
+    @_abc_1.abstractmethod
+    def ListHolds(
+        self,
+        request: _wallet_service_pb2.ListHoldsRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.ListHoldsRequest, _abc.Awaitable[_wallet_service_pb2.ListHoldsResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.ListHoldsResponse]:
+        """Answers a page of a wallet's holds, as of now, newest first."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _aio.Server) -> None: ...

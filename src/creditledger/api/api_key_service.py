@@ -13,7 +13,7 @@ from creditledger.api import auth, fields, pages
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import InvalidField, MissingField, NotFound, echo
-from creditledger.model import ApiKey, Scope
+from creditledger.registry import ApiKey, Scope
 from creditledger.store import Store, registry
 
 SCOPES = {scope.word: scope for scope in Scope}

@@ -22,7 +22,8 @@ from creditledger.errors import (
     ScopeDenied,
     echo,
 )
-from creditledger.model import NEVER, Scope
+from creditledger.model import NEVER
+from creditledger.registry import Scope
 from creditledger.store import Store, registry
 
 CACHE_MS_MAX = 2_000

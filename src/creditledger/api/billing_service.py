@@ -20,7 +20,9 @@ from creditledger.api import fields, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
-from creditledger.model import ApiKey, Dimension, Kind, Scope, Transaction
+from creditledger.model import Dimension, Kind
+from creditledger.registry import ApiKey, Scope
+from creditledger.shown import Transaction
 from creditledger.store import Store, lists, registry, sums
 
 PAGE_SIZE, PAGE_SIZE_MAX = 50, 200

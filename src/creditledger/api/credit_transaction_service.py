@@ -16,7 +16,8 @@ from creditledger.api import fields, pages, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
-from creditledger.model import Scope, Transaction
+from creditledger.registry import Scope
+from creditledger.shown import Transaction
 from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums
 from creditledger.store.lists import Cursor, Page
 from creditledger.store.reads import Filters

@@ -95,6 +95,14 @@ def reference(prefix: str, value: str, *, field: str) -> str:
     return value
 
 
+def made(prefix: str, value: str, *, field: str) -> str:
+    """An id of this kind as the ledger makes them; whether it exists is another question."""
+    if ids.resolve(prefix, value) is None:
+        required(value, field=field)
+        raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
+    return value
+
+
 def optional_reference(prefix: str, message: Message, name: str, *, field: str) -> str | None:
     """`reference` of an optional field; None if it was not sent."""
     if not given(message, name):

@@ -71,6 +71,13 @@ class Asked:
         (after,) = position(self.token, filters, [str])
         return str(after)
 
+    def before(self, filters: object) -> int | None:
+        """The same of a list ordered by number, newest first; None for the first page."""
+        if self.token is None:
+            return None
+        (before,) = position(self.token, filters, [int])
+        return int(before)
+
 
 def asked(request: Message) -> Asked:
     """`page_size` and `page_token` of a request. Raises InvalidField for the size."""

@@ -12,7 +12,7 @@ from creditledger.api import fields, pages
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import MissingField, NotFound, echo
-from creditledger.model import Currency, Customer, Meter, Scope, Subscription
+from creditledger.registry import Currency, Customer, Meter, Scope, Subscription
 from creditledger.store import Store, registry
 
 SCALE_MAX = 9

@@ -26,7 +26,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from creditledger.api.auth import Caller, Callers
 from creditledger.errors import ErrorKind, InvalidField, Refusal, ShuttingDown
-from creditledger.model import Scope
+from creditledger.registry import Scope
 
 log = structlog.get_logger()
 

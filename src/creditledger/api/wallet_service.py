@@ -17,11 +17,15 @@ from creditledger.api.rpc import Context, Service, current_request_id, rpc, unfo
 from creditledger.deciding import Budget, Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
-from creditledger.model import Command, Scope, Status, Wallet, WalletChange, view
+from creditledger.model import Command, OnHold, Release, Status, Wallet, WalletChange, view
+from creditledger.registry import Scope
+from creditledger.shown import WalletPlace
 from creditledger.store import Store, reads, registry
 
 log = structlog.get_logger()
 
+#: Ids of wallets kept by number, so that a hold's is found without a read.
+WALLET_IDS_MAX = 10_000
 #: Postings of one stream that may wait for their answers; then reading stops.
 UNANSWERED_MAX = 1_024
 
@@ -103,6 +107,42 @@ def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class _OfHold:
+    """Something to be done with a hold, under a key."""
+
+    key: str
+    operation: OnHold
+
+
+def _capture(request: pb.CaptureHoldRequest) -> _OfHold:
+    return _OfHold(fields.idempotency_key(request.idempotency_key), wire.capture(request))
+
+
+def _release(request: pb.ReleaseHoldRequest) -> _OfHold:
+    key = fields.idempotency_key(request.idempotency_key)
+    return _OfHold(key, Release(wire.hold_id(request)))
+
+
+def _extend(request: pb.ExtendHoldRequest) -> _OfHold:
+    return _OfHold(fields.idempotency_key(request.idempotency_key), wire.extend(request))
+
+
+@dataclass(frozen=True, slots=True)
+class _HoldList:
+    wallet_id: str
+    page: pages.Asked
+    open: bool | None
+
+
+def _hold_list(request: pb.ListHoldsRequest) -> _HoldList:
+    return _HoldList(
+        fields.reference("wal", request.wallet_id, field="wallet_id"),
+        pages.asked(request),
+        fields.optional(request, "open", None),
+    )
+
+
 class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     """Served to internal services over gRPC and, through Envoy, over REST."""
 
@@ -113,6 +153,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self._store = store
         self._ledger = ledger
         self._clock = clock
+        self._wallet_ids: dict[int, str] = {}  #: Of wallets that had a hold; they never change.
 
     @rpc(_new_wallet, scope=Scope.SERVICE)
     async def CreateWallet(self, new: _NewWallet, caller: Caller) -> pb.Wallet:  # noqa: N802
@@ -255,6 +296,84 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         posting, dimension = found
         return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), True, False))
 
+    @rpc(wire.place_hold, scope=Scope.SERVICE)
+    async def Hold(  # noqa: N802
+        self, command: Callable[[Caller], Command], caller: Caller
+    ) -> pb.HoldResponse:
+        """Set credit aside; as a posting, see `Ledger.post`. Raises InsufficientCredit too."""
+        return wire.hold_answer(await self._ledger.post(command(caller)), self._clock())
+
+    @rpc(_capture, scope=Scope.SERVICE)
+    async def CaptureHold(  # noqa: N802
+        self, asked: _OfHold, caller: Caller
+    ) -> pb.CaptureHoldResponse:
+        """Raises NotFound, HoldExpired, HoldEnded, CaptureTooLarge, InsufficientCredit."""
+        return wire.capture_answer(await self._post_on_hold(asked, caller), self._clock())
+
+    @rpc(_release, scope=Scope.SERVICE)
+    async def ReleaseHold(self, asked: _OfHold, caller: Caller) -> pb.HoldResponse:  # noqa: N802
+        """Raises NotFound, HoldExpired, HoldEnded."""
+        return wire.hold_answer(await self._post_on_hold(asked, caller), self._clock())
+
+    @rpc(_extend, scope=Scope.SERVICE)
+    async def ExtendHold(self, asked: _OfHold, caller: Caller) -> pb.HoldResponse:  # noqa: N802
+        """Raises NotFound, HoldExpired, HoldEnded, InvalidField(deadline)."""
+        return wire.hold_answer(await self._post_on_hold(asked, caller), self._clock())
+
+    async def _post_on_hold(self, asked: _OfHold, caller: Caller) -> Posted:
+        place = ids.resolve("hld", asked.operation.hold_id)
+        number = 0 if place is None else place[0]
+        wallet_id = self._wallet_ids.get(number)
+        if wallet_id is None:
+            wallet_id = await self._store.read(lambda c: registry.wallet_id(c, number))
+            if wallet_id is None:
+                raise _no_hold(asked.operation.hold_id)
+            if len(self._wallet_ids) >= WALLET_IDS_MAX:
+                self._wallet_ids.clear()
+            self._wallet_ids[number] = wallet_id
+        command = wire.on_hold(wallet_id, asked.key, asked.operation, caller)
+        try:
+            return await self._ledger.post(command)
+        except NotFound as refusal:
+            # The caller named a hold, and no wallet.
+            if refusal.param == "wallet_id":
+                raise _no_hold(asked.operation.hold_id) from None
+            raise
+
+    @rpc(wire.hold_id, scope=Scope.CUSTOMER)
+    async def GetHold(self, hold_id: str, caller: Caller) -> pb.HeldCredit:  # noqa: N802
+        """The hold as it is now. Raises NotFound."""
+        place = ids.resolve("hld", hold_id)
+        assert place is not None
+
+        found = await self._store.read(lambda connection: reads.hold(connection, *place))
+        if found is None or not _may_see(caller, found[1]):
+            raise _no_hold(hold_id)
+        hold, wallet, dimension = found
+        return wire.hold(hold, wallet, place[0], dimension, self._clock())
+
+    @rpc(_hold_list, scope=Scope.CUSTOMER)
+    async def ListHolds(  # noqa: N802
+        self, wanted: _HoldList, caller: Caller
+    ) -> pb.ListHoldsResponse:
+        """Holds of a wallet, newest first. Raises NotFound."""
+        wallet = await self._wallet(wanted.wallet_id, caller)
+        now = self._clock()
+        filters = ("holds", wanted.wallet_id, wanted.open)
+        after = wanted.page.before(filters)
+        found = await self._store.read(
+            lambda connection: reads.holds(
+                connection, wallet.number, after, wanted.page.size, is_open=wanted.open, now=now
+            )
+        )
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one[0].number])
+        return pb.ListHoldsResponse(
+            holds=[
+                wire.hold(hold, wallet, wallet.number, dimension, now) for hold, dimension in page
+            ],
+            next_page_token=token,
+        )
+
     async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:
         found = await self._store.read(lambda c: registry.wallet(c, wallet_id))
         if (
@@ -275,6 +394,14 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             answer = asyncio.get_running_loop().create_future()
             answer.set_exception(refusal)
             return answer
+
+
+def _no_hold(hold_id: str) -> NotFound:
+    return NotFound(f"no hold {echo(hold_id)}", param="hold_id")
+
+
+def _may_see(caller: Caller, wallet: WalletPlace) -> bool:
+    return caller.may_see(wallet.customer_id) and caller.livemode in (None, wallet.livemode)
 
 
 #: Stands where the ledger's answer will; never told.

@@ -16,26 +16,32 @@ from creditledger.api.auth import Caller
 from creditledger.api.rpc import message
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField, Refusal
+from creditledger.holds import TTL_MS_MAX
 from creditledger.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
     Adjust,
+    Capture,
     Category,
     Command,
     Consume,
     Dimension,
+    Extend,
     GiveGrant,
+    Hold,
     Kind,
+    OnHold,
     Operation,
+    PlaceHold,
     Posting,
     Refund,
     Row,
-    Scope,
     Status,
     Type,
     Usage,
     WalletView,
 )
+from creditledger.registry import Scope
 
 #: Words of the requests.
 GRANT_KINDS = {k.word: k for k in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT)}
@@ -140,21 +146,90 @@ def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
     return Consume(amount, meter_id, meter_event_id, subscription_id, usage)
 
 
-def _usage(message: wallet_service_pb2.Usage) -> Usage:
+def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Command]:
+    """The hold a request asks for, once it is known who asks."""
+    given = request.HasField
+    operation = PlaceHold(
+        amount=fields.amount(request.amount, field="amount"),
+        deadline=fields.optional_time(request, "deadline", field="deadline"),
+        ttl_ms=_ttl(request),
+        meter_id=fields.optional_reference("mtr", request, "meter_id", field="meter_id"),
+        meter_event_id=fields.optional_text(
+            request, "meter_event_id", field="meter_event_id", most=fields.NAME_MAX
+        ),
+        subscription_id=fields.optional_reference(
+            "sub", request, "subscription_id", field="subscription_id"
+        ),
+        usage=_usage(request.usage, "usage") if given("usage") else None,
+    )
+    wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
+    key = fields.idempotency_key(request.idempotency_key)
+    return lambda caller: _asked(wallet_id, key, operation, caller)
+
+
+def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
+    """What is to be captured of which hold."""
+    given = request.HasField
+    return Capture(
+        hold_id=hold_id(request),
+        amount=fields.amount(request.amount, field="amount") if given("amount") else None,
+        final=request.final,
+        allow_more=request.allow_more,
+        meter_event_id=fields.optional_text(
+            request, "meter_event_id", field="meter_event_id", most=fields.NAME_MAX
+        ),
+        usage=_usage(request.usage, "usage") if given("usage") else None,
+    )
+
+
+def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
+    """Until when which hold is to last."""
+    deadline = fields.optional_time(request, "deadline", field="deadline")
+    ttl_ms = _ttl(request)
+    if deadline is None and ttl_ms is None:
+        raise MissingField("deadline")
+    return Extend(hold_id(request), deadline, ttl_ms)
+
+
+def on_hold(wallet_id: str, key: str, operation: OnHold, caller: Caller) -> Command:
+    """The command about a hold of this wallet."""
+    return _asked(wallet_id, key, operation, caller)
+
+
+def _asked(wallet_id: str, key: str, operation: Operation, caller: Caller) -> Command:
+    return Command(wallet_id, key, operation, caller.livemode, caller.number, caller.name)
+
+
+def hold_id(request: Any) -> str:
+    """The hold that the request names."""
+    return fields.made("hld", request.hold_id, field="hold_id")
+
+
+def _ttl(request: Any) -> int | None:
+    if not request.HasField("ttl_seconds"):
+        return None
+    if request.HasField("deadline"):
+        raise InvalidField("ttl_seconds and deadline exclude each other", param="ttl_seconds")
+    most = TTL_MS_MAX // clock.SECOND
+    seconds = fields.number(request.ttl_seconds, least=1, most=most, field="ttl_seconds")
+    return seconds * clock.SECOND
+
+
+def _usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -> Usage:
     quantities = fields.numbers(
         message.quantities[:],
         most=fields.QUANTITY_MAX,
         count_max=fields.QUANTITIES_MAX,
-        field="consumption.usage.quantities",
+        field=f"{field}.quantities",
     )
     if not quantities:
-        raise MissingField("consumption.usage.quantities")
+        raise MissingField(f"{field}.quantities")
     # Whose key, which product and its prices come again and again. Without the quantities their
     # bytes are the same, and cost less to compare than the fields to read and check.
     message.ClearField("quantities")
     serialized = message.SerializeToString()
     priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
-    usual = priced(serialized, len(quantities))
+    usual = priced(serialized, len(quantities), field)
     return Usage(
         usual.api_key_id,
         usual.product_id,
@@ -169,12 +244,12 @@ def _usage(message: wallet_service_pb2.Usage) -> Usage:
 
 
 @lru_cache(maxsize=4_096)
-def _priced(serialized: bytes, quantities: int) -> Usage:
+def _priced(serialized: bytes, quantities: int, place: str) -> Usage:
     """A usage without its quantities; there may be as many prices as there are of these."""
     message = wallet_service_pb2.Usage.FromString(serialized)
 
     def label(name: str) -> str:
-        field = f"consumption.usage.{name}"
+        field = f"{place}.{name}"
         return fields.optional_text(message, name, field=field, most=fields.NAME_MAX) or ""
 
     def prices(name: str) -> tuple[int, ...]:
@@ -182,12 +257,12 @@ def _priced(serialized: bytes, quantities: int) -> Usage:
             getattr(message, name),
             most=fields.PRICE_MAX,
             count_max=quantities,
-            field=f"consumption.usage.{name}",
+            field=f"{place}.{name}",
         )
 
     def whole(name: str, least: int) -> int:
         value = fields.optional(message, name, 1)
-        field = f"consumption.usage.{name}"
+        field = f"{place}.{name}"
         return fields.number(value, least=least, most=fields.INT32_MAX, field=field)
 
     return Usage(
@@ -310,6 +385,47 @@ def result(answer: Posted | Refusal) -> wallet_service_pb2.StreamPostResponse:
     return wallet_service_pb2.StreamPostResponse(result=_result(answer))
 
 
+def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
+    """What making, releasing or extending a hold answers."""
+    assert answer.hold is not None
+    return wallet_service_pb2.HoldResponse(
+        hold=hold(answer.hold, answer.wallet, answer.posting.wallet, answer.held_for, now),
+        replayed=answer.replayed,
+        wallet=wallet(answer.wallet),
+    )
+
+
+def capture_answer(answer: Posted, now: int) -> wallet_service_pb2.CaptureHoldResponse:
+    """What a capture answers."""
+    assert answer.hold is not None
+    return wallet_service_pb2.CaptureHoldResponse(
+        posting=posted(answer),
+        hold=hold(answer.hold, answer.wallet, answer.posting.wallet, answer.held_for, now),
+    )
+
+
+def hold(
+    one: Hold, wallet: WalletLike, number: int, dimension: Dimension | None, now: int
+) -> wallet_service_pb2.HeldCredit:
+    """A hold at `now`; `number` is its wallet's, `dimension` what its captures are added up by."""
+    assert dimension is not None
+    ended, ended_at = one.end(now)
+    return wallet_service_pb2.HeldCredit(
+        id=ids.compose("hld", number, one.number),
+        wallet_id=wallet.id,
+        amount=money.text(one.amount, wallet.scale),
+        captured=money.text(one.captured, wallet.scale),
+        held=money.text(0 if ended else one.left, wallet.scale),
+        status="open" if ended is None else ended.word,
+        deadline=clock.text(one.deadline),
+        created_at=clock.text(one.created_at),
+        ended_at=None if ended_at is None else clock.text(ended_at),
+        meter_id=dimension.meter_id,
+        subscription_id=dimension.subscription_id,
+        meter_event_id=one.meter_event_id,
+    )
+
+
 # Fields by name: given all at once, protobuf builds a message and those inside it in place; of each
 # message made before, it would take a copy. An empty map costs it as much as ten texts.
 
@@ -331,13 +447,18 @@ def _result(answer: Posted | Refusal) -> Any:
 def _posted(answer: Posted) -> dict[str, Any]:
     posting, dimension, view = answer.posting, answer.dimension, answer.wallet
     id_ = ids.compose("pst", posting.wallet, posting.number) if posting.number else ""
-    return {
+    found: dict[str, Any] = {
         "posting_id": id_,
         "replayed": answer.replayed,
         "validate_only": answer.validate_only,
-        "transactions": [_transaction(row, id_, posting, dimension, view) for row in posting.rows],
         "wallet": _wallet(view),
     }
+    if dimension is not None:
+        rows = posting.rows
+        found["transactions"] = [_transaction(row, id_, posting, dimension, view) for row in rows]
+    if posting.hold is not None:
+        found["hold_id"] = ids.compose("hld", posting.wallet, posting.hold)
+    return found
 
 
 def _transaction(

@@ -6,8 +6,9 @@ the writer stores `Changes`. Imports the model only; every database's writer spe
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from creditledger.model import Dimension, Grant, Posting, Row, Wallet
+from creditledger.model import Dimension, Grant, Hold, Posting, Row, Wallet
 
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
@@ -45,6 +46,19 @@ class Loaded:
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
 
+    def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
+        """(wallet number, hold number) of holds that the batch's commands, or replays, speak of."""
+        own = {wallet.number for wallet in self.wallets.values()}
+        replayed = {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
+        return sorted({place for place in wanted.holds if place[0] in own} | replayed)
+
+    def dimensions_of(self, named: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Where the dimensions lie of those holds that there are."""
+        holds = {wallet.number: wallet.holds for wallet in self.wallets.values()}
+        return sorted(
+            {(w, holds[w][number].dimension) for w, number in named if number in holds[w]}
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -56,9 +70,19 @@ class Wanted:
     subscriptions: frozenset[str]
     originals: frozenset[tuple[int, int]]  #: (wallet number, posting number)
     grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) named by adjustments
+    holds: frozenset[tuple[int, int]]  #: (wallet number, hold number) named by what is about one
     #: The dimensions the batch may write under, once the wallets and originals are loaded; one
     #: may come more than once.
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
+
+
+class Revision(NamedTuple):
+    """A hold as a posting left it."""
+
+    wallet: int
+    posting: int
+    hold: Hold
+    created_at: int
 
 
 #: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
@@ -80,6 +104,14 @@ class Changes:
     drawn: dict[tuple[int, int], tuple[Grant, bool]] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
+    holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: Made, or not as they were.
+    revisions: list[Revision] = field(default_factory=list)  #: What they became.
+
+    def hold(self, wallet: int, posting: int | None, hold: Hold, now: int) -> None:
+        """Write the hold as it is from now on; by a posting, unless it is over by its deadline."""
+        self.holds[wallet, hold.number] = hold
+        if posting is not None:
+            self.revisions.append(Revision(wallet, posting, hold, now))
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.terms)
+        return bool(self.rows or self.terms or self.holds)

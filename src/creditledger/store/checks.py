@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from creditledger.clock import QUARTER
-from creditledger.model import EXPIRE, OPERATIONS, Category, Kind, Status, Type
+from creditledger.model import EXPIRE, OPERATIONS, Category, HoldEnd, Kind, Status, Type
 
 
 class Pass(NamedTuple):
@@ -60,8 +60,8 @@ def _carries(column: str) -> str:
 OUTSIDE = """p.wallet_number <> t.wallet_number OR t.sequence < p.first_sequence
     OR t.sequence >= p.first_sequence + p.row_count"""
 NO_SUCH_KIND = """NOT (
-      p.operation = $OP_CONSUMPTION AND t.type = $TYPE_CONSUMPTION AND t.kind = $USAGE
-      AND t.amount < 0
+      p.operation IN ($OP_CONSUMPTION, $OP_CAPTURE) AND t.type = $TYPE_CONSUMPTION
+      AND t.kind = $USAGE AND t.amount < 0
    OR p.operation = $OP_GRANT AND t.type = $TYPE_GRANT AND t.amount > 0
       AND t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
    OR p.operation = $OP_ADJUSTMENT AND t.type = $TYPE_ADJUSTMENT
@@ -76,10 +76,14 @@ NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
     OR t.amount < 0 AND t.grant_number = t.sequence OR t.kind = $EXPIRY AND t.grant_number IS NULL
     OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
        AND coalesce(t.grant_number, 0) <> t.sequence"""
-#: What is wrong with an expiration.
+#: What is wrong with an expiration. It is of the moment at which its grant ends or, of what a hold
+#: had set aside, at which the hold does.
 NOT_EXPIRED = """t.kind = $EXPIRY AND (g.expires_at IS NULL OR g.expires_at > t.created_at
-      OR g.expires_at <> coalesce(t.effective_at, t.created_at)
-      OR t.posting_number <> b.posting_number AND g.expires_at <= b.created_at)"""
+      OR CASE WHEN g.expires_at = coalesce(t.effective_at, t.created_at)
+         THEN t.posting_number <> b.posting_number AND g.expires_at <= b.created_at
+         ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
+           AND h.ended_at = coalesce(t.effective_at, t.created_at)
+           AND h.ended_at > g.expires_at) END)"""
 #: What is wrong with a grant beside the row that made it.
 OTHER_ORIGIN = """g.amount <> t.amount OR g.created_at <> t.created_at
     OR g.effective_at <> CASE t.type
@@ -125,7 +129,7 @@ grant: t.grant_number IS NOT NULL AND g.number IS NULL OR {NO_SUCH_GRANT}
     -- it cannot be of grant {{t.grant_number}}
 grant_origin: t.grant_number = t.sequence AND ({OTHER_ORIGIN})
     -- the grant it made has another amount or time
-grant_time: t.kind <> $EXPIRY AND g.expires_at <= t.created_at
+grant_time: t.kind <> $EXPIRY AND g.expires_at <= t.created_at AND p.operation <> $OP_CAPTURE
     OR t.kind = $USAGE AND g.effective_at > t.created_at
     -- grant {{g.number}} was not open at {{t.created_at}}
 expiration: {NOT_EXPIRED}
@@ -153,17 +157,29 @@ _ENDS = """
       AND l.wallet_number = p.wallet_number AND l.sequence = p.first_sequence + p.row_count - 1"""
 POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 
-POSTING_SHAPE = """(p.operation = $OP_EXPIRY) <> (p.idempotency_key IS NULL)
+#: Of a hold only captures have rows.
+_ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
+POSTING_SHAPE = f"""(p.operation = $OP_EXPIRY) <> (p.idempotency_key IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
-    OR p.operation <> $OP_CONSUMPTION
+    OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
+    OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE)
        AND (p.quantities IS NOT NULL OR p.meter_event_id IS NOT NULL)"""
+POSTING_COUNT = f"p.row_count < 0 OR (p.row_count = 0) <> ({_ROWLESS})"
+#: What every posting about a hold leaves of it.
+POSTING_HOLD = """p.hold_number IS NOT NULL AND NOT EXISTS (
+      SELECT 1 FROM hold_revisions AS r WHERE r.wallet_number = p.wallet_number
+      AND r.hold_number = p.hold_number AND r.posting_number = p.number)"""
 
 
 def posting_amount(total: str) -> str:
     """What is wrong with the amount of a posting whose rows add up to `total`."""
     return f"""CASE p.operation
       WHEN $OP_CONSUMPTION THEN p.amount IS NULL OR -p.amount <> {total}
+      WHEN $OP_CAPTURE THEN p.amount IS NOT NULL AND -p.amount <> {total}
       WHEN $OP_REFUND THEN p.amount <> {total}
+      WHEN $OP_HOLD THEN p.amount IS NULL
+      WHEN $OP_RELEASE THEN p.amount IS NOT NULL
+      WHEN $OP_EXTEND THEN p.amount IS NOT NULL
       WHEN $OP_EXPIRY THEN p.amount IS NOT NULL
       ELSE p.amount IS NULL OR p.amount <> {total} END"""
 
@@ -173,11 +189,13 @@ POSTINGS = Pass(
     f"postings AS p LEFT JOIN wallets AS w ON w.number = p.wallet_number {_ENDS}",
     ("p.wallet_number", "p.first_sequence"),
     f"""
-posting_rows: p.row_count < 1 OR coalesce(f.posting_number, 0) <> p.number
+posting_rows: {POSTING_COUNT} OR p.row_count > 0 AND coalesce(f.posting_number, 0) <> p.number
     OR p.row_count > 1 AND coalesce(l.posting_number, 0) <> p.number
     -- posting {{p.number}} does not have {{p.row_count}} rows
 posting_shape: {POSTING_SHAPE}
     -- posting {{p.number}} has a field that operation {{p.operation}} has not, or lacks one
+posting_hold: {POSTING_HOLD}
+    -- posting {{p.number}} left nothing of hold {{p.hold_number}}
 posting_amount: {posting_amount(POSTING_SUM)}
     -- posting {{p.number}} is of {{p.amount}}, its rows of {{{POSTING_SUM}}}
 """,
@@ -201,7 +219,7 @@ REFUNDS = Pass(
     ("r.wallet_number", "r.first_sequence"),
     f"""
 refund_of: p.number IS NULL OR p.wallet_number <> r.wallet_number OR p.number >= r.number
-    OR p.operation <> $OP_CONSUMPTION
+    OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE)
     -- posting {{r.refund_of}} cannot be refunded by posting {{r.number}}
 refund_total: r.so_far > -({POSTING_SUM})
     -- {{r.so_far}} of posting {{p.number}} are refunded with it, of {{-({POSTING_SUM})}}
@@ -236,8 +254,10 @@ grant_remaining: g.remaining <> s.amount - g.overdraft_paid
 grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount - g.overdraft_paid
     -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
+grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
 grant_expired: s.expirations > 1
-    OR g.remaining > 0 AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
+      AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = g.wallet_number)
+    OR g.remaining > $HELD AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
     -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
 """,
 )
@@ -253,6 +273,10 @@ _SUMMED = ("running_balance", "usage_count", "usage_amount", "usage_quantity", "
 _COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
 _KIND_LAST = ", ".join(
     f"max(CASE kind WHEN {kind:d} THEN kind_count END) AS {kind.word}" for kind in _COUNTED
+)
+#: Of its last row or of the last posting about a hold, whichever is the later.
+_POSTED_AT = (
+    "CASE WHEN z.at > coalesce(l.created_at, 0) THEN z.at ELSE coalesce(l.created_at, 0) END"
 )
 _MOVED = _last(
     "moved_sequence",
@@ -275,7 +299,9 @@ WALLETS = Pass(
                FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, {_KIND_LAST} FROM credit_transactions
                WHERE kind <> $USAGE GROUP BY wallet_number) AS k
-      ON k.wallet_number = w.number""",  # noqa: S608 # constants
+      ON k.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(created_at) AS at FROM hold_revisions
+               GROUP BY wallet_number) AS z ON z.wallet_number = w.number""",  # noqa: S608 # constants
     ("w.number", "v.sequence"),
     """
 wallet_state: v.wallet_number IS NULL -- it has no state
@@ -284,7 +310,8 @@ wallet_customer: u.id IS NULL -- there is no customer {w.customer_id}
 wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NULL
     -- row {v.sequence} is not its last
 """
-    + _last("posted_at", "l.created_at")
+    f"wallet_posted_at: v.posted_at <> {_POSTED_AT}\n"
+    f"    -- posted_at is {{v.posted_at}}, not {{{_POSTED_AT}}}\n"
     + _MOVED
     + "".join(_last(column, f"l.{column}") for column in _SUMMED)
     + "".join(_last(f"{kind.word}_count", f"coalesce(k.{kind.word}, 0)") for kind in _COUNTED)
@@ -292,8 +319,57 @@ wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NUL
     + """
 wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
     -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
-wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0)
+wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
     -- it is closed with {v.running_balance}
+""",
+)
+
+# --- holds ----------------------------------------------------------------------------------------
+
+HOLDS = Pass(
+    "holds",
+    f"""holds AS h
+    LEFT JOIN wallets AS w ON w.number = h.wallet_number
+    LEFT JOIN postings AS p ON p.wallet_number = h.wallet_number AND p.number = h.number
+    LEFT JOIN dimensions AS d
+      ON d.wallet_number = h.wallet_number AND d.number = h.dimension_number
+    LEFT JOIN (SELECT wallet_number, hold_number, max(posting_number) AS last
+               FROM hold_revisions GROUP BY wallet_number, hold_number) AS m
+      ON m.wallet_number = h.wallet_number AND m.hold_number = h.number
+    LEFT JOIN hold_revisions AS r ON r.wallet_number = h.wallet_number
+      AND r.hold_number = h.number AND r.posting_number = m.last
+    LEFT JOIN (SELECT p.wallet_number, p.hold_number, -sum({POSTING_SUM}) AS amount
+               FROM postings AS p {_ENDS} WHERE p.hold_number IS NOT NULL AND p.row_count > 0
+               GROUP BY p.wallet_number, p.hold_number) AS c
+      ON c.wallet_number = h.wallet_number AND c.hold_number = h.number""",  # noqa: S608 # constants
+    ("h.wallet_number", "NULL"),
+    """
+hold_posting: p.number IS NULL OR p.operation <> $OP_HOLD OR p.amount <> h.amount
+    -- posting {h.number} did not make a hold of {h.amount}
+hold_dimension: d.number IS NULL OR d.kind <> $USAGE
+    -- dimension {h.dimension_number} is missing or of another kind
+hold_captured: h.captured <> coalesce(c.amount, 0)
+    -- {h.captured} are captured, and the rows of its captures are of {coalesce(c.amount, 0)}
+hold_revision: r.posting_number IS NULL OR r.captured <> h.captured OR r.deadline <> h.deadline
+    OR CASE WHEN h.ended = $HOLD_EXPIRED THEN r.ended IS NOT NULL OR h.ended_at <> h.deadline
+       ELSE r.parts <> h.parts OR r.beyond <> h.beyond
+         OR coalesce(r.ended, 0) <> coalesce(h.ended, 0) OR h.ended_at <> r.created_at END
+    -- it is not what its last posting left of it
+""",
+)
+
+REVISIONS = Pass(
+    "hold revisions",
+    """hold_revisions AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN holds AS h ON h.wallet_number = r.wallet_number AND h.number = r.hold_number
+    LEFT JOIN postings AS p
+      ON p.wallet_number = r.wallet_number AND p.number = r.posting_number""",
+    ("r.wallet_number", "NULL"),
+    """
+revision_posting: h.number IS NULL OR p.number IS NULL
+    OR coalesce(p.hold_number, 0) <> r.hold_number
+    -- posting {r.posting_number} is not about hold {r.hold_number}
 """,
 )
 
@@ -364,7 +440,10 @@ MOVED_ROLLUPS = Pass(
     "".join(_off(f"created_{name}", f"x.{name}") for name in ("count", "amount", "quantity")),
 )
 
-PASSES = (ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, ROLLUPS, MOVED_ROLLUPS)
+PASSES = (
+    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS),
+    *(ROLLUPS, MOVED_ROLLUPS),
+)
 
 # --- what SQLite and PostgreSQL spell differently, and the model's numbers ------------------------
 
@@ -379,6 +458,11 @@ def words(dialect: str) -> dict[str, str]:
         # The plus keeps it from the index: these rows lie anywhere, so all are read.
         words["MOVED"] = "+t.effective_at"
         words |= {f"JS_{i}": f"json_extract(js, '$[{i}]')" for i in range(6)}
+        words["HELD"] = _HELD.format(
+            grant="json_extract(q.value, '$[0]')",
+            amount="json_extract(q.value, '$[1]')",
+            parts="json_each(h.parts)",
+        )
     else:
         total = "sum(CAST(q.value AS bigint))"
         each = f"json_array_elements_text(CAST({FIRST_QUANTITIES} AS json))"
@@ -388,9 +472,23 @@ def words(dialect: str) -> dict[str, str]:
         words["OF_POSTING"] = "p.wallet_number = t.wallet_number AND p.number = t.posting_number"
         words["MOVED"] = "t.effective_at"
         words |= {f"JS_{i}": f"CAST(CAST(js AS json) ->> {i} AS bigint)" for i in range(6)}
+        words["HELD"] = _HELD.format(
+            grant="CAST(q.value ->> 0 AS bigint)",
+            amount="CAST(q.value ->> 1 AS bigint)",
+            parts="json_array_elements(CAST(h.parts AS json))",
+        )
     words["POSTINGS"] = "postings"
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}
     words |= {f"TYPE_{type_.name}": str(type_.value) for type_ in Type}
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
+    words["HOLDS"] = _HOLDS
+    words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     return words | {"OP_EXPIRY": str(EXPIRE), "CLOSED": str(Status.CLOSED.value)}
+
+
+#: Whether the wallet `w` has an open hold.
+_HOLDS = "EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = w.number AND h.ended IS NULL)"
+#: What open holds have set aside of the grant `g`.
+_HELD = """(SELECT coalesce(sum({amount}), 0) FROM holds AS h, {parts} AS q
+    WHERE h.wallet_number = g.wallet_number AND h.ended IS NULL AND {grant} = g.number)"""

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from creditledger.model import Dimension, Wallet
 from creditledger.store.batch import Loaded
 
-#: Wallets and open grants, together, that are known without a read; about 400 bytes each.
+#: Wallets, open grants and holds, together, that are known without a read; about 400 bytes each.
 KNOWN_MAX = 60_000
 #: Numbers of dimensions likewise, about 500 bytes each with their labels.
 DIMENSIONS_KNOWN_MAX = 30_000
@@ -32,19 +32,21 @@ class Known:
             wallet = self._wallets.pop(wallet_id, None)
             if wallet is not None:
                 taken[wallet_id] = wallet
-                self._values -= 1 + len(wallet.burning)
+                self._values -= _values(wallet)
         return taken
 
     def keep(self, loaded: Loaded) -> None:
-        """The wallets of a batch that is committed, with no more grants than are open."""
+        """The wallets of a batch that is committed, with no more grants and holds than are open."""
         for wallet_id, wallet in loaded.wallets.items():
             if len(wallet.grants) > len(wallet.burning):
                 wallet.grants = {grant.number: grant for grant in wallet.burning}
+            if wallet.holds:
+                wallet.holds = {n: hold for n, hold in wallet.holds.items() if hold.ended is None}
             self._wallets[wallet_id] = wallet
-            self._values += 1 + len(wallet.burning)
+            self._values += _values(wallet)
         while self._values > KNOWN_MAX:
             _, wallet = self._wallets.popitem(last=False)
-            self._values -= 1 + len(wallet.burning)
+            self._values -= _values(wallet)
         if len(self.numbers) > DIMENSIONS_KNOWN_MAX:
             self.numbers = {}
 
@@ -53,3 +55,7 @@ class Known:
         self.numbers = {}
         self._wallets.clear()
         self._values = 0
+
+
+def _values(wallet: Wallet) -> int:
+    return 1 + len(wallet.burning) + len(wallet.holds)

@@ -28,7 +28,8 @@ from sqlalchemy import (
 
 from creditledger import ids
 from creditledger.errors import InvalidField
-from creditledger.model import Kind, Transaction
+from creditledger.model import Kind
+from creditledger.shown import Transaction
 from creditledger.store import schema
 from creditledger.store.dialects import (
     has_value,

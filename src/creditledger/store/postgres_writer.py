@@ -16,14 +16,17 @@ from typing import Any
 import asyncpg
 from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 
-from creditledger.model import Grant, Posting, Row, Wallet
+from creditledger.model import Grant, Hold, Posting, Row, Wallet
 from creditledger.store import schema
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
 from creditledger.store.known import Known
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
+    HOLD_CHANGED,
+    HOLD_COLUMNS,
     POSTING_COLUMNS,
+    REVISION_COLUMNS,
     ROW_COLUMNS,
     STATE_COLUMNS,
     SUM_COLUMNS,
@@ -33,8 +36,11 @@ from creditledger.store.values import (
     dimension_value,
     grant_columns,
     grant_value,
+    hold_columns,
+    hold_value,
     posting_columns,
     posting_value,
+    revision_columns,
     set_terms,
     wallet_counters,
     wallet_value,
@@ -184,7 +190,7 @@ class Writer:
             numbers=self._known.numbers,
         )
         if moved:
-            await _load_open_grants(connection, moved)
+            await _load_open(connection, moved)
         if wanted.grants:
             await _load_named_grants(connection, loaded, wanted.grants)
         # A statement sees what was committed before it began, not during its wait for the locks.
@@ -193,6 +199,9 @@ class Writer:
             for posting in await _load_postings(connection, loaded, _POSTINGS_BY_KEY, keys):
                 assert posting.idempotency_key is not None
                 loaded.postings[posting.wallet, posting.idempotency_key] = posting
+        named = loaded.held(wanted)
+        if named:
+            await _load_holds(connection, loaded, named)
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
         if wanted.meters:
@@ -210,7 +219,7 @@ class Writer:
         """The batch's wallets, each locked until the end of the transaction; by id.
 
         And those of them that somebody else has moved, as far as is known: their grants have to be
-        read. All that changes of a wallet changes with its sequence.
+        read. Every posting moves a wallet's revision.
         """
         known = self._known.take(wanted.wallets)
         locked, moved = {}, []
@@ -219,7 +228,7 @@ class Writer:
                 continue
             scale, *place = places[number]
             wallet = known.get(place[1])
-            if wallet is None or wallet.sequence != state[_SEQUENCE]:
+            if wallet is None or wallet.revision != state[_REVISION]:
                 wallet = wallet_value([*place, *state], scale)
                 moved.append(wallet)
             else:
@@ -261,6 +270,7 @@ class Writer:
 
 
 _SEQUENCE = STATE_COLUMNS.index("sequence")
+_REVISION = STATE_COLUMNS.index("revision")
 
 
 def _of(table: str, columns: list[str]) -> str:
@@ -290,6 +300,15 @@ FROM turn LEFT JOIN locked ON turn.count > 0"""
 _OPEN_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
 FROM grants AS g WHERE g.wallet_number = ANY($1::bigint[]) AND g.open"""
+
+_OPEN_HOLDS = f"""
+SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
+
+_NAMED_HOLDS = f"""
+SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN holds AS h ON h.wallet_number = j.wallet AND h.number = j.number"""
 
 _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
@@ -343,12 +362,29 @@ def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any
     return list(zip(*rows, strict=True)) or [()] * width
 
 
-async def _load_open_grants(connection: asyncpg.Connection, wallets: list[Wallet]) -> None:
+async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> None:
     found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
     for number, *columns in await connection.fetch(_OPEN_GRANTS, list(found)):
         found[number].append(grant_value(columns))
+    holds: dict[int, list[Hold]] = {wallet.number: [] for wallet in wallets}
+    for number, *columns in await connection.fetch(_OPEN_HOLDS, list(holds)):
+        holds[number].append(hold_value(columns))
     for wallet in wallets:
-        wallet.fill(found[wallet.number])
+        wallet.fill(found[wallet.number], holds[wallet.number])
+
+
+async def _load_holds(
+    connection: asyncpg.Connection, loaded: Loaded, named: Iterable[tuple[int, int]]
+) -> None:
+    """Holds that are named, ended or not, of the batch's own wallets, and what they are for."""
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    missing = [place for place in named if place[1] not in wallets[place[0]].holds]
+    for wallet, *columns in await connection.fetch(_NAMED_HOLDS, *_columns(missing)):
+        hold = hold_value(columns)
+        wallets[wallet].holds[hold.number] = hold
+    places = loaded.dimensions_of(named)
+    for wallet, number, *columns in await connection.fetch(_DIMENSIONS, *_columns(places)):
+        loaded.dimensions[wallet, number] = dimension_value(columns)
 
 
 async def _load_named_grants(
@@ -396,7 +432,7 @@ async def _load_postings(
     for record in await connection.fetch(_ROWS, *_columns(ranges, 3)):
         row = Row(*record)
         postings[row.wallet, row.posting].rows.append(row)
-    places = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
+    places = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
     for wallet, number, *columns in await connection.fetch(_DIMENSIONS, *_columns(places)):
         loaded.dimensions[wallet, number] = dimension_value(columns)
     return list(postings.values())
@@ -449,11 +485,24 @@ _POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
 _GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
 
 
-#: What a batch writes beside postings, rows and the wallets' counters, where there is some.
+#: What a batch writes beside the wallets' counters, where there is some.
 _PARTS = {
     "named": lambda n: n.insert(schema.dimensions, _DIMENSION_INSERTED),
     "given": lambda n: n.insert(schema.grants, _GRANT_INSERTED),
     "drawn": lambda n: n.update(schema.grants, ["wallet_number", "number"], ["remaining", "open"]),
+    "held": lambda n: (
+        n.insert(schema.holds, ["wallet_number", *HOLD_COLUMNS])
+        + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED)
+    ),
+    "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
+    "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
+    "added": lambda n: (
+        n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
+        + f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
+        + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)
+    ),
+    "written": lambda n: n.insert(schema.transactions, ROW_COLUMNS),
 }
 
 
@@ -464,14 +513,9 @@ def _write_statement(parts: tuple[str, ...]) -> str:
     A part costs even where it has no row, so there is a statement for each choice of them.
     """
     n = _Numbered()
-    own = "".join(f"{name} AS ({_PARTS[name](n)}),\n" for name in parts)
-    return f"""
-WITH {own}posted AS ({n.insert(schema.postings, _POSTING_INSERTED)}),
-moved AS ({n.update(schema.wallet_states, ["wallet_number"], _COUNTERS)}),
-added AS ({n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])}
- ON CONFLICT ({", ".join(_PLACE)}) DO UPDATE SET
- {", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)})
-{n.insert(schema.transactions, ROW_COLUMNS)}"""
+    own = ",\n".join(f"{name} AS ({_PARTS[name](n)})" for name in parts)
+    moved = n.update(schema.wallet_states, ["wallet_number"], _COUNTERS)
+    return f"WITH {own}\n{moved}"
 
 
 _WRITE_TERMS = _Numbered().update(
@@ -489,7 +533,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
             for n, w in changes.terms.items()
         ]
         await connection.fetch(_WRITE_TERMS, *_columns(terms))
-    if not changes.rows:
+    if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
         "named": [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
@@ -498,13 +542,16 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
             (wallet, number, grant.remaining, grant.remaining > 0)
             for (wallet, number), (grant, _) in changes.drawn.items()
         ],
+        "held": [(wallet, *hold_columns(hold)) for (wallet, _), hold in changes.holds.items()],
+        "became": list(map(revision_columns, changes.revisions)),
+        "posted": list(map(posting_columns, changes.postings)),
+        "added": [(*place, *sums) for place, sums in changes.rollups.items()],
+        "written": list(changes.rows),
     }
     there = tuple(name for name, rows in parts.items() if rows)
+    moved = [(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]
     await connection.fetch(
         _write_statement(there),
         *(column for name in there for column in _columns(parts[name])),
-        *_columns(map(posting_columns, changes.postings)),
-        *_columns([(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]),
-        *_columns([(*place, *sums) for place, sums in changes.rollups.items()]),
-        *_columns(changes.rows),
+        *_columns(moved, 1 + len(_COUNTERS)),
     )

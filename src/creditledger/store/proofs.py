@@ -17,6 +17,7 @@ from creditledger.store.checks import (
     CARRIED,
     FIRST_QUANTITIES,
     GRANTS,
+    HOLDS,
     KIND_COUNTS,
     MOVED_ROLLUPS,
     NO_SUCH_GRANT,
@@ -25,11 +26,14 @@ from creditledger.store.checks import (
     OTHER_DIMENSION,
     OTHER_ORIGIN,
     OUTSIDE,
+    POSTING_COUNT,
+    POSTING_HOLD,
     POSTING_SHAPE,
     POSTING_SUM,
     POSTINGS,
     QUANTITIES,
     REFUNDS,
+    REVISIONS,
     ROWS,
     WALLETS,
     Pass,
@@ -87,7 +91,11 @@ _ROW_COUNT = "SELECT count(*) FROM credit_transactions $UNINDEXED"
 _POSTINGS = Proof(
     "postings",
     (
-        _how_many("postings AS p", "p.row_count < 1", POSTING_SHAPE),
+        _how_many(
+            "postings AS p",
+            *(POSTING_COUNT, POSTING_SHAPE, POSTING_HOLD),
+            f"p.row_count = 0 AND ({posting_amount('NULL')})",
+        ),
         _differ("SELECT coalesce(sum(row_count), 0) FROM postings", _ROW_COUNT),
         f"{_how_many(POSTINGS.source, posting_amount(POSTING_SUM))} AND p.row_count > 1",
     ),
@@ -169,6 +177,12 @@ _NEVER, _ALWAYS = 1 << 62, -(1 << 62)
 _GRANT = f"{1 << 32} * {{0}}.wallet_number + {{0}}.{{1}}".format
 _DRAWN = f"LEFT JOIN drawn AS s ON s.grant_ = {_GRANT('g', 'number')}"
 
+#: Captures may draw on what has ended; a grant that somebody did is looked at row by row.
+_DRAWN_LATE = """CASE WHEN g.expires_at <= s.last_at THEN EXISTS (
+      SELECT 1 FROM credit_transactions AS t JOIN postings AS p ON p.number = t.posting_number
+      WHERE t.wallet_number = g.wallet_number AND t.grant_number = g.number
+      AND t.kind <> $EXPIRY AND t.created_at >= g.expires_at AND p.operation <> $OP_CAPTURE) END"""
+
 _SQLITE_GRANTS = Proof(
     "grants",
     (
@@ -180,7 +194,7 @@ _SQLITE_GRANTS = Proof(
             {_DRAWN}""",
             *wrong(GRANTS),
             f"t.grant_number = g.number AND ({OTHER_ORIGIN})",
-            *("g.expires_at <= s.last_at", "g.effective_at > s.first_at"),
+            *(_DRAWN_LATE, "g.effective_at > s.first_at"),
         ),
         # Rows of no grant.
         _differ(
@@ -299,10 +313,11 @@ _POSTGRES_ROLLUPS = Proof(
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
     *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
+    *(_whole(HOLDS), _whole(REVISIONS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
-    *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS)),
+    *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
 )
 
 

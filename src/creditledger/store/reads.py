@@ -17,30 +17,35 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    not_,
     select,
     text,
     values,
 )
 
-from creditledger.model import Dimension, Grant, Posting, Row, Transaction, WalletPlace
+from creditledger.model import Dimension, Grant, Hold, Posting, Row
+from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import schema
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
+    HOLD_COLUMNS,
     POSTING_COLUMNS,
     ROW_COLUMNS,
     dimension_value,
     grant_value,
+    hold_value,
     posting_value,
 )
 
-t, p, d, w, s, g = (
+t, p, d, w, s, g, h = (
     schema.transactions.c,
     schema.postings.c,
     schema.dimensions.c,
     schema.wallets.c,
     schema.wallet_states.c,
     schema.grants.c,
+    schema.holds.c,
 )
 
 
@@ -123,16 +128,24 @@ def transaction(connection: Connection, wallet: int, sequence: int) -> Transacti
     return None if found is None else _transaction(found)
 
 
-def posting(connection: Connection, wallet: int, key: str) -> tuple[Posting, Dimension] | None:
-    """The wallet's posting under this idempotency key, with its rows."""
+def posting(
+    connection: Connection, wallet: int, key: str
+) -> tuple[Posting, Dimension | None] | None:
+    """The wallet's posting under this idempotency key, with its rows and, of these, what they are.
+
+    A hold, its release and its extension have no rows.
+    """
     found = connection.execute(
-        select(p.first_sequence, p.row_count).where(
+        select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_COLUMNS)).where(
             p.wallet_number == wallet, p.idempotency_key == key
         )
     ).one_or_none()
     if found is None:
         return None
-    first, count = found
+    first, count, *columns = found
+    whole = posting_value(columns)
+    if not count:
+        return whole, None
     transactions = [
         _transaction(columns)
         for columns in connection.execute(
@@ -141,9 +154,66 @@ def posting(connection: Connection, wallet: int, key: str) -> tuple[Posting, Dim
             ).order_by(t.sequence)
         )
     ]
-    whole = transactions[0].posting
     whole.rows = [one.row for one in transactions]
     return whole, transactions[0].dimension
+
+
+_HOLDS = (
+    select(
+        *(h[name] for name in HOLD_COLUMNS),
+        w.id,
+        w.customer_id,
+        w.currency,
+        schema.currencies.c.scale,
+        w.livemode,
+        *(d[name] for name in DIMENSION_COLUMNS),
+    )
+    .join_from(schema.holds, schema.wallets, w.number == h.wallet_number)
+    .join(schema.currencies, schema.currencies.c.code == w.currency)
+    .join(
+        schema.dimensions,
+        and_(d.wallet_number == h.wallet_number, d.number == h.dimension_number),
+    )
+)
+
+
+def hold(
+    connection: Connection, wallet: int, number: int
+) -> tuple[Hold, WalletPlace, Dimension] | None:
+    """The hold of this wallet number and number."""
+    query = _HOLDS.where(h.wallet_number == wallet, h.number == number)
+    found = connection.execute(query).one_or_none()
+    return None if found is None else _hold(found)
+
+
+def holds(
+    connection: Connection,
+    wallet: int,
+    before: int | None,
+    size: int,
+    *,
+    is_open: bool | None,
+    now: int,
+) -> list[tuple[Hold, Dimension]]:
+    """A page of the wallet's holds, newest first, and one more if there is a next one."""
+    query = _HOLDS.where(h.wallet_number == wallet)
+    if before is not None:
+        query = query.where(h.number < before)
+    if is_open is not None:
+        still = and_(h.ended.is_(None), h.deadline > now)
+        query = query.where(still if is_open else not_(still))
+    query = query.order_by(h.number.desc()).limit(size + 1)
+    found = map(_hold, connection.execute(query))
+    return [(one, dimension) for one, _, dimension in found]
+
+
+def _hold(columns: Sequence[Any]) -> tuple[Hold, WalletPlace, Dimension]:
+    place = len(HOLD_COLUMNS)
+    return (
+        hold_value(columns[:place]),
+        WalletPlace(*columns[place : place + 5]),
+        dimension_value(columns[place + 5 :]),
+    )
 
 
 def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:

@@ -26,23 +26,17 @@ from sqlalchemy import (
 )
 
 from creditledger.errors import IdTaken, NotFound, echo
-from creditledger.model import (
-    ApiKey,
-    Currency,
-    Customer,
-    Meter,
-    Scope,
-    Status,
-    Subscription,
-    Wallet,
-)
+from creditledger.model import Grant, Hold, Status, Wallet
+from creditledger.registry import ApiKey, Currency, Customer, Meter, Scope, Subscription
 from creditledger.store import schema
 from creditledger.store.dialects import by_index
 from creditledger.store.values import (
     GRANT_COLUMNS,
+    HOLD_COLUMNS,
     STATE_COLUMNS,
     WALLET_COLUMNS,
     grant_value,
+    hold_value,
     wallet_value,
 )
 
@@ -273,35 +267,51 @@ _WALLETS = (
 )
 
 
-def _with_grants(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
+def _whole(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
     found: dict[int, Wallet] = {}
     columns: list[Any]
     for scale, *columns in rows:
         one = wallet_value(columns, scale)
         found[one.number] = one
+    ours = column("wallet_number", BigInteger).in_(list(found))
     grants: Result[Any] = connection.execute(
         select(column("wallet_number"), *map(column, GRANT_COLUMNS))
         .select_from(by_index(connection, "grants", "grants_open"))
-        .where(
-            column("wallet_number", BigInteger).in_(list(found)),
-            column("open", Boolean),
-        )
+        .where(ours, column("open", Boolean))
     )
+    holds: Result[Any] = connection.execute(
+        select(column("wallet_number"), *map(column, HOLD_COLUMNS))
+        .select_from(by_index(connection, "holds", "holds_open"))
+        .where(ours, column("ended").is_(None))
+    )
+    given: dict[int, list[Grant]] = {number: [] for number in found}
     for number, *columns in grants:
-        found[number].add(grant_value(columns))
+        given[number].append(grant_value(columns))
+    set_aside: dict[int, list[Hold]] = {number: [] for number in found}
+    for number, *columns in holds:
+        set_aside[number].append(hold_value(columns))
+    for number, one in found.items():
+        one.fill(given[number], set_aside[number])
     return list(found.values())
 
 
 def wallet(connection: Connection, id_: str) -> Wallet | None:
-    """The wallet of this id with its open grants."""
+    """The wallet of this id with its open grants and holds."""
     rows = connection.execute(_WALLETS.where(schema.wallets.c.id == id_)).all()
-    return next(iter(_with_grants(connection, rows)), None)
+    return next(iter(_whole(connection, rows)), None)
+
+
+def wallet_id(connection: Connection, number: int) -> str | None:
+    """The id of the wallet of this number."""
+    table = schema.wallets
+    found = connection.execute(select(table.c.id).where(table.c.number == number))
+    return found.scalar_one_or_none()
 
 
 def wallet_of(
     connection: Connection, customer_id: str, currency: str, livemode: bool
 ) -> Wallet | None:
-    """The customer's wallet in this currency and mode, with its open grants."""
+    """The customer's wallet in this currency and mode, with its open grants and holds."""
     table = schema.wallets
     rows = connection.execute(
         _WALLETS.where(
@@ -309,7 +319,7 @@ def wallet_of(
             table.c.livemode == livemode,
         )
     ).all()
-    return next(iter(_with_grants(connection, rows)), None)
+    return next(iter(_whole(connection, rows)), None)
 
 
 def wallets(
@@ -333,7 +343,7 @@ def wallets(
         query = query.where(table.c.currency == currency)
     if status is not None:
         query = query.where(schema.wallet_states.c.status == status.value)
-    return _with_grants(connection, _page(connection, query, table, after, size))
+    return _whole(connection, _page(connection, query, table, after, size))
 
 
 def scale(connection: Connection, code: str, *, field: str) -> int:

@@ -159,6 +159,8 @@ wallet_states = Table(
     Column("admin_debit_count", BigInteger, nullable=False, server_default=text("0")),
     Column("refund_count", BigInteger, nullable=False, server_default=text("0")),
     Column("expiry_count", BigInteger, nullable=False, server_default=text("0")),
+    # Moved on by every posting, with or without rows: who knew the wallet sees that it has moved.
+    Column("revision", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -227,6 +229,52 @@ Index(
     postgresql_where=grants.c.open,
 )
 
+#: Credit set aside, as it is now; by number of the posting that made it. `parts` is JSON: pairs of
+#: a grant's number and what is set aside of it, in the order it is drawn.
+holds = Table(
+    "holds",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("captured", BigInteger, nullable=False),
+    Column("parts", Text, nullable=False),
+    Column("beyond", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("dimension_number", BigInteger, nullable=False),
+    Column("quantities", Text),
+    Column("meter_event_id", Text),
+    Column("ended", SmallInteger),
+    Column("ended_at", BigInteger),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    CheckConstraint("amount > 0 AND captured >= 0 AND beyond >= 0", name="amount"),
+    CheckConstraint("ended IS NULL OR ended BETWEEN 1 AND 3", name="ended"),
+    CheckConstraint("(ended IS NULL) = (ended_at IS NULL)", name="ended_at"),
+    CheckConstraint("ended IS NULL OR (parts = '[]' AND beyond = 0)", name="parts"),
+    CheckConstraint("deadline > created_at", name="deadline"),
+    sqlite_with_rowid=False,
+)
+_is_open = holds.c.ended.is_(None)
+Index("holds_open", holds.c.wallet_number, sqlite_where=_is_open, postgresql_where=_is_open)
+
+#: What each posting about a hold left of it: how a balance at a past moment is known.
+hold_revisions = Table(
+    "hold_revisions",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("hold_number", BigInteger, nullable=False),
+    Column("posting_number", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("captured", BigInteger, nullable=False),
+    Column("parts", Text, nullable=False),
+    Column("beyond", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("ended", SmallInteger),
+    PrimaryKeyConstraint("wallet_number", "hold_number", "posting_number"),
+    sqlite_with_rowid=False,
+)
+
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
 #: whose effective time lies in the quarter, the `created_` group those written in it.
 rollups = Table(
@@ -272,6 +320,7 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         Column("quantities", Text),
         Column("refund_of", BigInteger),
         Column("terms", Text),
+        Column("hold_number", BigInteger),
         UniqueConstraint("wallet_number", "idempotency_key", name="postings_key_unique"),
         *key,
     )
@@ -282,6 +331,13 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         table.c.refund_of,
         sqlite_where=where,
         postgresql_where=where,
+    )
+    of_hold = table.c.hold_number.is_not(None)
+    Index(
+        "postings_holds",
+        *(table.c.wallet_number, table.c.hold_number, table.c.number),
+        sqlite_where=of_hold,
+        postgresql_where=of_hold,
     )
     return table
 

@@ -13,12 +13,15 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from creditledger.model import Dimension, Grant, Posting, Row, Wallet
+from creditledger.model import Dimension, Grant, Hold, Posting, Row, Wallet
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
+    HOLD_CHANGED,
+    HOLD_COLUMNS,
     POSTING_COLUMNS,
+    REVISION_COLUMNS,
     ROW_COLUMNS,
     STATE_COLUMNS,
     SUM_COLUMNS,
@@ -28,8 +31,11 @@ from creditledger.store.values import (
     dimension_value,
     grant_columns,
     grant_value,
+    hold_columns,
+    hold_value,
     posting_columns,
     posting_value,
+    revision_columns,
     wallet_counters,
     wallet_value,
 )
@@ -52,6 +58,16 @@ _OPEN_GRANTS = f"""
 SELECT json_group_array(json_array(g.wallet_number, {_of("g", GRANT_COLUMNS)}))
 FROM json_each(?) AS j CROSS JOIN grants AS g INDEXED BY grants_open
   ON g.wallet_number = j.value AND g.open = 1"""
+
+_OPEN_HOLDS = f"""
+SELECT json_group_array(json_array(h.wallet_number, {_of("h", HOLD_COLUMNS)}))
+FROM json_each(?) AS j CROSS JOIN holds AS h INDEXED BY holds_open
+  ON h.wallet_number = j.value AND h.ended IS NULL"""
+
+_NAMED_HOLDS = f"""
+SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN holds AS h ON h.wallet_number = json_extract(j.value, '$[0]')
+ AND h.number = json_extract(j.value, '$[1]')"""
 
 _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
@@ -106,23 +122,30 @@ _SUBSCRIPTIONS = (
 
 
 def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[Wallet]:
-    """Those that exist, with their open grants. Two statements."""
+    """Those that exist, with their open grants and holds. Three statements."""
     (found,) = driver.execute(_WALLETS, (json.dumps(wallet_ids),)).fetchone()
     wallets = [wallet_value(columns, scale) for scale, *columns in json.loads(found)]
     grants: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
     (found,) = driver.execute(_OPEN_GRANTS, (json.dumps(list(grants)),)).fetchone()
     for number, *columns in json.loads(found):
         grants[number].append(grant_value(columns))
+    holds: dict[int, list[Hold]] = {wallet.number: [] for wallet in wallets}
+    (found,) = driver.execute(_OPEN_HOLDS, (json.dumps(list(holds)),)).fetchone()
+    for number, *columns in json.loads(found):
+        holds[number].append(hold_value(columns))
     for wallet in wallets:
-        wallet.fill(grants[wallet.number])
+        wallet.fill(grants[wallet.number], holds[wallet.number])
     return wallets
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to ten statements."""
+    """What the commands name beside their wallets, which are loaded. One to twelve statements."""
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
     _load_replays(driver, wanted, loaded)
+    named = loaded.held(wanted)
+    if named:
+        _load_holds(driver, loaded, named)
     if wanted.originals:
         _load_originals(driver, wanted, loaded)
     if wanted.meters:
@@ -156,6 +179,20 @@ def _load_named_grants(
     ]
     for number, *columns in driver.execute(_NAMED_GRANTS, (json.dumps(missing),)):
         wallets[number].add(grant_value(columns))
+
+
+def _load_holds(
+    driver: sqlite3.Connection, loaded: Loaded, named: Iterable[tuple[int, int]]
+) -> None:
+    """Holds that are named, ended or not, of the batch's own wallets, and what they are for."""
+    wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
+    missing = [place for place in named if place[1] not in wallets[place[0]].holds]
+    for wallet, *columns in driver.execute(_NAMED_HOLDS, (json.dumps(missing),)):
+        hold = hold_value(columns)
+        wallets[wallet].holds[hold.number] = hold
+    places = loaded.dimensions_of(named)
+    for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(places),)):
+        loaded.dimensions[wallet, number] = dimension_value(columns)
 
 
 def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
@@ -197,7 +234,7 @@ def _load_postings(
     for columns in driver.execute(_ROWS, (json.dumps(ranges),)):
         row = Row(*columns)
         postings[row.posting].rows.append(row)
-    rows = {(p.rows[0].wallet, p.rows[0].dimension) for p in postings.values()}
+    rows = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
     for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(list(rows)),)):
         loaded.dimensions[wallet, number] = dimension_value(columns)
     return list(postings.values())
@@ -246,6 +283,13 @@ _POSTING = _insert("postings", [*POSTING_COLUMNS, "first_sequence", "row_count"]
 _GRANT = _insert("grants", ["wallet_number", *GRANT_COLUMNS, "open"])
 _ROW = _insert("credit_transactions", ROW_COLUMNS)
 # Apart, since to set `open`, changed or not, rewrites the index of what is open.
+_HOLD = _insert(
+    "holds",
+    ["wallet_number", *HOLD_COLUMNS],
+    " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED),
+)
+_REVISION = _insert("hold_revisions", REVISION_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
 _MOVE = _update(
@@ -265,7 +309,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Nine kinds of rows at most, in the order of dependence.
+    """Eleven kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -279,7 +323,11 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
                 for n, w in changes.terms.items()
             ],
         )
-    if not changes.rows:
+    if changes.holds:
+        held = sorted(changes.holds.items(), key=_by_place)
+        _write(driver, _HOLD, [(wallet, *hold_columns(hold)) for (wallet, _), hold in held])
+        _write(driver, _REVISION, list(map(revision_columns, changes.revisions)))
+    if not changes.postings:
         return
     _write(
         driver,

@@ -10,7 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from operator import itemgetter
 from typing import Any, TypeVar
 
-from creditledger.model import Category, Dimension, Grant, Kind, Posting, Row, Status, Wallet
+from creditledger.model import (
+    Category,
+    Dimension,
+    Grant,
+    Hold,
+    HoldEnd,
+    Kind,
+    Posting,
+    Row,
+    Status,
+    Wallet,
+)
+from creditledger.store.batch import Revision
 
 T = TypeVar("T")
 
@@ -41,6 +53,7 @@ STATE_COLUMNS = [
     "admin_debit_count",
     "refund_count",
     "expiry_count",
+    "revision",
 ]
 GRANT_COLUMNS = [
     "number",
@@ -68,7 +81,35 @@ POSTING_COLUMNS = [
     "meter_event_id",
     "quantities",
     "refund_of",
+    "hold_number",
     "terms",
+]
+HOLD_COLUMNS = [
+    "number",
+    "amount",
+    "captured",
+    "parts",
+    "beyond",
+    "deadline",
+    "created_at",
+    "dimension_number",
+    "quantities",
+    "meter_event_id",
+    "ended",
+    "ended_at",
+]
+#: What changes of a hold.
+HOLD_CHANGED = ["captured", "parts", "beyond", "deadline", "ended", "ended_at"]
+REVISION_COLUMNS = [
+    "wallet_number",
+    "hold_number",
+    "posting_number",
+    "created_at",
+    "captured",
+    "parts",
+    "beyond",
+    "deadline",
+    "ended",
 ]
 ROW_COLUMNS = [
     "wallet_number",
@@ -122,9 +163,11 @@ SUM_COLUMNS = [
 
 assert len(ROW_COLUMNS) == len(Row._fields)
 assert len(DIMENSION_COLUMNS) == len(Dimension._fields)
-# The last columns of a wallet's state are its counts by kind, usage left out.
+# The last columns of a wallet's state but one are its counts by kind, usage left out.
 _COUNTED = (1, 2, 3, 4, 5, 7)
-assert [f"{Kind(number).word}_count" for number in _COUNTED] == STATE_COLUMNS[-len(_COUNTED) :]
+assert [f"{Kind(number).word}_count" for number in _COUNTED] == STATE_COLUMNS[
+    -len(_COUNTED) - 1 : -1
+]
 _counted = itemgetter(*_COUNTED)
 
 
@@ -163,7 +206,7 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         changed,
         *rest[:9],
     )
-    topup, renew, credit, debit, refund, expiry = rest[9:]
+    topup, renew, credit, debit, refund, expiry, wallet.revision = rest[9:]
     wallet.kind_counts = [0, topup, renew, credit, debit, refund, 0, expiry]
     return wallet
 
@@ -188,6 +231,7 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.usage_quantity,
         wallet.unmetered_amount,
         *_counted(wallet.kind_counts),
+        wallet.revision,
     )
 
 
@@ -217,7 +261,7 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
 def posting_value(columns: Iterable[Any]) -> Posting:
     """A posting, still without rows, of its columns."""
     wallet, number, key, operation, amount, posted_by, description, note, *rest = columns
-    metadata, source, event, quantities, refund_of, terms = rest
+    metadata, source, event, quantities, refund_of, hold, terms = rest
     return Posting(
         wallet=wallet,
         number=number,
@@ -232,6 +276,7 @@ def posting_value(columns: Iterable[Any]) -> Posting:
         meter_event_id=event,
         quantities=tuple(load(quantities, ())),
         refund_of=refund_of,
+        hold=hold,
         terms=load(terms, {}),
     )
 
@@ -252,10 +297,69 @@ def posting_columns(posting: Posting) -> tuple[object, ...]:
         posting.meter_event_id,
         f"[{','.join(map(str, posting.quantities))}]" if posting.quantities else None,
         posting.refund_of,
+        posting.hold,
         dump(posting.terms),
-        posting.rows[0].sequence,
+        posting.rows[0].sequence if posting.rows else 0,
         len(posting.rows),
     )
+
+
+def hold_value(columns: Iterable[Any]) -> Hold:
+    """A hold of its columns."""
+    number, amount, captured, parts, beyond, deadline, made, dimension, *rest = columns
+    quantities, event, ended, ended_at = rest
+    return Hold(
+        number,
+        amount,
+        captured,
+        dict(json.loads(parts)),
+        beyond,
+        deadline,
+        made,
+        dimension,
+        tuple(load(quantities, ())),
+        event,
+        None if ended is None else HoldEnd(ended),
+        ended_at,
+    )
+
+
+def hold_columns(hold: Hold) -> tuple[object, ...]:
+    """The columns of a hold."""
+    return (
+        hold.number,
+        hold.amount,
+        hold.captured,
+        _parts(hold),
+        hold.beyond,
+        hold.deadline,
+        hold.created_at,
+        hold.dimension,
+        dump(hold.quantities),
+        hold.meter_event_id,
+        None if hold.ended is None else hold.ended.value,
+        hold.ended_at,
+    )
+
+
+def revision_columns(revision: Revision) -> tuple[object, ...]:
+    """The columns of what a posting left of a hold."""
+    wallet, posting, hold, now = revision
+    return (
+        wallet,
+        hold.number,
+        posting,
+        now,
+        hold.captured,
+        _parts(hold),
+        hold.beyond,
+        hold.deadline,
+        None if hold.ended is None else hold.ended.value,
+    )
+
+
+def _parts(hold: Hold) -> str:
+    return json.dumps(list(hold.parts.items()), separators=(",", ":"))
 
 
 def dimension_value(columns: Iterable[Any]) -> Dimension:

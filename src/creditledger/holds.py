@@ -1,0 +1,205 @@
+"""The rules of holds: setting credit aside, capturing it, giving it back.
+
+As `rules`, of which these are a part: pure, on a wallet under its lock, answering what would be or
+raising a Refusal. A hold takes in burn order from what is free; what it has of a grant stays its
+own until it ends, even after the grant has. `book` carries out what was decided. Called by
+deciding.py.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from creditledger import clock, ids, money
+from creditledger.errors import (
+    CaptureTooLarge,
+    HoldEnded,
+    HoldExpired,
+    InvalidField,
+    NotFound,
+    OutOfRange,
+    WalletFrozen,
+    echo,
+)
+from creditledger.model import (
+    OPEN_HOLDS_MAX,
+    Capture,
+    Extend,
+    Grant,
+    Hold,
+    HoldEnd,
+    Kind,
+    PlaceHold,
+    Status,
+    Type,
+    Wallet,
+    standing,
+)
+from creditledger.rules import Move, draw, insufficient
+
+TTL_MS_DEFAULT = 10 * clock.MINUTE
+TTL_MS_MAX = 7 * clock.DAY
+
+_USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
+_EXPIRY, _EXPIRATION = Kind.EXPIRY.value, Type.EXPIRATION.value
+
+
+def place(wallet: Wallet, operation: PlaceHold, amount: int, *, now: int) -> Hold:
+    """The hold that would be, still without its numbers.
+
+    Raises InvalidField(deadline), OutOfRange, InsufficientCredit.
+    """
+    deadline = _deadline(operation.deadline, operation.ttl_ms, now)
+    if sum(hold.is_open(now) for hold in wallet.holds.values()) >= OPEN_HOLDS_MAX:
+        raise OutOfRange(f"a wallet has at most {OPEN_HOLDS_MAX} open holds")
+    # It may set aside what a consumption could take.
+    parts: dict[int, int] = {}
+    beyond = 0
+    for move in draw(wallet, amount, _USAGE, _CONSUMPTION, None, now=now):
+        if move.grant is None:
+            beyond = -move.amount
+        else:
+            parts[move.grant.number] = -move.amount
+    usage = operation.usage
+    return Hold(
+        number=0,
+        amount=amount,
+        captured=0,
+        parts=parts,
+        beyond=beyond,
+        deadline=deadline,
+        created_at=now,
+        dimension=0,
+        quantities=usage.quantities if usage else (),
+        meter_event_id=operation.meter_event_id,
+    )
+
+
+def _deadline(deadline: int | None, ttl_ms: int | None, now: int) -> int:
+    moment = deadline if deadline is not None else now + (ttl_ms or TTL_MS_DEFAULT)
+    if moment <= now:
+        raise InvalidField("deadline has already passed", param="deadline")
+    if moment > now + TTL_MS_MAX:
+        raise InvalidField("deadline is more than 7 days ahead", param="deadline")
+    return moment
+
+
+def named(wallet: Wallet, hold_id: str, *, now: int) -> Hold:
+    """The open hold of this id. Raises NotFound, HoldExpired, HoldEnded."""
+    found = ids.resolve("hld", hold_id)
+    hold = wallet.holds.get(found[1]) if found and found[0] == wallet.number else None
+    if hold is None:
+        raise NotFound(f"no hold {echo(hold_id)}", param="hold_id")
+    ended, ended_at = hold.end(now)
+    if ended is None:
+        return hold
+    assert ended_at is not None
+    moment = clock.text(ended_at)
+    if ended is HoldEnd.EXPIRED:
+        raise HoldExpired(f"the hold ended at its deadline, {moment}", ended_at=moment)
+    raise HoldEnded(f"the hold was {ended.word} at {moment}", status=ended.word, ended_at=moment)
+
+
+def capture(
+    wallet: Wallet, operation: Capture, hold: Hold, amount: int | None, *, now: int
+) -> tuple[list[Move], Hold]:
+    """The moves of a capture, and the hold after it.
+
+    Raises CaptureTooLarge, and, where it may take more than is held, InsufficientCredit and
+    WalletFrozen.
+    """
+    wanted = hold.left if amount is None else amount
+    more = wanted - hold.left
+    if more > 0:
+        _require_more(wallet, operation, hold, more, now)
+    moves: dict[int | None, Move] = {}
+    parts: dict[int, int] = {}
+    missing = wanted
+    for number, part in hold.parts.items():
+        taken = min(part, missing)
+        missing -= taken
+        if taken:
+            moves[number] = Move(_USAGE, _CONSUMPTION, -taken, wallet.grants[number], None)
+        if part > taken:
+            parts[number] = part - taken
+    beyond = hold.beyond
+    if missing:
+        beyond -= min(beyond, missing)
+        # Credit may have come since: what the hold lacked is taken of that before it is overdrawn.
+        for move in draw(wallet, missing, _USAGE, _CONSUMPTION, None, now=now, force=True):
+            place = None if move.grant is None else move.grant.number
+            before = moves.get(place)
+            moves[place] = move._replace(amount=move.amount + (before.amount if before else 0))
+    after = replace(hold, captured=hold.captured + wanted, parts=parts, beyond=beyond)
+    if operation.final or not after.left:
+        after = _ended(after, HoldEnd.CAPTURED, now)
+    return list(moves.values()), after
+
+
+def _require_more(wallet: Wallet, operation: Capture, hold: Hold, more: int, now: int) -> None:
+    if not operation.allow_more:
+        held = money.text(hold.left, wallet.scale)
+        raise CaptureTooLarge(f"only {held} are held", param="amount", held=held)
+    if wallet.status is Status.FROZEN:
+        raise WalletFrozen("the wallet is frozen: no more than what is held can be captured")
+    available = standing(wallet, now).available
+    if more > available + wallet.overdraft_limit:
+        raise insufficient(wallet, more, available)
+
+
+def release(hold: Hold, *, now: int) -> Hold:
+    """The hold with nothing set aside any more."""
+    return _ended(hold, HoldEnd.RELEASED, now)
+
+
+def _ended(hold: Hold, how: HoldEnd, now: int) -> Hold:
+    return replace(hold, parts={}, beyond=0, ended=how, ended_at=now)
+
+
+def extend(operation: Extend, hold: Hold, *, now: int) -> Hold:
+    """The hold with its new deadline. Raises InvalidField(deadline) unless it is a later one."""
+    deadline = _deadline(operation.deadline, operation.ttl_ms, now)
+    if deadline < hold.deadline:
+        raise InvalidField(
+            f"deadline must not be before the hold's, {clock.text(hold.deadline)}",
+            param="deadline",
+        )
+    return replace(hold, deadline=deadline)
+
+
+def lapse(wallet: Wallet, now: int) -> list[Hold]:
+    """Write down the ends of holds whose deadline has passed; those holds."""
+    over = wallet.lapsed(now)
+    for hold in over:
+        after = replace(hold, parts={}, beyond=0, ended=HoldEnd.EXPIRED, ended_at=hold.deadline)
+        book(wallet, after)
+    return [wallet.holds[hold.number] for hold in over]
+
+
+def book(wallet: Wallet, after: Hold) -> None:
+    """Carry out what was decided of a hold: the wallet's books say what it says."""
+    before = wallet.holds.get(after.number)
+    for number in (before.parts if before else {}) | after.parts:
+        grant = wallet.grants[number]
+        grant.held += after.parts.get(number, 0) - (before.parts.get(number, 0) if before else 0)
+        assert 0 <= grant.held <= grant.remaining
+    wallet.holds[after.number] = after
+    wallet.quiet_until = 0
+
+
+def given_up(grants: Mapping[int, Grant], before: Hold, moves: list[Move], now: int) -> list[Move]:
+    """What expires as the hold ends: of grants that ended meanwhile, what was not captured."""
+    taken = {move.grant.number: -move.amount for move in moves if move.grant is not None}
+    found = []
+    for number, part in sorted(before.parts.items()):
+        grant, left = grants[number], part - min(part, taken.get(number, 0))
+        if left and grant.has_ended(now):
+            found.append(Move(_EXPIRY, _EXPIRATION, -left, grant, now))
+    return found
+
+
+def usage_of(hold: Hold, operation: Capture) -> tuple[tuple[int, ...], str | None]:
+    """Quantities and event that a capture counts: its own, or, of the first one, the hold's."""
+    event = operation.meter_event_id or hold.meter_event_id
+    if operation.usage is not None:
+        return operation.usage.quantities, event
+    return (hold.quantities if not hold.captured else ()), event
