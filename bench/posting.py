@@ -67,13 +67,13 @@ class Figures:
         """Values of `add_rollup`."""
         sums = (times, -AMOUNT * times, 0, *(q * times for q in QUANTITIES))
         written = (times, -AMOUNT * times, QUANTITY * times)
-        return (self.wallet, now // QUARTER, dimension, *sums, 0, 0, 0, 0, *written)
+        return (self.wallet, now // QUARTER, dimension, *sums, 0, 0, 0, 0, *written, times)
 
 
 _SUMS = (
     *("count", "amount", "voucher_amount"),
     *(f"quantity_{i}" for i in range(6)),
-    *("created_count", "created_amount", "created_quantity"),
+    *("created_count", "created_amount", "created_quantity", "posting_count"),
 )
 _POSTING = (
     *("wallet_number", "number", "idempotency_key", "operation"),

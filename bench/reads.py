@@ -20,6 +20,9 @@ LIST = "/credit.v1.CreditTransactionService/List"
 SUMMARY = "/credit.v1.CreditTransactionService/Summary"
 BILLING = "/credit.v1.BillingService/ListTransactions"
 BILLS = "/credit.v1.BillingService/ListApiKeyBills"
+USAGE = "/credit.v1.BillingService/GetMyUsage"
+ACCOUNT = "/credit.v1.BillingService/GetMyAccount"
+BALANCE = "/credit.v1.BillingService/GetMyBalance"
 
 #: The deep page, of one row each: page 10,000, which the small ledger has too.
 DEEP = 10_000
@@ -122,10 +125,14 @@ def _of_customer(ledger: Ledger) -> dict[str, Read]:
         )
         return Read(BILLS, request, True)
 
-    month = {
+    month: dict[str, Any] = {
         "since": clock.text(ledger.now - 31 * clock.DAY),
         "until": clock.text(ledger.now),
     }
+
+    def usage(group_by: str) -> Read:
+        return Read(USAGE, bills_pb.GetMyUsageRequest(group_by=group_by, **month), True)
+
     return {
         "billing list": billing(),
         "billing list, kind refund": billing(kind="refund"),
@@ -136,6 +143,10 @@ def _of_customer(ledger: Ledger) -> dict[str, Read]:
         ),
         "bills of 31 days by day": bills("Day"),
         "bills of 31 days by month": bills("Month"),
+        "usage of a month by day": usage("day"),
+        "usage of a month by hour and key": usage("hour,api_key"),
+        "account": Read(ACCOUNT, bills_pb.GetMyAccountRequest(), True),
+        "balance by key, a month": Read(BALANCE, bills_pb.GetMyBalanceRequest(**month), True),
     }
 
 

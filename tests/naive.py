@@ -527,7 +527,9 @@ def check_limits(wallet: Wallet, now: int) -> None:
     spent = [p for p in wallet.postings.values() if p.name in ("consumption", "capture")]
     usages = [posting.body.get("usage") or {} for posting in spent]
     quantity = sum(sum(usage.get("quantities", ())) for usage in usages)
-    counters = (sum(row.amount for row in wallet.rows), wallet.overdraft_used(), used, quantity)
+    paid_in = sum(row.amount for row in wallet.rows if row.kind == "topup")
+    balance = sum(row.amount for row in wallet.rows)
+    counters = (balance, wallet.overdraft_used(), used, quantity, paid_in)
     if len(live) > GRANTS_MAX or any(abs(counter) > BALANCE_MAX for counter in counters):
         refuse("OUT_OF_RANGE")
 

@@ -45,6 +45,9 @@ Query = Mapping[str, str | int] | str | None
 TRANSACTIONS = "/api/credit-transactions"
 SUMMARY = "/api/credit-transactions/summary"
 BILLING = "/api/v1/me/billing/transactions"
+USAGE = "/api/v1/me/usage"
+ACCOUNT = "/api/v1/me/account"
+BALANCE = "/api/v1/balance"
 BILLS = "/openapi/v1/billing/apikey/bill/list"
 
 ERROR_TYPES = {
@@ -361,7 +364,7 @@ def _random_posting(chance: Random, now: int, shop: Shop, spent: Sequence[str]) 
         product_name=["GPT Größe", "gpt mini", "Search_1", "100% image"][number],
         category=chance.choice(["llm", "gen_api", None]),
         billing_method=chance.choice([1, 2, None]),
-        quantities=[chance.randrange(10_000) for _ in range(chance.randrange(2, 5))],
+        quantities=[chance.randrange(10_000) for _ in range(chance.randrange(2, 7))],
         base_prices=chance.choice([["25"], ["25", "0"], ["30"], None]),
         discount_prices=chance.choice([["25"], ["0"], None]),
         price_precision=chance.choice([1, 1000, None]),

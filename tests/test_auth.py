@@ -141,6 +141,9 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         NOT_OTHERS,
     ),
     "BillingService.ListTransactions": (billing_pb.ListTransactionsRequest(), CUSTOMERS),
+    "BillingService.GetMyUsage": (billing_pb.GetMyUsageRequest(), CUSTOMERS),
+    "BillingService.GetMyAccount": (billing_pb.GetMyAccountRequest(), CUSTOMERS),
+    "BillingService.GetMyBalance": (billing_pb.GetMyBalanceRequest(), CUSTOMERS),
     "BillingService.ListApiKeyBills": (
         billing_pb.ListApiKeyBillsRequest(
             cycle_type="Day",

@@ -242,10 +242,21 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
     async def bills() -> object:
         return await api.billing.ListApiKeyBills(TWO_DAYS_OF_BILLS, metadata=owner)
 
+    async def usage() -> object:
+        request = billing_pb.GetMyUsageRequest(group_by="hour")
+        return await api.billing.GetMyUsage(request, metadata=owner)
+
+    async def account() -> object:
+        return await api.billing.GetMyAccount(billing_pb.GetMyAccountRequest(), metadata=owner)
+
+    async def balance() -> object:
+        return await api.billing.GetMyBalance(billing_pb.GetMyBalanceRequest(), metadata=owner)
+
     async def wallet() -> object:
         return await api.wallet_now(SHOP)
 
-    for ask in (retrieve, by_key, listed, summed, history, bills, wallet):
+    of_me = (history, bills, usage, account, balance)
+    for ask in (retrieve, by_key, listed, summed, *of_me, wallet):
         heard.reading.clear()
         await ask()
         statements = of_large(heard.reading)

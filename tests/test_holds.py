@@ -396,3 +396,24 @@ async def test_a_hold_beyond_the_grants(holding: Holding, api: Api) -> None:
     assert amounts(taken.posting) == ["-10.00", "-3.00", "-1.00"]
     wallet = await api.wallet_now()
     assert (wallet.balance, wallet.overdraft_used) == ("-1.00", "1.00")
+
+
+@pytest.mark.parametrize("end", ["capture", "release"])
+async def test_time_does_not_run_back_behind_a_hold(
+    holding: Holding, api: Api, clock: Clock, end: str
+) -> None:
+    """A clock that is set back cannot take what is held from before its grant began."""
+    begins = clock.now + HOUR
+    await api.post("later", **grant("5", effective_at=time.text(begins)))
+    clock.advance(HOUR)
+    made = await holding.hold("hold", "15")
+    clock.advance(-HOUR)
+
+    assert await holding.figures() == ("15.00", "15.00", "0.00")
+    if end == "capture":
+        taken = (await holding.capture("end", made.hold.id)).posting
+        assert {one.created_at for one in taken.transactions} == {time.text(begins)}
+        assert amounts(taken) == ["-10.00", "-5.00"]
+    else:
+        given_back = await holding.release("end", made.hold.id)
+        assert given_back.hold.ended_at == time.text(begins)

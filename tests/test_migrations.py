@@ -12,15 +12,38 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import inspect, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
+from creditledger import clock as time
 from creditledger import store
+from creditledger.model import Category
 from creditledger.store import DatabaseLocked, schema
 from creditledger.store.migrations import migrate, newest, revision
-from tests.support import START, add_wallet, change, is_file, look
+from tests.support import (
+    START,
+    add_wallet,
+    change,
+    command,
+    consume,
+    findings,
+    give,
+    is_file,
+    look,
+    posting_id,
+    refund,
+)
 from tests.support import migrate as brought_up_to_date
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
+    from creditledger.ledger import Ledger
+    from creditledger.store import Store
+
+#: (table, column)
+ADDED_BY_0003 = (
+    ("wallet_states", "topup_amount"),
+    ("wallet_states", "refund_amount"),
+    ("rollups", "posting_count"),
+)
 #: (kind, name) -> what the definition says.
 Definitions = dict[tuple[str, str], Any]
 
@@ -182,3 +205,31 @@ async def test_migrations_at_the_same_time(empty_url: str) -> None:
     assert all(one == (newest(), newest()) for one in sorted(found, key=repr)[:-1])
     if not is_file(empty_url):
         assert len(found) == 3
+
+
+async def test_figures_that_came_later_are_those_of_the_rows(
+    ledger: Ledger, store: Store, database_url: str
+) -> None:
+    """What 0003 adds is filled in from what was posted before it, row by row."""
+    spent = await ledger.post(command(give("5"), key="1"))
+    await ledger.post(command(give("3", category=Category.PROMOTIONAL), key="2"))
+    spent = await ledger.post(command(consume("6"), key="3", effective_at=START - time.DAY))
+    await ledger.post(command(consume("0.5"), key="4"))
+    await ledger.post(command(refund(posting_id(spent), "5.5"), key="5"))
+    assert len(spent.posting.rows) == 2
+    await ledger.close()
+    await store.close()
+
+    def look_back(connection: Connection) -> None:
+        for table, column in ADDED_BY_0003:
+            connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0002'")
+
+    change(database_url, look_back)
+    brought_up_to_date(database_url)
+
+    assert findings(database_url) == []
+    wallet = look(database_url, lambda c: c.execute(schema.wallet_states.select()).one())
+    assert (wallet.topup_amount, wallet.refund_amount) == (8 * 10**9, 5_500_000_000)
+    rollups = look(database_url, lambda c: c.execute(schema.rollups.select()).all())
+    assert sorted(one.posting_count for one in rollups) == [1, 1, 1, 2]

@@ -223,6 +223,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 wallet.usage_amount,
                 wallet.usage_count,
             )
+            for kind, amount in (("topup", wallet.topup_amount), ("refund", wallet.refund_amount)):
+                rows = self.model.wallets[wallet_id].rows
+                assert amount == sum(row.amount for row in rows if row.kind == kind)
 
     def teardown(self) -> None:
         self.run(self._close())

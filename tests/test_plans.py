@@ -55,7 +55,7 @@ def scanned(url: str, statements: list[Said]) -> list[str]:
 async def test_nothing_of_a_customer_is_found_by_reading_it_all(
     database_url: str, clock: Clock, wallets: int
 ) -> None:
-    """Pages of several rows, by number and by token, totals, sums, the billing list and bills."""
+    """Pages of several rows, by number and token, totals, sums, the billing list, bills, usage."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             meter = registry_pb.CreateMeterRequest(
@@ -90,6 +90,26 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                 request = billing_pb.ListTransactionsRequest(page_size=2, **filters)
                 return await api.billing.ListTransactions(request, metadata=owner)
 
+            async def bills(cycle: str = "Day") -> object:
+                request = billing_pb.ListApiKeyBillsRequest()
+                request.CopyFrom(TWO_DAYS_OF_BILLS)
+                request.cycle_type = cycle
+                return await api.billing.ListApiKeyBills(request, metadata=owner)
+
+            async def usage(group_by: str) -> object:
+                request = billing_pb.GetMyUsageRequest(group_by=group_by, api_key="sk-****none")
+                return await api.billing.GetMyUsage(request, metadata=owner)
+
+            async def account() -> object:
+                return await api.billing.GetMyAccount(
+                    billing_pb.GetMyAccountRequest(), metadata=owner
+                )
+
+            async def balance() -> object:
+                return await api.billing.GetMyBalance(
+                    billing_pb.GetMyBalanceRequest(), metadata=owner
+                )
+
             for what in (
                 listed,
                 lambda: listed(**AROUND),
@@ -100,7 +120,12 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                 history,
                 lambda: history(kind="usage"),
                 lambda: history(kind="usage", page=2),
-                lambda: api.billing.ListApiKeyBills(TWO_DAYS_OF_BILLS, metadata=owner),
+                bills,
+                lambda: bills("Hour"),
+                lambda: usage("hour"),
+                lambda: usage("model"),
+                account,
+                balance,
                 lambda: api.wallet_now(SHOP),
                 lambda: api.found("spent 1", SHOP),
             ):

@@ -155,7 +155,9 @@ async def counts(api: Api) -> list[int]:
     )
     bills = await api.billing.ListApiKeyBills(window, metadata=api.customer)
     charged = sum(float(bill.amount_decimal) for bill in bills.bills)
-    return [page.count - 1, summary.transaction_count, int(history.total), round(charged)]
+    usage = await api.billing.GetMyUsage(billing_pb.GetMyUsageRequest(), metadata=api.customer)
+    counted = [page.count - 1, summary.transaction_count, int(history.total)]
+    return [*counted, round(charged), int(usage.totals.call_count)]
 
 
 async def test_what_may_be_behind_is_read_there(
@@ -170,6 +172,12 @@ async def test_what_may_be_behind_is_read_there(
         behind = await counts(api)
         key = await api.local.key("service")
         wallet = await api.wallet_now()
+        balance = await api.billing.GetMyBalance(
+            billing_pb.GetMyBalanceRequest(), metadata=api.customer
+        )
+        account = await api.billing.GetMyAccount(
+            billing_pb.GetMyAccountRequest(), metadata=api.customer
+        )
         found = await api.found("two")
         retrieved = await api.transactions.Retrieve(
             transactions_pb.CreditTransactionServiceRetrieveRequest(id=row.id), metadata=key
@@ -178,7 +186,8 @@ async def test_what_may_be_behind_is_read_there(
     await standby.caught_up(database_url)
     current = await counts(api)
 
-    assert (behind, current) == ([1] * 4, [2] * 4)
+    assert (behind, current) == ([1] * 5, [2] * 5)
+    assert balance.totals.call_count == account.balance.lifetime_spent_usd == 2
     assert wallet.sequence == 3
     assert [one.sequence for one in wallets.wallets] == [3]
     assert found is not None
@@ -265,7 +274,7 @@ async def test_without_the_replica_the_primary_is_read(
             for number in range(8):
                 began = loop.time()
                 await api.post(f"{number}", **consume("1"))
-                assert await counts(api) == [number + 1] * 4
+                assert await counts(api) == [number + 1] * 5
                 durations.append(loop.time() - began)
         finally:
             await asyncio.to_thread(standby.start)
@@ -278,7 +287,7 @@ async def test_without_the_replica_the_primary_is_read(
 
     warned = [line for line in lines if line["log_level"] == "warning"]
     assert [line["event"] for line in warned] == ["replica away"]
-    assert behind == [8] * 4
+    assert behind == [8] * 5
     assert sorted(durations)[-2] < 1
 
 
@@ -292,7 +301,7 @@ async def test_a_replica_that_was_never_there(database_url: str, clock: Clock) -
             found = await counts(api)
 
     warned = [line for line in lines if line["log_level"] == "warning"]
-    assert found == [1] * 4
+    assert found == [1] * 5
     assert [line["event"] for line in warned] == ["replica away"]
     assert "127.0.0.1:1" in warned[0]["replica"]
     assert "secret" not in repr(warned)

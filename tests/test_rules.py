@@ -12,7 +12,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from creditledger import ids, money, rules
+from creditledger import books, ids, money, rules
 from creditledger.clock import DAY, SECOND
 from creditledger.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
 from creditledger.model import Category, Grant, Kind, Wallet, standing
@@ -80,9 +80,9 @@ def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
     wallet = wallet_of(ended)
     wallet.running_balance = money.TOTAL_MAX
     if swept:
-        rules.append(
+        books.append(
             wallet,
-            rules.expirations(wallet, NOW),
+            books.expirations(wallet, NOW),
             posting=1,
             dimension=1,
             quantity=None,
@@ -109,6 +109,13 @@ def test_counters_stop_at_their_bound_exactly() -> None:
     assert decide(wallet, command(metered))
     with pytest.raises(OutOfRange):
         decide(wallet, command(replace(metered, usage=usage(3, 3))))
+
+    wallet = wallet_of()
+    wallet.topup_amount = money.TOTAL_MAX - 5
+    assert decide(wallet, command(give("5")))
+    assert decide(wallet, command(give("6", kind=Kind.SUBSCRIPTION_RENEW)))
+    with pytest.raises(OutOfRange):
+        decide(wallet, command(give("6")))
 
     wallet = wallet_of(overdraft_used=money.TOTAL_MAX - 5)
     wallet.running_balance = 0  # as much is pending
@@ -233,7 +240,7 @@ def test_expirations_come_in_order_of_their_ends() -> None:
         grant(5, 0, amount=5, ends=-SECOND),
     )
 
-    moves = rules.expirations(wallet, NOW)
+    moves = books.expirations(wallet, NOW)
 
     assert drawn(moves) == [(-2, 2), (-3, 3), (-1, 1)]
     assert [move.effective_at for move in moves] == [NOW - SECOND, NOW - SECOND, NOW]
@@ -301,7 +308,7 @@ def assert_consistent(wallet: Wallet) -> None:
     }
 
 
-def assert_drawn_in_order(moves: Sequence[rules.Move], order: Sequence[Grant]) -> None:
+def assert_drawn_in_order(moves: Sequence[books.Move], order: Sequence[Grant]) -> None:
     """No grant is drawn on while one before it has something left; the overdraft is last."""
     left = {one.number: one.remaining for one in order}
     for move in moves:
@@ -448,9 +455,9 @@ def test_rows_and_counters_follow_each_other(wallet: Wallet, operations: list[Op
             moves = decide(wallet, command(operation))
         except InsufficientCredit:
             continue
-        ended = rules.expirations(wallet, NOW)
-        rows += rules.append(wallet, ended, posting=1, dimension=1, quantity=None, now=NOW)
-        rows += rules.append(wallet, moves, posting=2, dimension=2, quantity=3, now=NOW)
+        ended = books.expirations(wallet, NOW)
+        rows += books.append(wallet, ended, posting=1, dimension=1, quantity=None, now=NOW)
+        rows += books.append(wallet, moves, posting=2, dimension=2, quantity=3, now=NOW)
 
     assert [start + place for place in range(1, len(rows) + 1)] == [row.sequence for row in rows]
     for row in rows:
@@ -480,7 +487,7 @@ def test_usage_counts_once_however_many_grants_pay(
     wallet = wallet_of(grant(1, 3), grant(2, 4), overdraft_limit=5)
     moves = decide(wallet, command(consume("12")))
 
-    rows = rules.append(wallet, moves, posting=1, dimension=1, quantity=quantity, now=NOW)
+    rows = books.append(wallet, moves, posting=1, dimension=1, quantity=quantity, now=NOW)
 
     assert len(rows) == 3
     assert expected == (wallet.usage_quantity, wallet.unmetered_amount)

@@ -36,7 +36,7 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
-api.pages api.wire
+api.pages api.usage api.wire
 api.fields api.rpc
 api.auth log
 ledger config
@@ -46,16 +46,18 @@ rules replay store
 store.postgres store.sqlite_database
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
-store.multiply store.sums
+store.multiply store.sums store.billed
 store.reads
 store.dialects
-store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds
+store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
+ store.migrations.versions.0003_sums_of_kinds_and_postings
 store.known store.replica
 store.verify
 store.proofs
 store.values
 store.batch store.checks store.schema store.migrations
 registry shown
+books
 model bills
 money clock
 envoy

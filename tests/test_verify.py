@@ -257,7 +257,7 @@ WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_
 
 EXTRA_GRANT = "INSERT INTO grants SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1"
 
-EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0"
+EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
 IN_A_FILE, ON_A_SERVER = pytest.mark.only("sqlite"), pytest.mark.only("postgresql")
 
@@ -367,6 +367,8 @@ DAMAGES: list[Any] = [
             "usage_amount",
             "usage_quantity",
             "unmetered_amount",
+            "topup_amount",
+            "refund_amount",
             *(f"{kind.word}_count" for kind in Kind if kind is not Kind.USAGE),
             "overdraft_used",
         )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from creditledger import ids, rules
+from creditledger import books, ids, rules
 from creditledger.clock import DAY, SECOND
 from creditledger.model import (
     Category,
@@ -112,7 +112,7 @@ def decide(
     known: rules.References | None = None,
     *,
     now: int = NOW,
-) -> list[rules.Move]:
+) -> list[books.Move]:
     amount: str | None = getattr(command_.operation, "amount", None)
     return rules.decide(
         wallet,
@@ -133,12 +133,12 @@ def carry_out(
 ) -> list[Row]:
     """As the ledger does it: decide, then what expired, then the moves. Answers the moves' rows."""
     moves = decide(wallet, command(operation), known, now=now)
-    ended = rules.expirations(wallet, now)
-    rules.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
-    return rules.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+    ended = books.expirations(wallet, now)
+    books.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
+    return books.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
 
 
-def drawn(moves: Sequence[rules.Move]) -> list[tuple[int, int | None]]:
+def drawn(moves: Sequence[books.Move]) -> list[tuple[int, int | None]]:
     """(amount, number of the grant) of each move; a fresh grant has number 0."""
     return [(m.amount, None if m.grant is None else m.grant.number) for m in moves]
 

@@ -13,7 +13,7 @@ from creditledger import clock
 
 #: Integer columns of a bill count this part of a currency unit: 10^-4.
 BILL_SCALE = 4
-CYCLES = ("Day", "Week", "Month")
+CYCLES = ("Hour", "Day", "Week", "Month")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,12 @@ class Bucket:
 
 
 def bucket_of(moment: int, cycle: str, zone: ZoneInfo) -> Bucket:
-    """The day, week (from Monday) or month of `zone` in which `moment` lies."""
+    """The hour, day, week (from Monday) or month of `zone` in which `moment` lies.
+
+    Hours begin at full hours of the zone's clock, and wherever that is put forward or back.
+    """
+    if cycle == "Hour":
+        return _hour(moment, zone)
     local = clock.moment(moment).astimezone(zone)
     day = local.replace(hour=0, minute=0, second=0, microsecond=0, tzinfo=None, fold=0)
     if cycle == "Day":
@@ -36,7 +41,39 @@ def bucket_of(moment: int, cycle: str, zone: ZoneInfo) -> Bucket:
     else:
         first = day.replace(day=1)
         after = (first + timedelta(days=32)).replace(day=1)
-    return Bucket(_milliseconds(first, zone), _milliseconds(after, zone))
+    bucket = Bucket(_milliseconds(first, zone), _milliseconds(after, zone))
+    # A clock put back at midnight, or just after, shows the evening again: that is the next day's.
+    return bucket if moment < bucket.end else bucket_of(bucket.end, cycle, zone)
+
+
+def _hour(moment: int, zone: ZoneInfo) -> Bucket:
+    """Where the clock is put back half an hour, as on Lord Howe Island, one lasts half as long."""
+    offset = _offset(moment, zone)
+    start = (moment + offset) // clock.HOUR * clock.HOUR - offset
+    end = start + clock.HOUR
+    if _offset(start, zone) != offset:
+        start = _change(start, moment, zone)
+    if _offset(end - clock.SECOND, zone) != offset:
+        end = _change(moment, end - clock.SECOND, zone)
+    return Bucket(start, end)
+
+
+def _offset(moment: int, zone: ZoneInfo) -> int:
+    ahead = clock.moment(moment).astimezone(zone).utcoffset()
+    return 0 if ahead is None else ahead // timedelta(milliseconds=1)
+
+
+def _change(low: int, high: int, zone: ZoneInfo) -> int:
+    """The first second after `low` in which the zone has the offset that it has at `high`."""
+    offset = _offset(high, zone)
+    before, at = low // clock.SECOND, high // clock.SECOND
+    while at - before > 1:
+        middle = (before + at) // 2
+        if _offset(middle * clock.SECOND, zone) == offset:
+            at = middle
+        else:
+            before = middle
+    return at * clock.SECOND
 
 
 def _milliseconds(wall: datetime, zone: ZoneInfo) -> int:

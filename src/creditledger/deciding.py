@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import clock, holds, ids, money, replay, rules
+from creditledger import books, clock, holds, ids, money, replay, rules
 from creditledger.errors import (
     InvalidField,
     NotFound,
@@ -134,7 +134,7 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
 def _dimensions(commands: Iterable[Command], loaded: Loaded) -> Iterator[tuple[int, Dimension]]:
     """Under which dimensions, of which wallets, the commands may write; some more than once."""
     for wallet in loaded.wallets.values():
-        if rules.expirations(wallet, wallet.time(loaded.clock)):
+        if books.expirations(wallet, wallet.time(loaded.clock)):
             yield wallet.number, _EXPIRY
     for command in commands:
         found = loaded.wallets.get(command.wallet_id)
@@ -225,8 +225,8 @@ class Deciding:
         if isinstance(operation, Consume) and operation.usage is not None:
             quantity = sum(operation.usage.quantities)
         if validate_only:
-            rules.append(wallet, ended, posting=0, dimension=0, quantity=None, now=now)
-            posting.rows = rules.append(
+            books.append(wallet, ended, posting=0, dimension=0, quantity=None, now=now)
+            posting.rows = books.append(
                 wallet, moves, posting=0, dimension=0, quantity=quantity, now=now
             )
         else:
@@ -283,7 +283,7 @@ class Deciding:
         if wallet.status is not Status.ACTIVE:
             rules.refuse_by_status(wallet, command, amount)
         rules.check_references(wallet, operation, self.references)
-        moves: list[rules.Move] = []
+        moves: list[books.Move] = []
         original = before = None
         if isinstance(operation, PlaceHold):
             assert amount is not None
@@ -302,7 +302,7 @@ class Deciding:
         event = None
         if isinstance(operation, Capture) and before is not None:
             quantities, event = holds.usage_of(before, operation)
-        rules.check_range(wallet, moves, now, quantity=sum(quantities))
+        books.check_range(wallet, moves, now, quantity=sum(quantities))
         dimension = replay.dimension(command, original)
         posting = _posting(wallet, command, amount)
         if moves:
@@ -331,9 +331,9 @@ class Deciding:
         used = dimension if moves else None
         return Posted(posting, used, seen, False, False, after, held_for)
 
-    def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[rules.Move]:
+    def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[books.Move]:
         """What expires, and holds whose deadline has passed: from now on they are ended."""
-        ended = rules.expirations(wallet, now)
+        ended = books.expirations(wallet, now)
         if wallet.holds:
             for hold in holds.lapse(wallet, now):
                 if write:
@@ -350,7 +350,7 @@ class Deciding:
         self,
         wallet: Wallet,
         posting: Posting,
-        moves: list[rules.Move],
+        moves: list[books.Move],
         dimension: Dimension,
         quantity: int | None,
         now: int,
@@ -367,7 +367,7 @@ class Deciding:
         loaded.next_posting += 1
         wallet.revision += 1
         if moves:
-            posting.rows = rules.append(
+            posting.rows = books.append(
                 wallet,
                 moves,
                 posting=posting.number,
@@ -394,8 +394,8 @@ class Deciding:
             self.changes.dimensions.append((wallet, number, dimension))
         return number
 
-    def _roll_up(self, posting: Posting, moves: list[rules.Move], quantity: int) -> None:
-        quantities = posting.quantities
+    def _roll_up(self, posting: Posting, moves: list[books.Move], quantity: int) -> None:
+        quantities, first = posting.quantities, 1
         for row, move in zip(posting.rows, moves, strict=True):
             amount, grant, effective_at = move.amount, move.grant, move.effective_at
             written = row.created_at // clock.QUARTER
@@ -407,12 +407,14 @@ class Deciding:
                 sums[2] += amount
             for place, one in enumerate(quantities, 3):
                 sums[place] += one
+            sums[12] += first
             if written != happened:
                 sums = self._sums(row, written)
             sums[9] += 1
             sums[10] += amount
             sums[11] += quantity
-            quantities, quantity = (), 0  # of the posting, so counted with its first row
+            # Of the posting, so counted with its first row.
+            quantities, quantity, first = (), 0, 0
 
     def _sums(self, row: Row, quarter: int) -> list[int]:
         place = row.wallet, quarter, row.dimension

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from creditledger import clock, ids, money
+from creditledger.books import Move
 from creditledger.errors import (
     CaptureTooLarge,
     HoldEnded,
@@ -34,7 +35,7 @@ from creditledger.model import (
     Wallet,
     standing,
 )
-from creditledger.rules import Move, draw, insufficient
+from creditledger.rules import draw, insufficient
 
 TTL_MS_DEFAULT = 10 * clock.MINUTE
 TTL_MS_MAX = 7 * clock.DAY

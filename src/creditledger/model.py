@@ -179,6 +179,8 @@ class Wallet:
     usage_amount: int = 0  #: Σ of their amounts. <= 0.
     usage_quantity: int = 0  #: Σ of all quantities of usage, each posting's once.
     unmetered_amount: int = 0  #: Σ |amount| of those whose posting has no usage.
+    topup_amount: int = 0  #: Σ amounts of kind topup. >= 0.
+    refund_amount: int = 0  #: Σ amounts of kind refund. >= 0.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.

@@ -1,22 +1,21 @@
 """The rules of the ledger: what a command does to a wallet, or why it is refused.
 
 `decide` is pure: it reads a wallet under its lock, what the command refers to, and `now`, and
-answers moves or raises a Refusal, touching nothing. `append` carries moves out on the wallet value
-and answers its rows. Called by ledger.py inside the write transaction; no I/O, clock, randomness.
-The rules in prose: docs/ledger.md.
+answers moves, which books.py carries out, or raises a Refusal, touching nothing. Called by
+deciding.py inside the write transaction; no I/O, clock, randomness. The rules in prose:
+docs/ledger.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from creditledger import clock, ids, money
+from creditledger.books import Move, check_range
 from creditledger.errors import (
     InsufficientCredit,
     InvalidField,
     NotFound,
     NotRefundable,
-    OutOfRange,
     RefundTooLarge,
     SequenceMismatch,
     WalletClosed,
@@ -24,8 +23,6 @@ from creditledger.errors import (
     echo,
 )
 from creditledger.model import (
-    NEVER,
-    OPEN_GRANTS_MAX,
     PRIORITY_DEFAULT,
     Adjust,
     Category,
@@ -47,29 +44,17 @@ from creditledger.model import (
 )
 
 # Looking a word up in its list costs more than all else that is done with it.
-_USAGE, _REFUND, _EXPIRY, _ADMIN_CREDIT, _ADMIN_DEBIT = (
-    kind.value
-    for kind in (Kind.USAGE, Kind.REFUND, Kind.EXPIRY, Kind.ADMIN_CREDIT, Kind.ADMIN_DEBIT)
+_USAGE, _REFUND, _ADMIN_CREDIT, _ADMIN_DEBIT = (
+    kind.value for kind in (Kind.USAGE, Kind.REFUND, Kind.ADMIN_CREDIT, Kind.ADMIN_DEBIT)
 )
-_GRANT, _CONSUMPTION, _ADJUSTMENT, _EXPIRATION = (
-    type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT, Type.EXPIRATION)
+_GRANT, _CONSUMPTION, _ADJUSTMENT = (
+    type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT)
 )
 _ACTIVE = Status.ACTIVE
 _NOTHING: Mapping[int, int] = {}
 
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
-
-
-class Move(NamedTuple):
-    """One transaction to be: so much, to or from this grant; grant None is the overdraft."""
-
-    kind: int  #: Of Kind.
-    type: int  #: Of Type.
-    amount: int
-    grant: Grant | None
-    effective_at: int | None  #: None: when it is written.
-    fresh: bool = False  #: The grant is made by this move.
 
 
 @dataclass(frozen=True, slots=True)
@@ -423,134 +408,3 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
         amount -= part
         if not amount:
             return
-
-
-def check_range(wallet: Wallet, moves: list[Move], now: int, *, quantity: int) -> None:
-    """Raises OutOfRange if a balance or counter of the wallet would pass its limit."""
-    total, overdraft, gained = wallet.running_balance, wallet.overdraft_used, 0
-    usage_amount = wallet.usage_amount
-    for move in moves:
-        total += move.amount
-        if move.kind == _USAGE:
-            usage_amount += move.amount
-        if move.grant is None:
-            overdraft -= move.amount
-        elif move.amount > 0:
-            # A new grant that goes into the overdraft whole leaves nothing open.
-            gained += move.grant.remaining > 0 if move.fresh else not move.grant.remaining
-    if total > money.TOTAL_MAX:  # what has expired is gone, swept or not
-        total -= wallet.running_balance - standing(wallet, now).balance
-    # No balance is below the overdraft used, so that bounds it from below.
-    counted = wallet.usage_quantity + quantity
-    if max(total, overdraft, -usage_amount, counted) > money.TOTAL_MAX:
-        raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
-    if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
-        running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
-        if running + gained > OPEN_GRANTS_MAX:
-            raise OutOfRange(f"a wallet has at most {OPEN_GRANTS_MAX} open grants")
-
-
-def expirations(wallet: Wallet, now: int) -> list[Move]:
-    """The moves that take what expired: by the moment it did, then by grant.
-
-    What a hold has set aside of a grant expires with the hold, if that ends later.
-    """
-    if now < wallet.quiet_until:
-        return []
-    ended = [grant for grant in wallet.burning if grant.has_ended(now)]
-    due: dict[tuple[int, int], int] = {}
-    for grant in ended:
-        due[grant.expires_at or NEVER, grant.number] = grant.remaining - grant.held
-    if ended and wallet.holds:
-        for hold in wallet.lapsed(now):
-            for number, part in hold.parts.items():
-                grant = wallet.grants[number]
-                if grant.has_ended(now):
-                    place = max(grant.expires_at or NEVER, hold.deadline), number
-                    due[place] = due.get(place, 0) + part
-    return [
-        Move(_EXPIRY, _EXPIRATION, -amount, wallet.grants[number], moment)
-        for (moment, number), amount in sorted(due.items())
-        if amount
-    ]
-
-
-def append(
-    wallet: Wallet,
-    moves: list[Move],
-    *,
-    posting: int,
-    dimension: int,
-    quantity: int | None,
-    now: int,
-) -> list[Row]:
-    """Carry the moves out on the wallet and answer their rows.
-
-    `quantity`: Σ of the posting's quantities, counted on its first row; None if it has no usage.
-    Asserts what the schema constrains too: 0 <= remaining <= amount, no time running backwards.
-    """
-    assert now >= wallet.posted_at
-    rows = []
-    counted = quantity or 0
-    for kind, type_, amount, grant, effective_at, fresh in moves:
-        wallet.sequence += 1
-        wallet.running_balance += amount
-        if grant is None:
-            wallet.overdraft_used -= amount
-            assert wallet.overdraft_used >= 0
-        elif fresh:
-            grant.number = wallet.sequence
-            wallet.overdraft_used -= grant.overdraft_paid
-            wallet.add(grant)
-        else:
-            _change(wallet, grant, amount, now)
-        kind_count: int | None = None
-        if kind == _USAGE:
-            wallet.usage_count += 1
-            wallet.usage_amount += amount
-            if quantity is None:
-                wallet.unmetered_amount -= amount
-            else:
-                wallet.usage_quantity += counted
-                counted = 0
-        else:
-            kind_count = wallet.kind_counts[kind] = wallet.kind_counts[kind] + 1
-        if kind != _EXPIRY:
-            wallet.moved_sequence = wallet.sequence
-        rows.append(
-            Row(
-                wallet.number,
-                wallet.sequence,
-                posting,
-                kind,
-                type_,
-                None if grant is None else grant.number,
-                amount,
-                wallet.running_balance,
-                now,
-                effective_at,
-                dimension,
-                kind_count,
-                wallet.usage_count,
-                wallet.usage_amount,
-                wallet.usage_quantity,
-                wallet.unmetered_amount,
-            )
-        )
-    wallet.posted_at = now
-    if now >= wallet.quiet_until:
-        wallet.settle(now)
-    return rows
-
-
-def _change(wallet: Wallet, grant: Grant, amount: int, now: int) -> None:
-    """Draw on a grant, or return to it, keeping the list of what has something left."""
-    empty_before = not grant.remaining
-    grant.remaining += amount
-    assert grant.held <= grant.remaining <= grant.amount
-    if empty_before:
-        wallet.add(grant)
-    elif not grant.remaining:
-        wallet.burning.remove(grant)
-    if not grant.is_open(now):
-        wallet.quiet_until = 0

@@ -41,6 +41,21 @@ class BillingServiceStub:
                 request_serializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.FromString,
                 _registered_method=True)
+        self.GetMyUsage = channel.unary_unary(
+                '/credit.v1.BillingService/GetMyUsage',
+                request_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyUsageRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyUsageResponse.FromString,
+                _registered_method=True)
+        self.GetMyAccount = channel.unary_unary(
+                '/credit.v1.BillingService/GetMyAccount',
+                request_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyAccountRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyAccountResponse.FromString,
+                _registered_method=True)
+        self.GetMyBalance = channel.unary_unary(
+                '/credit.v1.BillingService/GetMyBalance',
+                request_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyBalanceRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyBalanceResponse.FromString,
+                _registered_method=True)
         self.ListApiKeyBills = channel.unary_unary(
                 '/credit.v1.BillingService/ListApiKeyBills',
                 request_serializer=credit_dot_v1_dot_billing__service__pb2.ListApiKeyBillsRequest.SerializeToString,
@@ -62,10 +77,34 @@ class BillingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetMyUsage(self, request, context):
+        """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
+        and API key, the newest bucket first. Refunds are taken off where they happened. No wallet
+        gives no buckets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMyAccount(self, request, context):
+        """Answers who the customer is, and what its USD wallet has and has had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetMyBalance(self, request, context):
+        """Answers what the customer's USD wallet has, and what each of its API keys used in a window:
+        every key of the customer and mode, then other labels that usages named.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListApiKeyBills(self, request, context):
-        """Answers what each API key of the customer cost per day, week or month: one row for each bucket,
-        key, product, category, billing method and set of prices, ordered by startTime, ownerID,
-        productId and prices.
+        """Answers what each API key of the customer cost per hour, day, week or month: one row for each
+        bucket, key, product, category, billing method and set of prices, ordered by startTime,
+        ownerID, productId and prices.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -78,6 +117,21 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.ListTransactions,
                     request_deserializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.FromString,
                     response_serializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'GetMyUsage': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMyUsage,
+                    request_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyUsageRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyUsageResponse.SerializeToString,
+            ),
+            'GetMyAccount': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMyAccount,
+                    request_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyAccountRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyAccountResponse.SerializeToString,
+            ),
+            'GetMyBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetMyBalance,
+                    request_deserializer=credit_dot_v1_dot_billing__service__pb2.GetMyBalanceRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyBalanceResponse.SerializeToString,
             ),
             'ListApiKeyBills': grpc.unary_unary_rpc_method_handler(
                     servicer.ListApiKeyBills,
@@ -114,6 +168,87 @@ class BillingService:
             '/credit.v1.BillingService/ListTransactions',
             credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.SerializeToString,
             credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMyUsage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.BillingService/GetMyUsage',
+            credit_dot_v1_dot_billing__service__pb2.GetMyUsageRequest.SerializeToString,
+            credit_dot_v1_dot_billing__service__pb2.GetMyUsageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMyAccount(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.BillingService/GetMyAccount',
+            credit_dot_v1_dot_billing__service__pb2.GetMyAccountRequest.SerializeToString,
+            credit_dot_v1_dot_billing__service__pb2.GetMyAccountResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetMyBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.BillingService/GetMyBalance',
+            credit_dot_v1_dot_billing__service__pb2.GetMyBalanceRequest.SerializeToString,
+            credit_dot_v1_dot_billing__service__pb2.GetMyBalanceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -57,8 +57,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
     """
     ERROR_REASON_RESULT_TOO_LARGE: _ErrorReason.ValueType  # 6
-    """The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for bills
-    without a page). A posting refused for this is not booked; of a batch, those before it are.
+    """The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for usage
+    and for bills without a page). A posting refused for this is not booked; of a batch, those
+    before it are.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
     """
@@ -244,8 +245,9 @@ more than 60 KiB; that is status 431.
 Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
 """
 ERROR_REASON_RESULT_TOO_LARGE: ErrorReason.ValueType  # 6
-"""The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for bills
-without a page). A posting refused for this is not booked; of a batch, those before it are.
+"""The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for usage
+and for bills without a page). A posting refused for this is not booked; of a batch, those
+before it are.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
 """

@@ -1,7 +1,8 @@
-"""BillingService: the two published billing lists, exactly as their documents have them.
+"""BillingService: the published billing APIs, exactly as their documents have them.
 
-ListTransactions is the wallet's history for the key's own customer, ListApiKeyBills its bills by
-period, API key and product. Names, numbers and bounds follow those documents, not this project.
+ListTransactions is the wallet's history for the key's own customer, with GetMyUsage, GetMyAccount
+and GetMyBalance beside it; ListApiKeyBills its bills by period, API key and product. Names, numbers
+and bounds follow those documents, not this project.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,14 +17,14 @@ from sqlalchemy import Connection
 
 from creditledger import bills, money
 from creditledger import clock as time
-from creditledger.api import fields, wire
+from creditledger.api import fields, usage, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
-from creditledger.model import Dimension, Kind
-from creditledger.registry import ApiKey, Scope
+from creditledger.model import Dimension, Kind, Wallet, standing
+from creditledger.registry import ApiKey, Customer, Scope
 from creditledger.shown import Transaction
-from creditledger.store import Store, lists, registry, sums
+from creditledger.store import Store, billed, lists, registry
 
 PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
 #: What the list shows where no kind is asked for: the document's own.
@@ -35,6 +36,9 @@ LISTED_KINDS = (
     Kind.SUBSCRIPTION_RENEW,
 )
 _KINDS = {kind.word: (kind,) for kind in Kind}
+
+#: Of a wallet's metadata: what its owner wants to be warned at.
+THRESHOLD = "low_balance_threshold_usd"
 
 BILL_PAGE_SIZE, BILL_PAGE_SIZE_MAX = 100, 1_000
 #: Rows of an answer that nobody asked to be paged.
@@ -68,6 +72,14 @@ def _listing(request: pb.ListTransactionsRequest) -> _Listing:
         raise InvalidField("since must not be after until", param="since")
     livemode = fields.optional(request, "livemode", None)
     return _Listing(page, size, kinds, since, until, livemode)
+
+
+def _livemode(request: pb.GetMyAccountRequest) -> bool | None:
+    return fields.optional(request, "livemode", None)
+
+
+def _balance_query(request: pb.GetMyBalanceRequest) -> tuple[usage.Window, bool | None]:
+    return usage.window(request), fields.optional(request, "livemode", None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +186,82 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             page_size=wanted.page_size,
         )
 
+    @rpc(usage.query, scope=Scope.CUSTOMER)
+    async def GetMyUsage(  # noqa: N802
+        self, wanted: usage.Query, caller: Caller
+    ) -> pb.GetMyUsageResponse:
+        """The usage of a window. Raises CustomerKeyRequired, InvalidField, ResultTooLarge."""
+        customer_id = caller.customer()
+        livemode = caller.mode(wanted.livemode)
+        now = self._clock()
+        wanted.window.at(now)
+
+        def read(connection: Connection) -> tuple[dict[usage.Group, usage.Used], int]:
+            scale = registry.scale(connection, "USD", field="currency")
+            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
+            if wallet is None:
+                return {}, scale
+            labels = None
+            if wanted.api_key is not None:
+                labels = usage.labels_of(wanted.api_key, registry.keys_of(connection, customer_id))
+            return usage.by_group(connection, wallet, wanted, labels, now), scale
+
+        used, scale = await self._store.read(read, stale=True)
+        return usage.answer(used, wanted.cycle, scale)
+
+    @rpc(_livemode, scope=Scope.CUSTOMER)
+    async def GetMyAccount(  # noqa: N802
+        self, livemode: bool | None, caller: Caller
+    ) -> pb.GetMyAccountResponse:
+        """The customer and its USD wallet as they are now. Raises CustomerKeyRequired."""
+        customer_id = caller.customer()
+        livemode = caller.mode(livemode)
+
+        def read(connection: Connection) -> tuple[Customer | None, Wallet | None]:
+            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
+            return registry.customer(connection, customer_id), wallet
+
+        customer, wallet = await self._store.read(read)
+        assert customer is not None  # nothing takes a customer away
+        return pb.GetMyAccountResponse(
+            user=pb.AccountUser(
+                id=customer.id,
+                username=customer.name,
+                email=customer.email,
+                created_at=time.text_seconds(customer.created_at),
+                tier="individual",
+            ),
+            balance=_account_balance(wallet, self._clock()),
+            allowed_models=struct_pb2.ListValue(),
+            org=struct_pb2.Value(null_value=struct_pb2.NULL_VALUE),
+        )
+
+    @rpc(_balance_query, scope=Scope.CUSTOMER)
+    async def GetMyBalance(  # noqa: N802
+        self, asked: tuple[usage.Window, bool | None], caller: Caller
+    ) -> pb.GetMyBalanceResponse:
+        """The USD wallet now, and usage by key. Raises CustomerKeyRequired, InvalidField."""
+        window, livemode = asked
+        customer_id = caller.customer()
+        livemode = caller.mode(livemode)
+        now = self._clock()
+        start, end = window.at(now)
+
+        def read(
+            connection: Connection,
+        ) -> tuple[Wallet | None, list[ApiKey], dict[str, usage.Used]]:
+            keys = registry.keys_of(connection, customer_id)
+            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
+            if wallet is None:
+                return None, keys, {}
+            return wallet, keys, usage.by_api_key(connection, wallet, start, end)
+
+        wallet, keys, used = await self._store.read(read)
+        for key in keys:
+            if key.livemode == livemode:
+                used.setdefault(key.id, usage.Used())
+        return _balance(wallet, {key.id: key for key in keys}, used, now)
+
     @rpc(_bill_query, scope=Scope.CUSTOMER)
     async def ListApiKeyBills(  # noqa: N802
         self, wanted: _BillQuery, caller: Caller
@@ -194,9 +282,10 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             labels = {bill.dimension.api_key_id for bill in found}
             return found, scale, registry.api_keys_of(connection, customer_id, labels)
 
+        now = self._clock()
         found, scale, keys = await self._store.read(read, stale=True)
         return pb.ListApiKeyBillsResponse(
-            bills=[_bill(bill, customer_id, scale, keys) for bill in found]
+            bills=[_bill(bill, customer_id, scale, keys, now) for bill in found]
         )
 
 
@@ -216,22 +305,59 @@ def _item(one: Transaction) -> pb.BillingTransaction:
     )
 
 
+def _account_balance(wallet: Wallet | None, now: int) -> pb.AccountBalance:
+    if wallet is None:
+        return pb.AccountBalance(low_balance_flagged=True)
+    scale, available = wallet.scale, standing(wallet, now).available
+    threshold = _threshold(wallet)
+    return pb.AccountBalance(
+        available_usd=usage.usd(available, scale),
+        lifetime_topup_usd=usage.usd(wallet.topup_amount, scale),
+        lifetime_spent_usd=usage.usd(-wallet.usage_amount - wallet.refund_amount, scale),
+        low_balance_threshold_usd=usage.usd(threshold, scale),
+        low_balance_flagged=available <= threshold,
+    )
+
+
+def _threshold(wallet: Wallet) -> int:
+    """What its metadata says; metadata is free text, so what is no amount counts as 0."""
+    said = wallet.metadata.get(THRESHOLD, "0")
+    try:
+        return max(0, money.parse(said, wallet.scale, field=THRESHOLD))
+    except InvalidField:
+        return 0
+
+
+def _balance(
+    wallet: Wallet | None, keys: Mapping[str, ApiKey], used: Mapping[str, usage.Used], now: int
+) -> pb.GetMyBalanceResponse:
+    answer = pb.GetMyBalanceResponse(balance=pb.WalletBalance())
+    scale = 0
+    if wallet is not None:
+        scale = wallet.scale
+        balance, held, pending, available = standing(wallet, now)
+        answer.balance.balance_usd = usage.usd(balance, scale)
+        answer.balance.held_usd = usage.usd(held, scale)
+        answer.balance.pending_usd = usage.usd(pending, scale)
+        answer.balance.available_usd = usage.usd(available, scale)
+    for id_ in sorted(used):
+        key = keys.get(id_)
+        name, mask = (key.name, key.mask) if key else ("", "")
+        answer.keys.add(id=id_, name=name, mask=mask, **used[id_].figures(scale))
+    answer.totals.MergeFrom(pb.UsageTotals(**usage.total(used.values()).figures(scale)))
+    return answer
+
+
 def _bills(
     connection: Connection, wallet: int, last: int, wanted: _BillQuery, scale: int
 ) -> list[_Bill]:
     """The rows asked for; each bucket is rounded over all its rows before any is left out."""
-    dimensions = sums.billed_dimensions(connection, wallet)
+    dimensions = billed.dimensions(connection, wallet)
     found: list[_Bill] = []
     skipped = 0 if wanted.page is None else (wanted.page - 1) * wanted.page_size
     most = BILL_ROWS_MAX if wanted.page is None else skipped + wanted.page_size
-    moment = wanted.start
-    while moment < wanted.end and len(found) <= most:
-        quarter = sums.next_quarter(connection, wallet, moment, wanted.end)
-        if quarter is None:
-            break
-        bucket = bills.bucket_of(max(quarter, moment), wanted.cycle, wanted.zone)
-        start, end = max(bucket.start, moment), min(bucket.end, wanted.end)
-        added = sums.bill_sums(connection, wallet, last, start, end)
+    place = (connection, wallet, last, wanted.start, wanted.end)
+    for bucket, added in billed.periods(*place, cycle=wanted.cycle, zone=wanted.zone):
         rows = _rows({dimensions[n]: s for n, s in added.items() if n in dimensions})
         charges = bills.apportion([(amount, voucher) for _, _, amount, voucher in rows], scale)
         found += [
@@ -239,7 +365,8 @@ def _bills(
             for (dimension, quantities, amount, voucher), charge in zip(rows, charges, strict=True)
             if _matches(dimension, wanted)
         ]
-        moment = end
+        if len(found) > most:
+            break
     if wanted.page is None and len(found) > BILL_ROWS_MAX:
         raise ResultTooLarge(
             f"more than {BILL_ROWS_MAX} bills; ask for pages, or for a shorter time",
@@ -268,7 +395,7 @@ def _filled(prices: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _rows(
-    added: Mapping[Dimension, sums.BillSums],
+    added: Mapping[Dimension, billed.BillSums],
 ) -> list[tuple[Dimension, tuple[int, ...], int, int]]:
     """(dimension, quantities, amount, voucher) of a bucket: dimensions a bill does not tell apart
     (meter, subscription, refund or not) are one row."""
@@ -294,7 +421,10 @@ def _matches(dimension: Dimension, wanted: _BillQuery) -> bool:
     )
 
 
-def _bill(bill: _Bill, customer_id: str, scale: int, keys: Mapping[str, ApiKey]) -> pb.ApiKeyBill:
+def _bill(
+    bill: _Bill, customer_id: str, scale: int, keys: Mapping[str, ApiKey], now: int
+) -> pb.ApiKeyBill:
+    """`now`: a bucket that lasts beyond it is partial."""
     dimension, charge = bill.dimension, bill.charge
     key = keys.get(dimension.api_key_id)
     base, discount = _filled(dimension.base_prices), _filled(dimension.discount_prices)
@@ -323,4 +453,17 @@ def _bill(bill: _Bill, customer_id: str, scale: int, keys: Mapping[str, ApiKey])
         amount_decimal=money.text(bill.amount, scale),
         voucher_amount_decimal=money.text(bill.voucher, scale),
         pay_amount_decimal=money.text(bill.amount - bill.voucher, scale),
+        bill_num2=bill.quantities[2],
+        bill_num3=bill.quantities[3],
+        bill_num4=bill.quantities[4],
+        bill_num5=bill.quantities[5],
+        base_price2=base[2],
+        base_price3=base[3],
+        base_price4=base[4],
+        base_price5=base[5],
+        discount_price2=discount[2],
+        discount_price3=discount[3],
+        discount_price4=discount[4],
+        discount_price5=discount[5],
+        partial=True if bill.bucket.end > now else None,
     )

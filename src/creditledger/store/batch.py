@@ -86,9 +86,10 @@ class Revision(NamedTuple):
 
 
 #: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
-#: quantity_0 ... quantity_5, created_count, created_amount, created_quantity.
+#: quantity_0 ... quantity_5, created_count, created_amount, created_quantity,
+#: posting_count.
 Sums = list[int]
-SUMS = 12
+SUMS = 13
 
 
 @dataclass(slots=True)

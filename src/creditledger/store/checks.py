@@ -89,6 +89,8 @@ OTHER_ORIGIN = """g.amount <> t.amount OR g.created_at <> t.created_at
     OR g.effective_at <> CASE t.type
          WHEN $TYPE_GRANT THEN coalesce(t.effective_at, t.created_at) ELSE t.created_at END"""
 
+#: Whether it is its posting's first row, as a number.
+FIRST = "CASE WHEN t.sequence = p.first_sequence THEN 1 ELSE 0 END"
 FIRST_QUANTITIES = "CASE WHEN t.sequence = p.first_sequence THEN p.quantities END"
 
 ROWS = Pass(
@@ -278,6 +280,10 @@ _KIND_LAST = ", ".join(
 _POSTED_AT = (
     "CASE WHEN z.at > coalesce(l.created_at, 0) THEN z.at ELSE coalesce(l.created_at, 0) END"
 )
+_ADDED_UP = (Kind.TOPUP, Kind.REFUND)
+_KIND_SUMS = ", ".join(
+    f"sum(CASE kind WHEN {kind:d} THEN amount END) AS {kind.word}_amount" for kind in _ADDED_UP
+)
 _MOVED = _last(
     "moved_sequence",
     "coalesce((SELECT max(m.sequence) FROM credit_transactions AS m"
@@ -297,8 +303,8 @@ WALLETS = Pass(
       ON o.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining, sum(overdraft_paid) AS paid
                FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
-    LEFT JOIN (SELECT wallet_number, {_KIND_LAST} FROM credit_transactions
-               WHERE kind <> $USAGE GROUP BY wallet_number) AS k
+    LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS}
+               FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at FROM hold_revisions
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number""",  # noqa: S608 # constants
@@ -315,6 +321,9 @@ wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NUL
     + _MOVED
     + "".join(_last(column, f"l.{column}") for column in _SUMMED)
     + "".join(_last(f"{kind.word}_count", f"coalesce(k.{kind.word}, 0)") for kind in _COUNTED)
+    + "".join(
+        _last(f"{kind.word}_amount", f"coalesce(k.{kind.word}_amount, 0)") for kind in _ADDED_UP
+    )
     + _last("overdraft_used", "-coalesce(o.amount, 0) - coalesce(g.paid, 0)")
     + """
 wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
@@ -398,21 +407,24 @@ def _off(name: str, difference: str) -> str:
 ROLLUPS = Pass(
     "roll-ups",
     f"""(SELECT {KEY}, sum(stored) AS stored, sum(count) AS count, sum(amount) AS amount,
-           sum(voucher_amount) AS voucher_amount,
+           sum(voucher_amount) AS voucher_amount, sum(posting_count) AS posting_count,
            {", ".join(f"coalesce(sum($JS_{i}), 0) AS {q}" for i, q in enumerate(QUANTITIES))}
     FROM (SELECT t.wallet_number, {quarter("coalesce(t.effective_at, t.created_at)")},
             t.dimension_number, 0 AS stored, 1 AS count, t.amount, {_VOUCHER} AS voucher_amount,
-            {FIRST_QUANTITIES} AS js
+            {FIRST} AS posting_count, {FIRST_QUANTITIES} AS js
           FROM {_ROWS_AND_POSTINGS}
           LEFT JOIN grants AS g
             ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
-          UNION ALL SELECT {KEY}, 1, -count, -amount, -voucher_amount, $JS_STORED
+          UNION ALL SELECT {KEY}, 1, -count, -amount, -voucher_amount, -posting_count,
+            $JS_STORED
           FROM rollups) AS every
     GROUP BY {KEY}) AS x
     LEFT JOIN wallets AS w ON w.number = x.wallet_number""",  # noqa: S608 # constants
     ("x.wallet_number", "CAST(NULL AS bigint)"),
     f"rollup: x.stored <> 1 -- {_PLACE}: there is no roll-up\n"
-    + "".join(_off(name, f"x.{name}") for name in ("count", "amount", "voucher_amount"))
+    + "".join(
+        _off(name, f"x.{name}") for name in ("count", "amount", "voucher_amount", "posting_count")
+    )
     + "".join(_off(name, f"x.{name}") for name in QUANTITIES),
 )
 

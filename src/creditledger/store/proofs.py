@@ -15,6 +15,7 @@ from creditledger.model import Category
 from creditledger.store import checks
 from creditledger.store.checks import (
     CARRIED,
+    FIRST,
     FIRST_QUANTITIES,
     GRANTS,
     HOLDS,
@@ -221,7 +222,7 @@ _SQLITE_GRANTS = Proof(
 # --- roll-ups: the sums of their rows -------------------------------------------------------------
 
 _KEY = ("wallet_number", "quarter", "dimension_number")
-_SUMS = ("count", "amount", "voucher_amount", *QUANTITIES)
+_SUMS = ("count", "amount", "voucher_amount", "posting_count", *QUANTITIES)
 
 
 def _entries(promotional: str, quantities: str) -> str:
@@ -229,7 +230,7 @@ def _entries(promotional: str, quantities: str) -> str:
     return f"""SELECT t.wallet_number, {quarter("coalesce(t.effective_at, t.created_at)")},
           t.dimension_number, t.amount,
           CASE WHEN g.number IS NULL THEN 0 ELSE t.amount END AS voucher_amount,
-          {quantities}
+          {FIRST} AS posting_count, {quantities}
         FROM credit_transactions AS t $UNINDEXED
         LEFT JOIN $POSTINGS AS p ON $OF_POSTING
         LEFT JOIN {promotional} AS g
@@ -263,7 +264,7 @@ _SQLITE_ROLLUPS = Proof(
               PRIMARY KEY (wallets, quarter, wallet_number, dimension_number)) WITHOUT ROWID""",
         f"""INSERT INTO sums (wallets, {", ".join(_KEY)}, {", ".join(_SUMS)})
             SELECT wallet_number / (SELECT 1 + max(number) / 100 FROM wallets),
-              {", ".join(_KEY)}, 1, amount, voucher_amount,
+              {", ".join(_KEY)}, 1, amount, voucher_amount, posting_count,
               {", ".join(f"coalesce($JS_{i}, 0)" for i in range(len(QUANTITIES)))}
             FROM ({_entries("promotional", f"{FIRST_QUANTITIES} AS js")}) WHERE true
             ON CONFLICT DO UPDATE SET
@@ -297,7 +298,8 @@ _POSTGRES_ROLLUPS = Proof(
     (
         _how_many(
             f"""(SELECT {", ".join(_KEY)}, count(*) AS count, sum(amount) AS amount,
-                  sum(voucher_amount) AS voucher_amount, {_SUMMED}
+                  sum(voucher_amount) AS voucher_amount, sum(posting_count) AS posting_count,
+                  {_SUMMED}
                 FROM ({_entries(f"({_PROMOTIONAL})", _FIRST_LISTED)}) AS e
                 GROUP BY {", ".join(_KEY)}) AS s
               FULL JOIN rollups AS r USING ({", ".join(_KEY)})""",  # noqa: S608 # constants

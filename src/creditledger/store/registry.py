@@ -438,9 +438,14 @@ def api_keys_of(
     connection: Connection, customer_id: str, wanted: Collection[str]
 ) -> dict[str, ApiKey]:
     """The customer's keys among these labels, by id."""
+    return {key.id: key for key in keys_of(connection, customer_id) if key.id in wanted}
+
+
+def keys_of(connection: Connection, customer_id: str) -> list[ApiKey]:
+    """All of the customer's keys, of both modes, those revoked and expired too."""
     table = schema.api_keys
     rows = connection.execute(select(table).where(table.c.customer_id == customer_id))
-    return {row.id: _api_key(row) for row in rows if row.id in wanted}
+    return [_api_key(row) for row in rows]
 
 
 def create_api_key(

@@ -161,6 +161,9 @@ wallet_states = Table(
     Column("expiry_count", BigInteger, nullable=False, server_default=text("0")),
     # Moved on by every posting, with or without rows: who knew the wallet sees that it has moved.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
+    # Σ amounts of these kinds: what was ever paid in, and ever given back.
+    Column("topup_amount", BigInteger, nullable=False, server_default=text("0")),
+    Column("refund_amount", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -295,6 +298,8 @@ rollups = Table(
     Column("created_count", BigInteger, nullable=False),
     Column("created_amount", BigInteger, nullable=False),
     Column("created_quantity", BigInteger, nullable=False),
+    # Of the first group: a posting counts once, with its first row, as its quantities do.
+    Column("posting_count", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number"),
     sqlite_with_rowid=False,
 )

@@ -1,4 +1,4 @@
-"""Consumption in a window: what Summary and the bills add up.
+"""Consumption in a window of the ledger's own time: what Summary adds up.
 
 A wallet's total is the difference of two rows' counters. Narrowed to a meter or subscription, it
 comes from the roll-ups of whole quarters of an hour, and from the rows at the window's edges.
@@ -6,14 +6,13 @@ comes from the roll-ups of whole quarters of an hour, and from the rows at the w
 
 from dataclasses import dataclass
 
-from sqlalchemy import BigInteger, Boolean, Connection, and_, bindparam, func, select, text
+from sqlalchemy import BigInteger, Boolean, Connection, bindparam, func, select, text
 
 from creditledger import clock
-from creditledger.model import NEVER, Category, Dimension, Kind
+from creditledger.model import NEVER, Kind
 from creditledger.store import schema
-from creditledger.store.reads import OF_POSTING, Filters, Span, span, wallets_of
+from creditledger.store.reads import Filters, Span, span, wallets_of
 from creditledger.store.schema import Text
-from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
 t, d = schema.transactions.c, schema.dimensions.c
 w, s = schema.wallets.c, schema.wallet_states.c
@@ -230,100 +229,3 @@ def _row_sums(connection: Connection, window: Span, dimensions: dict[int, bool])
             total += Sums(1, row.amount, row.usage_quantity - quantity_before, unmetered)
         quantity_before = row.usage_quantity
     return total
-
-
-# --- bills: consumption and refunds by when they happened -----------------------------------------
-
-
-@dataclass(slots=True)
-class BillSums:
-    """What one dimension comes to in one period. Amounts as on the rows: consumption < 0."""
-
-    amount: int
-    voucher_amount: int
-    quantities: list[int]
-
-
-def next_quarter(connection: Connection, wallet: int, start: int, end: int) -> int | None:
-    """The beginning of the first quarter of an hour overlapping [start, end) that has rows."""
-    r = schema.rollups.c
-    found = connection.execute(
-        select(func.min(r.quarter)).where(
-            r.wallet_number == wallet,
-            r.quarter >= start // clock.QUARTER,
-            r.quarter < -(-end // clock.QUARTER),
-            r.count > 0,
-        )
-    ).scalar_one()
-    return None if found is None else int(found) * clock.QUARTER
-
-
-def bill_sums(
-    connection: Connection, wallet: int, last: int, start: int, end: int
-) -> dict[int, BillSums]:
-    """By dimension number, what happened in [start, end): all kinds, all dimensions.
-
-    Whole quarters of an hour come from the roll-ups, what the ends cut off from the rows.
-    """
-    found: dict[int, BillSums] = {}
-    first, through = -(-start // clock.QUARTER), end // clock.QUARTER
-    if first >= through:
-        _add_rows(connection, wallet, last, start, end, found)
-        return found
-    r = schema.rollups.c
-    columns = (r.amount, r.voucher_amount, *(r[f"quantity_{i}"] for i in range(6)))
-    for number, amount, voucher_amount, *quantities in connection.execute(
-        select(r.dimension_number, *(func.sum(column) for column in columns))
-        .where(r.wallet_number == wallet, r.quarter >= first, r.quarter < through, r.count > 0)
-        .group_by(r.dimension_number)
-    ):
-        found[number] = BillSums(int(amount), int(voucher_amount), [int(q) for q in quantities])
-    _add_rows(connection, wallet, last, start, first * clock.QUARTER, found)
-    _add_rows(connection, wallet, last, through * clock.QUARTER, end, found)
-    return found
-
-
-def _add_rows(
-    connection: Connection,
-    wallet: int,
-    last: int,
-    start: int,
-    end: int,
-    found: dict[int, BillSums],
-) -> None:
-    """The rows that happened in [start, end): when they were written, or at a time of their own."""
-    if start >= end:
-        return
-    window = span(connection, wallet, last, start, end)
-    p, g = schema.postings.c, schema.grants.c
-    query = (
-        select(t.dimension_number, t.sequence, t.amount, g.category, p.first_sequence, p.quantities)
-        .join_from(schema.transactions, schema.postings, OF_POSTING)
-        .join(
-            schema.grants,
-            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
-            isouter=True,
-        )
-        .where(t.wallet_number == wallet)
-    )
-    for condition in (
-        and_(t.effective_at.is_(None), t.sequence.between(window.first, window.last)),
-        and_(t.effective_at >= start, t.effective_at < end),
-    ):
-        for row in connection.execute(query.where(condition)):
-            sums = found.setdefault(row.dimension_number, BillSums(0, 0, [0] * 6))
-            sums.amount += row.amount
-            if row.category == Category.PROMOTIONAL.value:
-                sums.voucher_amount += row.amount
-            if row.sequence == row.first_sequence:
-                quantities: tuple[int, ...] = load(row.quantities, ())
-                for i, quantity in enumerate(quantities):
-                    sums.quantities[i] += quantity
-
-
-def billed_dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:
-    """The wallet's dimensions of consumptions and refunds, by number."""
-    query = select(d.number, *(d[name] for name in DIMENSION_COLUMNS)).where(
-        d.wallet_number == wallet, d.kind.in_((Kind.USAGE.value, Kind.REFUND.value))
-    )
-    return {number: dimension_value(rest) for number, *rest in connection.execute(query)}

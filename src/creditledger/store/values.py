@@ -47,6 +47,8 @@ STATE_COLUMNS = [
     "usage_amount",
     "usage_quantity",
     "unmetered_amount",
+    "topup_amount",
+    "refund_amount",
     "topup_count",
     "subscription_renew_count",
     "admin_credit_count",
@@ -159,6 +161,7 @@ SUM_COLUMNS = [
     "created_count",
     "created_amount",
     "created_quantity",
+    "posting_count",
 ]
 
 assert len(ROW_COLUMNS) == len(Row._fields)
@@ -204,9 +207,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         json.loads(metadata),
         made,
         changed,
-        *rest[:9],
+        *rest[:11],
     )
-    topup, renew, credit, debit, refund, expiry, wallet.revision = rest[9:]
+    topup, renew, credit, debit, refund, expiry, wallet.revision = rest[11:]
     wallet.kind_counts = [0, topup, renew, credit, debit, refund, 0, expiry]
     return wallet
 
@@ -230,6 +233,8 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.usage_amount,
         wallet.usage_quantity,
         wallet.unmetered_amount,
+        wallet.topup_amount,
+        wallet.refund_amount,
         *_counted(wallet.kind_counts),
         wallet.revision,
     )

@@ -1,0 +1,166 @@
+"""Consumption and refunds by when they happened: what bills and the usage of a key add up.
+
+Whole quarters of an hour come from the roll-ups, what a window or a period cuts off of one from the
+rows: so the cost follows the window and its periods, not the ledger.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from sqlalchemy import Connection, and_, func, select
+
+from creditledger import clock
+from creditledger.bills import Bucket, bucket_of
+from creditledger.model import Category, Dimension, Kind
+from creditledger.store import schema
+from creditledger.store.reads import OF_POSTING, span
+from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
+
+t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
+
+#: Periods shorter than a day are read this long at once.
+STRETCH = clock.DAY
+_COLUMNS = (r.amount, r.voucher_amount, r.posting_count, *(r[f"quantity_{i}"] for i in range(6)))
+
+
+@dataclass(slots=True)
+class BillSums:
+    """What one dimension comes to in one period. Amounts as on the rows: consumption < 0."""
+
+    amount: int = 0
+    voucher_amount: int = 0
+    posting_count: int = 0  #: Each counted once, where its first row is.
+    quantities: list[int] = field(default_factory=lambda: [0] * 6)
+
+    def add(self, amount: int, voucher_amount: int, posting_count: int, *quantities: int) -> None:
+        """Some rows more."""
+        self.amount += amount
+        self.voucher_amount += voucher_amount
+        self.posting_count += posting_count
+        for i, quantity in enumerate(quantities):
+            self.quantities[i] += quantity
+
+
+#: By dimension number.
+Sums = dict[int, BillSums]
+
+
+def periods(
+    connection: Connection,
+    wallet: int,
+    last: int,
+    start: int,
+    end: int,
+    *,
+    cycle: str,
+    zone: ZoneInfo,
+) -> Iterator[tuple[Bucket, Sums]]:
+    """The periods of [start, end) in which something may have happened, in order of time.
+
+    `last` is the wallet's last sequence. Of the first and the last only what lies in the window.
+    """
+    moment = start
+    while moment < end:
+        quarter = _next_quarter(connection, wallet, moment, end)
+        if quarter is None:
+            return
+        buckets = [bucket_of(max(quarter, moment), cycle, zone)]
+        if cycle == "Hour":
+            while buckets[-1].end < min(end, buckets[0].start + STRETCH):
+                buckets.append(bucket_of(buckets[-1].end, cycle, zone))
+        cuts = [max(moment, buckets[0].start), *(min(bucket.end, end) for bucket in buckets)]
+        yield from zip(buckets, _sums_between(connection, wallet, last, cuts), strict=True)
+        moment = cuts[-1]
+
+
+def in_window(connection: Connection, wallet: int, last: int, start: int, end: int) -> Sums:
+    """What happened in [start, end): all kinds, all dimensions."""
+    return _sums_between(connection, wallet, last, [start, end])[0]
+
+
+def _next_quarter(connection: Connection, wallet: int, start: int, end: int) -> int | None:
+    """The beginning of the first quarter of an hour overlapping [start, end) that has rows."""
+    found = connection.execute(
+        select(func.min(r.quarter)).where(
+            r.wallet_number == wallet,
+            r.quarter >= start // clock.QUARTER,
+            r.quarter < -(-end // clock.QUARTER),
+            r.count > 0,
+        )
+    ).scalar_one()
+    return None if found is None else int(found) * clock.QUARTER
+
+
+def _sums_between(
+    connection: Connection, wallet: int, last: int, cuts: Sequence[int]
+) -> list[Sums]:
+    """What happened between each two neighbours of `cuts`: all kinds, all dimensions."""
+    found: list[Sums] = [{} for _ in cuts[1:]]
+    first, through = -(-cuts[0] // clock.QUARTER), cuts[-1] // clock.QUARTER
+    if first < through:
+        for quarter, number, *values in _quarters(connection, wallet, first, through, len(found)):
+            at = quarter * clock.QUARTER
+            place = bisect_right(cuts, at) - 1
+            if at + clock.QUARTER <= cuts[place + 1]:
+                found[place].setdefault(number, BillSums()).add(*map(int, values))
+    for sums, start, end in zip(found, cuts, cuts[1:], strict=False):
+        first, through = -(-start // clock.QUARTER), end // clock.QUARTER
+        if first >= through:
+            _add_rows(connection, wallet, last, start, end, sums)
+        else:
+            _add_rows(connection, wallet, last, start, first * clock.QUARTER, sums)
+            _add_rows(connection, wallet, last, through * clock.QUARTER, end, sums)
+    return found
+
+
+def _quarters(
+    connection: Connection, wallet: int, first: int, through: int, periods: int
+) -> Iterable[Sequence[Any]]:
+    """(quarter, dimension number, sums); for one period they are added up as its first quarter."""
+    within = (r.wallet_number == wallet, r.quarter >= first, r.quarter < through, r.count > 0)
+    if periods > 1:
+        return connection.execute(select(r.quarter, r.dimension_number, *_COLUMNS).where(*within))
+    sums = (func.sum(column) for column in _COLUMNS)
+    query = select(r.dimension_number, *sums).where(*within).group_by(r.dimension_number)
+    return ((first, *row) for row in connection.execute(query))
+
+
+def _add_rows(
+    connection: Connection, wallet: int, last: int, start: int, end: int, found: Sums
+) -> None:
+    """The rows that happened in [start, end): when they were written, or at a time of their own."""
+    if start >= end:
+        return
+    window = span(connection, wallet, last, start, end)
+    p, g = schema.postings.c, schema.grants.c
+    query = (
+        select(t.dimension_number, t.sequence, t.amount, g.category, p.first_sequence, p.quantities)
+        .join_from(schema.transactions, schema.postings, OF_POSTING)
+        .join(
+            schema.grants,
+            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
+            isouter=True,
+        )
+        .where(t.wallet_number == wallet)
+    )
+    for condition in (
+        and_(t.effective_at.is_(None), t.sequence.between(window.first, window.last)),
+        and_(t.effective_at >= start, t.effective_at < end),
+    ):
+        for row in connection.execute(query.where(condition)):
+            voucher = row.amount if row.category == Category.PROMOTIONAL.value else 0
+            first = row.sequence == row.first_sequence
+            quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
+            sums = found.setdefault(row.dimension_number, BillSums())
+            sums.add(row.amount, voucher, int(first), *quantities)
+
+
+def dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:
+    """The wallet's dimensions of consumptions and refunds, by number."""
+    query = select(d.number, *(d[name] for name in DIMENSION_COLUMNS)).where(
+        d.wallet_number == wallet, d.kind.in_((Kind.USAGE.value, Kind.REFUND.value))
+    )
+    return {number: dimension_value(rest) for number, *rest in connection.execute(query)}
