@@ -16,7 +16,8 @@ from bench.traffic import CONSUMPTION, Traffic, Wallets, wallet_id
 from bench.worker import Failed, serve
 from creditledger import clock, server
 from creditledger.ledger import Ledger
-from creditledger.model import Category, Command, Consume, GiveGrant, Kind, Operation, Usage
+from creditledger.model import Category, Kind
+from creditledger.operations import Command, Consume, GiveGrant, Operation, Usage
 from creditledger.store import Store
 
 #: As many as one write transaction takes.

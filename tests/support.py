@@ -18,17 +18,8 @@ from sqlalchemy import func, select
 from creditledger import clock as time
 from creditledger import ids, store
 from creditledger.ledger import Ledger
-from creditledger.model import (
-    Adjust,
-    Category,
-    Command,
-    Consume,
-    GiveGrant,
-    Kind,
-    Operation,
-    Refund,
-    Status,
-)
+from creditledger.model import Category, Kind, Status
+from creditledger.operations import Adjust, Command, Consume, GiveGrant, Operation, Refund
 from creditledger.store import Store, database_path, migrations, schema, sqlite
 from creditledger.store.verify import Finding, verify
 

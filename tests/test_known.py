@@ -11,7 +11,7 @@ import pytest
 from sqlalchemy import text
 
 from creditledger.errors import InsufficientCredit
-from creditledger.model import Consume, Usage
+from creditledger.operations import Consume, Usage
 from creditledger.store import Changes, Loaded, known
 from tests.by_hand import wanting
 from tests.support import Clock, add_wallet, command, consume, file_of, give, opened

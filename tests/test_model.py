@@ -22,26 +22,19 @@ from creditledger.clock import DAY, SECOND
 from creditledger.deciding import Posted
 from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
-from creditledger.model import (
+from creditledger.model import Category, Kind, Row, Status, Type, Wallet, WalletView, view
+from creditledger.operations import (
     Adjust,
     Capture,
-    Category,
     Command,
     Consume,
     Extend,
     GiveGrant,
-    Kind,
     PlaceHold,
     Refund,
     Release,
-    Row,
-    Status,
-    Type,
     Usage,
-    Wallet,
     WalletChange,
-    WalletView,
-    view,
 )
 from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.values import ROW_COLUMNS
@@ -62,7 +55,7 @@ from tests.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
-    from creditledger.model import Operation
+    from creditledger.operations import Operation
     from tests.databases import Files
 
 

@@ -24,7 +24,7 @@ from creditledger.errors import (
     Unavailable,
 )
 from creditledger.ledger import BATCH_MAX
-from creditledger.model import WalletChange
+from creditledger.operations import WalletChange
 from creditledger.store import schema
 from tests.databases import kept_locked, someone_waits
 from tests.support import (
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
     from creditledger.deciding import Posted
     from creditledger.ledger import Ledger
-    from creditledger.model import Command
+    from creditledger.operations import Command
     from creditledger.store import Store
 
 #: Long enough for a slow machine; nobody waits for it if all is well.

@@ -37,7 +37,8 @@ from tests.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.model import Operation, Wallet
+    from creditledger.model import Wallet
+    from creditledger.operations import Operation
 
 # --- limits ---------------------------------------------------------------------------------------
 

@@ -32,7 +32,8 @@ from tests.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.model import Command, Operation, Wallet
+    from creditledger.model import Wallet
+    from creditledger.operations import Command, Operation
 
 #: What can be wrong at once: it changes a wallet, the fields of a command, or its operation.
 Fault = tuple[str, str | None, dict[str, object]]

@@ -29,7 +29,8 @@ from creditledger.errors import (
     Refusal,
     WalletFrozen,
 )
-from creditledger.model import Status, WalletChange
+from creditledger.model import Status
+from creditledger.operations import WalletChange
 from tests.databases import execute
 from tests.persistent import reason
 from tests.running import CUSTOMER, WALLET, grant, post, running
@@ -42,7 +43,8 @@ if TYPE_CHECKING:
 
     from creditledger.deciding import Posted
     from creditledger.ledger import Ledger
-    from creditledger.model import Operation, WalletView
+    from creditledger.model import WalletView
+    from creditledger.operations import Operation
     from creditledger.store import Store
     from tests.running import Running, Services
     from tests.serving import Metadata

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from creditledger import ids
-from creditledger.model import Consume, Usage
+from creditledger.operations import Consume, Usage
 from creditledger.store.postgres_writer import DISCARD_PLANS
 from tests.recorded import recorded
 from tests.support import (
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from creditledger.deciding import Posted
     from creditledger.ledger import Ledger
-    from creditledger.model import Command, Operation
+    from creditledger.operations import Command, Operation
     from creditledger.store import Store
     from tests.recorded import Recorded
 

@@ -18,7 +18,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from creditledger.errors import QueryTooBroad, Unavailable
-from creditledger.model import Consume, Usage
+from creditledger.operations import Consume, Usage
 from creditledger.store import (
     Changes,
     DatabaseLocked,

@@ -36,7 +36,8 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
-api.pages api.usage api.wire
+api.held api.pages api.usage
+api.wire
 api.fields api.rpc
 api.auth log
 ledger config
@@ -51,13 +52,15 @@ store.reads
 store.dialects
 store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings
-store.known store.replica
+store.known store.replica store.postgres_statements
 store.verify
 store.proofs
 store.values
+store.credit_checks
 store.batch store.checks store.schema store.migrations
 registry shown
 books
+operations
 model bills
 money clock
 envoy

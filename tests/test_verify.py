@@ -22,20 +22,12 @@ from sqlalchemy.exc import DBAPIError
 from creditledger import clock as time
 from creditledger import ids, store
 from creditledger.ledger import Ledger
-from creditledger.model import (
-    Capture,
-    Category,
-    Consume,
-    Kind,
-    PlaceHold,
-    Release,
-    Status,
-    Usage,
-    WalletChange,
-)
+from creditledger.model import Category, Kind, Status
+from creditledger.operations import Capture, Consume, PlaceHold, Release, Usage, WalletChange
 from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
 from creditledger.store import verify as verify_module
-from creditledger.store.checks import PASSES, named
+from creditledger.store.checks import named
+from creditledger.store.credit_checks import PASSES
 from creditledger.store.proofs import Proof, proofs
 from creditledger.store.verify import Finding, Verification, found_by, verify
 from tests.support import (
@@ -64,7 +56,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
     from creditledger.deciding import Posted
-    from creditledger.model import Operation
+    from creditledger.operations import Operation
 
     Damaged = Callable[..., list[Finding]]
 

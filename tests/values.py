@@ -9,23 +9,14 @@ from typing import TYPE_CHECKING
 
 from creditledger import books, ids, rules
 from creditledger.clock import DAY, SECOND
-from creditledger.model import (
-    Category,
-    Dimension,
-    Grant,
-    Kind,
-    Row,
-    Status,
-    Type,
-    Usage,
-    Wallet,
-)
+from creditledger.model import Category, Dimension, Grant, Kind, Row, Status, Type, Wallet
+from creditledger.operations import Usage
 from tests.support import BACKDATING_MS_MAX, START, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.model import Command, Operation
+    from creditledger.operations import Command, Operation
 
 NOW = START
 WALLET = 7

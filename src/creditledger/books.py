@@ -8,16 +8,7 @@ from typing import NamedTuple
 
 from creditledger import money
 from creditledger.errors import OutOfRange
-from creditledger.model import (
-    NEVER,
-    OPEN_GRANTS_MAX,
-    Grant,
-    Kind,
-    Row,
-    Type,
-    Wallet,
-    standing,
-)
+from creditledger.model import NEVER, OPEN_GRANTS_MAX, Grant, Kind, Row, Type, Wallet, standing
 
 # Looking a word up in its list costs more than all else that is done with it.
 _TOPUP, _REFUND, _USAGE, _EXPIRY = (

@@ -23,18 +23,16 @@ from creditledger.errors import (
 )
 from creditledger.model import (
     OPEN_HOLDS_MAX,
-    Capture,
-    Extend,
     Grant,
     Hold,
     HoldEnd,
     Kind,
-    PlaceHold,
     Status,
     Type,
     Wallet,
     standing,
 )
+from creditledger.operations import Capture, Extend, PlaceHold
 from creditledger.rules import draw, insufficient
 
 TTL_MS_DEFAULT = 10 * clock.MINUTE

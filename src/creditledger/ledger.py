@@ -26,7 +26,8 @@ import structlog
 
 from creditledger.deciding import Budget, Deciding, Posted, wanted
 from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
-from creditledger.model import Command, WalletChange, WalletView
+from creditledger.model import WalletView
+from creditledger.operations import Command, WalletChange
 from creditledger.store import (
     Changes,
     CommitFailed,

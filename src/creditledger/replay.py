@@ -9,23 +9,20 @@ from collections.abc import Mapping
 
 from creditledger import money
 from creditledger.errors import IdempotencyKeyReused
-from creditledger.model import (
+from creditledger.model import Dimension, Kind, Posting, Type
+from creditledger.operations import (
     OPERATION_NAMES,
     OPERATIONS,
     Adjust,
     Capture,
     Command,
     Consume,
-    Dimension,
     Extend,
     GiveGrant,
-    Kind,
     OnHold,
     PlaceHold,
-    Posting,
     Refund,
     Release,
-    Type,
     Usage,
 )
 

@@ -24,23 +24,25 @@ from creditledger.errors import (
 )
 from creditledger.model import (
     PRIORITY_DEFAULT,
-    Adjust,
     Category,
-    Command,
-    Consume,
     Dimension,
-    GiveGrant,
     Grant,
     Kind,
-    Operation,
-    PlaceHold,
-    Refund,
     Row,
     Status,
     Type,
     Wallet,
     given_back,
     standing,
+)
+from creditledger.operations import (
+    Adjust,
+    Command,
+    Consume,
+    GiveGrant,
+    Operation,
+    PlaceHold,
+    Refund,
 )
 
 # Looking a word up in its list costs more than all else that is done with it.

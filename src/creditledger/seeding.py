@@ -23,19 +23,8 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 from creditledger import clock, ids
 from creditledger.deciding import Posted
 from creditledger.ledger import Ledger
-from creditledger.model import (
-    NEVER,
-    Adjust,
-    Category,
-    Command,
-    Consume,
-    GiveGrant,
-    Kind,
-    Operation,
-    Refund,
-    Status,
-    Usage,
-)
+from creditledger.model import NEVER, Category, Kind, Status
+from creditledger.operations import Adjust, Command, Consume, GiveGrant, Operation, Refund, Usage
 from creditledger.store import Store, look, migrate, migrations, schema
 from creditledger.store.multiply import Life, Rows, Section, writing
 

@@ -11,13 +11,14 @@ from credit.v1 import wallet_service_pb2_grpc
 from sqlalchemy import Connection
 
 from creditledger import ids, money
-from creditledger.api import fields, pages, wire
+from creditledger.api import fields, held, pages, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
 from creditledger.deciding import Budget, Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
-from creditledger.model import Command, OnHold, Release, Status, Wallet, WalletChange, view
+from creditledger.model import Status, Wallet, view
+from creditledger.operations import Command, OnHold, Release, WalletChange
 from creditledger.registry import Scope
 from creditledger.shown import WalletPlace
 from creditledger.store import Store, reads, registry
@@ -116,16 +117,16 @@ class _OfHold:
 
 
 def _capture(request: pb.CaptureHoldRequest) -> _OfHold:
-    return _OfHold(fields.idempotency_key(request.idempotency_key), wire.capture(request))
+    return _OfHold(fields.idempotency_key(request.idempotency_key), held.capture(request))
 
 
 def _release(request: pb.ReleaseHoldRequest) -> _OfHold:
     key = fields.idempotency_key(request.idempotency_key)
-    return _OfHold(key, Release(wire.hold_id(request)))
+    return _OfHold(key, Release(held.hold_id(request)))
 
 
 def _extend(request: pb.ExtendHoldRequest) -> _OfHold:
-    return _OfHold(fields.idempotency_key(request.idempotency_key), wire.extend(request))
+    return _OfHold(fields.idempotency_key(request.idempotency_key), held.extend(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,29 +297,29 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         posting, dimension = found
         return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), True, False))
 
-    @rpc(wire.place_hold, scope=Scope.SERVICE)
+    @rpc(held.place_hold, scope=Scope.SERVICE)
     async def Hold(  # noqa: N802
         self, command: Callable[[Caller], Command], caller: Caller
     ) -> pb.HoldResponse:
         """Set credit aside; as a posting, see `Ledger.post`. Raises InsufficientCredit too."""
-        return wire.hold_answer(await self._ledger.post(command(caller)), self._clock())
+        return held.hold_answer(await self._ledger.post(command(caller)), self._clock())
 
     @rpc(_capture, scope=Scope.SERVICE)
     async def CaptureHold(  # noqa: N802
         self, asked: _OfHold, caller: Caller
     ) -> pb.CaptureHoldResponse:
         """Raises NotFound, HoldExpired, HoldEnded, CaptureTooLarge, InsufficientCredit."""
-        return wire.capture_answer(await self._post_on_hold(asked, caller), self._clock())
+        return held.capture_answer(await self._post_on_hold(asked, caller), self._clock())
 
     @rpc(_release, scope=Scope.SERVICE)
     async def ReleaseHold(self, asked: _OfHold, caller: Caller) -> pb.HoldResponse:  # noqa: N802
         """Raises NotFound, HoldExpired, HoldEnded."""
-        return wire.hold_answer(await self._post_on_hold(asked, caller), self._clock())
+        return held.hold_answer(await self._post_on_hold(asked, caller), self._clock())
 
     @rpc(_extend, scope=Scope.SERVICE)
     async def ExtendHold(self, asked: _OfHold, caller: Caller) -> pb.HoldResponse:  # noqa: N802
         """Raises NotFound, HoldExpired, HoldEnded, InvalidField(deadline)."""
-        return wire.hold_answer(await self._post_on_hold(asked, caller), self._clock())
+        return held.hold_answer(await self._post_on_hold(asked, caller), self._clock())
 
     async def _post_on_hold(self, asked: _OfHold, caller: Caller) -> Posted:
         place = ids.resolve("hld", asked.operation.hold_id)
@@ -331,7 +332,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             if len(self._wallet_ids) >= WALLET_IDS_MAX:
                 self._wallet_ids.clear()
             self._wallet_ids[number] = wallet_id
-        command = wire.on_hold(wallet_id, asked.key, asked.operation, caller)
+        command = held.on_hold(wallet_id, asked.key, asked.operation, caller)
         try:
             return await self._ledger.post(command)
         except NotFound as refusal:
@@ -340,7 +341,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 raise _no_hold(asked.operation.hold_id) from None
             raise
 
-    @rpc(wire.hold_id, scope=Scope.CUSTOMER)
+    @rpc(held.hold_id, scope=Scope.CUSTOMER)
     async def GetHold(self, hold_id: str, caller: Caller) -> pb.HeldCredit:  # noqa: N802
         """The hold as it is now. Raises NotFound."""
         place = ids.resolve("hld", hold_id)
@@ -350,7 +351,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         if found is None or not _may_see(caller, found[1]):
             raise _no_hold(hold_id)
         hold, wallet, dimension = found
-        return wire.hold(hold, wallet, place[0], dimension, self._clock())
+        return held.hold(hold, wallet, place[0], dimension, self._clock())
 
     @rpc(_hold_list, scope=Scope.CUSTOMER)
     async def ListHolds(  # noqa: N802
@@ -369,7 +370,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one[0].number])
         return pb.ListHoldsResponse(
             holds=[
-                wire.hold(hold, wallet, wallet.number, dimension, now) for hold, dimension in page
+                held.hold(hold, wallet, wallet.number, dimension, now) for hold, dimension in page
             ],
             next_page_token=token,
         )

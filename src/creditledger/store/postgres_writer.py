@@ -9,28 +9,16 @@ during the wait.
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
-from functools import cache
 from time import monotonic
 from typing import Any
 
 import asyncpg
-from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 
 from creditledger.model import Grant, Hold, Posting, Row, Wallet
-from creditledger.store import schema
+from creditledger.store import postgres_statements as sql
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
 from creditledger.store.known import Known
 from creditledger.store.values import (
-    DIMENSION_COLUMNS,
-    GRANT_COLUMNS,
-    HOLD_CHANGED,
-    HOLD_COLUMNS,
-    POSTING_COLUMNS,
-    REVISION_COLUMNS,
-    ROW_COLUMNS,
-    STATE_COLUMNS,
-    SUM_COLUMNS,
-    WALLET_COLUMNS,
     digest,
     dimension_columns,
     dimension_value,
@@ -180,7 +168,7 @@ class Writer:
         places = await self._found(connection, wanted.wallets)
         numbers = {place[2]: number for number, place in places.items()}
         keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
-        records = await connection.fetch(_LOCK, list(places), *_columns(keys))
+        records = await connection.fetch(sql.LOCK, list(places), *_columns(keys))
         clock, next_posting, seen = records[0][:3]
         wallets, moved = self._locked(wanted, places, records)
         loaded = Loaded(
@@ -196,7 +184,7 @@ class Writer:
         # A statement sees what was committed before it began, not during its wait for the locks.
         # That is all there is of a wallet which nobody has moved since this connection did.
         if moved or seen:
-            for posting in await _load_postings(connection, loaded, _POSTINGS_BY_KEY, keys):
+            for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_KEY, keys):
                 assert posting.idempotency_key is not None
                 loaded.postings[posting.wallet, posting.idempotency_key] = posting
         named = loaded.held(wanted)
@@ -205,10 +193,10 @@ class Writer:
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
         if wanted.meters:
-            found = await connection.fetch(_METERS, list(wanted.meters))
+            found = await connection.fetch(sql.METERS, list(wanted.meters))
             loaded.meters = frozenset(meter for (meter,) in found)
         if wanted.subscriptions:
-            found = await connection.fetch(_SUBSCRIPTIONS, list(wanted.subscriptions))
+            found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
         await self._load_dimensions(connection, wanted, loaded)
         return loaded
@@ -228,7 +216,7 @@ class Writer:
                 continue
             scale, *place = places[number]
             wallet = known.get(place[1])
-            if wallet is None or wallet.revision != state[_REVISION]:
+            if wallet is None or wallet.revision != state[sql.REVISION]:
                 wallet = wallet_value([*place, *state], scale)
                 moved.append(wallet)
             else:
@@ -245,7 +233,7 @@ class Writer:
         if unknown:
             if len(places) > PLACES_MAX:
                 places.clear()
-            for record in await connection.fetch(_WALLETS, list(wallet_ids)):
+            for record in await connection.fetch(sql.WALLETS, list(wallet_ids)):
                 places[record["id"]] = tuple(record)
         return {places[id_][1]: places[id_] for id_ in wallet_ids if id_ in places}
 
@@ -260,101 +248,11 @@ class Writer:
         }
         if not unknown:
             return
-        for wallet, mark, number in await connection.fetch(_DIMENSION_NUMBERS, *_columns(unknown)):
+        numbered = await connection.fetch(sql.DIMENSION_NUMBERS, *_columns(unknown))
+        for wallet, mark, number in numbered:
             loaded.numbers[wallet, unknown[wallet, mark]] = number
         wallets = list({wallet for wallet, _ in unknown})
-        loaded.next_dimension = dict(await connection.fetch(_DIMENSION_NEXT, wallets))
-
-
-# --- reading what a batch wants -------------------------------------------------------------------
-
-
-_SEQUENCE = STATE_COLUMNS.index("sequence")
-_REVISION = STATE_COLUMNS.index("revision")
-
-
-def _of(table: str, columns: list[str]) -> str:
-    return ", ".join(f"{table}.{name}" for name in columns)
-
-
-_WALLETS = f"""
-SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
-JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
-
-#: The first three columns are the same in every row, and one row is there without any wallet: the
-#: time and a number for postings, both taken when all are locked, and whether any key is there.
-_LOCK = f"""
-WITH locked AS MATERIALIZED (
- SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
- WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
-), turn AS MATERIALIZED (
- SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
-        nextval('posting_numbers') AS number, every.count
- FROM (SELECT count(*) FROM locked) AS every
-)
-SELECT turn.clock, turn.number, EXISTS (
- SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
- JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key), locked.*
-FROM turn LEFT JOIN locked ON turn.count > 0"""
-
-_OPEN_GRANTS = f"""
-SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
-FROM grants AS g WHERE g.wallet_number = ANY($1::bigint[]) AND g.open"""
-
-_OPEN_HOLDS = f"""
-SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
-FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
-
-_NAMED_HOLDS = f"""
-SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
-FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
-JOIN holds AS h ON h.wallet_number = j.wallet AND h.number = j.number"""
-
-_NAMED_GRANTS = f"""
-SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
-FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
-JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number"""
-
-_POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_COLUMNS)}"
-_POSTINGS_BY_KEY = f"""
-{_POSTINGS} FROM unnest($1::bigint[], $2::text[]) AS j (wallet, key)
-JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key"""
-_POSTINGS_BY_NUMBER = f"""
-{_POSTINGS} FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
-JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
-
-_ROWS = f"""
-SELECT {_of("t", ROW_COLUMNS)}
-FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, last)
-JOIN credit_transactions AS t
-  ON t.wallet_number = j.wallet AND t.sequence BETWEEN j.first AND j.last
-ORDER BY t.wallet_number, t.sequence"""
-
-_DIMENSIONS = f"""
-SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)}
-FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
-JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.number = j.number"""
-
-_DIMENSION_NUMBERS = """
-SELECT d.wallet_number, d.digest, d.number
-FROM unnest($1::bigint[], $2::text[]) AS j (wallet, digest)
-JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.digest = j.digest"""
-
-_DIMENSION_NEXT = """
-SELECT j.wallet, 1 + coalesce((SELECT max(d.number) FROM dimensions AS d
-                               WHERE d.wallet_number = j.wallet), 0)
-FROM unnest($1::bigint[]) AS j (wallet)"""
-
-_REFUNDED = """
-SELECT p.wallet_number, p.refund_of, CAST(sum(t.amount) AS bigint)
-FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
-JOIN postings AS p ON p.wallet_number = j.wallet AND p.refund_of = j.number
-JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
- AND t.sequence BETWEEN p.first_sequence AND p.first_sequence + p.row_count - 1
-GROUP BY p.wallet_number, p.refund_of"""
-
-_METERS = "SELECT id FROM meters WHERE id = ANY($1::text[])"
-_SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::text[])"
+        loaded.next_dimension = dict(await connection.fetch(sql.DIMENSION_NEXT, wallets))
 
 
 def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any]]:
@@ -364,10 +262,10 @@ def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any
 
 async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> None:
     found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
-    for number, *columns in await connection.fetch(_OPEN_GRANTS, list(found)):
+    for number, *columns in await connection.fetch(sql.OPEN_GRANTS, list(found)):
         found[number].append(grant_value(columns))
     holds: dict[int, list[Hold]] = {wallet.number: [] for wallet in wallets}
-    for number, *columns in await connection.fetch(_OPEN_HOLDS, list(holds)):
+    for number, *columns in await connection.fetch(sql.OPEN_HOLDS, list(holds)):
         holds[number].append(hold_value(columns))
     for wallet in wallets:
         wallet.fill(found[wallet.number], holds[wallet.number])
@@ -379,11 +277,11 @@ async def _load_holds(
     """Holds that are named, ended or not, of the batch's own wallets, and what they are for."""
     wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
     missing = [place for place in named if place[1] not in wallets[place[0]].holds]
-    for wallet, *columns in await connection.fetch(_NAMED_HOLDS, *_columns(missing)):
+    for wallet, *columns in await connection.fetch(sql.NAMED_HOLDS, *_columns(missing)):
         hold = hold_value(columns)
         wallets[wallet].holds[hold.number] = hold
     places = loaded.dimensions_of(named)
-    for wallet, number, *columns in await connection.fetch(_DIMENSIONS, *_columns(places)):
+    for wallet, number, *columns in await connection.fetch(sql.DIMENSIONS, *_columns(places)):
         loaded.dimensions[wallet, number] = dimension_value(columns)
 
 
@@ -397,7 +295,7 @@ async def _load_named_grants(
         for wallet, number in set(named)
         if wallet in wallets and number not in wallets[wallet].grants
     ]
-    for number, *columns in await connection.fetch(_NAMED_GRANTS, *_columns(missing)):
+    for number, *columns in await connection.fetch(sql.NAMED_GRANTS, *_columns(missing)):
         wallets[number].add(grant_value(columns))
 
 
@@ -405,10 +303,10 @@ async def _load_originals(connection: asyncpg.Connection, wanted: Wanted, loaded
     own = {wallet.number for wallet in loaded.wallets.values()}
     pairs = [pair for pair in wanted.originals if pair[0] in own]
     drawn_on = []
-    for posting in await _load_postings(connection, loaded, _POSTINGS_BY_NUMBER, pairs):
+    for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, pairs):
         loaded.originals[posting.wallet, posting.number] = posting
         drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
-    for wallet, number, amount in await connection.fetch(_REFUNDED, *_columns(pairs)):
+    for wallet, number, amount in await connection.fetch(sql.REFUNDED, *_columns(pairs)):
         loaded.refunded[wallet, number] = amount
     await _load_named_grants(connection, loaded, drawn_on)
 
@@ -429,100 +327,13 @@ async def _load_postings(
         posting = posting_value(columns)
         postings[posting.wallet, posting.number] = posting
         ranges.append((posting.wallet, first, first + count - 1))
-    for record in await connection.fetch(_ROWS, *_columns(ranges, 3)):
+    for record in await connection.fetch(sql.ROWS, *_columns(ranges, 3)):
         row = Row(*record)
         postings[row.wallet, row.posting].rows.append(row)
     places = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
-    for wallet, number, *columns in await connection.fetch(_DIMENSIONS, *_columns(places)):
+    for wallet, number, *columns in await connection.fetch(sql.DIMENSIONS, *_columns(places)):
         loaded.dimensions[wallet, number] = dimension_value(columns)
     return list(postings.values())
-
-
-# --- writing what was decided ---------------------------------------------------------------------
-
-_ARRAYS = {BigInteger: "bigint[]", Integer: "integer[]", SmallInteger: "smallint[]"}
-
-
-def _array(column: Column[Any]) -> str:
-    if isinstance(column.type, Boolean):
-        return "boolean[]"
-    return next((name for kind, name in _ARRAYS.items() if type(column.type) is kind), "text[]")
-
-
-class _Numbered:
-    """The statement's parameters, numbered as they come."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def unnest(self, table: Table, columns: Sequence[str]) -> str:
-        """The columns of the next arrays, as a table in FROM."""
-        arrays = []
-        for name in columns:
-            self.count += 1
-            arrays.append(f"${self.count}::{_array(table.c[name])}")
-        return f"unnest({', '.join(arrays)})"
-
-    def insert(self, table: Table, columns: Sequence[str]) -> str:
-        """INSERT of all rows of the next arrays."""
-        into = f"INSERT INTO {table.name} ({', '.join(columns)})"
-        return f"{into} SELECT * FROM {self.unnest(table, columns)}"
-
-    def update(self, table: Table, key: Sequence[str], columns: Sequence[str]) -> str:
-        """UPDATE of the rows with the next arrays' keys."""
-        values = self.unnest(table, [*key, *columns])
-        return (
-            f"UPDATE {table.name} AS o SET {', '.join(f'{c} = j.{c}' for c in columns)}"
-            f" FROM {values} AS j ({', '.join([*key, *columns])})"
-            f" WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
-        )
-
-
-_COUNTERS = STATE_COLUMNS[_SEQUENCE:]
-_PLACE = ["wallet_number", "quarter", "dimension_number"]
-_DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
-_POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
-_GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
-
-
-#: What a batch writes beside the wallets' counters, where there is some.
-_PARTS = {
-    "named": lambda n: n.insert(schema.dimensions, _DIMENSION_INSERTED),
-    "given": lambda n: n.insert(schema.grants, _GRANT_INSERTED),
-    "drawn": lambda n: n.update(schema.grants, ["wallet_number", "number"], ["remaining", "open"]),
-    "held": lambda n: (
-        n.insert(schema.holds, ["wallet_number", *HOLD_COLUMNS])
-        + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED)
-    ),
-    "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
-    "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
-    "added": lambda n: (
-        n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
-        + f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
-        + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)
-    ),
-    "written": lambda n: n.insert(schema.transactions, ROW_COLUMNS),
-}
-
-
-@cache
-def _write_statement(parts: tuple[str, ...]) -> str:
-    """All that a batch writes, as one statement: none of its parts reads what another wrote.
-
-    A part costs even where it has no row, so there is a statement for each choice of them.
-    """
-    n = _Numbered()
-    own = ",\n".join(f"{name} AS ({_PARTS[name](n)})" for name in parts)
-    moved = n.update(schema.wallet_states, ["wallet_number"], _COUNTERS)
-    return f"WITH {own}\n{moved}"
-
-
-_WRITE_TERMS = _Numbered().update(
-    schema.wallet_states,
-    ["wallet_number"],
-    ["overdraft_limit", "status", "metadata", "updated_at"],
-)
 
 
 async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
@@ -532,7 +343,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
             (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
             for n, w in changes.terms.items()
         ]
-        await connection.fetch(_WRITE_TERMS, *_columns(terms))
+        await connection.fetch(sql.WRITE_TERMS, *_columns(terms))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
@@ -551,7 +362,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
     there = tuple(name for name, rows in parts.items() if rows)
     moved = [(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]
     await connection.fetch(
-        _write_statement(there),
+        sql.write_statement(there),
         *(column for name in there for column in _columns(parts[name])),
-        *_columns(moved, 1 + len(_COUNTERS)),
+        *_columns(moved, 1 + len(sql.COUNTERS)),
     )

@@ -1,4 +1,4 @@
-"""Shorter ways to learn that the passes of checks.py would find nothing.
+"""Shorter ways to learn that the passes of checks.py and credit_checks.py would find nothing.
 
 All proofs of a database together fail if and only if a pass finds something; they do not say what.
 On SQLite, where a pass looks up what belongs to each row, a proof reads each table once, in the
@@ -6,7 +6,7 @@ order in which it lies, and keeps what it needs of the rows before in a temporar
 wallet stands, the sums of each grant and of each roll-up. INSERT ... ON CONFLICT DO UPDATE takes
 one row after the other, so a condition in it sees the row, as `excluded`, and what the rows before
 it left. PostgreSQL joins and groups whole tables by hashing, so there most passes are proofs.
-Imports checks.
+Imports these two.
 """
 
 from typing import NamedTuple
@@ -17,8 +17,6 @@ from creditledger.store.checks import (
     CARRIED,
     FIRST,
     FIRST_QUANTITIES,
-    GRANTS,
-    HOLDS,
     KIND_COUNTS,
     MOVED_ROLLUPS,
     NO_SUCH_GRANT,
@@ -34,14 +32,13 @@ from creditledger.store.checks import (
     POSTINGS,
     QUANTITIES,
     REFUNDS,
-    REVISIONS,
     ROWS,
-    WALLETS,
     Pass,
     posting_amount,
     quarter,
     wrong,
 )
+from creditledger.store.credit_checks import GRANTS, HOLDS, REVISIONS, WALLETS
 
 
 class Proof(NamedTuple):

@@ -1,8 +1,9 @@
 """Whether the ledger is whole: proves that it is or, where it is not, names what is wrong.
 
 First the proofs, several at the same time, which read each table once but find only that something
-is wrong. If one fails, the passes of checks.py name everything that is: they look up what belongs
-to each row. Called by the command line and by every test that wrote. Imports checks and proofs.
+is wrong. If one fails, the passes of checks.py and credit_checks.py name everything that is: they
+look up what belongs to each row. Called by the command line and by every test that wrote. Imports
+these and proofs.
 """
 
 import re
@@ -18,7 +19,8 @@ from sqlalchemy.exc import DBAPIError
 
 from creditledger.store import checks
 from creditledger.store import proofs as proving
-from creditledger.store.checks import PASSES, Pass, named
+from creditledger.store.checks import Pass, named
+from creditledger.store.credit_checks import PASSES
 from creditledger.store.proofs import Proof, proofs
 
 #: What connections keep in memory: with less, sums and joins go to the disk in small pieces.

@@ -1,0 +1,161 @@
+"""What a client may ask of a wallet, as values: the operations of a posting, and changes.
+
+Shape checked, not yet decided; amounts are still text, for their scale is known only under the
+wallet's lock. Made by the API and the importer, decided by the rules. Imports the model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from creditledger.model import Category, Kind, Status
+
+
+class Usage(NamedTuple):
+    """What was consumed. Belongs to the posting and counts once, however many grants paid."""
+
+    api_key_id: str
+    product_id: str
+    product_name: str
+    category: str
+    billing_method: int
+    quantities: tuple[int, ...]
+    base_prices: tuple[int, ...]
+    discount_prices: tuple[int, ...]
+    price_precision: int
+
+
+@dataclass(frozen=True, slots=True)
+class GiveGrant:
+    """Operation: give a lot of credit."""
+
+    amount: str
+    kind: Kind
+    category: Category
+    priority: int
+    name: str | None
+    effective_at: int | None
+    expires_at: int | None
+    source: Mapping[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Consume:
+    """Operation: spend credit in burn order."""
+
+    amount: str
+    meter_id: str | None = None
+    meter_event_id: str | None = None
+    subscription_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Adjust:
+    """Operation: give or take credit by hand."""
+
+    amount: str
+    source: Mapping[str, str]
+    credit_grant_id: str | None = None
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Refund:
+    """Operation: return what a posting consumed, all that is left of it if amount is None."""
+
+    posting_id: str
+    amount: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold:
+    """Operation: set credit aside, in burn order, until a deadline."""
+
+    amount: str
+    deadline: int | None  #: One of the two, or neither: the default.
+    ttl_ms: int | None
+    meter_id: str | None = None
+    meter_event_id: str | None = None
+    subscription_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """Operation: consume what a hold has set aside, all of it if amount is None."""
+
+    hold_id: str
+    amount: str | None = None
+    final: bool = False  #: What is left is given back.
+    allow_more: bool = False  #: Beyond the hold, what is available may be used.
+    meter_event_id: str | None = None
+    usage: Usage | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """Operation: end a hold and give back what is left of it."""
+
+    hold_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Operation: a later deadline for a hold."""
+
+    hold_id: str
+    deadline: int | None
+    ttl_ms: int | None
+
+
+OnHold = Capture | Release | Extend
+Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | Capture | Release | Extend
+
+#: Stored as their index; the name is the field of the request.
+OPERATIONS: dict[type, tuple[int, str]] = {
+    GiveGrant: (1, "grant"),
+    Consume: (2, "consumption"),
+    Adjust: (3, "adjustment"),
+    Refund: (4, "refund"),
+    PlaceHold: (6, "hold"),
+    Capture: (7, "capture"),
+    Release: (8, "release"),
+    Extend: (9, "extend"),
+}
+OPERATION_NAMES = dict(OPERATIONS.values())
+#: The operation of a posting the ledger makes by itself, for expirations due.
+EXPIRE = 5
+
+
+class Command(NamedTuple):
+    """One posting as a client asked for it, shape checked, not yet decided.
+
+    Amounts are still text: their scale is known only under the wallet's lock. `source` of the
+    operation is what was given; a missing actor is filled in from `actor` when it is written.
+    """
+
+    wallet_id: str
+    idempotency_key: str
+    operation: Operation
+    livemode: bool | None  #: The mode its wallet must have; None: either.
+    posted_by: int | None  #: Number of the API key that posts; None: the command line.
+    actor: str  #: Its name: who did it, where the request does not say.
+    description: str | None = None
+    note: str | None = None
+    metadata: Mapping[str, str] = {}  # a Mapping: nobody writes to it
+    effective_at: int | None = None
+    expected_sequence: int | None = None
+    validate_only: bool = False
+    backdating_free: bool = False  #: Admin keys and import reach behind the 35 days.
+
+
+@dataclass(frozen=True, slots=True)
+class WalletChange:
+    """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
+
+    wallet_id: str
+    livemode: bool | None  #: The mode its wallet must have; None: either.
+    overdraft_limit: str | None = None
+    status: Status | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)

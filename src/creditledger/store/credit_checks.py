@@ -1,0 +1,176 @@
+"""The invariants of what a wallet has, as queries that must find nothing: grants, wallets, holds.
+
+As checks.py, which has those of rows, postings and roll-ups. The end of the file lists all passes.
+"""
+
+from creditledger.model import Kind
+from creditledger.store.checks import (
+    ENDS,
+    KIND_COUNTS,
+    MOVED_ROLLUPS,
+    POSTING_SUM,
+    POSTINGS,
+    REFUNDS,
+    ROLLUPS,
+    ROWS,
+    Pass,
+)
+
+# --- grants and wallets ---------------------------------------------------------------------------
+
+#: Before the columns to group by goes one number made of them, for SQLite sorts by a first number
+#: twice as fast as by what follows it. Groups that share a number are told apart by the columns.
+GRANT_SUMS = """(SELECT wallet_number, grant_number, sum(amount) AS amount,
+                 sum(CASE kind WHEN $EXPIRY THEN 1 ELSE 0 END) AS expirations
+               FROM credit_transactions WHERE grant_number IS NOT NULL
+               GROUP BY wallet_number * 1000003 + grant_number, wallet_number, grant_number)"""
+
+GRANTS = Pass(
+    "grants",
+    f"""grants AS g
+    LEFT JOIN wallets AS w ON w.number = g.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+    LEFT JOIN {GRANT_SUMS} AS s
+      ON s.wallet_number = g.wallet_number AND s.grant_number = g.number""",
+    ("g.wallet_number", "g.number"),
+    """
+grant_row: coalesce(t.grant_number, 0) <> g.number -- row {g.number} did not make this grant
+grant_remaining: g.remaining <> s.amount - g.overdraft_paid
+    -- remaining is {g.remaining}, not {s.amount - g.overdraft_paid}
+grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount - g.overdraft_paid
+    -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
+grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
+grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
+grant_expired: s.expirations > 1
+      AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = g.wallet_number)
+    OR g.remaining > $HELD AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
+    -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
+""",
+)
+
+
+def _last(column: str, last: str) -> str:
+    """A figure of the wallet that is that of its last row, or 0 before the first."""
+    now = f"CASE WHEN v.sequence = 0 THEN 0 ELSE {last} END"
+    return f"wallet_{column}: v.{column} <> {now} -- {column} is {{v.{column}}}, not {{{now}}}\n"
+
+
+_SUMMED = ("running_balance", "usage_count", "usage_amount", "usage_quantity", "unmetered_amount")
+_COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
+_KIND_LAST = ", ".join(
+    f"max(CASE kind WHEN {kind:d} THEN kind_count END) AS {kind.word}" for kind in _COUNTED
+)
+#: Of its last row or of the last posting about a hold, whichever is the later.
+_POSTED_AT = (
+    "CASE WHEN z.at > coalesce(l.created_at, 0) THEN z.at ELSE coalesce(l.created_at, 0) END"
+)
+_ADDED_UP = (Kind.TOPUP, Kind.REFUND)
+_KIND_SUMS = ", ".join(
+    f"sum(CASE kind WHEN {kind:d} THEN amount END) AS {kind.word}_amount" for kind in _ADDED_UP
+)
+_MOVED = _last(
+    "moved_sequence",
+    "coalesce((SELECT max(m.sequence) FROM credit_transactions AS m"
+    " WHERE m.wallet_number = w.number AND m.kind <> $EXPIRY), 0)",
+)
+
+WALLETS = Pass(
+    "wallets",
+    f"""wallets AS w
+    LEFT JOIN wallet_states AS v ON v.wallet_number = w.number
+    LEFT JOIN currencies AS c ON c.code = w.currency
+    LEFT JOIN customers AS u ON u.id = w.customer_id
+    LEFT JOIN credit_transactions AS l ON l.wallet_number = w.number AND l.sequence = v.sequence
+    LEFT JOIN credit_transactions AS x ON x.wallet_number = w.number AND x.sequence = v.sequence + 1
+    LEFT JOIN (SELECT wallet_number, sum(amount) AS amount FROM credit_transactions
+               WHERE grant_number IS NULL GROUP BY wallet_number + 0, wallet_number) AS o
+      ON o.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining, sum(overdraft_paid) AS paid
+               FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS}
+               FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
+      ON k.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(created_at) AS at FROM hold_revisions
+               GROUP BY wallet_number) AS z ON z.wallet_number = w.number""",  # noqa: S608 # constants
+    ("w.number", "v.sequence"),
+    """
+wallet_state: v.wallet_number IS NULL -- it has no state
+wallet_currency: c.code IS NULL -- there is no currency {w.currency}
+wallet_customer: u.id IS NULL -- there is no customer {w.customer_id}
+wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NULL
+    -- row {v.sequence} is not its last
+"""
+    f"wallet_posted_at: v.posted_at <> {_POSTED_AT}\n"
+    f"    -- posted_at is {{v.posted_at}}, not {{{_POSTED_AT}}}\n"
+    + _MOVED
+    + "".join(_last(column, f"l.{column}") for column in _SUMMED)
+    + "".join(_last(f"{kind.word}_count", f"coalesce(k.{kind.word}, 0)") for kind in _COUNTED)
+    + "".join(
+        _last(f"{kind.word}_amount", f"coalesce(k.{kind.word}_amount, 0)") for kind in _ADDED_UP
+    )
+    + _last("overdraft_used", "-coalesce(o.amount, 0) - coalesce(g.paid, 0)")
+    + """
+wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
+    -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
+wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
+    -- it is closed with {v.running_balance}
+""",
+)
+
+# --- holds ----------------------------------------------------------------------------------------
+
+HOLDS = Pass(
+    "holds",
+    f"""holds AS h
+    LEFT JOIN wallets AS w ON w.number = h.wallet_number
+    LEFT JOIN postings AS p ON p.wallet_number = h.wallet_number AND p.number = h.number
+    LEFT JOIN dimensions AS d
+      ON d.wallet_number = h.wallet_number AND d.number = h.dimension_number
+    LEFT JOIN (SELECT wallet_number, hold_number, max(posting_number) AS last
+               FROM hold_revisions GROUP BY wallet_number, hold_number) AS m
+      ON m.wallet_number = h.wallet_number AND m.hold_number = h.number
+    LEFT JOIN hold_revisions AS r ON r.wallet_number = h.wallet_number
+      AND r.hold_number = h.number AND r.posting_number = m.last
+    LEFT JOIN (SELECT p.wallet_number, p.hold_number, -sum({POSTING_SUM}) AS amount
+               FROM postings AS p {ENDS} WHERE p.hold_number IS NOT NULL AND p.row_count > 0
+               GROUP BY p.wallet_number, p.hold_number) AS c
+      ON c.wallet_number = h.wallet_number AND c.hold_number = h.number""",  # noqa: S608 # constants
+    ("h.wallet_number", "NULL"),
+    """
+hold_posting: p.number IS NULL OR p.operation <> $OP_HOLD OR p.amount <> h.amount
+    -- posting {h.number} did not make a hold of {h.amount}
+hold_dimension: d.number IS NULL OR d.kind <> $USAGE
+    -- dimension {h.dimension_number} is missing or of another kind
+hold_captured: h.captured <> coalesce(c.amount, 0)
+    -- {h.captured} are captured, and the rows of its captures are of {coalesce(c.amount, 0)}
+hold_revision: r.posting_number IS NULL OR r.captured <> h.captured OR r.deadline <> h.deadline
+    OR CASE WHEN h.ended = $HOLD_EXPIRED THEN r.ended IS NOT NULL OR h.ended_at <> h.deadline
+       ELSE r.parts <> h.parts OR r.beyond <> h.beyond
+         OR coalesce(r.ended, 0) <> coalesce(h.ended, 0) OR h.ended_at <> r.created_at END
+    -- it is not what its last posting left of it
+""",
+)
+
+REVISIONS = Pass(
+    "hold revisions",
+    """hold_revisions AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN holds AS h ON h.wallet_number = r.wallet_number AND h.number = r.hold_number
+    LEFT JOIN postings AS p
+      ON p.wallet_number = r.wallet_number AND p.number = r.posting_number""",
+    ("r.wallet_number", "NULL"),
+    """
+revision_posting: h.number IS NULL OR p.number IS NULL
+    OR coalesce(p.hold_number, 0) <> r.hold_number
+    -- posting {r.posting_number} is not about hold {r.hold_number}
+""",
+)
+
+# --- all of them ---------------------------------------------------------------------------------
+
+PASSES = (
+    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS),
+    *(ROLLUPS, MOVED_ROLLUPS),
+)

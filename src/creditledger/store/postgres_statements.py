@@ -1,0 +1,201 @@
+"""What the writer of PostgreSQL says to it: values travel as arrays, a column each.
+
+Kept apart from postgres_writer.py, which says when. Imports schema and values.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
+
+from creditledger.store import schema
+from creditledger.store.values import (
+    DIMENSION_COLUMNS,
+    GRANT_COLUMNS,
+    HOLD_CHANGED,
+    HOLD_COLUMNS,
+    POSTING_COLUMNS,
+    REVISION_COLUMNS,
+    ROW_COLUMNS,
+    STATE_COLUMNS,
+    SUM_COLUMNS,
+    WALLET_COLUMNS,
+)
+
+# --- reading what a batch wants -------------------------------------------------------------------
+
+
+_SEQUENCE = STATE_COLUMNS.index("sequence")
+REVISION = STATE_COLUMNS.index("revision")
+
+
+def _of(table: str, columns: list[str]) -> str:
+    return ", ".join(f"{table}.{name}" for name in columns)
+
+
+WALLETS = f"""
+SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
+JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
+
+#: The first three columns are the same in every row, and one row is there without any wallet: the
+#: time and a number for postings, both taken when all are locked, and whether any key is there.
+LOCK = f"""
+WITH locked AS MATERIALIZED (
+ SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
+ WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
+), turn AS MATERIALIZED (
+ SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
+        nextval('posting_numbers') AS number, every.count
+ FROM (SELECT count(*) FROM locked) AS every
+)
+SELECT turn.clock, turn.number, EXISTS (
+ SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
+ JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key), locked.*
+FROM turn LEFT JOIN locked ON turn.count > 0"""
+
+OPEN_GRANTS = f"""
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+FROM grants AS g WHERE g.wallet_number = ANY($1::bigint[]) AND g.open"""
+
+OPEN_HOLDS = f"""
+SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
+
+NAMED_HOLDS = f"""
+SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN holds AS h ON h.wallet_number = j.wallet AND h.number = j.number"""
+
+NAMED_GRANTS = f"""
+SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number"""
+
+_POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_COLUMNS)}"
+POSTINGS_BY_KEY = f"""
+{_POSTINGS} FROM unnest($1::bigint[], $2::text[]) AS j (wallet, key)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key"""
+POSTINGS_BY_NUMBER = f"""
+{_POSTINGS} FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
+
+ROWS = f"""
+SELECT {_of("t", ROW_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, last)
+JOIN credit_transactions AS t
+  ON t.wallet_number = j.wallet AND t.sequence BETWEEN j.first AND j.last
+ORDER BY t.wallet_number, t.sequence"""
+
+DIMENSIONS = f"""
+SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.number = j.number"""
+
+DIMENSION_NUMBERS = """
+SELECT d.wallet_number, d.digest, d.number
+FROM unnest($1::bigint[], $2::text[]) AS j (wallet, digest)
+JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.digest = j.digest"""
+
+DIMENSION_NEXT = """
+SELECT j.wallet, 1 + coalesce((SELECT max(d.number) FROM dimensions AS d
+                               WHERE d.wallet_number = j.wallet), 0)
+FROM unnest($1::bigint[]) AS j (wallet)"""
+
+REFUNDED = """
+SELECT p.wallet_number, p.refund_of, CAST(sum(t.amount) AS bigint)
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.refund_of = j.number
+JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+ AND t.sequence BETWEEN p.first_sequence AND p.first_sequence + p.row_count - 1
+GROUP BY p.wallet_number, p.refund_of"""
+
+METERS = "SELECT id FROM meters WHERE id = ANY($1::text[])"
+SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::text[])"
+
+
+# --- writing what was decided ---------------------------------------------------------------------
+
+_ARRAYS = {BigInteger: "bigint[]", Integer: "integer[]", SmallInteger: "smallint[]"}
+
+
+def _array(column: Column[Any]) -> str:
+    if isinstance(column.type, Boolean):
+        return "boolean[]"
+    return next((name for kind, name in _ARRAYS.items() if type(column.type) is kind), "text[]")
+
+
+class _Numbered:
+    """The statement's parameters, numbered as they come."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def unnest(self, table: Table, columns: Sequence[str]) -> str:
+        """The columns of the next arrays, as a table in FROM."""
+        arrays = []
+        for name in columns:
+            self.count += 1
+            arrays.append(f"${self.count}::{_array(table.c[name])}")
+        return f"unnest({', '.join(arrays)})"
+
+    def insert(self, table: Table, columns: Sequence[str]) -> str:
+        """INSERT of all rows of the next arrays."""
+        into = f"INSERT INTO {table.name} ({', '.join(columns)})"
+        return f"{into} SELECT * FROM {self.unnest(table, columns)}"
+
+    def update(self, table: Table, key: Sequence[str], columns: Sequence[str]) -> str:
+        """UPDATE of the rows with the next arrays' keys."""
+        values = self.unnest(table, [*key, *columns])
+        return (
+            f"UPDATE {table.name} AS o SET {', '.join(f'{c} = j.{c}' for c in columns)}"
+            f" FROM {values} AS j ({', '.join([*key, *columns])})"
+            f" WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
+        )
+
+
+COUNTERS = STATE_COLUMNS[_SEQUENCE:]
+_PLACE = ["wallet_number", "quarter", "dimension_number"]
+_DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
+_POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
+_GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
+
+
+#: What a batch writes beside the wallets' counters, where there is some.
+_PARTS = {
+    "named": lambda n: n.insert(schema.dimensions, _DIMENSION_INSERTED),
+    "given": lambda n: n.insert(schema.grants, _GRANT_INSERTED),
+    "drawn": lambda n: n.update(schema.grants, ["wallet_number", "number"], ["remaining", "open"]),
+    "held": lambda n: (
+        n.insert(schema.holds, ["wallet_number", *HOLD_COLUMNS])
+        + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED)
+    ),
+    "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
+    "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
+    "added": lambda n: (
+        n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
+        + f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
+        + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)
+    ),
+    "written": lambda n: n.insert(schema.transactions, ROW_COLUMNS),
+}
+
+
+@cache
+def write_statement(parts: tuple[str, ...]) -> str:
+    """All that a batch writes, as one statement: none of its parts reads what another wrote.
+
+    A part costs even where it has no row, so there is a statement for each choice of them.
+    """
+    n = _Numbered()
+    own = ",\n".join(f"{name} AS ({_PARTS[name](n)})" for name in parts)
+    moved = n.update(schema.wallet_states, ["wallet_number"], COUNTERS)
+    return f"WITH {own}\n{moved}"
+
+
+WRITE_TERMS = _Numbered().update(
+    schema.wallet_states,
+    ["wallet_number"],
+    ["overdraft_limit", "status", "metadata", "updated_at"],
+)
