@@ -104,6 +104,7 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         FROM_SERVICE,
     ),
     "WalletService.GetWallet": (pb.GetWalletRequest(wallet_id=WALLET), NOT_OTHERS_LIVE),
+    "WalletService.GetBalance": (pb.GetBalanceRequest(wallet_id=WALLET), NOT_OTHERS_LIVE),
     "WalletService.ListWallets": (pb.ListWalletsRequest(customer_id=CUSTOMER), NOT_OTHERS),
     "WalletService.UpdateWallet": (
         pb.UpdateWalletRequest(wallet_id=WALLET, metadata={"seen": "yes"}),

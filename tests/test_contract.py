@@ -82,6 +82,7 @@ ROUTES = {
     "WalletService.CaptureHold": "post /v1/holds/{hold_id}:capture *",
     "WalletService.ReleaseHold": "post /v1/holds/{hold_id}:release *",
     "WalletService.ExtendHold": "post /v1/holds/{hold_id}:extend *",
+    "WalletService.GetBalance": "get /v1/wallets/{wallet_id}/balance",
     "WalletService.GetHold": "get /v1/holds/{hold_id}",
     "WalletService.ListHolds": "get /v1/wallets/{wallet_id}/holds",
     "BillingService.ListTransactions": "get /api/v1/me/billing/transactions",

@@ -255,8 +255,12 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
     async def wallet() -> object:
         return await api.wallet_now(SHOP)
 
+    async def stood() -> object:
+        request = pb.GetBalanceRequest(wallet_id=SHOP, at_sequence=1)
+        return await api.wallets.GetBalance(request, metadata=owner)
+
     of_me = (history, bills, usage, account, balance)
-    for ask in (retrieve, by_key, listed, summed, *of_me, wallet):
+    for ask in (retrieve, by_key, listed, summed, *of_me, wallet, stood):
         heard.reading.clear()
         await ask()
         statements = of_large(heard.reading)

@@ -22,7 +22,7 @@ from creditledger.clock import DAY, SECOND
 from creditledger.deciding import Posted
 from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind, Row, Status, Type, Wallet, WalletView, view
+from creditledger.model import Category, Kind, Row, Status, Type, Wallet, WalletView, standing, view
 from creditledger.operations import (
     Adjust,
     Capture,
@@ -36,7 +36,7 @@ from creditledger.operations import (
     Usage,
     WalletChange,
 )
-from creditledger.store import Changes, Loaded, Store, Wanted, schema
+from creditledger.store import Changes, Loaded, Store, Wanted, moments, registry, schema
 from creditledger.store.values import ROW_COLUMNS
 from tests import naive, naive_bills, naive_invariants
 from tests.asking import WALLETS, Asking, Change, Request
@@ -88,6 +88,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers: dict[str, int] = {}  #: Of the wallets.
         self.postings: dict[int, int] = {}  #: The model's -> the ledger's.
         self.rows: dict[str, list[Row]] = {wallet_id: [] for wallet_id in WALLETS}
+        #: What each wallet had, by moment, and how many postings it had when that was last right.
+        self.past: dict[str, dict[int, naive.WalletView]] = {wallet_id: {} for wallet_id in WALLETS}
+        self.known: dict[str, int] = {}
         self.asked: list[Request] = []
         self.accepted: list[Request] = []
         for wallet_id, (letter, _, _) in WALLETS.items():
@@ -186,6 +189,23 @@ class LedgerMachine(RuleBasedStateMachine):
         """Or somebody sets the clock back."""
         self.clock.advance(milliseconds)
 
+    @rule(data=st.data())
+    def look_back(self, data: st.DataObject) -> None:
+        """A wallet was at any earlier moment what it was."""
+        wallet_id = data.draw(st.sampled_from(list(WALLETS)))
+        if not self.past[wallet_id]:
+            return
+        moment = data.draw(st.sampled_from(sorted(self.past[wallet_id])))
+
+        def read(connection: Any) -> tuple[object, ...]:
+            wallet = registry.wallet(connection, wallet_id)
+            assert wallet is not None
+            was = moments.at_time(connection, wallet, moment)
+            return (*standing(was, moment), was.overdraft_used)
+
+        expected = self.past[wallet_id][moment]
+        assert self.run(self.store.read(read)) == expected[:5]
+
     @rule()
     def reopen(self) -> None:
         """What is known comes from the file alone."""
@@ -203,6 +223,7 @@ class LedgerMachine(RuleBasedStateMachine):
             wallet = wallets[wallet_id]
             expected = self.model.wallet(wallet_id, now=self.clock.now)
             assert expected == figures(view(wallet, self.clock.now))
+            self._remember(wallet_id, expected)
             assert [
                 (g.ref, g.amount, g.overdraft_paid, g.remaining, g.effective_at, g.expires_at)
                 for g in self.model.grants(wallet_id)
@@ -225,6 +246,16 @@ class LedgerMachine(RuleBasedStateMachine):
         self.runner.close()
         naive_invariants.check(self.model)
         assert findings(self.url) == []
+
+    def _remember(self, wallet_id: str, seen: naive.WalletView) -> None:
+        """What the wallet has now; what it was thought to have later is no longer so."""
+        past, model = self.past[wallet_id], self.model.wallets[wallet_id]
+        if self.known.get(wallet_id) != len(model.postings):
+            self.known[wallet_id] = len(model.postings)
+            last = max((posting.created_at for posting in model.postings.values()), default=0)
+            for moment in [moment for moment in past if moment >= last]:
+                del past[moment]
+        past[model.now(self.clock.now)] = seen
 
     # How both are asked.
 

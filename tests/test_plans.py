@@ -16,6 +16,7 @@ from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 
+from creditledger import clock as time
 from creditledger.clock import SECOND
 from tests.recorded import LARGE, Said, recorded
 from tests.running import TWO_DAYS_OF_BILLS, consume, grant, refund, serve
@@ -110,6 +111,10 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                     billing_pb.GetMyBalanceRequest(), metadata=owner
                 )
 
+            async def stood(**moment: Any) -> object:
+                request = pb.GetBalanceRequest(wallet_id=SHOP, **moment)
+                return await api.wallets.GetBalance(request, metadata=owner)
+
             for what in (
                 listed,
                 lambda: listed(**AROUND),
@@ -127,6 +132,9 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                 account,
                 balance,
                 lambda: api.wallet_now(SHOP),
+                lambda: stood(as_of=time.text(START - 1)),
+                lambda: stood(at_sequence=1),
+                lambda: stood(at_sequence=5),
                 lambda: api.found("spent 1", SHOP),
             ):
                 statements = await asked(heard.reading, what)

@@ -178,6 +178,10 @@ async def test_what_may_be_behind_is_read_there(
         account = await api.billing.GetMyAccount(
             billing_pb.GetMyAccountRequest(), metadata=api.customer
         )
+        asked = pb.GetBalanceRequest(wallet_id=WALLET)
+        stood = await api.wallets.GetBalance(asked, metadata=key)
+        asked.min_sequence = posted.wallet.sequence
+        stands = await api.wallets.GetBalance(asked, metadata=key)
         found = await api.found("two")
         retrieved = await api.transactions.Retrieve(
             transactions_pb.CreditTransactionServiceRetrieveRequest(id=row.id), metadata=key
@@ -188,7 +192,7 @@ async def test_what_may_be_behind_is_read_there(
 
     assert (behind, current) == ([1] * 5, [2] * 5)
     assert balance.totals.call_count == account.balance.lifetime_spent_usd == 2
-    assert wallet.sequence == 3
+    assert (wallet.sequence, stood.sequence, stands.sequence) == (3, 2, 3)
     assert [one.sequence for one in wallets.wallets] == [3]
     assert found is not None
     assert (found.posting_id, retrieved.posting_id) == (posted.posting_id,) * 2

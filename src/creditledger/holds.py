@@ -22,6 +22,7 @@ from creditledger.errors import (
     echo,
 )
 from creditledger.model import (
+    HOLD_MS_MAX,
     OPEN_HOLDS_MAX,
     Grant,
     Hold,
@@ -36,7 +37,6 @@ from creditledger.operations import Capture, Extend, PlaceHold
 from creditledger.rules import draw, insufficient
 
 TTL_MS_DEFAULT = 10 * clock.MINUTE
-TTL_MS_MAX = 7 * clock.DAY
 
 _USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
 _EXPIRY, _EXPIRATION = Kind.EXPIRY.value, Type.EXPIRATION.value
@@ -77,7 +77,7 @@ def _deadline(deadline: int | None, ttl_ms: int | None, now: int) -> int:
     moment = deadline if deadline is not None else now + (ttl_ms or TTL_MS_DEFAULT)
     if moment <= now:
         raise InvalidField("deadline has already passed", param="deadline")
-    if moment > now + TTL_MS_MAX:
+    if moment > now + HOLD_MS_MAX:
         raise InvalidField("deadline is more than 7 days ahead", param="deadline")
     return moment
 

@@ -11,10 +11,14 @@ from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import NamedTuple
 
+from creditledger import clock
+
 #: Open grants a wallet may have: what one posting can draw on, so what bounds its rows.
 OPEN_GRANTS_MAX = 1_000
 #: Open holds a wallet may have: they are read with it.
 OPEN_HOLDS_MAX = 1_000
+#: How long after it was made or extended a hold may last.
+HOLD_MS_MAX = 7 * clock.DAY
 #: The priority of a grant that names none; 0 is spent first, 100 last.
 PRIORITY_DEFAULT = 50
 PRIORITY_MAX = 100

@@ -233,6 +233,262 @@ class GetWalletRequest(_message.Message):
 Global___GetWalletRequest: _TypeAlias = GetWalletRequest  # noqa: Y015
 
 @_typing.final
+class GetBalanceRequest(_message.Message):
+    """Names a wallet and a moment. Of as_of and at_sequence at most one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    AT_SEQUENCE_FIELD_NUMBER: _builtins.int
+    MIN_SEQUENCE_FIELD_NUMBER: _builtins.int
+    EXPIRING_WITHIN_DAYS_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet. Required."""
+    as_of: _builtins.str
+    """The moment, RFC 3339 with zone; what was posted in this millisecond is in it. Absent means now."""
+    at_sequence: _builtins.int
+    """The moment at which this row was written, as its posting left the wallet; 0 is the wallet at
+    its creation. A number that the wallet has not reached is SEQUENCE_MISMATCH.
+    """
+    min_sequence: _builtins.int
+    """The sequence of a posting that the answer has to know of, whichever server answers; what
+    the wallet has not reached is SEQUENCE_MISMATCH. Absent means any.
+    """
+    expiring_within_days: _builtins.int
+    """How many days ahead `expiring` looks, 1 to 3,660. Absent means 7."""
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str | None = ...,
+        as_of: _builtins.str | None = ...,
+        at_sequence: _builtins.int | None = ...,
+        min_sequence: _builtins.int | None = ...,
+        expiring_within_days: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "_at_sequence", b"_at_sequence", "_expiring_within_days", b"_expiring_within_days", "_min_sequence", b"_min_sequence", "_wallet_id", b"_wallet_id", "as_of", b"as_of", "at_sequence", b"at_sequence", "expiring_within_days", b"expiring_within_days", "min_sequence", b"min_sequence", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_as_of", b"_as_of", "_at_sequence", b"_at_sequence", "_expiring_within_days", b"_expiring_within_days", "_min_sequence", b"_min_sequence", "_wallet_id", b"_wallet_id", "as_of", b"as_of", "at_sequence", b"at_sequence", "expiring_within_days", b"expiring_within_days", "min_sequence", b"min_sequence", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__as_of: _TypeAlias = _typing.Literal["as_of"]  # noqa: Y015
+    _WhichOneofArgType__as_of: _TypeAlias = _typing.Literal["_as_of", b"_as_of"]  # noqa: Y015
+    _WhichOneofReturnType__at_sequence: _TypeAlias = _typing.Literal["at_sequence"]  # noqa: Y015
+    _WhichOneofArgType__at_sequence: _TypeAlias = _typing.Literal["_at_sequence", b"_at_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__expiring_within_days: _TypeAlias = _typing.Literal["expiring_within_days"]  # noqa: Y015
+    _WhichOneofArgType__expiring_within_days: _TypeAlias = _typing.Literal["_expiring_within_days", b"_expiring_within_days"]  # noqa: Y015
+    _WhichOneofReturnType__min_sequence: _TypeAlias = _typing.Literal["min_sequence"]  # noqa: Y015
+    _WhichOneofArgType__min_sequence: _TypeAlias = _typing.Literal["_min_sequence", b"_min_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__as_of) -> _WhichOneofReturnType__as_of | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__at_sequence) -> _WhichOneofReturnType__at_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expiring_within_days) -> _WhichOneofReturnType__expiring_within_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__min_sequence) -> _WhichOneofReturnType__min_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
+
+@_typing.final
+class Balance(_message.Message):
+    """What a wallet has at one moment. Amounts are decimals in its currency."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    AS_OF_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    OVERDRAFT_USED_FIELD_NUMBER: _builtins.int
+    BY_CATEGORY_FIELD_NUMBER: _builtins.int
+    BY_GRANT_FIELD_NUMBER: _builtins.int
+    EXPIRING_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet."""
+    currency: _builtins.str
+    """Id of its currency."""
+    as_of: _builtins.str
+    """The moment: RFC 3339 in UTC with three fraction digits."""
+    sequence: _builtins.int
+    """Sequence of its last row by then; 0 where it had none."""
+    balance: _builtins.str
+    """As in Wallet."""
+    held: _builtins.str
+    """As in Wallet."""
+    pending: _builtins.str
+    """As in Wallet."""
+    available: _builtins.str
+    """As in Wallet."""
+    overdraft_used: _builtins.str
+    """As in Wallet."""
+    @_builtins.property
+    def by_category(self) -> _containers.RepeatedCompositeFieldContainer[Global___CategoryBalance]:
+        """The four figures by category: what was paid for, with the overdraft, and what was not. They
+        add up to those above.
+        """
+
+    @_builtins.property
+    def by_grant(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantBalance]:
+        """Grants of which something was left, in the order in which they are drawn."""
+
+    @_builtins.property
+    def expiring(self) -> Global___ExpiringBalance:
+        """What expires unless it is used."""
+
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        as_of: _builtins.str = ...,
+        sequence: _builtins.int = ...,
+        balance: _builtins.str = ...,
+        held: _builtins.str = ...,
+        pending: _builtins.str = ...,
+        available: _builtins.str = ...,
+        overdraft_used: _builtins.str = ...,
+        by_category: _abc.Iterable[Global___CategoryBalance] | None = ...,
+        by_grant: _abc.Iterable[Global___GrantBalance] | None = ...,
+        expiring: Global___ExpiringBalance | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expiring", b"expiring"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "available", b"available", "balance", b"balance", "by_category", b"by_category", "by_grant", b"by_grant", "currency", b"currency", "expiring", b"expiring", "held", b"held", "overdraft_used", b"overdraft_used", "pending", b"pending", "sequence", b"sequence", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Balance: _TypeAlias = Balance  # noqa: Y015
+
+@_typing.final
+class CategoryBalance(_message.Message):
+    """The part of a balance that is of one category."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    category: _builtins.str
+    """`paid` or `promotional`."""
+    balance: _builtins.str
+    """Its part of the balance."""
+    held: _builtins.str
+    """Its part of what is held."""
+    pending: _builtins.str
+    """Its part of what is pending."""
+    available: _builtins.str
+    """Its part of what is available."""
+    def __init__(
+        self,
+        *,
+        category: _builtins.str = ...,
+        balance: _builtins.str = ...,
+        held: _builtins.str = ...,
+        pending: _builtins.str = ...,
+        available: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "category", b"category", "held", b"held", "pending", b"pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CategoryBalance: _TypeAlias = CategoryBalance  # noqa: Y015
+
+@_typing.final
+class GrantBalance(_message.Message):
+    """What was left of one grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CREDIT_GRANT_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    REMAINING_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    credit_grant_id: _builtins.str
+    """Id of the grant, `cg_…`."""
+    name: _builtins.str
+    """Its name. Absent where it has none."""
+    category: _builtins.str
+    """`paid` or `promotional`."""
+    priority: _builtins.int
+    """0 to 100, lower is drawn first."""
+    remaining: _builtins.str
+    """What was left of it, with what was held."""
+    held: _builtins.str
+    """What open holds had set aside of it."""
+    effective_at: _builtins.str
+    """When it begins: RFC 3339 in UTC with three fraction digits."""
+    expires_at: _builtins.str
+    """When it ends. Absent where it never does."""
+    def __init__(
+        self,
+        *,
+        credit_grant_id: _builtins.str = ...,
+        name: _builtins.str | None = ...,
+        category: _builtins.str = ...,
+        priority: _builtins.int = ...,
+        remaining: _builtins.str = ...,
+        held: _builtins.str = ...,
+        effective_at: _builtins.str = ...,
+        expires_at: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "expires_at", b"expires_at", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "category", b"category", "credit_grant_id", b"credit_grant_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "held", b"held", "name", b"name", "priority", b"priority", "remaining", b"remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
+    _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
+    _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+
+Global___GrantBalance: _TypeAlias = GrantBalance  # noqa: Y015
+
+@_typing.final
+class ExpiringBalance(_message.Message):
+    """What expires unless it is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WITHIN_DAYS_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    within_days: _builtins.int
+    """How many days ahead was looked."""
+    amount: _builtins.str
+    """What was left, and not held, of grants that end within these days."""
+    def __init__(
+        self,
+        *,
+        within_days: _builtins.int = ...,
+        amount: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "within_days", b"within_days"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExpiringBalance: _TypeAlias = ExpiringBalance  # noqa: Y015
+
+@_typing.final
 class ListWalletsRequest(_message.Message):
     """Page and filters of a list of wallets. Filters are joined by "and"."""
 

@@ -45,6 +45,11 @@ class WalletServiceStub:
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetWalletRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_wallet__service__pb2.Wallet.FromString,
                 _registered_method=True)
+        self.GetBalance = channel.unary_unary(
+                '/credit.v1.WalletService/GetBalance',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetBalanceRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.Balance.FromString,
+                _registered_method=True)
         self.ListWallets = channel.unary_unary(
                 '/credit.v1.WalletService/ListWallets',
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.ListWalletsRequest.SerializeToString,
@@ -121,6 +126,14 @@ class WalletServiceServicer:
 
     def GetWallet(self, request, context):
         """Answers one wallet, as of now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetBalance(self, request, context):
+        """Answers what a wallet has, or had at a moment of the past, or would have at one to come if
+        nothing were posted until then: by category, by grant, and what expires soon.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -231,6 +244,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.GetWallet,
                     request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetWalletRequest.FromString,
                     response_serializer=credit_dot_v1_dot_wallet__service__pb2.Wallet.SerializeToString,
+            ),
+            'GetBalance': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetBalance,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetBalanceRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.Balance.SerializeToString,
             ),
             'ListWallets': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWallets,
@@ -348,6 +366,33 @@ class WalletService:
             '/credit.v1.WalletService/GetWallet',
             credit_dot_v1_dot_wallet__service__pb2.GetWalletRequest.SerializeToString,
             credit_dot_v1_dot_wallet__service__pb2.Wallet.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetBalance(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/GetBalance',
+            credit_dot_v1_dot_wallet__service__pb2.GetBalanceRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.Balance.FromString,
             options,
             channel_credentials,
             insecure,

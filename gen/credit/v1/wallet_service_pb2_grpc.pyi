@@ -22,6 +22,10 @@ class WalletServiceStub:
     """
     GetWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetWalletRequest, _wallet_service_pb2.Wallet]
     """Answers one wallet, as of now."""
+    GetBalance: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetBalanceRequest, _wallet_service_pb2.Balance]
+    """Answers what a wallet has, or had at a moment of the past, or would have at one to come if
+    nothing were posted until then: by category, by grant, and what expires soon.
+    """
     ListWallets: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListWalletsRequest, _wallet_service_pb2.ListWalletsResponse]
     """Answers a page of wallets, as of now, ordered by id."""
     UpdateWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.UpdateWalletRequest, _wallet_service_pb2.Wallet]
@@ -83,6 +87,16 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.GetWalletRequest, _abc.Awaitable[_wallet_service_pb2.Wallet]],
     ) -> _abc.Awaitable[_wallet_service_pb2.Wallet]:
         """Answers one wallet, as of now."""
+
+    @_abc_1.abstractmethod
+    def GetBalance(
+        self,
+        request: _wallet_service_pb2.GetBalanceRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.GetBalanceRequest, _abc.Awaitable[_wallet_service_pb2.Balance]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.Balance]:
+        """Answers what a wallet has, or had at a moment of the past, or would have at one to come if
+        nothing were posted until then: by category, by grant, and what expires soon.
+        """
 
     @_abc_1.abstractmethod
     def ListWallets(

@@ -10,8 +10,7 @@ from creditledger.api import fields, wire
 from creditledger.api.auth import Caller
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField
-from creditledger.holds import TTL_MS_MAX
-from creditledger.model import Dimension, Hold
+from creditledger.model import HOLD_MS_MAX, Dimension, Hold
 from creditledger.operations import Capture, Command, Extend, OnHold, Operation, PlaceHold
 
 
@@ -79,7 +78,7 @@ def _ttl(request: Any) -> int | None:
         return None
     if request.HasField("deadline"):
         raise InvalidField("ttl_seconds and deadline exclude each other", param="ttl_seconds")
-    most = TTL_MS_MAX // clock.SECOND
+    most = HOLD_MS_MAX // clock.SECOND
     seconds = fields.number(request.ttl_seconds, least=1, most=most, field="ttl_seconds")
     return seconds * clock.SECOND
 

@@ -11,7 +11,7 @@ from credit.v1 import wallet_service_pb2_grpc
 from sqlalchemy import Connection
 
 from creditledger import ids, money
-from creditledger.api import fields, held, pages, wire
+from creditledger.api import balances, fields, held, pages, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
 from creditledger.deciding import Budget, Posted
@@ -185,6 +185,16 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     async def GetWallet(self, wallet_id: str, caller: Caller) -> pb.Wallet:  # noqa: N802
         """The wallet as it is now. Raises NotFound."""
         return wire.wallet(view(await self._wallet(wallet_id, caller), self._clock()))
+
+    @rpc(balances.asked, scope=Scope.CUSTOMER)
+    async def GetBalance(self, asked: balances.Asked, caller: Caller) -> pb.Balance:  # noqa: N802
+        """The wallet at a moment. Raises NotFound, SequenceMismatch, InvalidField."""
+        now = self._clock()
+
+        def read(connection: Connection) -> pb.Balance:
+            return balances.read(connection, asked, caller, now)
+
+        return await self._store.read(read, stale=True)
 
     @rpc(_wallet_list, scope=Scope.CUSTOMER)
     async def ListWallets(  # noqa: N802
@@ -377,13 +387,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
 
     async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:
         found = await self._store.read(lambda c: registry.wallet(c, wallet_id))
-        if (
-            found is None
-            or not caller.may_see(found.customer_id)
-            or caller.livemode not in (None, found.livemode)
-        ):
-            raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
-        return found
+        return wire.own(found, wallet_id, caller)
 
     def _submit(
         self, request: pb.PostRequest, caller: Caller, budget: Budget

@@ -15,7 +15,7 @@ from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.rpc import message
 from creditledger.deciding import Posted
-from creditledger.errors import InvalidField, MissingField, Refusal
+from creditledger.errors import InvalidField, MissingField, NotFound, Refusal, echo
 from creditledger.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
@@ -26,6 +26,7 @@ from creditledger.model import (
     Row,
     Status,
     Type,
+    Wallet,
     WalletView,
 )
 from creditledger.operations import (
@@ -291,6 +292,17 @@ def transaction(
     posting_id = ids.compose("pst", row.wallet, row.posting) if row.posting else ""
     found = _transaction(row, posting_id, posting, dimension, wallet)
     return credit_transaction_pb2.CreditTransaction(**found)
+
+
+def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:
+    """A wallet that the caller may see. Raises NotFound."""
+    if (
+        found is None
+        or not caller.may_see(found.customer_id)
+        or caller.livemode not in (None, found.livemode)
+    ):
+        raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
+    return found
 
 
 def wallet(view: WalletView) -> wallet_service_pb2.Wallet:

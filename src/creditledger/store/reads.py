@@ -266,7 +266,7 @@ class Span:
         return max(0, self.last - self.first + 1)
 
 
-def _before(connection: Connection, wallet: int, last: int, moment: int) -> int:
+def last_before(connection: Connection, wallet: int, last: int, moment: int) -> int:
     """The last sequence, up to `last`, written before `moment`; 0 if there is none."""
     values = {"wallet": wallet, "last": last, "moment": moment}
     found: int = connection.execute(_BISECT, values).scalar_one()
@@ -277,8 +277,8 @@ def span(
     connection: Connection, wallet: int, last: int, start: int | None, end: int | None
 ) -> Span:
     """The rows of [start, end), of a wallet whose last sequence is `last`."""
-    through = last if end is None else _before(connection, wallet, last, end)
-    first = 1 if start is None else _before(connection, wallet, through, start) + 1
+    through = last if end is None else last_before(connection, wallet, last, end)
+    first = 1 if start is None else last_before(connection, wallet, through, start) + 1
     return Span(wallet, first, through)
 
 

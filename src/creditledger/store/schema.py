@@ -277,6 +277,7 @@ hold_revisions = Table(
     PrimaryKeyConstraint("wallet_number", "hold_number", "posting_number"),
     sqlite_with_rowid=False,
 )
+Index("hold_revisions_created", hold_revisions.c.wallet_number, hold_revisions.c.created_at)
 
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
 #: whose effective time lies in the quarter, the `created_` group those written in it.

@@ -1,0 +1,134 @@
+"""A wallet as it was at a moment of the past, put together from what is never changed.
+
+Its rows say what remained of each grant, the revisions of its holds what was set aside. The value
+that comes out is a wallet like one read now, so the same rules print its figures. What rows do not
+tell is as it is today: status, limit and metadata. Functions of a connection on one snapshot.
+"""
+
+from dataclasses import replace
+
+from sqlalchemy import ColumnElement, Connection, and_, func, select
+
+from creditledger.model import HOLD_MS_MAX, Grant, Hold, Wallet
+from creditledger.store import schema
+from creditledger.store.reads import last_before
+from creditledger.store.values import GRANT_COLUMNS, grant_value, hold_value
+
+t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
+
+
+def at_time(connection: Connection, now: Wallet, moment: int) -> Wallet:
+    """The wallet that is like `now` by today as it was at the end of this millisecond."""
+    sequence = last_before(connection, now.number, now.sequence, moment + 1)
+    held = and_(r.created_at <= moment, r.created_at > moment - HOLD_MS_MAX)
+    return _as_it_was(connection, now, sequence, moment, held)
+
+
+def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wallet, int]:
+    """`now` as the posting of its row `sequence` left it, and when that was.
+
+    0 is the wallet without rows, at its creation.
+    """
+    row = connection.execute(
+        select(t.created_at, t.posting_number).where(
+            t.wallet_number == now.number, t.sequence == sequence
+        )
+    ).one_or_none()
+    moment, posting = (now.created_at, 0) if row is None else row
+    held = and_(r.posting_number <= posting, r.created_at > moment - HOLD_MS_MAX)
+    return _as_it_was(connection, now, sequence, moment, held), moment
+
+
+def _as_it_was(
+    connection: Connection,
+    now: Wallet,
+    sequence: int,
+    moment: int,
+    held: ColumnElement[bool],
+) -> Wallet:
+    balance, posted_at = 0, 0
+    if sequence:
+        balance, posted_at = connection.execute(
+            select(t.running_balance, t.created_at).where(
+                t.wallet_number == now.number, t.sequence == sequence
+            )
+        ).one()
+    grants = _grants(connection, now, sequence)
+    was = replace(
+        now,
+        sequence=sequence,
+        running_balance=balance,
+        overdraft_used=sum(grant.remaining for grant in grants) - balance,
+        posted_at=posted_at,
+        grants={},
+        holds={},
+        burning=[],
+        quiet_until=0,
+    )
+    was.fill(grants, _holds(connection, now.number, moment, held))
+    return was
+
+
+def _grants(connection: Connection, now: Wallet, sequence: int) -> list[Grant]:
+    """Grants of which something remained after the row `sequence`, with what remained.
+
+    Adds up the rows before or after it, whichever are fewer.
+    """
+    rows = select(t.grant_number, func.sum(t.amount).label("amount")).where(
+        t.wallet_number == now.number
+    )
+    if sequence <= now.sequence // 2:
+        moved = rows.where(t.sequence <= sequence, t.grant_number.is_not(None))
+        sums = moved.group_by(t.grant_number).subquery("moved")
+        left = sums.c.amount - g.overdraft_paid
+    else:
+        moved = rows.where(t.sequence > sequence, t.grant_number <= sequence)
+        sums = moved.group_by(t.grant_number).subquery("moved")
+        left = g.remaining - sums.c.amount
+    found = connection.execute(
+        select(left, *(g[name] for name in GRANT_COLUMNS)).join_from(
+            sums,
+            schema.grants,
+            and_(g.wallet_number == now.number, g.number == sums.c.grant_number),
+        )
+    )
+    grants = {}
+    for remaining, *columns in found:
+        grant = grant_value(columns)
+        grant.remaining = int(remaining)
+        grants[grant.number] = grant
+    if sequence > now.sequence // 2:
+        # No row has touched these since.
+        for grant in now.burning:
+            if grant.number <= sequence and grant.number not in grants:
+                grants[grant.number] = replace(grant, held=0)
+    return [grant for grant in grants.values() if grant.remaining]
+
+
+def _holds(
+    connection: Connection, wallet: int, moment: int, when: ColumnElement[bool]
+) -> list[Hold]:
+    """Holds that were open: of each the last revision by then, if that is not its end."""
+    last = (
+        select(r.hold_number, func.max(r.posting_number).label("posting_number"))
+        .where(r.wallet_number == wallet, when)
+        .group_by(r.hold_number)
+        .subquery("last")
+    )
+    found = connection.execute(
+        select(r.hold_number, r.captured, r.parts, r.beyond, r.deadline, r.created_at)
+        .join_from(
+            last,
+            schema.hold_revisions,
+            and_(
+                r.wallet_number == wallet,
+                r.hold_number == last.c.hold_number,
+                r.posting_number == last.c.posting_number,
+            ),
+        )
+        .where(r.ended.is_(None), r.deadline > moment)
+    )
+    return [
+        hold_value((number, 0, captured, parts, beyond, deadline, made, 0, None, None, None, None))
+        for number, captured, parts, beyond, deadline, made in found
+    ]
