@@ -71,7 +71,7 @@ async def test_postgresql_has_looked_at_what_was_filled(database_url: str) -> No
     assert known.keys() == LARGE
     assert known["credit_transactions"] == 4_000
     assert known["wallet_states"] == 10
-    assert min(known.values()) > 0
+    assert min(known.values()) >= 0, "-1 is what it does not know"
 
 
 async def test_a_year_holds_everything(database_url: str) -> None:
