@@ -52,7 +52,7 @@ class Change:
 
 #: Which operations are asked for, and how often.
 OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
-OPERATIONS += ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"]
+OPERATIONS += ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"] + ["transfer"] * 3
 ON_HOLDS = ("hold", "capture", "release", "extend")
 #: Around the bounds of a hold's time.
 TIMES = (-1, 0, 1, SECOND, 60_000, DAY, 7 * DAY, 7 * DAY + 1)
@@ -100,6 +100,8 @@ class Asking:
             name = "hold"
         body: dict[str, Any] = getattr(self, f"_{name}")(wallet_id, postings)
         options = {} if name in ON_HOLDS else self._options(wallet_id)
+        if name == "transfer":
+            options.pop("effective_at", None)
         return Request(wallet_id, key, name, body, options, self._zeros())
 
     def again(self, earlier: Request) -> Request:
@@ -115,7 +117,7 @@ class Asking:
             options |= self._apart_from_the_request(earlier.wallet_id)
         if changed == "amount" and body.get("amount"):
             body["amount"] += 1 if body["amount"] > 0 else -1
-        elif changed == "options":
+        elif changed == "options" and earlier.name != "transfer":
             options |= {"effective_at": self._moment(BEGINS)}
         elif changed == "left out" and len(body) > 1:
             del body[self._draw(st.sampled_from([n for n in body if n != "amount"]))]
@@ -123,7 +125,7 @@ class Asking:
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
-        for name in ("posting_id", "hold_id"):
+        for name in ("posting_id", "hold_id", "to_wallet_id"):
             if name in earlier.body:
                 body.setdefault(name, earlier.body[name])
         return replace(earlier, body=body, options=options, zeros=self._zeros())
@@ -227,6 +229,12 @@ class Asking:
 
     def _extend(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
         return {"hold_id": self._held(wallet_id)} | (self._until() or {"ttl_ms": DAY})
+
+    def _transfer(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        # Mostly where it can go; the others are of another currency, the same one, or none.
+        others = [w for w in WALLETS if w != wallet_id and WALLETS[w][1] == WALLETS[wallet_id][1]]
+        to = st.sampled_from([*others * 9, *WALLETS, "wal_none"])
+        return {"to_wallet_id": self._draw(to), "amount": self._draw(amounts)}
 
     def _adjustment(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
         last = len(self._model.rows(wallet_id))

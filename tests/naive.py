@@ -20,6 +20,7 @@ BALANCE_MAX = 9 * 10**18
 QUANTITY_MAX = 10**15
 HOLD_MS, HOLD_MAX_MS = 600_000, 7 * 86_400_000
 ON_HOLDS = ("hold", "capture", "release", "extend")
+FLAT = (*ON_HOLDS, "transfer")
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
 FUTURE_MAX_MS = 60_000
@@ -35,6 +36,7 @@ FUTURE_MAX_MS = 60_000
 #   capture      hold_id, amount, final, allow_more, meter_event_id, usage
 #   release      hold_id
 #   extend       hold_id, deadline, ttl_ms
+#   transfer     to_wallet_id, amount
 # A hold is named by the posting that made it.
 # Any, because a union of all these would hide the rules behind casts.
 Body = dict[str, Any]
@@ -89,7 +91,7 @@ class GrantView(Grant):
 class Posting:
     ref: int
     key: str | None  #: None for the system posting that holds a command's expirations.
-    name: str  #: Of the operation; "expiry" for the system posting.
+    name: str  #: Of the operation; "expiry" for the system posting, "received" of a transfer.
     body: Body
     request: dict[str, object]  #: What a replay must equal.
     created_at: int
@@ -136,6 +138,7 @@ class Accepted(NamedTuple):
     replayed: bool
     rows: list[Row]  #: Without the expirations that the command appended.
     wallet: WalletView
+    received: Accepted | None = None  #: Of a transfer: the other side.
 
 
 @dataclass(eq=False)
@@ -160,6 +163,7 @@ def refuse(reason: str, **metadata: object) -> NoReturn:
 class Wallet:
     created_at: int
     overdraft_limit: int
+    currency: str = "USD"
     subscriptions: frozenset[str] = frozenset()  #: Of its customer.
     status: str = "active"
     rows: list[Row] = field(default_factory=list)
@@ -441,7 +445,8 @@ def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) 
     rules = {
         "idempotency_key": 1 <= len(key) <= 255 and all(" " <= c <= "~" for c in key),
         "expected_sequence": (expected_sequence or 0) >= 0,
-        f"{name}.amount": amount_good and abs(amount or 0) <= AMOUNT_MAX,
+        "amount" if name in FLAT else f"{name}.amount": amount_good
+        and abs(amount or 0) <= AMOUNT_MAX,
         "grant.kind": body.get("kind") in (None, "topup", "subscription_renew", "admin_credit"),
         "grant.category": body.get("category") in (None, "paid", "promotional"),
         "grant.priority": 0 <= (body.get("priority") or 0) <= 100,
@@ -458,8 +463,8 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     A default written out equals its absence, but usage that is all defaults is still usage.
     """
     usage = body.get("usage")
-    # Requests of holds are flat.
-    own, used = ("", "usage") if name in ON_HOLDS else (f"{name}.", "consumption.usage")
+    # Requests of holds and transfers are flat.
+    own, used = ("", "usage") if name in FLAT else (f"{name}.", "consumption.usage")
     fields = {f"{own}{field}": value for field, value in body.items() if field != "usage"}
     fields |= {f"{used}.{field}": value for field, value in (usage or {}).items()}
     defaults: Body = {
@@ -494,17 +499,33 @@ def check_replay(old: Posting, name: str, request: dict[str, object]) -> None:
         refuse("IDEMPOTENCY_KEY_REUSED", fields=fields if old.name == name else ["operation"])
 
 
-def check_wallet(wallet: Wallet, name: str, body: Body, expected_sequence: int | None) -> None:
-    """Expected sequence, wallet state."""
+def check_sequence(wallet: Wallet, expected_sequence: int | None) -> None:
     written = [row.sequence for row in wallet.rows if row.type != "expiration"]
     actual = len(wallet.rows)
     if expected_sequence is not None and not max([0, *written]) <= expected_sequence <= actual:
         refuse("SEQUENCE_MISMATCH", expected=expected_sequence, actual=actual)
+
+
+def check_state(wallet: Wallet, name: str, body: Body) -> None:
     unforced_debit = name == "adjustment" and body["amount"] < 0 and not body.get("force")
     if wallet.status == "closed":
         refuse("WALLET_CLOSED")
     if wallet.status == "frozen" and (name in ("consumption", "hold") or unforced_debit):
         refuse("WALLET_FROZEN")
+
+
+def check_transfer(sender: Wallet, receiver: Wallet | None) -> Wallet:
+    """The receiver, if the two may have a transfer."""
+    for status, reason in (("closed", "WALLET_CLOSED"), ("frozen", "WALLET_FROZEN")):
+        if sender.status == status:
+            refuse(reason, param="from_wallet_id")
+    if receiver is None:
+        refuse("NOT_FOUND", param="to_wallet_id")
+    if receiver is sender or receiver.currency != sender.currency:
+        refuse("INVALID_FIELD", param="to_wallet_id")
+    if receiver.status == "closed":
+        refuse("WALLET_CLOSED", param="to_wallet_id")
+    return receiver
 
 
 def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[str]) -> None:
@@ -545,11 +566,16 @@ class NaiveLedger:
         self.postings_made = 0
 
     def create_wallet(
-        self, wallet_id: str, *, overdraft_limit: int = 0, subscriptions: Iterable[str] = ()
+        self,
+        wallet_id: str,
+        *,
+        overdraft_limit: int = 0,
+        currency: str = "USD",
+        subscriptions: Iterable[str] = (),
     ) -> Answer:
         if not 0 <= overdraft_limit <= AMOUNT_MAX:
             return Refused("INVALID_FIELD", {"param": "overdraft_limit"})
-        made = Wallet(self.clock, overdraft_limit, frozenset(subscriptions))
+        made = Wallet(self.clock, overdraft_limit, currency, frozenset(subscriptions))
         wallet = self.wallets.setdefault(wallet_id, made)
         same = wallet.overdraft_limit == overdraft_limit
         return wallet.view(self.clock) if same else Refused("ID_TAKEN", {})
@@ -608,8 +634,12 @@ class NaiveLedger:
             for old in wallet.postings.values():
                 if old.key == idempotency_key:
                     check_replay(old, name, request)
-                    return Accepted(old.ref, True, wallet.rows_of(old.ref), wallet.view(now))
-            check_wallet(wallet, name, body, expected_sequence)
+                    return self.replayed(wallet_id, old, now)
+            check_sequence(wallet, expected_sequence)
+            if name == "transfer":
+                side = {"key": idempotency_key, "body": body, "request": request}
+                return self.transfer(wallet_id, now, side, dry=validate_only)
+            check_state(wallet, name, body)
             check_references(wallet, name, body, self.meters)
 
             # One before it for what expired, one after it for what a hold gives up.
@@ -630,6 +660,52 @@ class NaiveLedger:
             return Accepted(0, False, [replace(row, posting=0) for row in rows], view)
         self.wallets[wallet_id], self.postings_made = draft, ref + 1
         return Accepted(ref, False, rows, view)
+
+    def replayed(self, wallet_id: str, old: Posting, now: int) -> Accepted:
+        wallet = self.wallets[wallet_id]
+        other = None
+        if old.name == "transfer":
+            # The other side is the next posting, under no key.
+            owner = next(w for w in self.wallets.values() if old.ref + 1 in w.postings)
+            other = Accepted(old.ref + 1, True, owner.rows_of(old.ref + 1), owner.view(now))
+        return Accepted(old.ref, True, wallet.rows_of(old.ref), wallet.view(now), other)
+
+    def transfer(self, wallet_id: str, clock: int, side: dict[str, Any], *, dry: bool) -> Accepted:
+        """Both sides at the later of the wallets' times, in drafts of both."""
+        body = side["body"]
+        sender, to = self.wallets[wallet_id], body["to_wallet_id"]
+        receiver = check_transfer(sender, self.wallets.get(to))
+        now = max(sender.now(clock), receiver.now(clock))
+        drafts = sender.draft(), receiver.draft()
+        ref = self.postings_made + 3  # One before it for what expired in each.
+        for draft, expired in zip(drafts, (ref - 2, ref - 1), strict=True):
+            draft.expire(expired, now)
+        out = Posting(
+            ref, name="transfer", created_at=now, effective_at=now,
+            overdraft_limit=sender.overdraft_limit, oldest=now, **side,
+        )  # fmt: skip
+        into = replace(out, ref=ref + 1, key=None, name="received", request={})
+        drafts[0].postings[ref], drafts[1].postings[ref + 1] = out, into
+        available = drafts[0].view(now).available
+        if body["amount"] > available:
+            refuse("INSUFFICIENT_CREDIT", required=body["amount"], available=available)
+        opened = [grant for grant in drafts[0].grants if grant.open(now)]
+        drafts[0].draw(out, "transfer_out", body["amount"], opened)
+        for row in drafts[0].rows_of(ref):
+            assert row.grant is not None
+            grant = drafts[0].grant(row.grant)
+            terms = {name: getattr(grant, name) for name in ("priority", "name", "expires_at")}
+            drafts[1].give(into, "transfer_in", -row.amount, grant.category, **terms)
+        for draft in drafts:
+            check_limits(draft, now)
+        sides = []
+        for draft, made in zip(drafts, (ref, ref + 1), strict=True):
+            rows = [replace(row, posting=0 if dry else made) for row in draft.rows_of(made)]
+            sides.append(Accepted(0 if dry else made, False, rows, draft.view(now)))
+        if not dry:
+            self.wallets[wallet_id], self.wallets[to] = drafts
+            self.postings_made = ref + 1
+        return sides[0]._replace(received=sides[1])
 
     def wallet(self, wallet_id: str, *, now: int) -> WalletView:
         return self.wallets[wallet_id].view(now)

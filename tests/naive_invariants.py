@@ -18,6 +18,7 @@ SPENT = ("consumption", "capture")
 
 def check(ledger: NaiveLedger) -> None:
     """Assert the invariants of every wallet."""
+    check_transfers(ledger)
     for wallet in ledger.wallets.values():
         left, now, view = walk(wallet), wallet.now(ledger.clock), wallet.view(ledger.clock)
         spendable = sum(left[grant.ref] for grant in wallet.grants if grant.open(now))
@@ -37,6 +38,25 @@ def check(ledger: NaiveLedger) -> None:
                 spent = sum(r.amount for r in draws if wallet.category(r) == category)
                 given = sum(r.amount for r in back if wallet.category(r) == category)
                 assert 0 <= given <= -spent
+
+
+def check_transfers(ledger: NaiveLedger) -> None:
+    """What went out of one wallet came into another: category, end, time and all."""
+    moved: dict[str, dict[int, list[tuple[object, ...]]]] = {"transfer": {}, "received": {}}
+    for wallet in ledger.wallets.values():
+        for posting in [p for p in wallet.postings.values() if p.name in moved]:
+            moved[posting.name][posting.ref] = [
+                (
+                    abs(row.amount),
+                    row.created_at,
+                    row.effective_at,
+                    grant.category,
+                    grant.expires_at,
+                )
+                for row in wallet.rows_of(posting.ref)
+                for grant in [wallet.grant(row.grant or 0)]
+            ]
+    assert moved["received"] == {ref + 1: rows for ref, rows in moved["transfer"].items()}
 
 
 def walk(wallet: Wallet) -> dict[int, int]:
@@ -60,7 +80,7 @@ def walk(wallet: Wallet) -> dict[int, int]:
             assert row.amount == -left[row.grant] or wallet.holds
         elif not wallet.holds:
             assert not any(left[ref] for ref in left if grants[ref].ended(now))
-        taken = posting.name in ("consumption", "adjustment") and row.amount < 0
+        taken = posting.name in ("consumption", "adjustment", "transfer") and row.amount < 0
         if taken and not wallet.holds and not posting.body.get("credit_grant_id"):
             # By burn order, nothing that is open may be left before this grant, or at all.
             last = None if row.grant is None else grants[row.grant].burn_order()
@@ -76,6 +96,7 @@ def walk(wallet: Wallet) -> dict[int, int]:
             assert grants[sequence].overdraft_paid == paid
             left[sequence], used = -paid, used - paid
         if row.grant is None:
+            assert posting.name not in ("transfer", "received")
             used -= row.amount
             allowed = row.amount > 0 or posting.body.get("force")
             # What was held of a limit may be captured after that has been lowered.

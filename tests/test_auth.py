@@ -129,6 +129,16 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "WalletService.ExtendHold": (pb.ExtendHoldRequest(), FROM_SERVICE_LIVE),
     "WalletService.CaptureHold": (pb.CaptureHoldRequest(), FROM_SERVICE_LIVE),
     "WalletService.ReleaseHold": (pb.ReleaseHoldRequest(), FROM_SERVICE_LIVE),
+    # Between wallets of two customers.
+    "WalletService.Transfer": (
+        pb.TransferRequest(
+            idempotency_key="transfer",
+            from_wallet_id=WALLET,
+            to_wallet_id="wal_other",
+            amount="0.01",
+        ),
+        FROM_SERVICE_LIVE,
+    ),
     "CreditTransactionService.Retrieve": (
         transactions_pb.CreditTransactionServiceRetrieveRequest(id=ids.compose("ct", 1, 1)),
         NOT_OTHERS_LIVE,

@@ -84,6 +84,7 @@ ROUTES = {
     "WalletService.ExtendHold": "post /v1/holds/{hold_id}:extend *",
     "WalletService.GetBalance": "get /v1/wallets/{wallet_id}/balance",
     "WalletService.GetHold": "get /v1/holds/{hold_id}",
+    "WalletService.Transfer": "post /v1/transfers *",
     "WalletService.ListHolds": "get /v1/wallets/{wallet_id}/holds",
     "BillingService.ListTransactions": "get /api/v1/me/billing/transactions",
     "BillingService.GetMyUsage": "get /api/v1/me/usage",

@@ -194,6 +194,12 @@ async def test_a_batch_names_its_wallets(told: tuple[Api, Recorded], plans: Plan
     held = await api.wallets.Hold(hold, metadata=api.service)
     capture = pb.CaptureHoldRequest(hold_id=held.hold.id, idempotency_key="g")
     await api.wallets.CaptureHold(capture, metadata=api.service)
+    transfer = pb.TransferRequest(
+        idempotency_key="h", from_wallet_id=SHOP, to_wallet_id="wal_0", amount="1"
+    )
+    for replayed in (False, True):
+        moved = await api.wallets.Transfer(transfer, metadata=api.service)
+        assert moved.received.replayed is replayed
     await asyncio.sleep(0)  # what is heard of a statement comes a turn of the loop later
 
     statements = of_large(heard.posting)

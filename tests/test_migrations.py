@@ -209,6 +209,36 @@ async def test_migrations_at_the_same_time(empty_url: str) -> None:
         assert len(found) == 3
 
 
+@pytest.mark.only("sqlite")
+async def test_a_table_made_anew_is_what_it_was(
+    ledger: Ledger, store: Store, database_url: str
+) -> None:
+    """0005 copies two tables to change a check of each: rows, indexes and triggers stay."""
+    await ledger.post(command(give("5"), key="1"))
+    await ledger.post(command(consume("2"), key="2"))
+    await ledger.close()
+    await store.close()
+    migration: Any = import_module(f"{versions.__name__}.0005_transfers")
+
+    def rows(connection: Connection) -> list[Any]:
+        tables = (schema.transactions, schema.wallet_states)
+        return [connection.execute(table.select()).all() for table in tables]
+
+    before = look(database_url, definitions), look(database_url, rows)
+
+    def rebuild(connection: Connection) -> None:
+        with Operations.context(MigrationContext.configure(connection)):
+            for table, _, old, new in migration.CHECKS:
+                migration.rebuild(table, new, old)
+                assert definitions(connection)["table", table] != before[0]["table", table]
+                migration.rebuild(table, old, new)
+
+    change(database_url, rebuild)
+
+    assert before == (look(database_url, definitions), look(database_url, rows))
+    assert findings(database_url) == []
+
+
 async def test_figures_that_came_later_are_those_of_the_rows(
     ledger: Ledger, store: Store, database_url: str
 ) -> None:

@@ -33,6 +33,7 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    Transfer,
     Usage,
     WalletChange,
 )
@@ -93,8 +94,9 @@ class LedgerMachine(RuleBasedStateMachine):
         self.known: dict[str, int] = {}
         self.asked: list[Request] = []
         self.accepted: list[Request] = []
-        for wallet_id, (letter, _, _) in WALLETS.items():
-            self.model.create_wallet(wallet_id, subscriptions=[f"sub_{letter}"])
+        for wallet_id, (letter, currency, _) in WALLETS.items():
+            subscriptions = [f"sub_{letter}"]
+            self.model.create_wallet(wallet_id, currency=currency, subscriptions=subscriptions)
         self.run(self._open())
         self.run(self._seed())
 
@@ -340,6 +342,8 @@ class LedgerMachine(RuleBasedStateMachine):
         if item.name in ("capture", "release", "extend"):
             return self._on_hold(item, amount)
         assert amount is not None
+        if item.name == "transfer":
+            return Transfer(body["to_wallet_id"], amount)
         if item.name == "hold":
             return PlaceHold(
                 amount,
@@ -540,6 +544,9 @@ def compare(expected: naive.Accepted | naive.Answer, answer: Any, scale: int) ->
         assert (expected.posting_ref == 0) == (answer.posting.number == 0)
         assert [plain(row) for row in expected.rows] == [seen(row) for row in answer.posting.rows]
         assert expected.wallet == figures(answer.wallet)
+        assert (expected.received is None) == (answer.received is None)
+        if expected.received is not None:
+            compare(expected.received, answer.received, scale)
 
 
 def written(value: object) -> object:

@@ -484,6 +484,42 @@ async def test_a_replay(served: Served, service: str) -> None:
     assert (await send(served, service, route, other))["replayed"] is False
 
 
+async def test_a_transfer(served: Served, service: str) -> None:
+    """Both sides, each with its wallet; a repetition is replayed, a dry run writes nothing."""
+    sender, receiver = await served.wallet(), await served.wallet()
+    await served.post(sender, {"grant": {"amount": "5", "category": "promotional"}})
+    body: Json = {
+        "idempotency_key": "k",
+        "from_wallet_id": sender,
+        "to_wallet_id": receiver,
+        "amount": "2.5",
+    }
+    async with nothing_written(served):
+        dry = await send(served, service, TRANSFER, body, validate_only="true")
+    assert (dry["sent"]["posting_id"], dry["received"]["posting_id"]) == ("", "")
+
+    done = await send(served, service, TRANSFER, body, expected_sequence=1)
+
+    sent, received = done["sent"], done["received"]
+    (out,), (into,) = sent["transactions"], received["transactions"]
+    assert (out["kind"], out["amount"], out["running_balance"]) == ("transfer_out", "-2.50", "2.50")
+    assert (into["kind"], into["amount"], into["type"]) == ("transfer_in", "2.50", "adjustment")
+    assert out["source"] == {"wallet_id": receiver, "posting_id": received["posting_id"]}
+    assert into["source"] == {"wallet_id": sender, "posting_id": sent["posting_id"]}
+    assert (sent["wallet"]["id"], received["wallet"]["id"]) == (sender, receiver)
+    async with nothing_written(served):
+        again = await send(served, service, TRANSFER, body)
+        assert (again["sent"]["replayed"], again["received"]["replayed"]) == (True, True)
+        poor = await refusal(
+            served, service, TRANSFER, {**body, "idempotency_key": "l", "amount": "3"}
+        )
+        assert poor == Failure(402, "INSUFFICIENT_CREDIT")
+        hidden = {**body, "to_wallet_id": "wal_none", "idempotency_key": "l"}
+        assert await refusal(served, service, TRANSFER, hidden) == Failure(
+            404, "NOT_FOUND", "to_wallet_id"
+        )
+
+
 async def test_too_little_credit(served: Served, service: str) -> None:
     """402 with its own type, for consumptions and debits; nothing is written."""
     wallet = await served.wallet(overdraft_limit="1")
@@ -1185,6 +1221,13 @@ ON_HOLDS: dict[str, Json] = {
     f"POST /v1/holds/{NO_HOLD}:release": {"idempotency_key": "k"},
     f"POST /v1/holds/{NO_HOLD}:extend": {"idempotency_key": "k", "ttl_seconds": 5},
 }
+TRANSFER = "POST /v1/transfers"
+A_TRANSFER = {
+    "idempotency_key": "k",
+    "from_wallet_id": "wal_writer",
+    "to_wallet_id": "wal_none",
+    "amount": "1",
+}
 ROUTES = [
     *WRITES,
     POSTING,
@@ -1203,6 +1246,7 @@ ROUTES = [
     "GET /v1/wallets/wal_writer/holds",
     f"GET /v1/holds/{NO_HOLD}",
     *ON_HOLDS,
+    TRANSFER,
     "GET /v1/api-keys",
     "DELETE /v1/api-keys/apk_none",
     f"GET {TRANSACTIONS}",
@@ -1376,6 +1420,8 @@ async def test_without_a_key(writer: Served, route: str) -> None:
         body = {"idempotency_key": "k", "grant": {"amount": "1"}}
     elif route in ON_HOLDS:
         body = ON_HOLDS[route]
+    elif route == TRANSFER:
+        body = A_TRANSFER
     elif route.endswith(":batch"):
         body = {"postings": [{}]}
     elif route.endswith("/postings"):

@@ -36,13 +36,14 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
-api.balances api.held api.pages api.usage
+api.balances api.held api.pages api.transferred api.usage
 api.wire
 api.fields api.rpc
 api.auth log
 ledger config
 deciding
-holds
+writing
+holds transfers
 rules replay store
 store.postgres store.sqlite_database
 store.lists store.registry store.sqlite store.migrations.env
@@ -52,7 +53,8 @@ store.reads
 store.dialects
 store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings\
- store.migrations.versions.0004_holds_by_time
+ store.migrations.versions.0004_holds_by_time\
+ store.migrations.versions.0005_transfers
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs

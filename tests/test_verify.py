@@ -23,7 +23,15 @@ from creditledger import clock as time
 from creditledger import ids, store
 from creditledger.ledger import Ledger
 from creditledger.model import Category, Kind, Status
-from creditledger.operations import Capture, Consume, PlaceHold, Release, Usage, WalletChange
+from creditledger.operations import (
+    Capture,
+    Consume,
+    PlaceHold,
+    Release,
+    Transfer,
+    Usage,
+    WalletChange,
+)
 from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
 from creditledger.store import verify as verify_module
 from creditledger.store.checks import named
@@ -60,7 +68,7 @@ if TYPE_CHECKING:
 
     Damaged = Callable[..., list[Finding]]
 
-ACME, BETA = 1, 2
+ACME, BETA, GIVING, TAKING = 1, 2, 4, 5
 CHECKS = [name for one in PASSES for name, *_ in named(one.checks)]
 
 
@@ -73,6 +81,8 @@ def wallets(connection: Connection) -> None:
     add_wallet(connection, "wal_acme", overdraft_limit=10 * 10**9)
     add_wallet(connection, "wal_beta", currency="CREDIT")
     add_wallet(connection, "wal_empty")
+    for wallet_id in ("wal_giving", "wal_taking"):
+        add_wallet(connection, wallet_id)
 
 
 async def story(ledger: Ledger, clock: Clock) -> None:
@@ -120,6 +130,12 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     await post(Release(hold_id(given_back)))
     captured = await post(PlaceHold("2", None, None), "wal_beta")
     await post(Capture(hold_id(captured), "1.5", usage=metered("1", 3).usage), "wal_beta")
+    await post(give("5"), "wal_giving")  # 1
+    await post(give("1", category=Category.PROMOTIONAL), "wal_giving")  # 2
+    await post(give("1", effective_at=START + time.DAY), "wal_giving")  # 3
+    await post(Transfer("wal_taking", "2"), "wal_giving")  # 4: −1 of 2, 5: −1 of 1
+    await post(Transfer("wal_taking", "1"), "wal_giving")  # 6
+    await post(Transfer("wal_taking", "2"), "wal_giving")  # 7
     await ledger.change(WalletChange("wal_empty", livemode=True, status=Status.CLOSED))
 
 
@@ -216,10 +232,10 @@ def row(sequence: int, changed: str, wallet: int = ACME) -> str:
     )
 
 
-def posting(first_sequence: int, changed: str) -> str:
+def posting(first_sequence: int, changed: str, wallet: int = ACME) -> str:
     return (
         f"UPDATE postings SET {changed}"
-        f" WHERE wallet_number = {ACME} AND first_sequence = {first_sequence}"
+        f" WHERE wallet_number = {wallet} AND first_sequence = {first_sequence}"
     )
 
 
@@ -376,6 +392,31 @@ DAMAGES: list[Any] = [
 ]  # fmt: skip
 
 
+#: (check, sequence in wal_giving, what is done to the transfers).
+TRANSFER_DAMAGES: list[Any] = [
+    ("posting_shape", 6, (posting(6, "linked_wallet = NULL, linked_posting = NULL", GIVING),)),
+    ("posting_shape", 6, (posting(6, "linked_wallet = NULL", GIVING),)),
+    ("kind", 6, (posting(6, "operation = 2", GIVING),)),
+    ("grant", 6, (row(6, "grant_number = NULL", GIVING),)),
+    ("grant_time", 6, (row(6, "grant_number = 3", GIVING),)),
+    ("transfer_link", 6, (posting(6, "linked_posting = 999", GIVING),)),
+    ("transfer_link", 6, (posting(6, f"linked_posting = {number(4, TAKING)}", GIVING),)),
+    ("transfer_wallets", 4, (f"UPDATE wallets SET livemode = false WHERE number = {GIVING}",)),
+    ("transfer_wallets", 4, (f"UPDATE wallets SET currency = 'CNY' WHERE number = {GIVING}",)),
+    ("transfer_category", 5, (
+        f"UPDATE grants SET category = 2 WHERE wallet_number = {TAKING} AND number = 2",
+    )),
+    # Two transfers of which each has the other's other side.
+    ("transfer_rows", 6, tuple(
+        posting(mine, f"linked_posting = {number(theirs, of)}", wallet_number)
+        for ours, others in ((6, 4), (7, 3))
+        for mine, theirs, wallet_number, of in (
+            (ours, others, GIVING, TAKING), (others, ours, TAKING, GIVING)
+        )
+    )),
+]  # fmt: skip
+
+
 def test_a_ledger_that_the_ledger_wrote_has_nothing_wrong(ledger: str) -> None:
     """Grants, draws, overdraft, refunds, expiry, backdating before 1970: nothing is found."""
     assert findings(ledger) == []
@@ -394,6 +435,17 @@ def test_a_damage_is_named(
         ACME,
         sequence,
     )
+
+
+@pytest.mark.parametrize(("check", "sequence", "statements"), TRANSFER_DAMAGES)
+def test_a_damage_of_a_transfer_is_named(
+    damaged: Damaged, check: str, sequence: int, statements: tuple[str, ...]
+) -> None:
+    """The same of the wallet that sent credit."""
+    found = damaged(*statements)
+
+    ours = [one for one in found if one.wallet_number == GIVING]
+    assert (ours[0].check, ours[0].wallet_id, ours[0].sequence) == (check, "wal_giving", sequence)
 
 
 def test_a_row_of_no_wallet_is_named(damaged: Damaged) -> None:
@@ -432,7 +484,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
-    listed = [getattr(one, "values", one) for one in DAMAGES]
+    listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES)]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown

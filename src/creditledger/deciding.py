@@ -5,11 +5,11 @@ upon what the ones before it left, and gathers the changes to be written. No I/O
 the write transaction, on what was loaded under the wallets' locks. Called by ledger.py.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import books, clock, holds, ids, money, replay, rules
+from creditledger import books, holds, ids, money, replay, rules, transfers
 from creditledger.errors import (
     InvalidField,
     NotFound,
@@ -18,12 +18,10 @@ from creditledger.errors import (
     echo,
 )
 from creditledger.model import (
-    Category,
     Dimension,
     Hold,
     Kind,
     Posting,
-    Row,
     Status,
     Type,
     Wallet,
@@ -34,6 +32,7 @@ from creditledger.model import (
 from creditledger.operations import (
     EXPIRE,
     OPERATIONS,
+    RECEIVE,
     Adjust,
     Capture,
     Command,
@@ -43,9 +42,11 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    Transfer,
     WalletChange,
 )
-from creditledger.store import SUMS, Changes, Loaded, Wanted
+from creditledger.store import Loaded, Wanted
+from creditledger.writing import Writing
 
 #: An answer must fit what a gRPC client accepts unasked (4 MiB), with room for its envelope.
 ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
@@ -56,7 +57,6 @@ METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8_192
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
-_PROMOTIONAL = Category.PROMOTIONAL
 _ON_HOLDS = (PlaceHold, Capture, Release, Extend)
 
 
@@ -70,6 +70,7 @@ class Posted(NamedTuple):
     validate_only: bool
     hold: Hold | None = None  #: What it was about, as it is by then.
     held_for: Dimension | None = None  #: What the hold's captures are added up by.
+    received: "Posted | None" = None  #: Of a transfer: the other side.
 
 
 @dataclass(slots=True)
@@ -121,6 +122,8 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
                 grants.add(ids.resolve("cg", operation.credit_grant_id))
         elif isinstance(operation, OnHold):
             held.add(ids.resolve("hld", operation.hold_id))
+        elif isinstance(operation, Transfer):
+            wallets.add(operation.to_wallet_id)
     return Wanted(
         wallets=frozenset(wallets),
         keys=frozenset(keys),
@@ -133,15 +136,23 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
     )
 
 
-def _dimensions(commands: Iterable[Command], loaded: Loaded) -> Iterator[tuple[int, Dimension]]:
+def _dimensions(commands: Sequence[Command], loaded: Loaded) -> Iterator[tuple[int, Dimension]]:
     """Under which dimensions, of which wallets, the commands may write; some more than once."""
+    # A transfer takes the later of its wallets' times, so that both sides are of one moment.
+    latest = 0
+    if any(isinstance(command.operation, Transfer) for command in commands):
+        latest = max((w.time(loaded.clock) for w in loaded.wallets.values()), default=0)
     for wallet in loaded.wallets.values():
-        if books.expirations(wallet, wallet.time(loaded.clock)):
+        if books.expirations(wallet, max(latest, wallet.time(loaded.clock))):
             yield wallet.number, _EXPIRY
     for command in commands:
         found = loaded.wallets.get(command.wallet_id)
         if found is None:
             continue
+        if isinstance(command.operation, Transfer):
+            receiver = loaded.wallets.get(command.operation.to_wallet_id)
+            if receiver is not None:
+                yield receiver.number, replay.RECEIVED
         original = None
         if isinstance(command.operation, OnHold):
             pair = ids.resolve("hld", command.operation.hold_id)
@@ -160,12 +171,9 @@ def _dimensions(commands: Iterable[Command], loaded: Loaded) -> Iterator[tuple[i
 
 
 @dataclass(slots=True)
-class Deciding:
+class Deciding(Writing):
     """The state of phase 4: what was loaded, moved on posting by posting, and what it writes."""
 
-    loaded: Loaded
-    backdating_ms_max: int
-    changes: Changes = field(default_factory=Changes)
     done: dict[tuple[int, str], tuple[Posting, Dimension | None]] = field(default_factory=dict)
     references: rules.References = field(init=False)
 
@@ -188,7 +196,7 @@ class Deciding:
 
     def post(self, command: Command, budget: Budget) -> Posted:
         """One posting, or its Refusal with nothing changed."""
-        wallet = self._wallet(command.wallet_id, command.livemode)
+        wallet = self._wallet(command)
         operation, validate_only = command.operation, command.validate_only
         amount = replay.amount(command, wallet.scale)
         key = wallet.number, command.idempotency_key
@@ -202,7 +210,11 @@ class Deciding:
             if posting.hold is not None:
                 hold = wallet.holds[posting.hold]
                 held_for = self.loaded.dimensions[wallet.number, hold.dimension]
-            return Posted(posting, dimension, seen, True, validate_only, hold, held_for)
+            received = self._received(command, posting, budget)
+            return Posted(posting, dimension, seen, True, validate_only, hold, held_for, received)
+        if isinstance(operation, Transfer):
+            assert amount is not None
+            return self._post_transfer(wallet, command, operation, amount, budget)
         if validate_only:
             wallet = wallet.copy()
         now = wallet.time(self.loaded.clock)
@@ -245,7 +257,7 @@ class Deciding:
 
     def change(self, change: WalletChange) -> WalletView:
         """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""
-        wallet = self._wallet(change.wallet_id, change.livemode)
+        wallet = self._wallet(change)
         limit = wallet.overdraft_limit
         if change.overdraft_limit is not None:
             limit = money.parse(change.overdraft_limit, wallet.scale, field="overdraft_limit")
@@ -333,97 +345,73 @@ class Deciding:
         used = dimension if moves else None
         return Posted(posting, used, seen, False, False, after, held_for)
 
-    def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[books.Move]:
-        """What expires, and holds whose deadline has passed: from now on they are ended."""
-        ended = books.expirations(wallet, now)
-        if wallet.holds:
-            for hold in holds.lapse(wallet, now):
-                if write:
-                    self.changes.hold(wallet.number, None, hold, now)
-        return ended
+    def _post_transfer(
+        self,
+        sender: Wallet,
+        command: Command,
+        operation: Transfer,
+        amount: int,
+        budget: Budget,
+    ) -> Posted:
+        """A posting in each of two wallets, or in none."""
+        if command.expected_sequence is not None:
+            rules.expect_sequence(sender, command.expected_sequence)
+        receiver = transfers.check_wallets(
+            sender, self._posted_to(operation.to_wallet_id, command.livemode), operation
+        )
+        clock_ = self.loaded.clock
+        now = max(sender.time(clock_), receiver.time(clock_))
+        dry = command.validate_only
+        if dry:
+            sender, receiver = sender.copy(), receiver.copy()
+        sent, received = transfers.transfer(sender, receiver, amount, now=now)
+        sides = (
+            (sender, _posting(sender, command, amount), sent, replay.SENT),
+            (receiver, _arriving(sender, receiver, command, amount), received, replay.RECEIVED),
+        )
+        for _, posting, moves, _ in sides:
+            budget.spend(posting, len(moves))
+        for wallet, posting, moves, dimension in sides:
+            ended = self._over(wallet, now, write=not dry)
+            if dry:
+                for some in (ended, moves):
+                    posting.rows = books.append(
+                        wallet, some, posting=0, dimension=0, quantity=None, now=now
+                    )
+                continue
+            if ended:
+                self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+            self._write(wallet, posting, moves, dimension, None, now)
+        (_, out, _, _), (_, into, _, _) = sides
+        if not dry:
+            out.linked, into.linked = (into.wallet, into.number), (out.wallet, out.number)
+            self.done[sender.number, command.idempotency_key] = out, replay.SENT
+            self.loaded.linked[out.linked] = into
+        answer = Posted(into, replay.RECEIVED, view(receiver, clock_), False, dry)
+        seen = view(sender, clock_)
+        return Posted(out, replay.SENT, seen, False, dry, received=answer)
 
-    def _wallet(self, wallet_id: str, livemode: bool | None) -> Wallet:
-        wallet = self.loaded.wallets.get(wallet_id)
-        if wallet is None or livemode not in (None, wallet.livemode):
-            raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
+    def _received(self, command: Command, posting: Posting, budget: Budget) -> Posted | None:
+        """The other side of a transfer that is replayed."""
+        if posting.linked is None or not isinstance(command.operation, Transfer):
+            return None
+        other = self.loaded.linked[posting.linked]
+        budget.spend(other, len(other.rows))
+        seen = view(self.loaded.wallets[command.operation.to_wallet_id], self.loaded.clock)
+        return Posted(other, replay.RECEIVED, seen, True, command.validate_only)
+
+    def _wallet(self, asked: Command | WalletChange) -> Wallet:
+        wallet = self._posted_to(asked.wallet_id, asked.livemode)
+        if wallet is None:
+            sends = isinstance(asked, Command) and isinstance(asked.operation, Transfer)
+            param = "from_wallet_id" if sends else "wallet_id"
+            raise NotFound(f"no wallet {echo(asked.wallet_id)}", param=param)
         return wallet
 
-    def _write(
-        self,
-        wallet: Wallet,
-        posting: Posting,
-        moves: list[books.Move],
-        dimension: Dimension,
-        quantity: int | None,
-        now: int,
-    ) -> None:
-        loaded, changes = self.loaded, self.changes
-        drawn, given = changes.drawn, changes.given
-        for move in moves:
-            grant = move.grant
-            if grant is not None and not move.fresh:
-                place = wallet.number, grant.number
-                if place not in drawn and place not in given:
-                    drawn[place] = grant, grant.remaining > 0
-        posting.number = loaded.next_posting
-        loaded.next_posting += 1
-        wallet.revision += 1
-        if moves:
-            posting.rows = books.append(
-                wallet,
-                moves,
-                posting=posting.number,
-                dimension=self._dimension_number(wallet.number, dimension),
-                quantity=quantity,
-                now=now,
-            )
-        else:
-            wallet.posted_at = now
-        for move in moves:
-            if move.fresh and move.grant is not None:
-                given[wallet.number, move.grant.number] = move.grant
-        changes.postings.append(posting)
-        changes.rows += posting.rows
-        changes.touched[wallet.number] = wallet
-        self._roll_up(posting, moves, quantity or 0)
-
-    def _dimension_number(self, wallet: int, dimension: Dimension) -> int:
-        number = self.loaded.numbers.get((wallet, dimension))
-        if number is None:
-            number = self.loaded.next_dimension[wallet]
-            self.loaded.next_dimension[wallet] = number + 1
-            self.loaded.numbers[wallet, dimension] = number
-            self.changes.dimensions.append((wallet, number, dimension))
-        return number
-
-    def _roll_up(self, posting: Posting, moves: list[books.Move], quantity: int) -> None:
-        quantities, first = posting.quantities, 1
-        for row, move in zip(posting.rows, moves, strict=True):
-            amount, grant, effective_at = move.amount, move.grant, move.effective_at
-            written = row.created_at // clock.QUARTER
-            happened = written if effective_at is None else effective_at // clock.QUARTER
-            sums = self._sums(row, happened)
-            sums[0] += 1
-            sums[1] += amount
-            if grant is not None and grant.category is _PROMOTIONAL:
-                sums[2] += amount
-            for place, one in enumerate(quantities, 3):
-                sums[place] += one
-            sums[12] += first
-            if written != happened:
-                sums = self._sums(row, written)
-            sums[9] += 1
-            sums[10] += amount
-            sums[11] += quantity
-            # Of the posting, so counted with its first row.
-            quantities, quantity, first = (), 0, 0
-
-    def _sums(self, row: Row, quarter: int) -> list[int]:
-        place = row.wallet, quarter, row.dimension
-        sums = self.changes.rollups.get(place)
-        if sums is None:
-            sums = self.changes.rollups[place] = [0] * SUMS
-        return sums
+    def _posted_to(self, wallet_id: str, livemode: bool | None) -> Wallet | None:
+        """The wallet, if there is one of this mode."""
+        wallet = self.loaded.wallets.get(wallet_id)
+        return None if wallet is None or livemode not in (None, wallet.livemode) else wallet
 
 
 def _dimension_of(loaded: Loaded, posting: Posting) -> Dimension | None:
@@ -459,6 +447,18 @@ def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
         refund_of,
         None,
         replay.terms(command),
+    )
+
+
+def _arriving(sender: Wallet, receiver: Wallet, command: Command, amount: int) -> Posting:
+    """A transfer's posting in the wallet that receives: the key is the sender's alone."""
+    return replace(
+        _posting(receiver, command, amount),
+        idempotency_key=None,
+        operation=RECEIVE,
+        source={"wallet_id": sender.id},
+        terms={},
+        rows=[],
     )
 
 

@@ -45,6 +45,8 @@ class Kind(Word):
     REFUND = 5
     USAGE = 6
     EXPIRY = 7
+    TRANSFER_OUT = 8
+    TRANSFER_IN = 9
 
 
 class Type(Word):
@@ -397,4 +399,6 @@ class Posting:
     refund_of: int | None
     hold: int | None  #: Number of the hold that it made, captured, released or extended.
     terms: Mapping[str, object]  #: The rest of the request by field name, for `replay`.
+    #: Of a transfer: wallet number and posting number of its other side.
+    linked: tuple[int, int] | None = None
     rows: list[Row] = field(default_factory=list)

@@ -109,8 +109,16 @@ class Extend:
     ttl_ms: int | None
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """Operation: move credit to another wallet of the same currency and mode."""
+
+    to_wallet_id: str
+    amount: str
+
+
 OnHold = Capture | Release | Extend
-Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | Capture | Release | Extend
+Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | Transfer
 
 #: Stored as their index; the name is the field of the request.
 OPERATIONS: dict[type, tuple[int, str]] = {
@@ -122,10 +130,13 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     Capture: (7, "capture"),
     Release: (8, "release"),
     Extend: (9, "extend"),
+    Transfer: (11, "transfer"),
 }
 OPERATION_NAMES = dict(OPERATIONS.values())
 #: The operation of a posting the ledger makes by itself, for expirations due.
 EXPIRE = 5
+#: That of the posting a transfer makes in the wallet which receives.
+RECEIVE = 12
 
 
 class Command(NamedTuple):

@@ -23,17 +23,21 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    Transfer,
     Usage,
 )
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
-#: Requests of holds are flat; a posting's operation has a name of its own.
-_FLAT = {PlaceHold, Capture, Release, Extend}
+#: Requests of holds and transfers are flat; a posting's operation has a name of its own.
+_FLAT = {PlaceHold, Capture, Release, Extend, Transfer}
 _AMOUNTS = {
     operation: "amount" if operation in _FLAT else f"{name}.amount"
     for operation, (_, name) in OPERATIONS.items()
 }
 _AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
+#: What the two sides of a transfer are added up by.
+SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
+RECEIVED = Dimension(Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value)
 _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
@@ -69,6 +73,8 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
         )
     if isinstance(operation, GiveGrant):
         return Dimension(operation.kind.value, Type.GRANT.value)
+    if isinstance(operation, Transfer):
+        return SENT
     kind = Kind.ADMIN_DEBIT if operation.amount.startswith("-") else Kind.ADMIN_CREDIT
     return Dimension(kind.value, Type.ADJUSTMENT.value)
 
@@ -97,6 +103,8 @@ def source(command: Command) -> Mapping[str, str]:
     operation = command.operation
     if isinstance(operation, (Consume, Refund, PlaceHold, OnHold)):
         return {}
+    if isinstance(operation, Transfer):
+        return {"wallet_id": operation.to_wallet_id}
     if isinstance(operation, GiveGrant) and operation.kind is not Kind.ADMIN_CREDIT:
         return operation.source
     return {"actor": operation.source.get("actor") or command.actor}
@@ -105,7 +113,7 @@ def source(command: Command) -> Mapping[str, str]:
 def terms(command: Command) -> dict[str, object]:
     """The fields of the request that neither rows nor columns of the posting tell."""
     operation = command.operation
-    if isinstance(operation, Consume):
+    if isinstance(operation, (Consume, Transfer)):
         return {}
     if isinstance(operation, (PlaceHold, OnHold)):
         return _present(_flat(operation))
@@ -168,6 +176,8 @@ def _asked(command: Command, amount: int | None) -> dict[str, object]:
             "consumption.usage.quantities": list(quantities),
         }
         fields |= _dimension_fields(dimension(command, None))
+    elif isinstance(operation, Transfer):
+        fields["to_wallet_id"] = operation.to_wallet_id
     return _present(fields | terms(command))
 
 
@@ -188,6 +198,8 @@ def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
             "consumption.usage.quantities": list(posting.quantities),
         }
         fields |= _dimension_fields(dimension)
+    elif name == "transfer":
+        fields["to_wallet_id"] = posting.source["wallet_id"]
     return _present({**fields, **posting.terms})
 
 

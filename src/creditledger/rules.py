@@ -94,7 +94,7 @@ def decide(
     OutOfRange.
     """
     if command.expected_sequence is not None:
-        _expect_sequence(wallet, command.expected_sequence)
+        expect_sequence(wallet, command.expected_sequence)
     if wallet.status is not _ACTIVE:
         refuse_by_status(wallet, command, amount)
     check_references(wallet, command.operation, references)
@@ -120,7 +120,8 @@ def decide(
     return moves
 
 
-def _expect_sequence(wallet: Wallet, expected: int) -> None:
+def expect_sequence(wallet: Wallet, expected: int) -> None:
+    """Raises SequenceMismatch if a row other than an expiration follows it."""
     if expected > wallet.sequence or wallet.moved_sequence > expected:
         raise SequenceMismatch(
             f"the wallet is at sequence {wallet.sequence}, not {expected}",

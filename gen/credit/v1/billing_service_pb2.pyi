@@ -39,7 +39,8 @@ class ListTransactionsRequest(_message.Message):
     page_size: _builtins.int
     """Items a page, 1 to 200. Absent means 50."""
     kind: _builtins.str
-    """Only this kind: topup, refund, admin_credit, admin_debit, subscription_renew, usage or expiry.
+    """Only this kind: topup, refund, admin_credit, admin_debit, subscription_renew, usage, expiry,
+    transfer_out or transfer_in.
     Absent means the first five of them.
     """
     since: _builtins.str

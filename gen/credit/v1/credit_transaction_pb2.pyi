@@ -116,7 +116,9 @@ class CreditTransaction(_message.Message):
     sequence: _builtins.int
     """Place of the row among the wallet's rows: 1, 2, 3 … without a gap, in the order of commit."""
     kind: _builtins.str
-    """`topup`, `subscription_renew`, `admin_credit`, `admin_debit`, `usage`, `refund` or `expiry`."""
+    """`topup`, `subscription_renew`, `admin_credit`, `admin_debit`, `usage`, `refund`, `expiry`,
+    `transfer_out` or `transfer_in`.
+    """
     currency_id: _builtins.str
     """Id of the wallet's currency, for example `USD`."""
     effective_at: _builtins.str
@@ -234,7 +236,8 @@ Global___CreditTransaction: _TypeAlias = CreditTransaction  # noqa: Y015
 class TransactionSource(_message.Message):
     """Where a movement came from. Of its fields only those of the row's kind appear, and only with a
     value: provider, receipt_id and method for topup; provider and receipt_id for subscription_renew;
-    actor for admin_credit and admin_debit; posting_id for refund; none for usage and expiry.
+    actor for admin_credit and admin_debit; posting_id for refund; wallet_id and posting_id for
+    transfer_out and transfer_in; none for usage and expiry.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -244,6 +247,7 @@ class TransactionSource(_message.Message):
     METHOD_FIELD_NUMBER: _builtins.int
     ACTOR_FIELD_NUMBER: _builtins.int
     POSTING_ID_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Who took the money, for example `stripe`. At most 128 characters. Absent where not given."""
     receipt_id: _builtins.str
@@ -257,7 +261,11 @@ class TransactionSource(_message.Message):
     it out it becomes the name of the API key that posts.
     """
     posting_id: _builtins.str
-    """Id of the posting that a refund refunds. Set by the ledger; refused in a request."""
+    """Id of the posting that a refund refunds; of a transfer, that of its other side. Set by the
+    ledger; refused in a request.
+    """
+    wallet_id: _builtins.str
+    """Id of the wallet that a transfer went to or came from. Set by the ledger; refused in a request."""
     def __init__(
         self,
         *,
@@ -266,10 +274,11 @@ class TransactionSource(_message.Message):
         method: _builtins.str | None = ...,
         actor: _builtins.str | None = ...,
         posting_id: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actor: _TypeAlias = _typing.Literal["actor"]  # noqa: Y015
     _WhichOneofArgType__actor: _TypeAlias = _typing.Literal["_actor", b"_actor"]  # noqa: Y015
@@ -281,6 +290,8 @@ class TransactionSource(_message.Message):
     _WhichOneofArgType__provider: _TypeAlias = _typing.Literal["_provider", b"_provider"]  # noqa: Y015
     _WhichOneofReturnType__receipt_id: _TypeAlias = _typing.Literal["receipt_id"]  # noqa: Y015
     _WhichOneofArgType__receipt_id: _TypeAlias = _typing.Literal["_receipt_id", b"_receipt_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__actor) -> _WhichOneofReturnType__actor | None: ...
     @_typing.overload
@@ -291,6 +302,8 @@ class TransactionSource(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__provider) -> _WhichOneofReturnType__provider | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__receipt_id) -> _WhichOneofReturnType__receipt_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___TransactionSource: _TypeAlias = TransactionSource  # noqa: Y015
 

@@ -1911,3 +1911,155 @@ class ListHoldsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__next_page_token) -> _WhichOneofReturnType__next_page_token | None: ...
 
 Global___ListHoldsResponse: _TypeAlias = ListHoldsResponse  # noqa: Y015
+
+@_typing.final
+class TransferRequest(_message.Message):
+    """Credit to go from one wallet to another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    FROM_WALLET_ID_FIELD_NUMBER: _builtins.int
+    TO_WALLET_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    EXPECTED_SEQUENCE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among all
+    postings of the sending wallet, kept for ever. Required.
+    """
+    from_wallet_id: _builtins.str
+    """Id of the wallet that gives. Required."""
+    to_wallet_id: _builtins.str
+    """Id of the wallet that receives: another one, of the same currency and mode, whoever owns it.
+    Required.
+    """
+    amount: _builtins.str
+    """How much, a decimal greater than 0 in the wallets' currency; at most what is available in the
+    sending wallet, for overdraft is no credit to give. Required.
+    """
+    description: _builtins.str
+    """What the rows of both wallets are, for lists: 1 to 512 characters. Absent means none."""
+    note: _builtins.str
+    """A note for people, at the rows of both wallets: 1 to 512 characters. Absent means none."""
+    expected_sequence: _builtins.int
+    """The sending wallet's sequence that the caller decided on: if a row other than an expiration
+    follows it, the transfer is refused with SEQUENCE_MISMATCH. 0 or more. Absent means no such
+    condition. Over REST also a query parameter.
+    """
+    validate_only: _builtins.bool
+    """True asks for the answer that the transfer would get, with empty ids, and writes nothing.
+    Absent means false. Over REST also a query parameter.
+    """
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own words, at the rows of both wallets: at most 50 keys and 8 kB. Absent means
+        none.
+        """
+
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str | None = ...,
+        from_wallet_id: _builtins.str | None = ...,
+        to_wallet_id: _builtins.str | None = ...,
+        amount: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        note: _builtins.str | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expected_sequence: _builtins.int | None = ...,
+        validate_only: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
+    _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
+    _WhichOneofReturnType__expected_sequence: _TypeAlias = _typing.Literal["expected_sequence"]  # noqa: Y015
+    _WhichOneofArgType__expected_sequence: _TypeAlias = _typing.Literal["_expected_sequence", b"_expected_sequence"]  # noqa: Y015
+    _WhichOneofReturnType__from_wallet_id: _TypeAlias = _typing.Literal["from_wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__from_wallet_id: _TypeAlias = _typing.Literal["_from_wallet_id", b"_from_wallet_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
+    _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
+    _WhichOneofReturnType__to_wallet_id: _TypeAlias = _typing.Literal["to_wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__to_wallet_id: _TypeAlias = _typing.Literal["_to_wallet_id", b"_to_wallet_id"]  # noqa: Y015
+    _WhichOneofReturnType__validate_only: _TypeAlias = _typing.Literal["validate_only"]  # noqa: Y015
+    _WhichOneofArgType__validate_only: _TypeAlias = _typing.Literal["_validate_only", b"_validate_only"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_sequence) -> _WhichOneofReturnType__expected_sequence | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__from_wallet_id) -> _WhichOneofReturnType__from_wallet_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__to_wallet_id) -> _WhichOneofReturnType__to_wallet_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__validate_only) -> _WhichOneofReturnType__validate_only | None: ...
+
+Global___TransferRequest: _TypeAlias = TransferRequest  # noqa: Y015
+
+@_typing.final
+class TransferResponse(_message.Message):
+    """Both sides of a transfer; the nth row of one is what became of the nth of the other."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SENT_FIELD_NUMBER: _builtins.int
+    RECEIVED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sent(self) -> Global___Posting:
+        """The posting in the sending wallet: a row of kind transfer_out for each grant drawn."""
+
+    @_builtins.property
+    def received(self) -> Global___Posting:
+        """The posting in the receiving wallet: a row of kind transfer_in, with a grant of its own, for
+        each grant drawn.
+        """
+
+    def __init__(
+        self,
+        *,
+        sent: Global___Posting | None = ...,
+        received: Global___Posting | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "sent", b"sent"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "sent", b"sent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TransferResponse: _TypeAlias = TransferResponse  # noqa: Y015

@@ -105,6 +105,11 @@ class WalletServiceStub:
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_wallet__service__pb2.HeldCredit.FromString,
                 _registered_method=True)
+        self.Transfer = channel.unary_unary(
+                '/credit.v1.WalletService/Transfer',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.TransferRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.TransferResponse.FromString,
+                _registered_method=True)
         self.ListHolds = channel.unary_unary(
                 '/credit.v1.WalletService/ListHolds',
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.SerializeToString,
@@ -225,6 +230,15 @@ class WalletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Transfer(self, request, context):
+        """Moves credit from one wallet to another of the same currency and mode: a posting in each of
+        them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
+        sender, in the same namespace of keys: the same key and request again answer both sides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListHolds(self, request, context):
         """Answers a page of a wallet's holds, as of now, newest first.
         """
@@ -304,6 +318,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.GetHold,
                     request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.FromString,
                     response_serializer=credit_dot_v1_dot_wallet__service__pb2.HeldCredit.SerializeToString,
+            ),
+            'Transfer': grpc.unary_unary_rpc_method_handler(
+                    servicer.Transfer,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.TransferRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.TransferResponse.SerializeToString,
             ),
             'ListHolds': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHolds,
@@ -690,6 +709,33 @@ class WalletService:
             '/credit.v1.WalletService/GetHold',
             credit_dot_v1_dot_wallet__service__pb2.GetHoldRequest.SerializeToString,
             credit_dot_v1_dot_wallet__service__pb2.HeldCredit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transfer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/Transfer',
+            credit_dot_v1_dot_wallet__service__pb2.TransferRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.TransferResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -64,6 +64,11 @@ class WalletServiceStub:
     """Gives a hold a later deadline."""
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.HeldCredit]
     """Answers one hold, as of now."""
+    Transfer: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferRequest, _wallet_service_pb2.TransferResponse]
+    """Moves credit from one wallet to another of the same currency and mode: a posting in each of
+    them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
+    sender, in the same namespace of keys: the same key and request again answer both sides.
+    """
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Answers a page of a wallet's holds, as of now, newest first."""
 
@@ -201,6 +206,17 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.GetHoldRequest, _abc.Awaitable[_wallet_service_pb2.HeldCredit]],
     ) -> _abc.Awaitable[_wallet_service_pb2.HeldCredit]:
         """Answers one hold, as of now."""
+
+    @_abc_1.abstractmethod
+    def Transfer(
+        self,
+        request: _wallet_service_pb2.TransferRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.TransferRequest, _abc.Awaitable[_wallet_service_pb2.TransferResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.TransferResponse]:
+        """Moves credit from one wallet to another of the same currency and mode: a posting in each of
+        them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
+        sender, in the same namespace of keys: the same key and request again answer both sides.
+        """
 
     @_abc_1.abstractmethod
     def ListHolds(

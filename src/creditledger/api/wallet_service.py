@@ -11,7 +11,7 @@ from credit.v1 import wallet_service_pb2_grpc
 from sqlalchemy import Connection
 
 from creditledger import ids, money
-from creditledger.api import balances, fields, held, pages, wire
+from creditledger.api import balances, fields, held, pages, transferred, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
 from creditledger.deciding import Budget, Posted
@@ -350,6 +350,13 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             if refusal.param == "wallet_id":
                 raise _no_hold(asked.operation.hold_id) from None
             raise
+
+    @rpc(transferred.transfer, scope=Scope.SERVICE)
+    async def Transfer(  # noqa: N802
+        self, command: Callable[[Caller], Command], caller: Caller
+    ) -> pb.TransferResponse:
+        """A posting in each of two wallets; as a posting, see `Ledger.post`."""
+        return transferred.answer(await self._ledger.post(command(caller)))
 
     @rpc(held.hold_id, scope=Scope.CUSTOMER)
     async def GetHold(self, hold_id: str, caller: Caller) -> pb.HeldCredit:  # noqa: N802

@@ -282,6 +282,8 @@ def source(posting: Posting) -> Mapping[str, str]:
     """The posting's source as it is shown."""
     if posting.refund_of is not None:
         return {"posting_id": ids.compose("pst", posting.wallet, posting.refund_of)}
+    if posting.linked is not None:
+        return {**posting.source, "posting_id": ids.compose("pst", *posting.linked)}
     return posting.source
 
 

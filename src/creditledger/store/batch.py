@@ -39,6 +39,8 @@ class Loaded:
     wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
     postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
     originals: dict[tuple[int, int], Posting] = field(default_factory=dict)  #: To be refunded.
+    #: Other sides of transfers among `postings`, as far as their wallets are the batch's.
+    linked: dict[tuple[int, int], Posting] = field(default_factory=dict)
     refunded: dict[tuple[int, int], int] = field(default_factory=dict)  #: Σ returned of them.
     meters: frozenset[str] = frozenset()
     subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
@@ -51,6 +53,12 @@ class Loaded:
         own = {wallet.number for wallet in self.wallets.values()}
         replayed = {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
         return sorted({place for place in wanted.holds if place[0] in own} | replayed)
+
+    def other_sides(self) -> list[tuple[int, int]]:
+        """(wallet number, posting number) of what `linked` has to hold."""
+        own = {wallet.number for wallet in self.wallets.values()}
+        places = {posting.linked for posting in self.postings.values() if posting.linked}
+        return sorted(place for place in places if place[0] in own)
 
     def dimensions_of(self, named: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where the dimensions lie of those holds that there are."""

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from creditledger.clock import QUARTER
 from creditledger.model import Category, HoldEnd, Kind, Status, Type
-from creditledger.operations import EXPIRE, OPERATIONS
+from creditledger.operations import EXPIRE, OPERATIONS, RECEIVE
 
 
 class Pass(NamedTuple):
@@ -69,13 +69,18 @@ NO_SUCH_KIND = """NOT (
       AND t.kind = CASE WHEN t.amount > 0 THEN $ADMIN_CREDIT ELSE $ADMIN_DEBIT END
    OR p.operation = $OP_REFUND AND t.type = $TYPE_ADJUSTMENT AND t.kind = $REFUND
       AND t.amount > 0
+   OR p.operation = $OP_TRANSFER AND t.type = $TYPE_ADJUSTMENT AND t.kind = $TRANSFER_OUT
+      AND t.amount < 0
+   OR p.operation = $OP_RECEIVE AND t.type = $TYPE_ADJUSTMENT AND t.kind = $TRANSFER_IN
+      AND t.amount > 0
    OR p.operation = $OP_EXPIRY AND t.type = $TYPE_EXPIRATION AND t.kind = $EXPIRY
       AND t.amount < 0)"""
 OTHER_DIMENSION = """d.kind <> t.kind OR d.type <> t.type
     OR p.quantities IS NOT NULL AND NOT d.has_usage"""
 NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
-    OR t.amount < 0 AND t.grant_number = t.sequence OR t.kind = $EXPIRY AND t.grant_number IS NULL
-    OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
+    OR t.amount < 0 AND t.grant_number = t.sequence
+    OR t.kind IN ($EXPIRY, $TRANSFER_OUT) AND t.grant_number IS NULL
+    OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT, $TRANSFER_IN)
        AND coalesce(t.grant_number, 0) <> t.sequence"""
 #: What is wrong with an expiration. It is of the moment at which its grant ends or, of what a hold
 #: had set aside, at which the hold does.
@@ -133,7 +138,7 @@ grant: t.grant_number IS NOT NULL AND g.number IS NULL OR {NO_SUCH_GRANT}
 grant_origin: t.grant_number = t.sequence AND ({OTHER_ORIGIN})
     -- the grant it made has another amount or time
 grant_time: t.kind <> $EXPIRY AND g.expires_at <= t.created_at AND p.operation <> $OP_CAPTURE
-    OR t.kind = $USAGE AND g.effective_at > t.created_at
+    OR t.kind IN ($USAGE, $TRANSFER_OUT) AND g.effective_at > t.created_at
     -- grant {{g.number}} was not open at {{t.created_at}}
 expiration: {NOT_EXPIRED}
     -- it is too early or too late for grant {{g.number}}, which ends at {{g.expires_at}}
@@ -162,7 +167,9 @@ POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 
 #: Of a hold only captures have rows.
 _ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
-POSTING_SHAPE = f"""(p.operation = $OP_EXPIRY) <> (p.idempotency_key IS NULL)
+POSTING_SHAPE = f"""(p.operation IN ($OP_EXPIRY, $OP_RECEIVE)) <> (p.idempotency_key IS NULL)
+    OR (p.operation IN ($OP_TRANSFER, $OP_RECEIVE)) <> (p.linked_wallet IS NOT NULL)
+    OR (p.linked_wallet IS NULL) <> (p.linked_posting IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
     OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
     OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE)
@@ -178,6 +185,7 @@ def posting_amount(total: str) -> str:
     """What is wrong with the amount of a posting whose rows add up to `total`."""
     return f"""CASE p.operation
       WHEN $OP_CONSUMPTION THEN p.amount IS NULL OR -p.amount <> {total}
+      WHEN $OP_TRANSFER THEN p.amount IS NULL OR -p.amount <> {total}
       WHEN $OP_CAPTURE THEN p.amount IS NOT NULL AND -p.amount <> {total}
       WHEN $OP_REFUND THEN p.amount <> {total}
       WHEN $OP_HOLD THEN p.amount IS NULL
@@ -340,7 +348,8 @@ def words(dialect: str) -> dict[str, str]:
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
     words["HOLDS"] = _HOLDS
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
-    return words | {"OP_EXPIRY": str(EXPIRE), "CLOSED": str(Status.CLOSED.value)}
+    words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE)}
+    return words | {"CLOSED": str(Status.CLOSED.value)}
 
 
 #: Whether the wallet `w` has an open hold.

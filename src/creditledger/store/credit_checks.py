@@ -1,4 +1,4 @@
-"""The invariants of what a wallet has, as queries that must find nothing: grants, wallets, holds.
+"""The invariants of what wallets have, as queries that must find nothing: grants to transfers.
 
 As checks.py, which has those of rows, postings and roll-ups. The end of the file lists all passes.
 """
@@ -168,9 +168,39 @@ revision_posting: h.number IS NULL OR p.number IS NULL
 """,
 )
 
+# --- transfers ------------------------------------------------------------------------------------
+
+#: Row by row: what goes out of one wallet is what comes into the other.
+TRANSFERS = Pass(
+    "transfers",
+    """(SELECT * FROM postings WHERE linked_posting IS NOT NULL) AS p
+    LEFT JOIN wallets AS w ON w.number = p.wallet_number
+    LEFT JOIN wallets AS v ON v.number = p.linked_wallet
+    LEFT JOIN postings AS o ON o.wallet_number = p.linked_wallet AND o.number = p.linked_posting
+    LEFT JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+      AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
+    LEFT JOIN credit_transactions AS u ON u.wallet_number = o.wallet_number
+      AND u.sequence = o.first_sequence + t.sequence - p.first_sequence
+    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+    LEFT JOIN grants AS h ON h.wallet_number = u.wallet_number AND h.number = u.grant_number""",
+    ("p.wallet_number", "coalesce(t.sequence, p.first_sequence)"),
+    """
+transfer_link: o.number IS NULL OR coalesce(o.linked_wallet, 0) <> p.wallet_number
+    OR coalesce(o.linked_posting, 0) <> p.number
+    OR p.operation + o.operation <> $OP_TRANSFER + $OP_RECEIVE
+    -- posting {p.linked_posting} of wallet {p.linked_wallet} is not the other side of {p.number}
+transfer_wallets: w.number = v.number OR w.currency <> v.currency OR w.livemode <> v.livemode
+    -- it is between wallets of {w.currency} and {v.currency}, or of two modes
+transfer_rows: o.row_count <> p.row_count OR u.amount <> -t.amount OR u.created_at <> t.created_at
+    -- it moved {t.amount} at {t.created_at}, and the other side {u.amount} at {u.created_at}
+transfer_category: g.category <> h.category
+    -- its credit is of category {g.category}, and that of the other side of {h.category}
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
-    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS),
+    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS, TRANSFERS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

@@ -187,6 +187,9 @@ class Writer:
             for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_KEY, keys):
                 assert posting.idempotency_key is not None
                 loaded.postings[posting.wallet, posting.idempotency_key] = posting
+            others = loaded.other_sides()
+            for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, others):
+                loaded.linked[posting.wallet, posting.number] = posting
         named = loaded.held(wanted)
         if named:
             await _load_holds(connection, loaded, named)

@@ -38,7 +38,7 @@ from creditledger.store.checks import (
     quarter,
     wrong,
 )
-from creditledger.store.credit_checks import GRANTS, HOLDS, REVISIONS, WALLETS
+from creditledger.store.credit_checks import GRANTS, HOLDS, REVISIONS, TRANSFERS, WALLETS
 
 
 class Proof(NamedTuple):
@@ -205,7 +205,7 @@ _SQLITE_GRANTS = Proof(
               {_integers("amount", "expirations", "first_at", "last_at")})""",
         f"""INSERT INTO drawn SELECT {_GRANT("t", "grant_number")}, t.amount,
               CASE t.kind WHEN $EXPIRY THEN 1 ELSE 0 END,
-              CASE t.kind WHEN $USAGE THEN t.created_at ELSE {_NEVER} END,
+              CASE WHEN t.kind IN ($USAGE, $TRANSFER_OUT) THEN t.created_at ELSE {_NEVER} END,
               CASE t.kind WHEN $EXPIRY THEN {_ALWAYS} ELSE t.created_at END
             FROM credit_transactions AS t NOT INDEXED WHERE t.grant_number IS NOT NULL
             ON CONFLICT DO UPDATE SET amount = amount + excluded.amount,
@@ -312,11 +312,12 @@ _POSTGRES_ROLLUPS = Proof(
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
     *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
-    *(_whole(HOLDS), _whole(REVISIONS)),
+    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
+    _whole(TRANSFERS),
 )
 
 

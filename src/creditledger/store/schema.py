@@ -164,12 +164,15 @@ wallet_states = Table(
     # Σ amounts of these kinds: what was ever paid in, and ever given back.
     Column("topup_amount", BigInteger, nullable=False, server_default=text("0")),
     Column("refund_amount", BigInteger, nullable=False, server_default=text("0")),
+    Column("transfer_out_count", BigInteger, nullable=False, server_default=text("0")),
+    Column("transfer_in_count", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
     CheckConstraint(
         "sequence = usage_count + topup_count + subscription_renew_count + admin_credit_count"
-        " + admin_debit_count + refund_count + expiry_count",
+        " + admin_debit_count + refund_count + expiry_count"
+        " + transfer_out_count + transfer_in_count",
         name="counters",
     ),
 )
@@ -327,6 +330,9 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         Column("refund_of", BigInteger),
         Column("terms", Text),
         Column("hold_number", BigInteger),
+        # Of a transfer: its other side.
+        Column("linked_wallet", BigInteger),
+        Column("linked_posting", BigInteger),
         UniqueConstraint("wallet_number", "idempotency_key", name="postings_key_unique"),
         *key,
     )
@@ -373,7 +379,7 @@ def _transactions(to: MetaData, *key: SchemaItem) -> Table:
             "amount <> 0 AND amount BETWEEN -100000000000000000 AND 100000000000000000",
             name="amount",
         ),
-        CheckConstraint("kind BETWEEN 1 AND 7", name="kind"),
+        CheckConstraint("kind BETWEEN 1 AND 9", name="kind"),
         CheckConstraint("type BETWEEN 1 AND 4", name="type"),
         CheckConstraint("(kind = 6) = (kind_count IS NULL)", name="kind_count"),
         *key,

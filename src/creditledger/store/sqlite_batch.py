@@ -201,6 +201,9 @@ def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
     for posting in _load_postings(driver, loaded, _POSTINGS_BY_KEY, pairs):
         assert posting.idempotency_key is not None
         loaded.postings[posting.wallet, posting.idempotency_key] = posting
+    others = loaded.other_sides()
+    for posting in _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, others):
+        loaded.linked[posting.wallet, posting.number] = posting
 
 
 def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:

@@ -55,6 +55,8 @@ STATE_COLUMNS = [
     "admin_debit_count",
     "refund_count",
     "expiry_count",
+    "transfer_out_count",
+    "transfer_in_count",
     "revision",
 ]
 GRANT_COLUMNS = [
@@ -85,6 +87,8 @@ POSTING_COLUMNS = [
     "refund_of",
     "hold_number",
     "terms",
+    "linked_wallet",
+    "linked_posting",
 ]
 HOLD_COLUMNS = [
     "number",
@@ -167,11 +171,12 @@ SUM_COLUMNS = [
 assert len(ROW_COLUMNS) == len(Row._fields)
 assert len(DIMENSION_COLUMNS) == len(Dimension._fields)
 # The last columns of a wallet's state but one are its counts by kind, usage left out.
-_COUNTED = (1, 2, 3, 4, 5, 7)
+_COUNTED = tuple(kind.value for kind in Kind if kind is not Kind.USAGE)
 assert [f"{Kind(number).word}_count" for number in _COUNTED] == STATE_COLUMNS[
     -len(_COUNTED) - 1 : -1
 ]
 _counted = itemgetter(*_COUNTED)
+_UNLINKED = (None, None)
 
 
 def dump(value: Mapping[str, object] | tuple[int, ...]) -> str | None:
@@ -209,8 +214,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         changed,
         *rest[:11],
     )
-    topup, renew, credit, debit, refund, expiry, wallet.revision = rest[11:]
-    wallet.kind_counts = [0, topup, renew, credit, debit, refund, 0, expiry]
+    *counted, wallet.revision = rest[11:]
+    for kind, count in zip(_COUNTED, counted, strict=True):
+        wallet.kind_counts[kind] = count
     return wallet
 
 
@@ -266,7 +272,7 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
 def posting_value(columns: Iterable[Any]) -> Posting:
     """A posting, still without rows, of its columns."""
     wallet, number, key, operation, amount, posted_by, description, note, *rest = columns
-    metadata, source, event, quantities, refund_of, hold, terms = rest
+    metadata, source, event, quantities, refund_of, hold, terms, *linked = rest
     return Posting(
         wallet=wallet,
         number=number,
@@ -283,6 +289,7 @@ def posting_value(columns: Iterable[Any]) -> Posting:
         refund_of=refund_of,
         hold=hold,
         terms=load(terms, {}),
+        linked=None if linked[0] is None else (linked[0], linked[1]),
     )
 
 
@@ -304,6 +311,7 @@ def posting_columns(posting: Posting) -> tuple[object, ...]:
         posting.refund_of,
         posting.hold,
         dump(posting.terms),
+        *(posting.linked or _UNLINKED),
         posting.rows[0].sequence if posting.rows else 0,
         len(posting.rows),
     )

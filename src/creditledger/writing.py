@@ -1,0 +1,107 @@
+"""What a batch writes, put together posting by posting: rows, grants, sums, holds that are over.
+
+`Writing` carries out what was decided, on the wallets and in `Changes`; `Deciding` is one. No I/O.
+"""
+
+from dataclasses import dataclass, field
+
+from creditledger import books, clock, holds
+from creditledger.model import Category, Dimension, Posting, Row, Wallet
+from creditledger.store import SUMS, Changes, Loaded
+
+_PROMOTIONAL = Category.PROMOTIONAL
+
+
+@dataclass(slots=True)
+class Writing:
+    """What was loaded, moved on posting by posting, and what has to be written of it."""
+
+    loaded: Loaded
+    backdating_ms_max: int
+    changes: Changes = field(default_factory=Changes)
+
+    def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[books.Move]:
+        """What expires, and holds whose deadline has passed: from now on they are ended."""
+        ended = books.expirations(wallet, now)
+        if wallet.holds:
+            for hold in holds.lapse(wallet, now):
+                if write:
+                    self.changes.hold(wallet.number, None, hold, now)
+        return ended
+
+    def _write(
+        self,
+        wallet: Wallet,
+        posting: Posting,
+        moves: list[books.Move],
+        dimension: Dimension,
+        quantity: int | None,
+        now: int,
+    ) -> None:
+        loaded, changes = self.loaded, self.changes
+        drawn, given = changes.drawn, changes.given
+        for move in moves:
+            grant = move.grant
+            if grant is not None and not move.fresh:
+                place = wallet.number, grant.number
+                if place not in drawn and place not in given:
+                    drawn[place] = grant, grant.remaining > 0
+        posting.number = loaded.next_posting
+        loaded.next_posting += 1
+        wallet.revision += 1
+        if moves:
+            posting.rows = books.append(
+                wallet,
+                moves,
+                posting=posting.number,
+                dimension=self._dimension_number(wallet.number, dimension),
+                quantity=quantity,
+                now=now,
+            )
+        else:
+            wallet.posted_at = now
+        for move in moves:
+            if move.fresh and move.grant is not None:
+                given[wallet.number, move.grant.number] = move.grant
+        changes.postings.append(posting)
+        changes.rows += posting.rows
+        changes.touched[wallet.number] = wallet
+        self._roll_up(posting, moves, quantity or 0)
+
+    def _dimension_number(self, wallet: int, dimension: Dimension) -> int:
+        number = self.loaded.numbers.get((wallet, dimension))
+        if number is None:
+            number = self.loaded.next_dimension[wallet]
+            self.loaded.next_dimension[wallet] = number + 1
+            self.loaded.numbers[wallet, dimension] = number
+            self.changes.dimensions.append((wallet, number, dimension))
+        return number
+
+    def _roll_up(self, posting: Posting, moves: list[books.Move], quantity: int) -> None:
+        quantities, first = posting.quantities, 1
+        for row, move in zip(posting.rows, moves, strict=True):
+            amount, grant, effective_at = move.amount, move.grant, move.effective_at
+            written = row.created_at // clock.QUARTER
+            happened = written if effective_at is None else effective_at // clock.QUARTER
+            sums = self._sums(row, happened)
+            sums[0] += 1
+            sums[1] += amount
+            if grant is not None and grant.category is _PROMOTIONAL:
+                sums[2] += amount
+            for place, one in enumerate(quantities, 3):
+                sums[place] += one
+            sums[12] += first
+            if written != happened:
+                sums = self._sums(row, written)
+            sums[9] += 1
+            sums[10] += amount
+            sums[11] += quantity
+            # Of the posting, so counted with its first row.
+            quantities, quantity, first = (), 0, 0
+
+    def _sums(self, row: Row, quarter: int) -> list[int]:
+        place = row.wallet, quarter, row.dimension
+        sums = self.changes.rollups.get(place)
+        if sums is None:
+            sums = self.changes.rollups[place] = [0] * SUMS
+        return sums
