@@ -28,6 +28,7 @@ GOOGLEAPIS = ROOT / "build" / "googleapis"
 GOOGLE_PROTOS = (
     "google/api/annotations.proto",
     "google/api/http.proto",
+    "google/api/httpbody.proto",
     "google/rpc/error_details.proto",
     "google/rpc/status.proto",
 )

@@ -36,16 +36,17 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.wallet_service
-api.balances api.held api.pages api.transferred api.usage
+api.balances api.exporting api.held api.pages api.transferred api.usage
 api.wire
 api.fields api.rpc
 api.auth log
 ledger config
-deciding
+deciding exports
 writing
 holds transfers
 rules replay store
 store.postgres store.sqlite_database
+store.walks
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments

@@ -45,6 +45,7 @@ from creditledger.api.api_key_service import ApiKeyService
 from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
 from creditledger.api.credit_transaction_service import CreditTransactionService
+from creditledger.api.exporting import Exports
 from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
@@ -199,9 +200,17 @@ class Server:
         clock = self._clock or time.now
         callers = Callers(store, clock)
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
-        transactions = CreditTransactionService(store=store, callers=callers, clock=clock)
-        bills_from = self._config.bills_from
-        billing = BillingService(store=store, callers=callers, clock=clock, bills_from=bills_from)
+        exports = Exports(store)
+        transactions = CreditTransactionService(
+            store=store, callers=callers, exports=exports, clock=clock
+        )
+        billing = BillingService(
+            store=store,
+            callers=callers,
+            exports=exports,
+            clock=clock,
+            bills_from=self._config.bills_from,
+        )
         registry = RegistryService(store=store, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

@@ -93,6 +93,57 @@ class ListTransactionsRequest(_message.Message):
 Global___ListTransactionsRequest: _TypeAlias = ListTransactionsRequest  # noqa: Y015
 
 @_typing.final
+class ExportTransactionsRequest(_message.Message):
+    """Filters of an export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SINCE_FIELD_NUMBER: _builtins.int
+    UNTIL_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """As in ListTransactionsRequest."""
+    since: _builtins.str
+    """Only items created at or after this moment, RFC 3339 with a zone. Absent means from the first."""
+    until: _builtins.str
+    """Only items created before this moment, RFC 3339 with a zone. Absent means to the last."""
+    livemode: _builtins.bool
+    """Mode, as a check: a key acts in its own, and the other one is a MODE_MISMATCH. Absent means the
+    key's.
+    """
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str | None = ...,
+        since: _builtins.str | None = ...,
+        until: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
+    _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
+    _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
+    _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
+    _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__until) -> _WhichOneofReturnType__until | None: ...
+
+Global___ExportTransactionsRequest: _TypeAlias = ExportTransactionsRequest  # noqa: Y015
+
+@_typing.final
 class ListTransactionsResponse(_message.Message):
     """One page of movements."""
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from credit.v1 import billing_service_pb2 as credit_dot_v1_dot_billing__service__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -41,6 +42,11 @@ class BillingServiceStub:
                 request_serializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.FromString,
                 _registered_method=True)
+        self.ExportTransactions = channel.unary_stream(
+                '/credit.v1.BillingService/ExportTransactions',
+                request_serializer=credit_dot_v1_dot_billing__service__pb2.ExportTransactionsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
         self.GetMyUsage = channel.unary_unary(
                 '/credit.v1.BillingService/GetMyUsage',
                 request_serializer=credit_dot_v1_dot_billing__service__pb2.GetMyUsageRequest.SerializeToString,
@@ -72,6 +78,14 @@ class BillingServiceServicer:
         """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
         topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
         for. No wallet gives no items.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportTransactions(self, request, context):
+        """Answers all of the same movements, oldest first, as a CSV in pieces; see
+        CreditTransactionService.Export for what its last line holds.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -117,6 +131,11 @@ def add_BillingServiceServicer_to_server(servicer, server):
                     servicer.ListTransactions,
                     request_deserializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.FromString,
                     response_serializer=credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.SerializeToString,
+            ),
+            'ExportTransactions': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportTransactions,
+                    request_deserializer=credit_dot_v1_dot_billing__service__pb2.ExportTransactionsRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
             'GetMyUsage': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMyUsage,
@@ -168,6 +187,33 @@ class BillingService:
             '/credit.v1.BillingService/ListTransactions',
             credit_dot_v1_dot_billing__service__pb2.ListTransactionsRequest.SerializeToString,
             credit_dot_v1_dot_billing__service__pb2.ListTransactionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportTransactions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/credit.v1.BillingService/ExportTransactions',
+            credit_dot_v1_dot_billing__service__pb2.ExportTransactionsRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

@@ -7,6 +7,7 @@ usage, account and balance beside them, and bills by API key.
 
 from collections import abc as _abc
 from credit.v1 import billing_service_pb2 as _billing_service_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 
@@ -24,6 +25,10 @@ class BillingServiceStub:
     """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
     topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
     for. No wallet gives no items.
+    """
+    ExportTransactions: _aio.UnaryStreamMultiCallable[_billing_service_pb2.ExportTransactionsRequest, _httpbody_pb2.HttpBody]
+    """Answers all of the same movements, oldest first, as a CSV in pieces; see
+    CreditTransactionService.Export for what its last line holds.
     """
     GetMyUsage: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetMyUsageRequest, _billing_service_pb2.GetMyUsageResponse]
     """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
@@ -56,6 +61,16 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
         topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
         for. No wallet gives no items.
+        """
+
+    @_abc_1.abstractmethod
+    def ExportTransactions(
+        self,
+        request: _billing_service_pb2.ExportTransactionsRequest,
+        context: _aio.ServicerContext[_billing_service_pb2.ExportTransactionsRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
+    ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
+        """Answers all of the same movements, oldest first, as a CSV in pieces; see
+        CreditTransactionService.Export for what its last line holds.
         """
 
     @_abc_1.abstractmethod

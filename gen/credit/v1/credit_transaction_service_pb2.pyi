@@ -188,6 +188,123 @@ class CreditTransactionServiceListRequest(_message.Message):
 Global___CreditTransactionServiceListRequest: _TypeAlias = CreditTransactionServiceListRequest  # noqa: Y015
 
 @_typing.final
+class CreditTransactionServiceExportRequest(_message.Message):
+    """What to export, and how it is to look. Filters are those of a list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FORMAT_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    CREDIT_GRANT_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    Q_FIELD_NUMBER: _builtins.int
+    format: _builtins.str
+    """`csv` or `ndjson`, a JSON object a line. Absent means csv."""
+    columns: _builtins.str
+    """Names of columns with commas between, in the order wanted. Absent means all."""
+    time_zone: _builtins.str
+    """IANA zone that times are printed in. Absent means UTC."""
+    customer_id: _builtins.str
+    """Only rows of this customer. Absent means all that the key may see."""
+    subscription_id: _builtins.str
+    """Only rows that name this subscription. Absent means all."""
+    credit_grant_id: _builtins.str
+    """Only rows of this grant. Absent means all."""
+    meter_id: _builtins.str
+    """Only rows that name this meter. Absent means all."""
+    source: _builtins.str
+    """As in a list."""
+    start: _builtins.int
+    """Only rows created at or after this second, Unix time in whole seconds. Absent means from the
+    first row.
+    """
+    end: _builtins.int
+    """Only rows created up to the end of this second, Unix time in whole seconds. Absent means to the
+    last row.
+    """
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    q: _builtins.str
+    """As in a list."""
+    def __init__(
+        self,
+        *,
+        format: _builtins.str | None = ...,
+        columns: _builtins.str | None = ...,
+        time_zone: _builtins.str | None = ...,
+        customer_id: _builtins.str | None = ...,
+        subscription_id: _builtins.str | None = ...,
+        credit_grant_id: _builtins.str | None = ...,
+        meter_id: _builtins.str | None = ...,
+        source: _builtins.str | None = ...,
+        start: _builtins.int | None = ...,
+        end: _builtins.int | None = ...,
+        livemode: _builtins.bool | None = ...,
+        q: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__columns: _TypeAlias = _typing.Literal["columns"]  # noqa: Y015
+    _WhichOneofArgType__columns: _TypeAlias = _typing.Literal["_columns", b"_columns"]  # noqa: Y015
+    _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
+    _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
+    _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
+    _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
+    _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__q: _TypeAlias = _typing.Literal["q"]  # noqa: Y015
+    _WhichOneofArgType__q: _TypeAlias = _typing.Literal["_q", b"_q"]  # noqa: Y015
+    _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
+    _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
+    _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__columns) -> _WhichOneofReturnType__columns | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant_id) -> _WhichOneofReturnType__credit_grant_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__q) -> _WhichOneofReturnType__q | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
+
+Global___CreditTransactionServiceExportRequest: _TypeAlias = CreditTransactionServiceExportRequest  # noqa: Y015
+
+@_typing.final
 class CreditTransactionServiceListResponse(_message.Message):
     """One page of transactions."""
 

@@ -5,6 +5,7 @@ import warnings
 
 from credit.v1 import credit_transaction_pb2 as credit_dot_v1_dot_credit__transaction__pb2
 from credit.v1 import credit_transaction_service_pb2 as credit_dot_v1_dot_credit__transaction__service__pb2
+from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -52,6 +53,11 @@ class CreditTransactionServiceStub:
                 request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryResponse.FromString,
                 _registered_method=True)
+        self.Export = channel.unary_stream(
+                '/credit.v1.CreditTransactionService/Export',
+                request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class CreditTransactionServiceServicer:
@@ -83,6 +89,16 @@ class CreditTransactionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Export(self, request, context):
+        """Answers every transaction that the filters match, oldest first, as one file in pieces: the
+        ledger as it was when the export began. Its last line holds the number of rows, the sum of
+        their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
+        cut off.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CreditTransactionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -100,6 +116,11 @@ def add_CreditTransactionServiceServicer_to_server(servicer, server):
                     servicer.Summary,
                     request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryRequest.FromString,
                     response_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryResponse.SerializeToString,
+            ),
+            'Export': grpc.unary_stream_rpc_method_handler(
+                    servicer.Export,
+                    request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -185,6 +206,33 @@ class CreditTransactionService:
             '/credit.v1.CreditTransactionService/Summary',
             credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryRequest.SerializeToString,
             credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceSummaryResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Export(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/credit.v1.CreditTransactionService/Export',
+            credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,
             insecure,

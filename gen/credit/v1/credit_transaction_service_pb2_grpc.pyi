@@ -6,6 +6,7 @@ Reading the ledger row by row and in sums: the published credit-transactions API
 from collections import abc as _abc
 from credit.v1 import credit_transaction_pb2 as _credit_transaction_pb2
 from credit.v1 import credit_transaction_service_pb2 as _credit_transaction_service_pb2
+from google.api import httpbody_pb2 as _httpbody_pb2
 from grpc import aio as _aio
 import abc as _abc_1
 
@@ -30,6 +31,12 @@ class CreditTransactionServiceStub:
     Summary: _aio.UnaryUnaryMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceSummaryRequest, _credit_transaction_service_pb2.CreditTransactionServiceSummaryResponse]
     """Sums the consumptions of a window. Refunds are not subtracted. Wallets of several currencies in
     scope without a currency_id are an INVALID_FIELD, for a sum of unlike units means nothing.
+    """
+    Export: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceExportRequest, _httpbody_pb2.HttpBody]
+    """Answers every transaction that the filters match, oldest first, as one file in pieces: the
+    ledger as it was when the export began. Its last line holds the number of rows, the sum of
+    their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
+    cut off.
     """
 
 class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -65,6 +72,18 @@ class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_credit_transaction_service_pb2.CreditTransactionServiceSummaryResponse]:
         """Sums the consumptions of a window. Refunds are not subtracted. Wallets of several currencies in
         scope without a currency_id are an INVALID_FIELD, for a sum of unlike units means nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def Export(
+        self,
+        request: _credit_transaction_service_pb2.CreditTransactionServiceExportRequest,
+        context: _aio.ServicerContext[_credit_transaction_service_pb2.CreditTransactionServiceExportRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
+    ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
+        """Answers every transaction that the filters match, oldest first, as one file in pieces: the
+        ledger as it was when the export began. Its last line holds the number of rows, the sum of
+        their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
+        cut off.
         """
 
 def add_CreditTransactionServiceServicer_to_server(servicer: CreditTransactionServiceServicer, server: _aio.Server) -> None: ...

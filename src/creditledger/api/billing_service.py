@@ -5,13 +5,15 @@ and GetMyBalance beside it; ListApiKeyBills its bills by period, API key and pro
 and bounds follow those documents, not this project.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import groupby
 from zoneinfo import ZoneInfo, available_timezones
 
 from credit.v1 import billing_service_pb2 as pb
 from credit.v1 import billing_service_pb2_grpc, credit_transaction_pb2
+from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import struct_pb2
 from sqlalchemy import Connection
 
@@ -19,12 +21,15 @@ from creditledger import bills, money
 from creditledger import clock as time
 from creditledger.api import fields, usage, wire
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.exporting import UTC, Exports, Walk
+from creditledger.api.rpc import Service, rpc, rpc_stream
 from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
+from creditledger.exports import BILLING_COLUMNS, Export
 from creditledger.model import Dimension, Kind, Wallet, standing
 from creditledger.registry import ApiKey, Customer, Scope
 from creditledger.shown import Transaction
 from creditledger.store import Store, billed, lists, registry
+from creditledger.store.reads import Filters
 
 PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
 #: What the list shows where no kind is asked for: the document's own.
@@ -48,13 +53,31 @@ _ZONES = available_timezones()
 
 
 @dataclass(frozen=True, slots=True)
-class _Listing:
-    page: int
-    page_size: int
+class _Movements:
+    """Which movements a list or an export is of."""
+
     kinds: tuple[Kind, ...]
     since: int | None
     until: int | None
     livemode: bool | None
+
+
+def _movements(request: pb.ListTransactionsRequest | pb.ExportTransactionsRequest) -> _Movements:
+    kinds: tuple[Kind, ...] = LISTED_KINDS
+    if request.HasField("kind"):
+        kinds = fields.word(request.kind, _KINDS, field="kind")
+    since = fields.optional_time(request, "since", field="since")
+    until = fields.optional_time(request, "until", field="until")
+    if since is not None and until is not None and since > until:
+        raise InvalidField("since must not be after until", param="since")
+    return _Movements(kinds, since, until, fields.optional(request, "livemode", None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Listing:
+    page: int
+    page_size: int
+    movements: _Movements
 
 
 def _listing(request: pb.ListTransactionsRequest) -> _Listing:
@@ -63,15 +86,7 @@ def _listing(request: pb.ListTransactionsRequest) -> _Listing:
     size = fields.page_size(
         request, "page_size", field="page_size", default=PAGE_SIZE, most=PAGE_SIZE_MAX
     )
-    kinds: tuple[Kind, ...] = LISTED_KINDS
-    if request.HasField("kind"):
-        kinds = fields.word(request.kind, _KINDS, field="kind")
-    since = fields.optional_time(request, "since", field="since")
-    until = fields.optional_time(request, "until", field="until")
-    if since is not None and until is not None and since > until:
-        raise InvalidField("since must not be after until", param="since")
-    livemode = fields.optional(request, "livemode", None)
-    return _Listing(page, size, kinds, since, until, livemode)
+    return _Listing(page, size, _movements(request))
 
 
 def _livemode(request: pb.GetMyAccountRequest) -> bool | None:
@@ -147,11 +162,18 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
     """Served to clients written for the published APIs."""
 
     def __init__(
-        self, *, store: Store, callers: Callers, clock: Callable[[], int], bills_from: int
+        self,
+        *,
+        store: Store,
+        callers: Callers,
+        exports: Exports,
+        clock: Callable[[], int],
+        bills_from: int,
     ) -> None:
         """`bills_from`: Unix seconds before which bills are not served; 0 serves all."""
         self.callers = callers
         self._store = store
+        self._exports = exports
         self._clock = clock
         self._bills_from = bills_from
 
@@ -161,7 +183,8 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
     ) -> pb.ListTransactionsResponse:
         """A page of the USD wallet's history, newest first. Raises CustomerKeyRequired."""
         customer_id = caller.customer()
-        livemode = caller.mode(wanted.livemode)
+        movements = wanted.movements
+        livemode = caller.mode(movements.livemode)
 
         def read(connection: Connection) -> tuple[int, list[Transaction]]:
             wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
@@ -171,9 +194,9 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
                 connection,
                 wallet.number,
                 wallet.sequence,
-                wanted.kinds,
-                start=wanted.since,
-                end=wanted.until,
+                movements.kinds,
+                start=movements.since,
+                end=movements.until,
                 size=wanted.page_size,
                 offset=(wanted.page - 1) * wanted.page_size,
             )
@@ -185,6 +208,23 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             page=wanted.page,
             page_size=wanted.page_size,
         )
+
+    @rpc_stream(_movements, scope=Scope.CUSTOMER)
+    async def ExportTransactions(  # noqa: N802
+        self, wanted: _Movements, caller: Caller
+    ) -> AsyncGenerator[HttpBody]:
+        """The same history as a CSV, oldest first. Raises CustomerKeyRequired, Overloaded."""
+        filters = Filters(
+            livemode=caller.mode(wanted.livemode),
+            customer_id=caller.customer(),
+            currency="USD",
+            start=wanted.since,
+            end=wanted.until,
+        )
+        export = Export("csv", BILLING_COLUMNS, UTC)
+        async with aclosing(self._exports.stream(export, Walk(filters, wanted.kinds))) as pieces:
+            async for piece in pieces:
+                yield piece
 
     @rpc(usage.query, scope=Scope.CUSTOMER)
     async def GetMyUsage(  # noqa: N802

@@ -1,21 +1,26 @@
 """CreditTransactionService: the published credit-transaction API, over any wallet.
 
-Retrieve, List and Summary, with names and shapes of the published API, plus page tokens.
+Retrieve, List, Summary and Export, with names and shapes of the published API, plus page tokens.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from zoneinfo import ZoneInfo
 
 from credit.v1 import credit_transaction_pb2, credit_transaction_service_pb2_grpc
 from credit.v1 import credit_transaction_service_pb2 as pb
+from google.api.httpbody_pb2 import HttpBody
 from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids, money
-from creditledger.api import fields, pages, wire
+from creditledger.api import exporting, fields, pages, wire
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.exporting import Exports, Walk
+from creditledger.api.rpc import Service, rpc, rpc_stream
 from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
+from creditledger.exports import FORMATS, Export, Format, Shown
 from creditledger.registry import Scope
 from creditledger.shown import Transaction
 from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums
@@ -45,7 +50,9 @@ class _Window:
 
 
 def _window(
-    request: pb.CreditTransactionServiceListRequest | pb.CreditTransactionServiceSummaryRequest,
+    request: pb.CreditTransactionServiceListRequest
+    | pb.CreditTransactionServiceSummaryRequest
+    | pb.CreditTransactionServiceExportRequest,
 ) -> _Window:
     start = fields.seconds(request, "start", field="start")
     end = fields.seconds(request, "end", field="end")
@@ -63,14 +70,39 @@ def _window(
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
+class _Rows:
+    """Which rows a list or an export is of."""
+
     window: _Window
-    page: int
-    page_size: int
-    page_token: str | None
     credit_grant_id: str | None
     source: str | None
     q: str | None
+
+    @property
+    def searched(self) -> bool:
+        """Whether rows have to be read to know if they belong to it."""
+        return self.q is not None or self.source is not None
+
+
+def _rows(
+    request: pb.CreditTransactionServiceListRequest | pb.CreditTransactionServiceExportRequest,
+) -> _Rows:
+    return _Rows(
+        window=_window(request),
+        credit_grant_id=fields.optional_reference(
+            "cg", request, "credit_grant_id", field="credit_grant_id"
+        ),
+        source=fields.optional_text(request, "source", field="source", most=fields.KEY_MAX),
+        q=fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    rows: _Rows
+    page: int
+    page_size: int
+    page_token: str | None
 
 
 def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
@@ -82,7 +114,7 @@ def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
     if request.HasField("page"):
         fields.number(request.page, least=1, most=PAGE_MAX, field="page")
     return _List(
-        window=_window(request),
+        rows=_rows(request),
         page=request.page or 1,
         page_size=fields.page_size(
             request,
@@ -92,11 +124,23 @@ def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
             most=PAGE_SIZE_MAX,
         ),
         page_token=fields.optional(request, "page_token", None),
-        credit_grant_id=fields.optional_reference(
-            "cg", request, "credit_grant_id", field="credit_grant_id"
-        ),
-        source=fields.optional_text(request, "source", field="source", most=fields.KEY_MAX),
-        q=fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Export:
+    rows: _Rows
+    format: Format
+    columns: dict[str, Callable[[Shown], object]]
+    zone: ZoneInfo
+
+
+def _export(request: pb.CreditTransactionServiceExportRequest) -> _Export:
+    return _Export(
+        rows=_rows(request),
+        format=fields.word(request.format or "csv", FORMATS, field="format"),
+        columns=exporting.columns(request.columns),
+        zone=exporting.zone(request),
     )
 
 
@@ -123,9 +167,12 @@ class CreditTransactionService(
 ):
     """Served to consoles, accountants and the published API's clients."""
 
-    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, *, store: Store, callers: Callers, exports: Exports, clock: Callable[[], int]
+    ) -> None:
         self.callers = callers
         self._store = store
+        self._exports = exports
         self._clock = clock
 
     @rpc(_retrieve, scope=Scope.CUSTOMER)
@@ -152,10 +199,7 @@ class CreditTransactionService(
         self, wanted: _List, caller: Caller
     ) -> pb.CreditTransactionServiceListResponse:
         """A page, newest first. Raises InvalidField, ModeMismatch, NotFound, QueryTooBroad."""
-        filters = self._filters(wanted.window, caller, wanted)
-        searching = wanted.q is not None or wanted.source is not None
-        if searching:
-            _require_narrow(wanted)
+        filters = _filters(wanted.rows.window, caller, wanted.rows)
         size, number = wanted.page_size, wanted.page
         if wanted.page_token is not None:
             pin, *at = pages.position(wanted.page_token, filters, [str, *[int] * 5])
@@ -172,7 +216,7 @@ class CreditTransactionService(
                 offset = (number - 1) * size
                 return lists.page(connection, filters, size=size, offset=offset)
 
-        seconds = SEARCH_SECONDS_MAX if searching else READ_SECONDS_MAX
+        seconds = SEARCH_SECONDS_MAX if wanted.rows.searched else READ_SECONDS_MAX
         page = await self._store.read(read, seconds=seconds, stale=True)
         token = None
         if page.next is not None:
@@ -190,7 +234,7 @@ class CreditTransactionService(
         self, wanted: _Summary, caller: Caller
     ) -> pb.CreditTransactionServiceSummaryResponse:
         """Consumption in a window, of one currency. Raises InvalidField(currency_id), NotFound."""
-        filters = self._filters(wanted.window, caller, wanted)
+        filters = replace(_filters(wanted.window, caller), currency=wanted.currency)
 
         def read(connection: Connection) -> tuple[Sums, int]:
             if wanted.currency is not None:
@@ -224,26 +268,38 @@ class CreditTransactionService(
             ),
         )
 
-    def _filters(self, window: _Window, caller: Caller, wanted: _List | _Summary) -> Filters:
-        grant = None
-        if isinstance(wanted, _List) and wanted.credit_grant_id is not None:
-            # An id that cannot be names nothing: wallet 0 does not exist.
-            grant = ids.resolve("cg", wanted.credit_grant_id) or (0, 0)
-        return Filters(
-            livemode=caller.mode(window.livemode),
-            customer_id=caller.own(window.customer_id),
-            subscription_id=window.subscription_id,
-            meter_id=window.meter_id,
-            currency=wanted.currency if isinstance(wanted, _Summary) else None,
-            grant=grant,
-            source=wanted.source if isinstance(wanted, _List) else None,
-            q=wanted.q if isinstance(wanted, _List) else None,
-            start=window.start,
-            end=window.end,
-        )
+    @rpc_stream(_export, scope=Scope.CUSTOMER)
+    async def Export(self, wanted: _Export, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
+        """All rows, oldest first, as a file. Raises as List does, and Overloaded."""
+        filters = _filters(wanted.rows.window, caller, wanted.rows)
+        export = Export(wanted.format, wanted.columns, wanted.zone)
+        async with aclosing(self._exports.stream(export, Walk(filters))) as pieces:
+            async for piece in pieces:
+                yield piece
 
 
-def _require_narrow(wanted: _List) -> None:
+def _filters(window: _Window, caller: Caller, rows: _Rows | None = None) -> Filters:
+    """What a caller may see of these. Raises ModeMismatch, NotFound, QueryTooBroad."""
+    filters = Filters(
+        livemode=caller.mode(window.livemode),
+        customer_id=caller.own(window.customer_id),
+        subscription_id=window.subscription_id,
+        meter_id=window.meter_id,
+        start=window.start,
+        end=window.end,
+    )
+    if rows is None:
+        return filters
+    if rows.searched:
+        _require_narrow(rows)
+    grant = None
+    if rows.credit_grant_id is not None:
+        # An id that cannot be names nothing: wallet 0 does not exist.
+        grant = ids.resolve("cg", rows.credit_grant_id) or (0, 0)
+    return replace(filters, grant=grant, source=rows.source, q=rows.q)
+
+
+def _require_narrow(wanted: _Rows) -> None:
     window = wanted.window
     narrowed = (
         window.customer_id,

@@ -13,8 +13,8 @@ import logging
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
@@ -90,6 +90,31 @@ def rpc(
             return await method(self, shaped, await self.caller(context, scope))
 
         handler.scope = scope  # type: ignore[attr-defined] # read by the test of who may do what
+        return handler
+
+    return decorate
+
+
+def rpc_stream(
+    shape: Callable[[Any], P], *, scope: Scope
+) -> Callable[
+    [Callable[[Any, P, Caller], AsyncGenerator[M]]],
+    Callable[[Any, Any, Context], AsyncIterator[M]],
+]:
+    """As `rpc`, of one that answers a stream of messages."""
+
+    def decorate(
+        method: Callable[[Any, P, Caller], AsyncGenerator[M]],
+    ) -> Callable[[Any, Any, Context], AsyncIterator[M]]:
+        @functools.wraps(method)
+        async def handler(self: Service, request: Any, context: Context) -> AsyncIterator[M]:
+            shaped = shape(request)
+            caller = await self.caller(context, scope)
+            async with aclosing(method(self, shaped, caller)) as answers:
+                async for answer in answers:
+                    yield answer
+
+        handler.scope = scope  # type: ignore[attr-defined] # as `rpc` does
         return handler
 
     return decorate
@@ -256,22 +281,40 @@ class Boundary:
 
             return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
 
+        @asynccontextmanager
+        async def called(context: Context) -> AsyncIterator[None]:
+            call = _Call(method, context, local=local)
+            try:
+                door.enter(context)
+                yield
+            except BaseException as error:
+                await call.failed(error)
+                raise
+            call.succeeded()
+
+        if handler.unary_stream is not None:
+
+            async def told(request: Any, context: Context) -> AsyncIterator[Any]:
+                async with called(context):
+                    sound = _sound(request)
+                    async with aclosing(handler.unary_stream(sound, context)) as answers:
+                        async for answer in answers:
+                            yield answer
+
+            return grpc.unary_stream_rpc_method_handler(told, parse, handler.response_serializer)
+
         async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
             async def sound() -> AsyncIterator[Any]:
                 # Not an expression: that would begin to read, and a refused call is never read.
                 async for request in door.read(requests):
                     yield _sound(request)
 
-            call = _Call(method, context, local=local)
-            try:
-                door.enter(context)
-                async with aclosing(handler.stream_stream(sound(), context)) as answers:
-                    async for answer in answers:
-                        yield answer
-            except BaseException as error:
-                await call.failed(error)
-                raise
-            call.succeeded()
+            async with (
+                called(context),
+                aclosing(handler.stream_stream(sound(), context)) as answers,
+            ):
+                async for answer in answers:
+                    yield answer
 
         return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
 

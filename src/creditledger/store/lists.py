@@ -9,6 +9,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
+from typing import Any
 
 from sqlalchemy import (
     ColumnElement,
@@ -81,7 +82,7 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
     wallets = wallets_of(connection, filters)
     if is_replica(connection) and (wallets is None or len(wallets) > 1):
         _require_whole(connection, pin)
-    plain = _conditions(filters) is None
+    plain = conditions(filters) is None
     if wallets is not None and plain:
         spans = [
             span(connection, number, last, filters.start, filters.end)
@@ -118,8 +119,8 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
     if is_replica(connection):
         _require_seen(connection, wallets, cursor)
     last = cursor.created_at, cursor.posting, cursor.sequence
-    rest = and_(was_in(cursor.pin), tuple_(*_ORDER) < tuple_(*map(literal, last)))
-    if wallets is not None and _conditions(filters) is None:
+    rest = and_(was_in(cursor.pin), tuple_(*ORDER) < tuple_(*map(literal, last)))
+    if wallets is not None and conditions(filters) is None:
         spans = [
             span(connection, number, last, filters.start, cursor.created_at + 1)
             for number, last, _ in wallets
@@ -165,8 +166,9 @@ _SEEN = text(
 )
 
 
-_ORDER = (t.created_at, t.posting_number, t.sequence)
-_Key = tuple[int, int, int, int]  # _ORDER, wallet number
+#: Of lists, the newest first; exports go the other way.
+ORDER = (t.created_at, t.posting_number, t.sequence)
+_Key = tuple[int, int, int, int]  # ORDER, wallet number
 
 
 def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: str) -> Page:
@@ -179,7 +181,7 @@ def _places(keys: Iterable[_Key]) -> list[tuple[int, int]]:
     return [(wallet, sequence) for _, _, sequence, wallet in keys]
 
 
-def _keys(connection: Connection, query: Select[*_Key]) -> list[_Key]:
+def _keys(connection: Connection, query: Select[Any]) -> list[_Key]:
     return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
 
 
@@ -192,7 +194,7 @@ def _keys_of(
     """The newest keys of several wallets' spans, merged."""
     found: list[_Key] = []
     for one in spans:
-        query = select(*_ORDER, t.wallet_number).where(
+        query = select(*ORDER, t.wallet_number).where(
             t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
         )
         if condition is not None:
@@ -202,23 +204,21 @@ def _keys_of(
     return sorted(found, reverse=True)[:limit]
 
 
-def _conditions(filters: Filters) -> ColumnElement[bool] | None:
+def conditions(filters: Filters) -> ColumnElement[bool] | None:
     """What a row's own columns must say; None where the wallet and the time say it all."""
-    conditions: list[ColumnElement[bool]] = []
+    found: list[ColumnElement[bool]] = []
     if filters.grant is not None:
-        conditions.append(
-            and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1])
-        )
-        conditions.append(t.sequence >= filters.grant[1])
+        found.append(and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1]))
+        found.append(t.sequence >= filters.grant[1])
     if filters.meter_id is not None:
-        conditions.append(d.meter_id == filters.meter_id)
+        found.append(d.meter_id == filters.meter_id)
     if filters.subscription_id is not None:
-        conditions.append(d.subscription_id == filters.subscription_id)
+        found.append(d.subscription_id == filters.subscription_id)
     if filters.source is not None:
-        conditions.append(_has_source(filters.source))
+        found.append(_has_source(filters.source))
     if filters.q is not None:
-        conditions.append(_says(filters.q))
-    return and_(*conditions) if conditions else None
+        found.append(_says(filters.q))
+    return and_(*found) if found else None
 
 
 def _has_source(source: str) -> ColumnElement[bool]:
@@ -267,17 +267,29 @@ def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
     return column.op(">>")(literal_column(str(shift))).op("&")(literal_column("31"))
 
 
-def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[*_Key]:
+def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[Any]:
     """Keys of the rows the filters match, newest first."""
-    query = select(*_ORDER, t.wallet_number).select_from(schema.transactions)
-    query = query.order_by(*(column.desc() for column in _ORDER))
-    conditions = _conditions(filters)
-    if conditions is not None:
-        query = query.join(schema.postings, OF_POSTING).join(
+    query = matching(filters, wallets, [*ORDER, t.wallet_number])
+    return query.order_by(*(column.desc() for column in ORDER))
+
+
+def matching(
+    filters: Filters,
+    wallets: list[tuple[int, int, str]] | None,
+    columns: Iterable[ColumnElement[Any]],
+    *,
+    with_postings: bool = False,
+) -> Select[Any]:
+    """These columns of the rows that the filters match, in no order."""
+    query = select(*columns).select_from(schema.transactions)
+    narrowed = conditions(filters)
+    if with_postings or narrowed is not None:
+        query = query.join(schema.postings, OF_POSTING)
+    if narrowed is not None:
+        query = query.join(
             schema.dimensions,
             and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
-        )
-        query = query.where(conditions)
+        ).where(narrowed)
     if wallets is None:
         query = query.join(schema.wallets, w.number == t.wallet_number)
         query = query.where(w.livemode == filters.livemode)
@@ -296,7 +308,7 @@ def _count(
     counted_by_dimension = replace(
         filters, meter_id=None, subscription_id=None, start=None, end=None
     )
-    if _conditions(counted_by_dimension) is None:
+    if conditions(counted_by_dimension) is None:
         if filters.meter_id is not None or filters.subscription_id is not None:
             return dimension_sums(connection, filters, wallets).count
         if wallets is None:
@@ -345,18 +357,19 @@ def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Ki
         column = t.usage_count if kind is Kind.USAGE else t.kind_count
         query = select(column).where(t.wallet_number == wallet, t.sequence <= sequence)
         if kind is not Kind.USAGE:
-            query = query.where(_is(kind))
+            query = query.where(is_kind(kind))
         query = query.order_by(t.sequence.desc()).limit(1)
         counts.append(func.coalesce(query.scalar_subquery(), 0))
     return int(connection.execute(select(reduce(operator.add, counts))).scalar_one())
 
 
-def _is(kind: Kind) -> ColumnElement[bool]:
+def is_kind(kind: Kind) -> ColumnElement[bool]:
+    """Rows of this kind, said so that its index is used."""
     # Numbers written out, and the index's own condition too: only then does SQLite use it.
-    is_kind = t.kind == literal_column(str(kind.value))
+    same = t.kind == literal_column(str(kind.value))
     if kind is Kind.USAGE:
-        return is_kind
-    return and_(is_kind, t.kind != literal_column(str(Kind.USAGE.value)))
+        return same
+    return and_(same, t.kind != literal_column(str(Kind.USAGE.value)))
 
 
 def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: int) -> int:
@@ -380,7 +393,7 @@ def _kind_sequences(
             select(t.sequence)
             .where(
                 t.wallet_number == window.wallet,
-                _is(kind),
+                is_kind(kind),
                 t.sequence.between(window.first, through),
             )
             .order_by(t.sequence.desc())

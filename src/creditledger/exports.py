@@ -1,0 +1,217 @@
+"""Credit transactions as a file that proves its own completeness: CSV, or JSON line by line.
+
+The last line holds how many rows there are, the sum of their amounts by currency, and the SHA-256
+of every byte before it; a file without it, or with another digest, has been cut off or changed.
+Pure: lines in, bytes out. Called by the API and by `creditledger export`.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
+from zoneinfo import ZoneInfo
+
+from creditledger import clock, ids, money
+from creditledger.model import Dimension, Kind, Type
+from creditledger.shown import WalletPlace
+from creditledger.store.walks import Line
+
+Format = Literal["csv", "ndjson"]
+FORMATS: Mapping[str, Format] = {"csv": "csv", "ndjson": "ndjson"}
+CONTENT_TYPES: Mapping[Format, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "ndjson": "application/x-ndjson",
+}
+#: What the last line begins with in a CSV; in JSON it is the key of its object.
+MARK = "#"
+
+#: What makes a spreadsheet compute a cell instead of showing it.
+_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n")
+_KIND_WORDS = {kind.value: kind.word for kind in Kind}
+_TYPE_WORDS = {type_.value: type_.word for type_ in Type}
+
+
+class Shown(NamedTuple):
+    """A line, and what its numbers stand for."""
+
+    line: Line
+    wallet: WalletPlace
+    dimension: Dimension
+    zone: ZoneInfo
+
+    @property
+    def source(self) -> Mapping[str, str]:
+        """Where it came from."""
+        if self.line.refund_of is not None:
+            return {"posting_id": ids.compose("pst", self.line.wallet, self.line.refund_of)}
+        return _json(self.line.source)
+
+    def time(self, moment: int) -> str:
+        """RFC 3339 in the export's zone."""
+        return _time(moment, self.zone)
+
+    def amount(self, units: int) -> str:
+        """A decimal in the wallet's currency."""
+        return money.text(units, self.wallet.scale)
+
+
+# Rows come in the order of time, so their times repeat.
+@lru_cache(maxsize=4_096)
+def _time(moment: int, zone: ZoneInfo) -> str:
+    if zone.key == "UTC":
+        return clock.text(moment)
+    return clock.moment(moment).astimezone(zone).isoformat(timespec="milliseconds")
+
+
+def _json(text: str | None) -> Mapping[str, str]:
+    found: Mapping[str, str] = json.loads(text) if text else {}
+    return found
+
+
+def _grant(one: Shown) -> str | None:
+    line = one.line
+    return None if line.grant is None else ids.compose("cg", line.wallet, line.grant)
+
+
+def _effective_at(one: Shown) -> str:
+    line = one.line
+    return one.time(line.created_at if line.effective_at is None else line.effective_at)
+
+
+#: What a row may be asked for, in the order in which all of them come. None is absent.
+COLUMNS: Mapping[str, Callable[[Shown], object]] = {
+    "id": lambda one: ids.compose("ct", one.line.wallet, one.line.sequence),
+    "created_at": lambda one: one.time(one.line.created_at),
+    "effective_at": _effective_at,
+    "customer_id": lambda one: one.wallet.customer_id,
+    "wallet_id": lambda one: one.wallet.id,
+    "sequence": lambda one: one.line.sequence,
+    "posting_id": lambda one: ids.compose("pst", one.line.wallet, one.line.posting),
+    "type": lambda one: _TYPE_WORDS[one.line.type],
+    "kind": lambda one: _KIND_WORDS[one.line.kind],
+    "amount": lambda one: one.amount(one.line.amount),
+    "running_balance": lambda one: one.amount(one.line.running_balance),
+    "currency_id": lambda one: one.wallet.currency,
+    "livemode": lambda one: one.wallet.livemode,
+    "credit_grant_id": _grant,
+    "meter_id": lambda one: one.dimension.meter_id,
+    "meter_event_id": lambda one: one.line.meter_event_id,
+    "subscription_id": lambda one: one.dimension.subscription_id,
+    "api_key_id": lambda one: one.dimension.api_key_id or None,
+    "product_id": lambda one: one.dimension.product_id or None,
+    "product_name": lambda one: one.dimension.product_name or None,
+    "category": lambda one: one.dimension.category or None,
+    "description": lambda one: one.line.description,
+    "note": lambda one: one.line.note,
+    "source": lambda one: one.source or None,
+    "metadata": lambda one: _json(one.line.metadata) or None,
+}
+#: The same of surface (a)'s list, under its names: the items of one USD wallet.
+BILLING_COLUMNS: Mapping[str, Callable[[Shown], object]] = {
+    "id": COLUMNS["sequence"],
+    "created_at": lambda one: clock.text_seconds(one.line.created_at),
+    "kind": COLUMNS["kind"],
+    "amount_usd": COLUMNS["amount"],
+    "balance_after_usd": COLUMNS["running_balance"],
+    "source": COLUMNS["source"],
+    "note": COLUMNS["note"],
+}
+#: Columns of the client's own words, which a spreadsheet might take for a formula.
+TEXTS = frozenset(
+    {
+        *("meter_event_id", "api_key_id", "product_id", "product_name", "category"),
+        *("description", "note"),
+    }
+)
+
+
+@dataclass(slots=True)
+class Export:
+    """One export under way: what has been written of it, to be told at its end."""
+
+    format: Format
+    columns: Mapping[str, Callable[[Shown], object]]
+    zone: ZoneInfo
+    rows: int = 0
+    sums: dict[tuple[str, int], int] = field(default_factory=dict)  #: By currency and scale.
+    _digest: Any = field(default_factory=hashlib.sha256)
+
+    def head(self) -> bytes:
+        """What comes before the rows."""
+        return self._written(_csv([list(self.columns)]) if self.format == "csv" else "")
+
+    def body(
+        self,
+        lines: Sequence[Line],
+        wallets: Mapping[int, WalletPlace],
+        dimensions: Mapping[tuple[int, int], Dimension],
+    ) -> bytes:
+        """These lines as text; of each its wallet and dimension must be there."""
+        asked = list(self.columns.items())
+        safe = [name in TEXTS for name in self.columns]
+        found = []
+        for line in lines:
+            wallet = wallets[line.wallet]
+            one = Shown(line, wallet, dimensions[line.wallet, line.dimension], self.zone)
+            unit = wallet.currency, wallet.scale
+            self.sums[unit] = self.sums.get(unit, 0) + line.amount
+            found.append([(name, value(one)) for name, value in asked])
+        self.rows += len(lines)
+        if self.format == "csv":
+            return self._written(
+                _csv(
+                    [_cell(value, text) for (_, value), text in zip(row, safe, strict=True)]
+                    for row in found
+                )
+            )
+        return self._written("".join(map(_object, found)))
+
+    def tail(self) -> bytes:
+        """The last line."""
+        sums = {
+            currency: money.text(units, scale)
+            for (currency, scale), units in sorted(self.sums.items())
+        }
+        said = {"rows": self.rows, "sums": sums, "sha256": self._digest.hexdigest()}
+        if self.format == "ndjson":
+            return _object([(MARK, said)]).encode()
+        shown = " ".join(f"{currency}={amount}" for currency, amount in sums.items())
+        return f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\r\n".encode()
+
+    def resume(self, written: bytes) -> None:
+        """Take bytes that an earlier part of the same export has written."""
+        self._digest.update(written)
+
+    def _written(self, text: str) -> bytes:
+        data = text.encode()
+        self._digest.update(data)
+        return data
+
+
+def _csv(rows: Iterable[Sequence[object]]) -> str:
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerows(rows)
+    return out.getvalue()
+
+
+def _cell(value: object, is_text: bool) -> object:  # a flag of the column
+    if value is None:
+        return ""
+    if is_text:
+        text = str(value)
+        return f"'{text}" if text.startswith(_COMPUTED) else text
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value if isinstance(value, str | int) else _compact(value)
+
+
+def _object(pairs: Iterable[tuple[str, object]]) -> str:
+    return _compact({name: value for name, value in pairs if value is not None}) + "\n"
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,287 @@
+"""Exports over REST: whole files of what lists show in pages, which prove that they are whole."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+from decimal import Decimal
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+
+from creditledger.api import exporting
+from creditledger.exports import COLUMNS
+from tests.served import Failure, serving
+from tests.serving import TRANSPORTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from tests.served import Json, Served
+
+EXPORT = "/api/credit-transactions:export"
+LIST = "/api/credit-transactions"
+STATEMENT = "/api/v1/me/billing/transactions.csv"
+HISTORY = "/api/v1/me/billing/transactions"
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
+async def served(
+    request: pytest.FixtureRequest, new_database: Callable[[], str]
+) -> AsyncIterator[Served]:
+    """A service behind Envoy, for all tests of this file."""
+    async with serving(new_database(), transport=request.param) as one:
+        yield one
+
+
+@pytest.fixture(autouse=True)
+def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few rows are several transactions and pieces."""
+    monkeypatch.setattr(exporting, "STEP_ROWS", 3)
+    monkeypatch.setattr(exporting, "PIECE_BYTES", 100)
+
+
+async def exported(served: Served, key: str, path: str = EXPORT, **query: Any) -> str:
+    """The file, after a look at its last line."""
+    answer = await served.get(path, key, **query)
+    assert answer.status_code == 200, answer.text
+    ndjson = query.get("format") == "ndjson"
+    kind = "application/x-ndjson" if ndjson else "text/csv; charset=utf-8"
+    assert answer.headers["content-type"] == kind
+    assert whole(answer.content)
+    return answer.content.decode()
+
+
+def whole(content: bytes) -> bool:
+    """Whether the last line is there and tells the digest of what is before it."""
+    before, end, last = content.rstrip(b"\r\n").rpartition(b"\n")
+    digest = hashlib.sha256(before + end).hexdigest()
+    return content.endswith(b"\n") and last[:1] in b"#{" and digest.encode() in last
+
+
+def table(text: str) -> list[dict[str, str]]:
+    """The rows of a CSV by the names of its columns, without the last line."""
+    return list(csv.DictReader(io.StringIO(text)))[:-1]
+
+
+def objects(text: str) -> tuple[list[Json], Json]:
+    """The rows of an NDJSON, and what its last line says."""
+    *rows, last = map(json.loads, text.splitlines())
+    return rows, last["#"]
+
+
+async def listed(served: Served, key: str, **query: Any) -> list[Json]:
+    """All pages of the list, oldest first."""
+    rows: list[Json] = []
+    page: dict[str, Any] = {}
+    while True:
+        body = await served.body(LIST, key, **query, **page)
+        rows += body["list"]
+        token = body["paging"].get("next_page_token")
+        if token is None:
+            return rows[::-1]
+        page = {"page_token": token}
+
+
+async def filled(served: Served) -> tuple[str, str]:
+    """A customer whose two wallets have rows of several kinds, and the other's meter."""
+    customer, meter = await served.customer(), await served.meter()
+    dollars = await served.wallet(customer)
+    yuan = await served.wallet(customer, currency="CNY")
+    usage = {"quantities": ["1000", "20"], "product_name": "=HYPERLINK(evil)", "api_key_id": "a"}
+    for wallet in (dollars, yuan):
+        await served.post(
+            wallet,
+            {"grant": {"amount": "10", "source": {"provider": "stripe", "receipt_id": "ch_1"}}},
+            {"grant": {"amount": "5", "category": "promotional", "priority": 1}},
+        )
+        served.clock.advance(1_500)
+        _, two = await served.post(
+            wallet,
+            {"consumption": {"amount": "1", "meter_id": meter, "usage": usage}},
+            {"consumption": {"amount": "6.5"}, "description": '+1 day, "quoted"'},
+        )
+        served.clock.advance(1)
+        await served.post(wallet, {"refund": {"posting_id": two["posting_id"]}, "note": "-sorry"})
+        served.clock.advance(60_000)
+    return customer, meter
+
+
+async def test_every_row_once_with_all_that_a_list_shows(served: Served) -> None:
+    """In the order of time, each step beginning where the one before ended; sums by currency."""
+    customer, _ = await filled(served)
+    key = await served.key("service")
+
+    rows, last = objects(await exported(served, key, customer_id=customer, format="ndjson"))
+
+    expected = await listed(served, key, customer_id=customer)
+    assert len(rows) == len(expected) > 3 * exporting.STEP_ROWS
+    for row, one in zip(rows, expected, strict=True):
+        assert int(row.pop("sequence")) == int(one["sequence"])
+        for name in ("api_key_id", "product_name"):
+            row.pop(name, None)
+        assert row == {name: one[name] for name in row}
+        assert set(COLUMNS) & one.keys() - {"sequence"} - row.keys() <= {"metadata", "source"}
+    sums: dict[str, Decimal] = {}
+    for one in expected:
+        currency = one["currency_id"]
+        sums[currency] = sums.get(currency, Decimal()) + Decimal(one["amount"])
+    assert last["rows"] == len(expected)
+    assert {name: Decimal(amount) for name, amount in last["sums"].items()} == sums
+
+
+async def test_a_spreadsheet_computes_nothing(served: Served) -> None:
+    """Text that would be a formula is marked as text; numbers stay numbers; quotes are doubled."""
+    customer, meter = await filled(served)
+    key = await served.key("service")
+
+    rows = table(await exported(served, key, customer_id=customer))
+
+    assert list(rows[0]) == list(COLUMNS)
+    metered = [row for row in rows if row["meter_id"] == meter]
+    assert {row["product_name"] for row in metered} == {"'=HYPERLINK(evil)"}
+    assert {row["amount"] for row in metered} == {"-1.00"}
+    assert "'-sorry" in {row["note"] for row in rows}
+    assert '\'+1 day, "quoted"' in {row["description"] for row in rows}
+    assert json.loads(rows[0]["source"]) == {"provider": "stripe", "receipt_id": "ch_1"}
+    assert {row["livemode"] for row in rows} == {"true"}
+
+
+async def test_columns_and_zone(served: Served) -> None:
+    """The columns that are asked for, in that order; times as the zone's clocks showed them."""
+    customer, _ = await filled(served)
+    key = await served.key("service")
+
+    text = await exported(
+        served,
+        key,
+        customer_id=customer,
+        columns="amount,created_at",
+        time_zone="Asia/Kathmandu",
+    )
+
+    assert text.splitlines()[0] == "amount,created_at"
+    (first, *_), one = table(text), (await listed(served, key, customer_id=customer))[0]
+    assert first["created_at"].endswith("+05:45")
+    assert one["created_at"].endswith("Z")
+    assert first["created_at"][11:] != one["created_at"][11:]
+
+
+async def test_the_filters_are_those_of_the_list(served: Served) -> None:
+    """Each of them, and nothing for what names nothing."""
+    customer, meter = await filled(served)
+    await filled(served)
+    key = await served.key("service")
+    everything = await listed(served, key)
+    second = 1_000
+    start = served.clock.now // second - 90
+    grant = everything[0]["credit_grant_id"]
+    for query in (
+        {},
+        {"customer_id": customer},
+        {"meter_id": meter},
+        {"credit_grant_id": grant},
+        {"start": start},
+        {"end": start},
+        {"customer_id": customer, "start": start},
+        {"customer_id": customer, "q": "SORRY"},
+        {"customer_id": customer, "source": "ch_1"},
+        {"subscription_id": "sub_none"},
+    ):
+        text = await exported(served, key, **query, columns="id", format="ndjson")
+        rows, last = objects(text)
+        expected = [one["id"] for one in await listed(served, key, **query)]
+        assert [row["id"] for row in rows] == expected, query
+        assert last["rows"] == len(expected)
+    assert all(a["created_at"] <= b["created_at"] for a, b in pairwise(everything))
+
+
+async def test_what_is_written_meanwhile_is_not_in_it(served: Served) -> None:
+    """The ledger as it was when the export began, however long it takes."""
+    customer, _ = await filled(served)
+    wallet = await served.wallet()
+    key = await served.key("service")
+    before = await listed(served, key)
+    headers = {"authorization": f"Bearer {key}"}
+    found = b""
+    async with served.http.stream(
+        "GET", EXPORT, params={"columns": "id"}, headers=headers
+    ) as answer:
+        async for piece in answer.aiter_bytes():
+            found += piece
+            await served.post(wallet, {"grant": {"amount": "1"}})
+
+    assert customer
+    assert whole(found)
+    assert [row["id"] for row in table(found.decode())] == [one["id"] for one in before]
+    assert len(await listed(served, key)) > len(before)
+
+
+async def test_the_statement_is_the_billing_list(served: Served) -> None:
+    """Of the key's customer alone: the items under their names, by kind and window."""
+    customer, _ = await filled(served)
+    await filled(served)
+    key = await served.key("customer", customer)
+    for query in ({}, {"kind": "usage"}, {"kind": "refund"}, {"until": "2026-01-01T00:00:00Z"}):
+        rows = table(await exported(served, key, STATEMENT, **query))
+        items = (await served.body(HISTORY, key, page_size=200, **query))["items"][::-1]
+        assert [int(row["id"]) for row in rows] == [item["id"] for item in items]
+        for row, item in zip(rows, items, strict=True):
+            assert list(row) == list(item)
+            assert (row["created_at"], row["kind"]) == (item["created_at"], item["kind"])
+            assert float(row["amount_usd"]) == item["amount_usd"]
+            assert float(row["balance_after_usd"]) == item["balance_after_usd"]
+    service = await served.key("service")
+    assert await served.refusal(STATEMENT, service) == Failure(403, "CUSTOMER_KEY_REQUIRED")
+
+
+async def test_what_cannot_be_exported_is_refused_before_the_first_byte(served: Served) -> None:
+    """With the common error body, not with half a file."""
+    customer = await served.customer()
+    key = await served.key("customer", customer)
+    for query, expected in (
+        ({"format": "xlsx"}, Failure(400, "INVALID_FIELD", "format")),
+        ({"columns": "id,secret"}, Failure(400, "INVALID_FIELD", "columns")),
+        ({"columns": "id,id"}, Failure(400, "INVALID_FIELD", "columns")),
+        ({"time_zone": "Moon/Sea"}, Failure(400, "INVALID_FIELD", "time_zone")),
+        ({"customer_id": "cus_none"}, Failure(404, "NOT_FOUND", "customer_id")),
+        ({"page": 2}, Failure(400, "UNKNOWN_PARAMETER", "page")),
+        ({"start": 2, "end": 1}, Failure(400, "INVALID_FIELD", "start")),
+        ({"livemode": "false"}, Failure(403, "MODE_MISMATCH", "livemode")),
+    ):
+        assert await served.refusal(EXPORT, key, **query) == expected, query
+    assert await served.refusal(EXPORT, None) == Failure(401, "KEY_MISSING")
+    service = await served.key("service")
+    assert await served.refusal(EXPORT, service, q="x") == Failure(400, "QUERY_TOO_BROAD", "q")
+
+
+async def test_an_empty_file_is_whole(served: Served) -> None:
+    """No row: a head and a last line that says so."""
+    key = await served.key("customer", await served.customer())
+    assert table(await exported(served, key)) == []
+    assert objects(await exported(served, key, format="ndjson")) == (
+        [],
+        {"rows": 0, "sums": {}, "sha256": hashlib.sha256(b"").hexdigest()},
+    )
+
+
+async def test_so_many_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More are told to come again; a reader that leaves makes room."""
+    monkeypatch.setattr(exporting, "EXPORTS_MAX", 0)
+    key = await served.key("service")
+    assert await served.refusal(EXPORT, key) == Failure(429, "OVERLOADED")
+    monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
+    await filled(served)
+    for _ in range(3):
+        async with served.http.stream(
+            "GET", EXPORT, headers={"authorization": f"Bearer {key}"}
+        ) as answer:
+            await anext(answer.aiter_bytes())
+    await exported(served, key)
