@@ -151,7 +151,12 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         transactions_pb.CreditTransactionServiceSummaryRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "CreditTransactionService.Export": (
+        transactions_pb.CreditTransactionServiceExportRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
     "BillingService.ListTransactions": (billing_pb.ListTransactionsRequest(), CUSTOMERS),
+    "BillingService.ExportTransactions": (billing_pb.ExportTransactionsRequest(), CUSTOMERS),
     "BillingService.GetMyUsage": (billing_pb.GetMyUsageRequest(), CUSTOMERS),
     "BillingService.GetMyAccount": (billing_pb.GetMyAccountRequest(), CUSTOMERS),
     "BillingService.GetMyBalance": (billing_pb.GetMyBalanceRequest(), CUSTOMERS),
@@ -243,6 +248,9 @@ class World:
             if method.client_streaming:
                 stream: Any = services.channel.stream_stream(path, send, read)
                 answer = await stream(iter([request]), metadata=metadata).read()
+            elif method.server_streaming:
+                told_in_pieces: Any = services.channel.unary_stream(path, send, read)
+                answer = await told_in_pieces(request, metadata=metadata).read()
             else:
                 unary: Any = services.channel.unary_unary(path, send, read)
                 answer = await unary(request, metadata=metadata)

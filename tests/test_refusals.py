@@ -217,6 +217,9 @@ async def test_bytes_that_are_no_message(api: Api) -> None:
             if method.client_streaming:
                 stream: Any = api.channel.stream_stream(path)
                 answer = stream(iter([data]), metadata=api.admin).read()
+            elif method.server_streaming:
+                pieces: Any = api.channel.unary_stream(path)
+                answer = pieces(data, metadata=api.admin).read()
             else:
                 unary: Any = api.channel.unary_unary(path)
                 answer = unary(data, metadata=api.admin)

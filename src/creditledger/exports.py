@@ -180,7 +180,7 @@ class Export:
         if self.format == "ndjson":
             return _object([(MARK, said)]).encode()
         shown = " ".join(f"{currency}={amount}" for currency, amount in sums.items())
-        return f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\r\n".encode()
+        return f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\n".encode()
 
     def resume(self, written: bytes) -> None:
         """Take bytes that an earlier part of the same export has written."""
@@ -194,7 +194,7 @@ class Export:
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:
     out = io.StringIO()
-    csv.writer(out, lineterminator="\r\n").writerows(rows)
+    csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 
