@@ -70,7 +70,7 @@ MAKE_UP = "$ make up\n"
 #: What a table shows of a default that is none.
 NOTHING = "–"  # noqa: RUF001 - as it is set in the pages
 #: How long anything that is waited for may take before it counts as hanging.
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 180.0
 
 
 def read(page: str) -> str:
