@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
@@ -16,17 +18,20 @@ from creditledger.clock import DAY, HOUR
 from creditledger.deciding import Posted
 from creditledger.errors import InsufficientCredit, Refusal
 from creditledger.operations import Command, Transfer, WalletChange
-from tests.running import WALLET, adjust, consume, grant, serve
-from tests.serving import Refused, refused
+from tests.databases import execute
+from tests.process import process
+from tests.running import PATIENCE_SECONDS, WALLET, adjust, consume, grant, post, serve
+from tests.serving import Refused, refusal, refused
 from tests.support import add_wallet, command, findings, give, is_file, opened
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
     from sqlalchemy import Connection
 
     from creditledger.ledger import Ledger
-    from tests.running import Api
+    from tests.running import Api, Services
     from tests.support import Clock
 
 OTHER = "wal_other"
@@ -372,6 +377,9 @@ async def test_a_storm_of_opposite_transfers(database_url: str, clock: Clock) ->
         assert sum(isinstance(answer, Posted) for answer in every) > 100
         assert (await total(one))[0] == 120 * UNIT
         assert min((await total(one))[1]) >= 0
+    if servers == 2:
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await execute(database_url, deadlocks) == [(0,)]
     assert findings(database_url) == []
 
 
@@ -419,4 +427,74 @@ async def test_together_in_one_batch(database_url: str, clock: Clock) -> None:
         assert there.received is not None
         assert again.received.posting is there.received.posting
         assert (again.wallet.balance, again.received.wallet.balance) == (2 * UNIT, 3 * UNIT)
+    assert findings(database_url) == []
+
+
+# --- after a crash --------------------------------------------------------------------------------
+
+
+async def test_killed_at_any_moment(database_url: str, tmp_path: Path) -> None:
+    """What was told is there, both sides of it; what was not is there whole, or not at all.
+
+    Under `kill -9`, with transfers both ways under way; then all are asked for again.
+    """
+    told: dict[str, pb.TransferResponse] = {}
+    some, drawn = asyncio.Event(), random.Random(11)
+    requests = []
+    for n in range(400):
+        sender, receiver = drawn.sample((WALLET, OTHER), 2)
+        # Over several grants, so that one could be torn.
+        requests.append(
+            pb.TransferRequest(
+                idempotency_key=f"k {n}",
+                from_wallet_id=sender,
+                to_wallet_id=receiver,
+                amount=f"{drawn.randint(1, 30)}.5",
+            )
+        )
+
+    async def client(services: Services, mine: list[pb.TransferRequest]) -> None:
+        for request in mine:
+            answer = await services.wallets.Transfer(request)
+            told[request.idempotency_key] = answer
+            if len(told) == 60:
+                some.set()
+
+    async with process(database_url, tmp_path / "log") as served, served.local() as local:
+        for wallet_id, customer_id in ((WALLET, "cus_acme"), (OTHER, "cus_other")):
+            await local.new_wallet(wallet_id, customer_id)
+            batch = [post(f"given {n}", wallet_id, **grant("10")) for n in range(50)]
+            await local.wallets.BatchPost(pb.BatchPostRequest(postings=batch))
+        clients = [asyncio.create_task(client(local, requests[n::16])) for n in range(16)]
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            await some.wait()
+        served.process.kill()
+        await served.ended()
+        ends = await asyncio.gather(*clients, return_exceptions=True)
+        assert any(isinstance(end, grpc.aio.AioRpcError) for end in ends)
+
+    assert findings(database_url) == []
+    async with process(database_url, tmp_path / "log") as served, served.local() as local:
+        refusals: dict[str, str] = {}
+        for request in requests:
+            try:
+                answer = await local.wallets.Transfer(request)
+            except grpc.aio.AioRpcError as error:
+                refusals[request.idempotency_key] = refusal(error).reason
+                continue
+            if first := told.get(request.idempotency_key):
+                for side, before in ((answer.sent, first.sent), (answer.received, first.received)):
+                    assert side.replayed
+                    assert (side.posting_id, list(side.transactions)) == (
+                        before.posting_id,
+                        list(before.transactions),
+                    )
+        assert set(refusals.values()) <= {"INSUFFICIENT_CREDIT"}
+        assert not refusals.keys() & told.keys()
+        assert len(refusals) < len(requests) / 2
+        balances = [
+            Decimal((await local.wallets.GetWallet(pb.GetWalletRequest(wallet_id=one))).balance)
+            for one in (WALLET, OTHER)
+        ]
+        assert sum(balances) == 1_000
     assert findings(database_url) == []

@@ -139,7 +139,7 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to twelve statements."""
+    """What the commands name beside their wallets, which are loaded. One to fifteen statements."""
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
     _load_replays(driver, wanted, loaded)
