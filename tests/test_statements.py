@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from creditledger import ids
-from creditledger.operations import Consume, Usage
+from creditledger.operations import Consume, Transfer, Usage
 from creditledger.store.postgres_writer import DISCARD_PLANS
 from tests.recorded import recorded
 from tests.support import (
@@ -24,6 +24,7 @@ from tests.support import (
     command,
     consume,
     give,
+    is_file,
     opened,
     posting_id,
     refund,
@@ -232,3 +233,37 @@ async def test_a_batch_of_consumptions_on_a_server(database_url: str) -> None:
 
     assert len(said) <= ROUND_TRIPS_OF_CONSUMPTIONS, said
     assert sum("INSERT" in one for one in said) == 1, said
+
+
+# --- transfers, on both ---------------------------------------------------------------------------
+
+
+async def test_transfers_cost_the_same_whatever_their_number(database_url: str) -> None:
+    """Two hundred between a hundred wallets take no more than ten, nor when they are repeated."""
+    wallet_ids = [f"wal_{n}" for n in range(100)]
+    costs: dict[tuple[int, bool], int] = {}
+    with recorded() as heard, statements() as seen:
+        async with opened(database_url, Clock()) as (store, ledger):
+            await prepared(store, ledger, wallet_ids)
+            for size in (1, 10, 200):
+                commands = [
+                    command(
+                        Transfer(wallet_ids[(7 * n + 1) % 100], "0.01"),
+                        key=f"{size} {n}",
+                        wallet_id=wallet_ids[7 * n % 100],
+                    )
+                    for n in range(size)
+                ]
+                for replayed in (False, True):
+                    seen.clear()
+                    if is_file(database_url):
+                        answers = await ledger.post_many(commands)
+                        assert not any(isinstance(answer, Exception) for answer in answers)
+                        costs[size, replayed] = len({kind(statement) for statement in seen})
+                    else:
+                        said = await of_a_batch(heard, ledger, commands)
+                        costs[size, replayed] = len(said)
+
+    for replayed in (False, True):
+        assert costs[1, replayed] <= costs[10, replayed] == costs[200, replayed]
+    assert max(costs.values()) <= (KINDS_MAX if is_file(database_url) else ROUND_TRIPS_MAX)
