@@ -112,6 +112,15 @@ async def filled(served: Served) -> tuple[str, str]:
         served.clock.advance(1)
         await served.post(wallet, {"refund": {"posting_id": two["posting_id"]}, "note": "-sorry"})
         served.clock.advance(60_000)
+    body = {
+        "idempotency_key": "away",
+        "from_wallet_id": dollars,
+        "to_wallet_id": await served.wallet(),
+        "amount": "1.5",
+    }
+    key = await served.key("service")
+    moved = await served.ask("POST", "/v1/transfers", key=key, json=body)
+    assert moved.status_code == 200
     return customer, meter
 
 

@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo
 
 from creditledger import clock, ids, money
 from creditledger.model import Dimension, Kind, Type
-from creditledger.shown import WalletPlace
+from creditledger.shown import WalletPlace, source
 from creditledger.store.walks import Line
 
 Format = Literal["csv", "ndjson"]
@@ -46,9 +46,11 @@ class Shown(NamedTuple):
     @property
     def source(self) -> Mapping[str, str]:
         """Where it came from."""
-        if self.line.refund_of is not None:
-            return {"posting_id": ids.compose("pst", self.line.wallet, self.line.refund_of)}
-        return _json(self.line.source)
+        line = self.line
+        linked = None
+        if line.linked_wallet is not None and line.linked_posting is not None:
+            linked = line.linked_wallet, line.linked_posting
+        return source(_json(line.source), line.wallet, line.refund_of, linked)
 
     def time(self, moment: int) -> str:
         """RFC 3339 in the export's zone."""

@@ -1,7 +1,9 @@
 """What lists show of a credit transaction beside its row."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from creditledger import ids
 from creditledger.model import Dimension, Grant, Posting, Row
 
 
@@ -27,3 +29,18 @@ class Transaction:
     customer: tuple[str, str]  #: Name and e-mail address.
     meter_name: str | None
     grant: Grant | None
+
+
+def source(
+    said: Mapping[str, str], wallet: int, refund_of: int | None, linked: tuple[int, int] | None
+) -> Mapping[str, str]:
+    """Where a posting of this wallet number came from: what it says, and the posting it names.
+
+    `refund_of`: number of the posting that it refunds; `linked`: wallet number and posting number
+    of a transfer's other side.
+    """
+    if refund_of is not None:
+        return {"posting_id": ids.compose("pst", wallet, refund_of)}
+    if linked is not None:
+        return {**said, "posting_id": ids.compose("pst", *linked)}
+    return said

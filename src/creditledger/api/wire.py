@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 
-from creditledger import clock, ids, money
+from creditledger import clock, ids, money, shown
 from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.rpc import message
@@ -280,11 +280,7 @@ class WalletLike(Protocol):
 
 def source(posting: Posting) -> Mapping[str, str]:
     """The posting's source as it is shown."""
-    if posting.refund_of is not None:
-        return {"posting_id": ids.compose("pst", posting.wallet, posting.refund_of)}
-    if posting.linked is not None:
-        return {**posting.source, "posting_id": ids.compose("pst", *posting.linked)}
-    return posting.source
+    return shown.source(posting.source, posting.wallet, posting.refund_of, posting.linked)
 
 
 def transaction(
@@ -392,8 +388,8 @@ def _transaction(
         found["credit_grant_id"] = ids.compose("cg", row.wallet, row.grant)
     if posting.metadata:
         found["metadata"] = posting.metadata
-    if shown := source(posting):
-        found["source"] = shown
+    if came_from := source(posting):
+        found["source"] = came_from
     return found
 
 

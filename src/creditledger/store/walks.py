@@ -47,6 +47,8 @@ class Line(NamedTuple):
     source: str | None
     meter_event_id: str | None
     refund_of: int | None
+    linked_wallet: int | None
+    linked_posting: int | None
 
     @property
     def place(self) -> "Place":
@@ -66,6 +68,7 @@ _LINE: tuple[ColumnElement[Any], ...] = (
     *(t.wallet_number, t.sequence, t.posting_number, t.kind, t.type, t.grant_number, t.amount),
     *(t.running_balance, t.created_at, t.effective_at, t.dimension_number),
     *(p.description, p.note, p.metadata, p.source, p.meter_event_id, p.refund_of),
+    *(p.linked_wallet, p.linked_posting),
 )
 _LINES = select(*_LINE).join_from(schema.transactions, schema.postings, OF_POSTING)
 
