@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hypothesis import strategies as st
 
 from creditledger.clock import DAY, SECOND
+from tests.naive import SPENDING
 from tests.support import BACKDATING_MS_MAX
 
 if TYPE_CHECKING:
@@ -52,7 +53,9 @@ class Change:
 
 #: Which operations are asked for, and how often.
 OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
-OPERATIONS += ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"] + ["transfer"] * 3
+OPERATIONS += (
+    ["meter_event"] * 3 + ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"] + ["transfer"] * 3
+)
 ON_HOLDS = ("hold", "capture", "release", "extend")
 #: Around the bounds of a hold's time.
 TIMES = (-1, 0, 1, SECOND, 60_000, DAY, 7 * DAY, 7 * DAY + 1)
@@ -125,8 +128,8 @@ class Asking:
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
-        for name in ("posting_id", "hold_id", "to_wallet_id"):
-            if name in earlier.body:
+        for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id"):
+            if name in earlier.body and (name != "meter_id" or earlier.name == "meter_event"):
                 body.setdefault(name, earlier.body[name])
         return replace(earlier, body=body, options=options, zeros=self._zeros())
 
@@ -196,6 +199,13 @@ class Asking:
             usage=usages(),
         )
 
+    def _meter_event(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        ours = f"sub_{WALLETS[wallet_id][0]}"
+        meter_id = self._draw(st.sampled_from(["mtr_tokens"] * 9 + ["mtr_none"]))
+        return {"amount": self._draw(amounts), "meter_id": meter_id} | self._some(
+            subscription_id=st.sampled_from([ours] * 9 + ["sub_a", "sub_b"]),
+        )
+
     def _until(self) -> dict[str, Any]:
         """Neither, or one of the two ways to say until when."""
         how = self._draw(st.sampled_from([None, None, "ttl_ms", "deadline"]))
@@ -250,9 +260,7 @@ class Asking:
 
     def _spent(self, wallet_id: str, postings: Sequence[int]) -> list[int]:
         own = self._model.wallets[wallet_id].postings
-        return [
-            ref for ref in postings if ref in own and own[ref].name in ("consumption", "capture")
-        ]
+        return [ref for ref in postings if ref in own and own[ref].name in SPENDING]
 
     def _refund(self, wallet_id: str, postings: Sequence[int]) -> dict[str, Any]:
         spent = self._spent(wallet_id, postings)

@@ -21,6 +21,14 @@ QUANTITY_MAX = 10**15
 HOLD_MS, HOLD_MAX_MS = 600_000, 7 * 86_400_000
 ON_HOLDS = ("hold", "capture", "release", "extend")
 FLAT = (*ON_HOLDS, "transfer")
+SPENDING = ("consumption", "capture", "meter_event", "settlement")
+#: What a meter event calls its fields.
+OF_EVENTS = {
+    "amount": "payload.value",
+    "meter_id": "event_name",
+    "subscription_id": "payload.subscription_id",
+    "effective_at": "timestamp",
+}
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
 FUTURE_MAX_MS = 60_000
@@ -37,7 +45,8 @@ FUTURE_MAX_MS = 60_000
 #   release      hold_id
 #   extend       hold_id, deadline, ttl_ms
 #   transfer     to_wallet_id, amount
-# A hold is named by the posting that made it.
+#   meter_event  amount, meter_id, subscription_id
+# A hold is named by the posting that made it, and so is an event.
 # Any, because a union of all these would hide the rules behind casts.
 Body = dict[str, Any]
 Operation = dict[str, Body]
@@ -221,7 +230,7 @@ class Wallet:
     ) -> None:
         """One row; `at` is its effective_at, if not the posting's."""
         types = {"grant": "grant", "expiry": "expiration"}
-        types |= {"consumption": "consumption", "capture": "consumption"}
+        types |= dict.fromkeys(SPENDING, "consumption")
         type_ = types.get(posting.name, "adjustment")
         sequence, running = len(self.rows) + 1, sum(row.amount for row in self.rows) + amount
         now, at = posting.created_at, posting.effective_at if at is None else at
@@ -270,6 +279,34 @@ class Wallet:
         for hold in [hold for hold in self.holds if hold.ended is None and hold.deadline <= now]:
             hold.end("expired", hold.deadline)
 
+    def unpaid(self, event: Posting) -> int:
+        """What no row has been written for yet, of a posting that is a meter event."""
+        own = [
+            event.ref,
+            *(p.ref for p in self.postings.values() if p.body.get("event") == event.ref),
+        ]
+        paid: int = sum(row.amount for row in self.rows if row.posting in own)
+        value: int = event.body["amount"]
+        return value + paid
+
+    def events(self) -> list[Posting]:
+        """Those that are not paid, oldest first."""
+        events = [p for p in self.postings.values() if p.name == "meter_event"]
+        return sorted([e for e in events if self.unpaid(e)], key=lambda event: event.ref)
+
+    def settle(self, ref: int, now: int) -> int:
+        """Credit that is available goes into events that are not paid; the last posting made."""
+        for event in self.events() if self.status == "active" else []:
+            part = min(self.unpaid(event), self.view(now).available)
+            if part <= 0:
+                break
+            ref += 1
+            body = {**event.body, "event": event.ref}
+            own = Posting(ref, None, "settlement", body, {}, now, now, self.overdraft_limit, now)
+            self.postings[ref] = own
+            self.draw(own, "usage", part, [g for g in self.grants if g.open(now)])
+        return ref
+
     # The operations, by name: each changes a draft, or refuses.
 
     def apply_grant(self, posting: Posting, body: Body) -> None:
@@ -290,6 +327,12 @@ class Wallet:
         now = posting.created_at
         self.need(body["amount"], now)
         self.draw(posting, "usage", body["amount"], [g for g in self.grants if g.open(now)])
+
+    def apply_meter_event(self, posting: Posting, body: Body) -> None:
+        now = posting.created_at
+        part = min(body["amount"], self.view(now).available + self.overdraft_limit)
+        if part > 0:
+            self.draw(posting, "usage", part, [g for g in self.grants if g.open(now)])
 
     def need(self, amount: int, now: int) -> None:
         available = self.view(now).available
@@ -316,7 +359,7 @@ class Wallet:
         returned = sum(row.amount for row in self.refund_rows(original.ref))
         refundable = -sum(row.amount for row in draws) - returned
         left = refundable if body.get("amount") is None else body["amount"]
-        if original.name not in ("consumption", "capture") or not refundable:
+        if original.name not in SPENDING or not refundable:
             refuse("NOT_REFUNDABLE")
         if left > refundable:
             refuse("REFUND_TOO_LARGE", refundable=refundable)
@@ -466,6 +509,9 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     # Requests of holds and transfers are flat.
     own, used = ("", "usage") if name in FLAT else (f"{name}.", "consumption.usage")
     fields = {f"{own}{field}": value for field, value in body.items() if field != "usage"}
+    if name == "meter_event":
+        fields = {OF_EVENTS[field]: value for field, value in body.items()}
+        others = {OF_EVENTS.get(field, field): value for field, value in others.items()}
     fields |= {f"{used}.{field}": value for field, value in (usage or {}).items()}
     defaults: Body = {
         "final": False,
@@ -510,7 +556,9 @@ def check_state(wallet: Wallet, name: str, body: Body) -> None:
     unforced_debit = name == "adjustment" and body["amount"] < 0 and not body.get("force")
     if wallet.status == "closed":
         refuse("WALLET_CLOSED")
-    if wallet.status == "frozen" and (name in ("consumption", "hold") or unforced_debit):
+    if wallet.status == "frozen" and (
+        name in ("consumption", "hold", "meter_event") or unforced_debit
+    ):
         refuse("WALLET_FROZEN")
 
 
@@ -539,13 +587,14 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
     own = "" if name in ON_HOLDS else f"{name}."
     for reference, ids in known.items():
         if body.get(reference) is not None and body[reference] not in ids:
-            refuse("NOT_FOUND", param=f"{own}{reference}")
+            param = f"{own}{reference}"
+            refuse("NOT_FOUND", param=OF_EVENTS[reference] if name == "meter_event" else param)
 
 
 def check_limits(wallet: Wallet, now: int) -> None:
     live = [g for g in wallet.grants if not g.ended(now) and wallet.remaining(g)]
     used = -sum(row.amount for row in wallet.rows if row.kind == "usage")
-    spent = [p for p in wallet.postings.values() if p.name in ("consumption", "capture")]
+    spent = [p for p in wallet.postings.values() if p.name in SPENDING]
     usages = [posting.body.get("usage") or {} for posting in spent]
     quantity = sum(sum(usage.get("quantities", ())) for usage in usages)
     paid_in = sum(row.amount for row in wallet.rows if row.kind == "topup")
@@ -604,6 +653,7 @@ class NaiveLedger:
         wallet.expire(self.postings_made, wallet.now(self.clock))
         wallet.status = status or wallet.status
         wallet.overdraft_limit = wallet.overdraft_limit if limit is None else limit
+        self.postings_made = wallet.settle(self.postings_made, wallet.now(self.clock))
         return wallet.view(self.clock)
 
     def post(
@@ -647,18 +697,20 @@ class NaiveLedger:
             at, limit = now if effective_at is None else effective_at, wallet.overdraft_limit
             oldest = -sys.maxsize if backdating_free else now - PAST_MAX_MS
             if name != "grant" and not oldest <= at <= now + FUTURE_MAX_MS:
-                refuse("INVALID_FIELD", param="effective_at")
+                event = name == "meter_event"
+                refuse("INVALID_FIELD", param="timestamp" if event else "effective_at")
             posting = Posting(ref, idempotency_key, name, body, request, now, at, limit, oldest)
             draft.expire(ref - 1, now)
             draft.postings[ref] = posting
             getattr(draft, f"apply_{name}")(posting, body)
             check_limits(draft, now)
+            last = draft.settle(ref + 1, now)
         except Refused as refused:
             return refused
         rows, view = draft.rows_of(ref), draft.view(now)
         if validate_only:
             return Accepted(0, False, [replace(row, posting=0) for row in rows], view)
-        self.wallets[wallet_id], self.postings_made = draft, ref + 1
+        self.wallets[wallet_id], self.postings_made = draft, last
         return Accepted(ref, False, rows, view)
 
     def replayed(self, wallet_id: str, old: Posting, now: int) -> Accepted:
@@ -696,15 +748,17 @@ class NaiveLedger:
             grant = drafts[0].grant(row.grant)
             terms = {name: getattr(grant, name) for name in ("priority", "name", "expires_at")}
             drafts[1].give(into, "transfer_in", -row.amount, grant.category, **terms)
+        last = ref + 1
         for draft in drafts:
             check_limits(draft, now)
+            last = draft.settle(last, now)
         sides = []
         for draft, made in zip(drafts, (ref, ref + 1), strict=True):
             rows = [replace(row, posting=0 if dry else made) for row in draft.rows_of(made)]
             sides.append(Accepted(0 if dry else made, False, rows, draft.view(now)))
         if not dry:
             self.wallets[wallet_id], self.wallets[to] = drafts
-            self.postings_made = ref + 1
+            self.postings_made = last
         return sides[0]._replace(received=sides[1])
 
     def wallet(self, wallet_id: str, *, now: int) -> WalletView:

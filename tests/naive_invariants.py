@@ -7,13 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tests.naive import AMOUNT_MAX, BALANCE_MAX, GRANTS_MAX
+from tests.naive import AMOUNT_MAX, BALANCE_MAX, GRANTS_MAX, SPENDING
 
 if TYPE_CHECKING:
     from tests.naive import NaiveLedger, Wallet
-
-
-SPENT = ("consumption", "capture")
 
 
 def check(ledger: NaiveLedger) -> None:
@@ -30,9 +27,11 @@ def check(ledger: NaiveLedger) -> None:
         assert view.balance == view.available + view.pending + view.held
         assert wallet.status != "closed" or not (view.balance or view.overdraft_used or parts)
         assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
+        for posting in [p for p in wallet.postings.values() if p.name == "meter_event"]:
+            assert 0 <= wallet.unpaid(posting) <= posting.body["amount"]
         keys = [p.key for p in wallet.postings.values() if p.key is not None]
         assert len(keys) == len(set(keys))
-        for posting in [p for p in wallet.postings.values() if p.name in SPENT]:
+        for posting in [p for p in wallet.postings.values() if p.name in SPENDING]:
             draws, back = wallet.rows_of(posting.ref), wallet.refund_rows(posting.ref)
             for category in ("paid", "promotional"):
                 spent = sum(r.amount for r in draws if wallet.category(r) == category)
@@ -80,7 +79,8 @@ def walk(wallet: Wallet) -> dict[int, int]:
             assert row.amount == -left[row.grant] or wallet.holds
         elif not wallet.holds:
             assert not any(left[ref] for ref in left if grants[ref].ended(now))
-        taken = posting.name in ("consumption", "adjustment", "transfer") and row.amount < 0
+        drawing = ("consumption", "adjustment", "transfer", "meter_event", "settlement")
+        taken = posting.name in drawing and row.amount < 0
         if taken and not wallet.holds and not posting.body.get("credit_grant_id"):
             # By burn order, nothing that is open may be left before this grant, or at all.
             last = None if row.grant is None else grants[row.grant].burn_order()

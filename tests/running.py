@@ -18,6 +18,7 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from credit.v1.billing_service_pb2_grpc import BillingServiceStub
 from credit.v1.credit_transaction_service_pb2_grpc import CreditTransactionServiceStub
+from credit.v1.payment_kit_service_pb2_grpc import PaymentKitServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
@@ -53,6 +54,7 @@ class Services:
         self.keys = ApiKeyServiceStub(channel)
         self.transactions = CreditTransactionServiceStub(channel)
         self.billing = BillingServiceStub(channel)
+        self.kit = PaymentKitServiceStub(channel)
 
     # What follows asks without a key, so only the local socket may.
 

@@ -13,6 +13,7 @@ import pytest
 from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
+from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from google.protobuf import descriptor_pool
@@ -95,6 +96,15 @@ HOLD = pb.HoldRequest(wallet_id=WALLET, idempotency_key="hold", amount="1")
 OF_A_HOLD = (
     *(pb.CaptureHoldRequest, pb.ReleaseHoldRequest, pb.ExtendHoldRequest),
     pb.GetHoldRequest,
+)
+
+METER = kit_pb.PaymentKitServiceCreateMeterRequest(
+    name="Calls", event_name="calls", unit="call", currency_id="USD"
+)
+EVENT = kit_pb.PaymentKitServiceCreateMeterEventRequest(
+    event_name="calls",
+    payload=kit_pb.MeterEventPayload(customer_id=CUSTOMER, value="0.5"),
+    identifier="event",
 )
 
 #: RPC -> a request for what is cus_acme's and live, and what each of CALLERS gets for it.
@@ -201,6 +211,47 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     ),
     "RegistryService.GetCurrency": (registry_pb.GetCurrencyRequest(currency_id="USD"), EVERYBODY),
     "RegistryService.ListCurrencies": (registry_pb.ListCurrenciesRequest(), EVERYBODY),
+    "PaymentKitService.CreateMeter": (METER, FROM_SERVICE),
+    "PaymentKitService.GetMeter": (
+        kit_pb.PaymentKitServiceGetMeterRequest(id="mtr_tokens"),
+        EVERYBODY,
+    ),
+    "PaymentKitService.ListMeters": (kit_pb.PaymentKitServiceListMetersRequest(), EVERYBODY),
+    "PaymentKitService.UpdateMeter": (
+        kit_pb.PaymentKitServiceUpdateMeterRequest(id="mtr_tokens", name="All tokens"),
+        FROM_SERVICE,
+    ),
+    "PaymentKitService.ActivateMeter": (
+        kit_pb.PaymentKitServiceActivateMeterRequest(id="mtr_tokens"),
+        FROM_SERVICE,
+    ),
+    "PaymentKitService.DeactivateMeter": (
+        kit_pb.PaymentKitServiceDeactivateMeterRequest(id="mtr_tokens"),
+        FROM_SERVICE,
+    ),
+    "PaymentKitService.CreateMeterEvent": (EVENT, FROM_SERVICE),
+    # Of the event that the fixture reports.
+    "PaymentKitService.GetMeterEvent": (
+        kit_pb.PaymentKitServiceGetMeterEventRequest(),
+        NOT_OTHERS_LIVE,
+    ),
+    "PaymentKitService.ListMeterEvents": (
+        kit_pb.PaymentKitServiceListMeterEventsRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "PaymentKitService.GetMeterEventStats": (
+        kit_pb.PaymentKitServiceGetMeterEventStatsRequest(
+            meter_id="mtr_tokens",
+            start=START // 1000 - 86_400,
+            end=START // 1000,
+            customer_id=CUSTOMER,
+        ),
+        NOT_OTHERS,
+    ),
+    "PaymentKitService.GetPendingAmount": (
+        kit_pb.PaymentKitServiceGetPendingAmountRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
     "ApiKeyService.CreateApiKey": (
         keys_pb.CreateApiKeyRequest(name="New", scope="service"),
         FROM_ADMIN,
@@ -225,12 +276,15 @@ class World:
     callers: dict[str, Metadata]
     spare: str  #: Id of a live key that nobody uses.
     hold: str  #: Id of a hold of cus_acme.
+    event: str  #: Id of a meter event of cus_acme.
 
     async def call(self, name: str, caller: str) -> tuple[str, Message | None]:
         """What became of one RPC of TABLE: OK or the reason, and the answer."""
         method, request = methods()[name], TABLE[name][0]
         if isinstance(request, keys_pb.RevokeApiKeyRequest):
             request = keys_pb.RevokeApiKeyRequest(id=self.spare)
+        elif isinstance(request, kit_pb.PaymentKitServiceGetMeterEventRequest):
+            request = type(request)(id=self.event)
         elif isinstance(request, OF_A_HOLD):
             request = type(request)(hold_id=self.hold)
             if not isinstance(request, pb.GetHoldRequest):
@@ -287,6 +341,7 @@ async def world(
                 id="mtr_tokens", name="Tokens", event_name="tokens", unit="token"
             )
         )
+        await local.kit.CreateMeter(METER)
         await local.registry.CreateSubscription(
             registry_pb.CreateSubscriptionRequest(id="sub_pro", customer_id=CUSTOMER, name="Pro")
         )
@@ -316,6 +371,7 @@ async def world(
             },
             (await local.new_key("service")).api_key.id,
             (await api.wallets.Hold(HOLD, metadata=api.service)).hold.id,
+            (await api.kit.CreateMeterEvent(EVENT, metadata=api.service)).id,
         )
 
 

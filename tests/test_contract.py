@@ -31,6 +31,11 @@ SPELLED_OTHERWISE = {
     ("CreditTransactionServiceListRequest", "page_size"): "pageSize",
     ("CreditTransactionPaging", "page_size"): "pageSize",
     ("ApiKeyBill", "owner_id"): "ownerID",
+    ("CreditMeter", "payment_currency"): "paymentCurrency",
+    ("CreditMeterEvent", "payment_currency"): "paymentCurrency",
+    ("PaymentKitServiceListMetersRequest", "page_size"): "pageSize",
+    ("PaymentKitServiceListMeterEventsRequest", "page_size"): "pageSize",
+    ("PaymentKitPaging", "page_size"): "pageSize",
 }
 REASONS = (
     "INVALID_FIELD",
@@ -65,6 +70,7 @@ REASONS = (
     "HOLD_EXPIRED",
     "HOLD_ENDED",
     "CAPTURE_TOO_LARGE",
+    "METER_INACTIVE",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",
@@ -93,6 +99,17 @@ ROUTES = {
     "BillingService.GetMyAccount": "get /api/v1/me/account",
     "BillingService.GetMyBalance": "get /api/v1/balance",
     "BillingService.ListApiKeyBills": "get /openapi/v1/billing/apikey/bill/list",
+    "PaymentKitService.CreateMeter": "post /api/meters *",
+    "PaymentKitService.GetMeter": "get /api/meters/{id}",
+    "PaymentKitService.ListMeters": "get /api/meters",
+    "PaymentKitService.UpdateMeter": "put /api/meters/{id} *",
+    "PaymentKitService.ActivateMeter": "put /api/meters/{id}/activate",
+    "PaymentKitService.DeactivateMeter": "put /api/meters/{id}/deactivate",
+    "PaymentKitService.CreateMeterEvent": "post /api/meter-events *",
+    "PaymentKitService.GetMeterEvent": "get /api/meter-events/{id}",
+    "PaymentKitService.ListMeterEvents": "get /api/meter-events",
+    "PaymentKitService.GetMeterEventStats": "get /api/meter-events/stats",
+    "PaymentKitService.GetPendingAmount": "get /api/meter-events/pending-amount",
     "RegistryService.CreateCustomer": "post /v1/customers *",
     "RegistryService.GetCustomer": "get /v1/customers/{customer_id}",
     "RegistryService.ListCustomers": "get /v1/customers",

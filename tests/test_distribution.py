@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
+from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import wallet_service_pb2 as pb
 from sqlalchemy import UniqueConstraint
 
@@ -22,7 +23,7 @@ from creditledger.clock import SECOND
 from creditledger.store import schema
 from tests.databases import connect, execute
 from tests.recorded import LARGE, recorded
-from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
+from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, running, serve
 from tests.support import START
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ pytestmark = pytest.mark.only("postgresql")
 SMALL = {"currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"}
 BY = "wallet_number"
 #: Not by wallet, nor unique: of each part by itself, for who reads all wallets.
-OVER_ALL = {"credit_transactions_created", "credit_transactions_written"}
+OVER_ALL = {
+    *("credit_transactions_created", "credit_transactions_written"),
+    *("meter_events_created", "meter_events_meter"),
+}
 
 
 # --- the keys -------------------------------------------------------------------------------------
@@ -175,7 +179,23 @@ def of_large(statements: list[Said]) -> list[Said]:
     return [one for one in statements if re.search(rf"\b({'|'.join(LARGE)})\b", one.text)]
 
 
-async def test_a_batch_names_its_wallets(told: tuple[Api, Recorded], plans: Plans) -> None:
+async def an_event_to_be_paid(api: Api) -> None:
+    """Of the shop, for more than it has."""
+    meter = kit_pb.PaymentKitServiceCreateMeterRequest(
+        name="Calls", event_name="calls", unit="call", currency_id="USD"
+    )
+    await api.kit.CreateMeter(meter, metadata=api.service)
+    event = kit_pb.PaymentKitServiceCreateMeterEventRequest(
+        event_name="calls",
+        payload=kit_pb.MeterEventPayload(customer_id=OWNER, value="1000"),
+        identifier="event",
+    )
+    await api.kit.CreateMeterEvent(event, metadata=api.service)
+
+
+async def test_a_batch_names_its_wallets(
+    told: tuple[Api, Recorded], plans: Plans, database_url: str, clock: Clock
+) -> None:
     """Whatever is posted, by whichever wallet: every row is found, and written, by its wallet."""
     api, heard = told
     spent = await api.post("spent", SHOP, **consume("1"))
@@ -200,6 +220,9 @@ async def test_a_batch_names_its_wallets(told: tuple[Api, Recorded], plans: Plan
     for replayed in (False, True):
         moved = await api.wallets.Transfer(transfer, metadata=api.service)
         assert moved.received.replayed is replayed
+    await an_event_to_be_paid(api)
+    async with running(database_url, clock) as other:  # which does not know the wallet
+        await other.local.wallets.Post(post("i", SHOP, **grant("1000")))
     await asyncio.sleep(0)  # what is heard of a statement comes a turn of the loop later
 
     statements = of_large(heard.posting)

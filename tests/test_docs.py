@@ -34,6 +34,7 @@ from credit.v1 import (
     billing_service_pb2,
     credit_transaction_service_pb2,
     errors_pb2,
+    payment_kit_service_pb2,
     registry_service_pb2,
     wallet_service_pb2,
 )
@@ -61,6 +62,7 @@ SERVICES = [
         api_key_service_pb2,
         billing_service_pb2,
         credit_transaction_service_pb2,
+        payment_kit_service_pb2,
         registry_service_pb2,
         wallet_service_pb2,
     )

@@ -33,6 +33,7 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    ReportEvent,
     Transfer,
     Usage,
     WalletChange,
@@ -231,6 +232,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 for g in self.model.grants(wallet_id)
             ] == [tuple(grant[1:]) for grant in grants if grant[0] == wallet.number]
             assert self._model_holds(wallet_id) == self._holds(wallet)
+            own = self.model.wallets[wallet_id]
+            unpaid = [(self.postings[e.ref], own.unpaid(e)) for e in own.events()]
+            assert unpaid == [(one.number, one.unpaid) for one in wallet.unpaid.values()]
+            assert wallet.unpaid_amount == sum(amount for _, amount in unpaid)
             self._compare_rows(wallet)
             summary = naive_bills.summary(self.model, [wallet_id])
             assert summary == (
@@ -367,6 +372,8 @@ class LedgerMachine(RuleBasedStateMachine):
                 body.get("expires_at"),
                 body.get("source") or {},
             )
+        if item.name == "meter_event":
+            return ReportEvent(amount, body["meter_id"], body.get("subscription_id"))
         if item.name == "adjustment":
             ref = body.get("credit_grant_id")
             named = None if ref is None else ids.compose("cg", number, ref)

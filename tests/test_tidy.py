@@ -35,18 +35,18 @@ workers
 server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
- api.wallet_service
-api.balances api.exporting api.held api.pages api.transferred api.usage
+ api.payment_kit_service api.wallet_service
+api.balances api.exporting api.held api.pages api.payment_kit api.transferred api.usage
 api.wire
 api.fields api.rpc
 api.auth log
 ledger config
 deciding exports
 writing
-holds transfers
+holds settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.walks
+store.walks store.meters store.meter_events
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments
@@ -55,7 +55,8 @@ store.dialects
 store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings\
  store.migrations.versions.0004_holds_by_time\
- store.migrations.versions.0005_transfers
+ store.migrations.versions.0005_transfers\
+ store.migrations.versions.0006_meter_events
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs
@@ -304,5 +305,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
             if not isinstance(getattr(getattr(service, method.name), "scope", None), Scope)
         ]
 
-    assert len(server.SERVICES) == 5
+    assert len(server.SERVICES) == 6
     assert missing == []

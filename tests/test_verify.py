@@ -28,6 +28,7 @@ from creditledger.operations import (
     Consume,
     PlaceHold,
     Release,
+    ReportEvent,
     Transfer,
     Usage,
     WalletChange,
@@ -42,6 +43,8 @@ from tests.support import (
     BACKDATING_MS_MAX,
     START,
     Clock,
+    add_meter,
+    add_subscription,
     add_wallet,
     adjust,
     change,
@@ -83,6 +86,9 @@ def wallets(connection: Connection) -> None:
     add_wallet(connection, "wal_empty")
     for wallet_id in ("wal_giving", "wal_taking"):
         add_wallet(connection, wallet_id)
+    add_meter(connection, "mtr_calls")
+    add_meter(connection, "mtr_images")
+    add_subscription(connection, "sub_plan", customer_id="cus_of_wal_beta")
 
 
 async def story(ledger: Ledger, clock: Clock) -> None:
@@ -136,6 +142,10 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     await post(Transfer("wal_taking", "2"), "wal_giving")  # 4: −1 of 2, 5: −1 of 1
     await post(Transfer("wal_taking", "1"), "wal_giving")  # 6
     await post(Transfer("wal_taking", "2"), "wal_giving")  # 7
+    await post(ReportEvent("1", "mtr_calls"), "wal_beta")  # paid
+    await post(ReportEvent("30", "mtr_calls", "sub_plan"), "wal_beta")  # paid in part
+    await post(ReportEvent("2", "mtr_calls", "sub_plan"), "wal_beta")  # not at all
+    await post(give("5"), "wal_beta")  # goes into the second
     await ledger.change(WalletChange("wal_empty", livemode=True, status=Status.CLOSED))
 
 
@@ -417,6 +427,41 @@ TRANSFER_DAMAGES: list[Any] = [
 ]  # fmt: skip
 
 
+def event(value: int, changed: str) -> str:
+    return f"UPDATE meter_events SET {changed} WHERE value = {value}000000"
+
+
+UNPAID_OTHERWISE = f"UPDATE wallet_states SET unpaid_amount = 1 WHERE wallet_number = {BETA}"
+
+#: The same of the meter events, which are wal_beta's: these have no row to be named by.
+EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
+    ("posting_event", (event(30, "identifier = 'another'"),)),
+    ("posting_event", ("DELETE FROM meter_events WHERE value = 2000000",)),
+    ("event_posting", (event(2, "value = 3000000, unpaid = 3000000"),)),
+    ("event_posting", (event(2, "number = number + 1"),)),
+    ("event_meter", (event(2, "meter_id = 'mtr_none'"),)),
+    ("event_unpaid", (event(30, "unpaid = unpaid - 1"),)),
+    ("event_unpaid", (event(1, "unpaid = 1, paid_at = NULL"),)),
+    ("event_paid_at", (event(2, "paid_at = created_at"),)),
+    ("event_paid_at", (event(1, "paid_at = created_at - 1"),)),
+    ("event_dimension", (event(30, "meter_id = 'mtr_images'"),)),
+    ("event_dimension", (event(30, "subscription_id = NULL"),)),
+    ("wallet_unpaid_amount", (UNPAID_OTHERWISE,)),
+    ("wallet_posted_at", (event(2, "created_at = created_at + 1"),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "statements"), EVENT_DAMAGES)
+def test_a_damage_of_meter_events_is_named(
+    damaged: Damaged, check: str, statements: tuple[str, ...]
+) -> None:
+    """What an event says of itself is what its postings and rows say."""
+    found = damaged(*statements)
+
+    assert check in [one.check for one in found]
+    assert {one.wallet_id for one in found} == {"wal_beta"}
+
+
 def test_a_ledger_that_the_ledger_wrote_has_nothing_wrong(ledger: str) -> None:
     """Grants, draws, overdraft, refunds, expiry, backdating before 1970: nothing is found."""
     assert findings(ledger) == []
@@ -485,6 +530,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
     listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES)]
+    listed += EVENT_DAMAGES
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown
@@ -537,7 +583,7 @@ def passes_find(connection: Connection) -> bool:
     "name",
     [
         *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
-        *("postings", "credit_transactions", "holds", "hold_revisions"),
+        *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
     ],
 )
 def test_proofs_fail_where_and_only_where_passes_find(

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import books, holds, ids, money, replay, rules, transfers
+from creditledger import books, holds, ids, money, replay, rules, settling, transfers
 from creditledger.errors import (
     InvalidField,
     NotFound,
@@ -42,11 +42,12 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    ReportEvent,
     Transfer,
     WalletChange,
 )
 from creditledger.store import Loaded, Wanted
-from creditledger.writing import Writing
+from creditledger.writing import Writing, own
 
 #: An answer must fit what a gRPC client accepts unasked (4 MiB), with room for its envelope.
 ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
@@ -110,7 +111,7 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
         postings.append(command)
         keys.add((command.wallet_id, command.idempotency_key))
         operation = command.operation
-        if isinstance(operation, (Consume, PlaceHold)):
+        if isinstance(operation, (Consume, PlaceHold, ReportEvent)):
             if operation.meter_id is not None:
                 meters.add(operation.meter_id)
             if operation.subscription_id is not None:
@@ -145,6 +146,8 @@ def _dimensions(commands: Sequence[Command], loaded: Loaded) -> Iterator[tuple[i
     for wallet in loaded.wallets.values():
         if books.expirations(wallet, max(latest, wallet.time(loaded.clock))):
             yield wallet.number, _EXPIRY
+        for dimension in {settling.dimension(event) for event in wallet.unpaid.values()}:
+            yield wallet.number, dimension
     for command in commands:
         found = loaded.wallets.get(command.wallet_id)
         if found is None:
@@ -183,6 +186,7 @@ class Deciding(Writing):
             self.done[place] = posting, _dimension_of(loaded, posting)
         self.references = rules.References(
             meters=loaded.meters,
+            inactive_meters=loaded.inactive_meters,
             subscriptions=loaded.subscriptions,
             originals={
                 pair: rules.Original(
@@ -253,6 +257,9 @@ class Deciding(Writing):
                 self.references.originals[wallet.number, posting.refund_of] = rules.Original(
                     original.rows, original.dimension, returned
                 )
+            if isinstance(operation, ReportEvent):
+                self._report(wallet, posting, operation, command.effective_at, now)
+        self._settle(wallet, now, write=not validate_only)
         return Posted(posting, dimension, view(wallet, self.loaded.clock), False, validate_only)
 
     def change(self, change: WalletChange) -> WalletView:
@@ -287,6 +294,7 @@ class Deciding(Writing):
         wallet.status = change.status or wallet.status
         wallet.updated_at = now
         self.changes.terms[wallet.number] = wallet
+        self._settle(wallet, now)
         return view(wallet, self.loaded.clock)
 
     def _post_hold(
@@ -340,6 +348,7 @@ class Deciding(Writing):
             if given_up:
                 self._write(wallet, _expiry(wallet), given_up, _EXPIRY, None, now)
         self.done[wallet.number, command.idempotency_key] = posting, dimension if moves else None
+        self._settle(wallet, now)
         seen = view(wallet, self.loaded.clock)
         held_for = self.loaded.dimensions[wallet.number, after.dimension]
         used = dimension if moves else None
@@ -387,6 +396,8 @@ class Deciding(Writing):
             out.linked, into.linked = (into.wallet, into.number), (out.wallet, out.number)
             self.done[sender.number, command.idempotency_key] = out, replay.SENT
             self.loaded.linked[out.linked] = into
+        for wallet in (sender, receiver):
+            self._settle(wallet, now, write=not dry)
         answer = Posted(into, replay.RECEIVED, view(receiver, clock_), False, dry)
         seen = view(sender, clock_)
         return Posted(out, replay.SENT, seen, False, dry, received=answer)
@@ -431,6 +442,8 @@ def _posting(wallet: Wallet, command: Command, amount: int | None) -> Posting:
     elif isinstance(operation, Refund):
         refunded = ids.resolve("pst", operation.posting_id)
         refund_of = refunded[1] if refunded else None
+    elif isinstance(operation, ReportEvent):
+        event = command.idempotency_key
     return Posting(
         wallet.number,
         0,
@@ -463,21 +476,5 @@ def _arriving(sender: Wallet, receiver: Wallet, command: Command, amount: int) -
 
 
 def _expiry(wallet: Wallet) -> Posting:
-    """The ledger's own posting for what expired: it has no key and nobody posted it."""
-    return Posting(
-        wallet=wallet.number,
-        number=0,
-        idempotency_key=None,
-        operation=EXPIRE,
-        amount=None,
-        posted_by=None,
-        description=None,
-        note=None,
-        metadata={},
-        source={},
-        meter_event_id=None,
-        quantities=(),
-        refund_of=None,
-        hold=None,
-        terms={},
-    )
+    """The ledger's own posting for what expired."""
+    return own(wallet, EXPIRE)

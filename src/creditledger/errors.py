@@ -206,6 +206,12 @@ class CaptureTooLarge(Refusal):
     reason, kind = "CAPTURE_TOO_LARGE", ErrorKind.WRONG_STATE
 
 
+class MeterInactive(Refusal):
+    """The meter has been deactivated: nothing new is counted by it."""
+
+    reason, kind = "METER_INACTIVE", ErrorKind.WRONG_STATE
+
+
 class OutOfRange(Refusal):
     """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
 

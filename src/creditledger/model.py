@@ -19,6 +19,9 @@ OPEN_GRANTS_MAX = 1_000
 OPEN_HOLDS_MAX = 1_000
 #: How long after it was made or extended a hold may last.
 HOLD_MS_MAX = 7 * clock.DAY
+#: Meter events a wallet may have that are not paid in full: they are read with it, and one command
+#: that brings credit pays them all.
+UNPAID_EVENTS_MAX = 1_000
 #: The priority of a grant that names none; 0 is spent first, 100 last.
 PRIORITY_DEFAULT = 50
 PRIORITY_MAX = 100
@@ -153,6 +156,21 @@ class Hold:
         return self.ended, self.ended_at
 
 
+@dataclass(frozen=True, slots=True)
+class MeterEvent:
+    """What a meter counted for a wallet: paid as far as there was credit, the rest by and by."""
+
+    number: int  #: Of the posting that reported it; 0 until that is written.
+    identifier: str  #: The reporter's name for it: the posting's idempotency key.
+    meter_id: str
+    subscription_id: str | None
+    value: int  #: What it is to cost. > 0.
+    unpaid: int  #: What of it no credit has been drawn for yet. 0 <= unpaid <= value.
+    happened_at: int
+    created_at: int
+    paid_at: int | None  #: When nothing was unpaid any more; None before.
+
+
 def _counters() -> list[int]:
     return [0] * (max(Kind) + 1)
 
@@ -187,6 +205,7 @@ class Wallet:
     unmetered_amount: int = 0  #: Σ |amount| of those whose posting has no usage.
     topup_amount: int = 0  #: Σ amounts of kind topup. >= 0.
     refund_amount: int = 0  #: Σ amounts of kind refund. >= 0.
+    unpaid_amount: int = 0  #: Σ unpaid of its meter events. >= 0.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
@@ -196,6 +215,7 @@ class Wallet:
     pending: int = 0  #: Σ remaining of those that have not begun, while it is quiet.
     held: int = 0  #: Σ left of the open holds, while it is quiet.
     holds: dict[int, Hold] = field(default_factory=dict)  #: By number: open, and referred to.
+    unpaid: dict[int, MeterEvent] = field(default_factory=dict)  #: By number, oldest first.
     revision: int = 0  #: How many postings and changes there have been: what readers compare.
 
     def add(self, grant: Grant) -> None:
@@ -254,6 +274,7 @@ class Wallet:
             grants=grants,
             burning=[grants[grant.number] for grant in self.burning],
             holds={n: replace(hold, parts={**hold.parts}) for n, hold in self.holds.items()},
+            unpaid={**self.unpaid},
         )
 
 

@@ -117,8 +117,17 @@ class Transfer:
     amount: str
 
 
+@dataclass(frozen=True, slots=True)
+class ReportEvent:
+    """Operation: spend for what a meter counted, as far as there is credit; the rest is owed."""
+
+    amount: str
+    meter_id: str
+    subscription_id: str | None = None
+
+
 OnHold = Capture | Release | Extend
-Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | Transfer
+Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | Transfer | ReportEvent
 
 #: Stored as their index; the name is the field of the request.
 OPERATIONS: dict[type, tuple[int, str]] = {
@@ -131,12 +140,15 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     Release: (8, "release"),
     Extend: (9, "extend"),
     Transfer: (11, "transfer"),
+    ReportEvent: (13, "meter_event"),
 }
 OPERATION_NAMES = dict(OPERATIONS.values())
 #: The operation of a posting the ledger makes by itself, for expirations due.
 EXPIRE = 5
 #: That of the posting a transfer makes in the wallet which receives.
 RECEIVE = 12
+#: That of the ledger's own posting which pays what a meter event was still owed.
+SETTLE = 14
 
 
 class Command(NamedTuple):

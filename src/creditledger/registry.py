@@ -48,6 +48,9 @@ class Meter:
     currency: str | None
     metadata: Mapping[str, str]
     created_at: int
+    active: bool = True  #: Nothing new is counted by one that is not.
+    description: str | None = None
+    updated_at: int | None = None  #: None: when it was made.
 
 
 @dataclass(frozen=True, slots=True)

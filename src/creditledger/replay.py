@@ -23,6 +23,7 @@ from creditledger.operations import (
     PlaceHold,
     Refund,
     Release,
+    ReportEvent,
     Transfer,
     Usage,
 )
@@ -33,7 +34,7 @@ _FLAT = {PlaceHold, Capture, Release, Extend, Transfer}
 _AMOUNTS = {
     operation: "amount" if operation in _FLAT else f"{name}.amount"
     for operation, (_, name) in OPERATIONS.items()
-}
+} | {ReportEvent: "payload.value"}
 _AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
 #: What the two sides of a transfer are added up by.
 SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
@@ -58,6 +59,8 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
     operation = command.operation
     if isinstance(operation, (Consume, PlaceHold)):
         return _used(operation.meter_id, operation.subscription_id, operation.usage)
+    if isinstance(operation, ReportEvent):
+        return _used(operation.meter_id, operation.subscription_id, None)
     if isinstance(operation, OnHold):
         assert original is not None
         if not isinstance(operation, Capture) or operation.usage is None:
@@ -101,7 +104,7 @@ def _used(meter_id: str | None, subscription_id: str | None, usage: Usage | None
 def source(command: Command) -> Mapping[str, str]:
     """The source as the posting shows it: the keys of its kind; who did it where nobody said."""
     operation = command.operation
-    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold)):
+    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold, ReportEvent)):
         return {}
     if isinstance(operation, Transfer):
         return {"wallet_id": operation.to_wallet_id}
@@ -117,6 +120,15 @@ def terms(command: Command) -> dict[str, object]:
         return {}
     if isinstance(operation, (PlaceHold, OnHold)):
         return _present(_flat(operation))
+    if isinstance(operation, ReportEvent):
+        # It may have no row that would tell.
+        return _present(
+            {
+                "event_name": operation.meter_id,
+                "payload.subscription_id": operation.subscription_id,
+                "timestamp": command.effective_at,
+            }
+        )
     fields: dict[str, object] = {"effective_at": command.effective_at}
     if isinstance(operation, GiveGrant):
         fields |= {

@@ -14,8 +14,10 @@ from creditledger.books import Move, check_range
 from creditledger.errors import (
     InsufficientCredit,
     InvalidField,
+    MeterInactive,
     NotFound,
     NotRefundable,
+    OutOfRange,
     RefundTooLarge,
     SequenceMismatch,
     WalletClosed,
@@ -24,6 +26,7 @@ from creditledger.errors import (
 )
 from creditledger.model import (
     PRIORITY_DEFAULT,
+    UNPAID_EVENTS_MAX,
     Category,
     Dimension,
     Grant,
@@ -43,6 +46,7 @@ from creditledger.operations import (
     Operation,
     PlaceHold,
     Refund,
+    ReportEvent,
 )
 
 # Looking a word up in its list costs more than all else that is done with it.
@@ -54,6 +58,9 @@ _GRANT, _CONSUMPTION, _ADJUSTMENT = (
 )
 _ACTIVE = Status.ACTIVE
 _NOTHING: Mapping[int, int] = {}
+
+#: Where the fields of an operation lie that names what is metered.
+_PREFIXES = {Consume: "consumption.", ReportEvent: "payload."}
 
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
@@ -75,6 +82,7 @@ class References:
     meters: frozenset[str]
     subscriptions: Mapping[str, str]  #: Subscription id -> customer id.
     originals: dict[tuple[int, int], Original]  #: By wallet number and posting number.
+    inactive_meters: frozenset[str] = frozenset()  #: Those of the meters that count nothing new.
 
 
 def decide(
@@ -90,8 +98,8 @@ def decide(
 
     `amount`: the operation's, in smallest units; None only for a refund of all that is left.
     `now`: the wallet's time. Raises, in this order of precedence: SequenceMismatch; WalletClosed,
-    WalletFrozen; NotFound; InvalidField and the refusals of the operation; InsufficientCredit;
-    OutOfRange.
+    WalletFrozen; NotFound, MeterInactive; InvalidField and the refusals of the operation;
+    InsufficientCredit; OutOfRange.
     """
     if command.expected_sequence is not None:
         expect_sequence(wallet, command.expected_sequence)
@@ -113,6 +121,9 @@ def decide(
     elif isinstance(operation, Adjust):
         assert amount is not None
         moves = _adjust(wallet, operation, amount, command.effective_at, now)
+    elif isinstance(operation, ReportEvent):
+        assert amount is not None
+        moves = _report(wallet, amount, command.effective_at, now)
     else:
         assert isinstance(operation, Refund)
         moves = _refund(wallet, operation, amount, command.effective_at, references, now)
@@ -136,7 +147,7 @@ def refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> No
     if wallet.status is Status.CLOSED:
         raise WalletClosed("the wallet is closed")
     operation = command.operation
-    spends = isinstance(operation, (Consume, PlaceHold)) or (
+    spends = isinstance(operation, (Consume, PlaceHold, ReportEvent)) or (
         isinstance(operation, Adjust) and amount is not None and amount < 0 and not operation.force
     )
     if spends:
@@ -146,20 +157,25 @@ def refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> No
 def _check_effective_at(command: Command, now: int, backdating_ms_max: int) -> None:
     moment = command.effective_at
     assert moment is not None
+    field = "timestamp" if isinstance(command.operation, ReportEvent) else "effective_at"
     if moment > now + AHEAD_MS_MAX:
-        raise InvalidField("effective_at is more than 60 s ahead", param="effective_at")
+        raise InvalidField(f"{field} is more than 60 s ahead", param=field)
     if not command.backdating_free and moment < now - backdating_ms_max:
         days = backdating_ms_max // clock.DAY
-        raise InvalidField(f"effective_at is more than {days} days ago", param="effective_at")
+        raise InvalidField(f"{field} is more than {days} days ago", param=field)
 
 
 def check_references(wallet: Wallet, operation: Operation, references: References) -> None:
-    """Raises NotFound for what the operation names and there is not."""
-    if isinstance(operation, (Consume, PlaceHold)):
-        prefix = "consumption." if isinstance(operation, Consume) else ""
+    """Raises NotFound for what the operation names and there is not, or MeterInactive."""
+    if isinstance(operation, (Consume, PlaceHold, ReportEvent)):
+        prefix = _PREFIXES.get(type(operation), "")
         meter, subscription = operation.meter_id, operation.subscription_id
-        if meter is not None and meter not in references.meters:
-            raise NotFound(f"no meter {echo(meter)}", param=f"{prefix}meter_id")
+        if meter is not None:
+            field = "event_name" if isinstance(operation, ReportEvent) else f"{prefix}meter_id"
+            if meter not in references.meters:
+                raise NotFound(f"no meter {echo(meter)}", param=field)
+            if meter in references.inactive_meters:
+                raise MeterInactive(f"meter {echo(meter)} is inactive", param=field)
         if (
             subscription is not None
             and references.subscriptions.get(subscription) != wallet.customer_id
@@ -233,6 +249,20 @@ def draw(
     if missing:
         moves.append(Move(kind, type_, -missing, None, effective_at))
     return moves
+
+
+def _report(wallet: Wallet, amount: int, effective_at: int | None, now: int) -> list[Move]:
+    """What a meter event draws: as a consumption, but no more than the wallet can pay."""
+    most = standing(wallet, now).available + wallet.overdraft_limit
+    part = max(0, min(amount, most))
+    if part < amount:
+        if len(wallet.unpaid) >= UNPAID_EVENTS_MAX:
+            raise OutOfRange(f"a wallet has at most {UNPAID_EVENTS_MAX} unpaid meter events")
+        if wallet.unpaid_amount + amount - part > money.TOTAL_MAX:
+            raise OutOfRange("what the wallet's meter events are owed would pass 9·10^18")
+    if not part:
+        return []
+    return draw(wallet, part, _USAGE, _CONSUMPTION, effective_at, now=now)
 
 
 def insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:

@@ -30,6 +30,8 @@ from credit.v1 import (
     billing_service_pb2_grpc,
     credit_transaction_service_pb2,
     credit_transaction_service_pb2_grpc,
+    payment_kit_service_pb2,
+    payment_kit_service_pb2_grpc,
     registry_service_pb2,
     registry_service_pb2_grpc,
     wallet_service_pb2,
@@ -46,6 +48,7 @@ from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
 from creditledger.api.credit_transaction_service import CreditTransactionService
 from creditledger.api.exporting import Exports
+from creditledger.api.payment_kit_service import PaymentKitService
 from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
@@ -86,6 +89,7 @@ SERVICES = tuple(
         api_key_service_pb2,
         billing_service_pb2,
         credit_transaction_service_pb2,
+        payment_kit_service_pb2,
         registry_service_pb2,
         wallet_service_pb2,
     )
@@ -212,6 +216,7 @@ class Server:
             bills_from=self._config.bills_from,
         )
         registry = RegistryService(store=store, callers=callers, clock=clock)
+        kit = PaymentKitService(store=store, ledger=ledger, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         for entrance in entrances:
@@ -222,6 +227,7 @@ class Server:
             )
             billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, edge)
             registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, edge)
+            payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server(kit, edge)
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
             # These answer whoever asks, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)

@@ -5,8 +5,9 @@
 
 from dataclasses import dataclass, field
 
-from creditledger import books, clock, holds
-from creditledger.model import Category, Dimension, Posting, Row, Wallet
+from creditledger import books, clock, holds, settling
+from creditledger.model import Category, Dimension, MeterEvent, Posting, Row, Wallet
+from creditledger.operations import SETTLE, ReportEvent
 from creditledger.store import SUMS, Changes, Loaded
 
 _PROMOTIONAL = Category.PROMOTIONAL
@@ -28,6 +29,40 @@ class Writing:
                 if write:
                     self.changes.hold(wallet.number, None, hold, now)
         return ended
+
+    def _report(
+        self, wallet: Wallet, posting: Posting, operation: ReportEvent, at: int | None, now: int
+    ) -> None:
+        """Write down the event that the posting reported, and what of it is unpaid."""
+        assert posting.idempotency_key is not None
+        assert posting.amount is not None
+        reported = MeterEvent(
+            number=posting.number,
+            identifier=posting.idempotency_key,
+            meter_id=operation.meter_id,
+            subscription_id=operation.subscription_id,
+            value=posting.amount,
+            unpaid=posting.amount,
+            happened_at=now if at is None else at,
+            created_at=now,
+            paid_at=None,
+        )
+        paid = -sum(row.amount for row in posting.rows)
+        self._owe(wallet, settling.paid(reported, paid, now))
+
+    def _settle(self, wallet: Wallet, now: int, *, write: bool = True) -> None:
+        """Pay what is available to the wallet's unpaid events: the end of whatever is written."""
+        for moves, event in settling.settle(wallet, now=now):
+            if not write:
+                books.append(wallet, moves, posting=0, dimension=0, quantity=None, now=now)
+                continue
+            posting = own(wallet, SETTLE, event.identifier)
+            self._write(wallet, posting, moves, settling.dimension(event), None, now)
+            self._owe(wallet, event)
+
+    def _owe(self, wallet: Wallet, event: MeterEvent) -> None:
+        settling.book(wallet, event)
+        self.changes.events[wallet.number, event.number] = event
 
     def _write(
         self,
@@ -105,3 +140,24 @@ class Writing:
         if sums is None:
             sums = self.changes.rollups[place] = [0] * SUMS
         return sums
+
+
+def own(wallet: Wallet, operation: int, event: str | None = None) -> Posting:
+    """A posting of the ledger's own: it has no key and nobody posted it."""
+    return Posting(
+        wallet=wallet.number,
+        number=0,
+        idempotency_key=None,
+        operation=operation,
+        amount=None,
+        posted_by=None,
+        description=None,
+        note=None,
+        metadata={},
+        source={},
+        meter_event_id=event,
+        quantities=(),
+        refund_of=None,
+        hold=None,
+        terms={},
+    )

@@ -154,7 +154,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
     """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-    wallet would have more than 1,000 open grants or 1,000 open holds.
+    wallet would have more than 1,000 open grants, open holds or unpaid meter events.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
     """
@@ -208,6 +208,11 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `held`, the amount.
     Example: {"reason": "CAPTURE_TOO_LARGE", "domain": "creditledger", "metadata": {"held":
       "0.0100"}}
+    """
+    ERROR_REASON_METER_INACTIVE: _ErrorReason.ValueType  # 33
+    """The meter is inactive: nothing new is counted by it.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
+    Example: {"reason": "METER_INACTIVE", "domain": "creditledger"}
     """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
@@ -342,7 +347,7 @@ Example: {"reason": "REFUND_TOO_LARGE", "domain": "creditledger", "metadata": {"
 """
 ERROR_REASON_OUT_OF_RANGE: ErrorReason.ValueType  # 23
 """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-wallet would have more than 1,000 open grants or 1,000 open holds.
+wallet would have more than 1,000 open grants, open holds or unpaid meter events.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
 """
@@ -396,5 +401,10 @@ ERROR_REASON_CAPTURE_TOO_LARGE: ErrorReason.ValueType  # 32
 [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `held`, the amount.
 Example: {"reason": "CAPTURE_TOO_LARGE", "domain": "creditledger", "metadata": {"held":
   "0.0100"}}
+"""
+ERROR_REASON_METER_INACTIVE: ErrorReason.ValueType  # 33
+"""The meter is inactive: nothing new is counted by it.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
+Example: {"reason": "METER_INACTIVE", "domain": "creditledger"}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -13,7 +13,7 @@ from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import MissingField, NotFound, echo
 from creditledger.registry import Currency, Customer, Meter, Scope, Subscription
-from creditledger.store import Store, registry
+from creditledger.store import Store, meters, registry
 
 SCALE_MAX = 9
 
@@ -176,12 +176,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     ) -> pb.Meter:
         """Raises IdTaken for the id or the event_name, NotFound for the currency."""
         one = replace(new, created_at=self._clock())
-        return _meter(await self._store.write(lambda c: registry.create_meter(c, one)))
+        return _meter(await self._store.write(lambda c: meters.create(c, one)))
 
     @rpc(_meter_id, scope=Scope.CUSTOMER)
     async def GetMeter(self, meter_id: str, _caller: Caller) -> pb.Meter:  # noqa: N802
         """Raises NotFound."""
-        found = await self._store.read(lambda c: registry.meter(c, meter_id))
+        found = await self._store.read(lambda c: meters.by_id(c, meter_id))
         if found is None:
             raise NotFound(f"no meter {echo(meter_id)}", param="meter_id")
         return _meter(found)
@@ -193,7 +193,7 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
         """Ordered by id."""
         filters = ("meters",)
         after = asked.after(filters)
-        found = await self._store.read(lambda c: registry.meters(c, after, asked.size))
+        found = await self._store.read(lambda c: meters.page(c, after, asked.size))
         page, token = pages.cut(found, asked.size, filters, lambda one: [one.id])
         return pb.ListMetersResponse(meters=[_meter(one) for one in page], next_page_token=token)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from creditledger.model import Dimension, Grant, Hold, Posting, Row, Wallet
+from creditledger.model import Dimension, Grant, Hold, MeterEvent, Posting, Row, Wallet
 
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
@@ -43,6 +43,7 @@ class Loaded:
     linked: dict[tuple[int, int], Posting] = field(default_factory=dict)
     refunded: dict[tuple[int, int], int] = field(default_factory=dict)  #: Σ returned of them.
     meters: frozenset[str] = frozenset()
+    inactive_meters: frozenset[str] = frozenset()  #: Those of them.
     subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
     dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)  #: Of the postings.
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
@@ -116,6 +117,8 @@ class Changes:
     holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: Made, or not as they were.
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
 
+    events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
+
     def hold(self, wallet: int, posting: int | None, hold: Hold, now: int) -> None:
         """Write the hold as it is from now on; by a posting, unless it is over by its deadline."""
         self.holds[wallet, hold.number] = hold
@@ -123,4 +126,4 @@ class Changes:
             self.revisions.append(Revision(wallet, posting, hold, now))
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.terms or self.holds)
+        return bool(self.rows or self.terms or self.holds or self.events)

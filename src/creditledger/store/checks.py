@@ -11,7 +11,15 @@ from typing import NamedTuple
 
 from creditledger.clock import QUARTER
 from creditledger.model import Category, HoldEnd, Kind, Status, Type
-from creditledger.operations import EXPIRE, OPERATIONS, RECEIVE
+from creditledger.operations import (
+    EXPIRE,
+    OPERATIONS,
+    RECEIVE,
+    SETTLE,
+    Capture,
+    Consume,
+    ReportEvent,
+)
 
 
 class Pass(NamedTuple):
@@ -61,7 +69,7 @@ def _carries(column: str) -> str:
 OUTSIDE = """p.wallet_number <> t.wallet_number OR t.sequence < p.first_sequence
     OR t.sequence >= p.first_sequence + p.row_count"""
 NO_SUCH_KIND = """NOT (
-      p.operation IN ($OP_CONSUMPTION, $OP_CAPTURE) AND t.type = $TYPE_CONSUMPTION
+      p.operation IN ($SPENDING) AND t.type = $TYPE_CONSUMPTION
       AND t.kind = $USAGE AND t.amount < 0
    OR p.operation = $OP_GRANT AND t.type = $TYPE_GRANT AND t.amount > 0
       AND t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
@@ -167,14 +175,23 @@ POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 
 #: Of a hold only captures have rows.
 _ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
-POSTING_SHAPE = f"""(p.operation IN ($OP_EXPIRY, $OP_RECEIVE)) <> (p.idempotency_key IS NULL)
+POSTING_SHAPE = f"""
+    (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE)) <> (p.idempotency_key IS NULL)
     OR (p.operation IN ($OP_TRANSFER, $OP_RECEIVE)) <> (p.linked_wallet IS NOT NULL)
     OR (p.linked_wallet IS NULL) <> (p.linked_posting IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
     OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
-    OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE)
-       AND (p.quantities IS NOT NULL OR p.meter_event_id IS NOT NULL)"""
-POSTING_COUNT = f"p.row_count < 0 OR (p.row_count = 0) <> ({_ROWLESS})"
+    OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE) AND p.quantities IS NOT NULL
+    OR p.operation NOT IN ($SPENDING) AND p.meter_event_id IS NOT NULL"""
+#: A meter event has none where there was no credit at all.
+POSTING_COUNT = f"""p.row_count < 0 OR p.operation <> $OP_METER_EVENT
+    AND (p.row_count = 0) <> ({_ROWLESS})"""
+#: What every posting of a meter event, and what is paid for one later, is about.
+POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
+      SELECT 1 FROM meter_events AS e WHERE e.wallet_number = p.wallet_number
+      AND e.identifier = p.meter_event_id
+      AND CASE p.operation WHEN $OP_METER_EVENT THEN e.number = p.number
+          ELSE e.number < p.number END)"""
 #: What every posting about a hold leaves of it.
 POSTING_HOLD = """p.hold_number IS NOT NULL AND NOT EXISTS (
       SELECT 1 FROM hold_revisions AS r WHERE r.wallet_number = p.wallet_number
@@ -192,6 +209,8 @@ def posting_amount(total: str) -> str:
       WHEN $OP_RELEASE THEN p.amount IS NOT NULL
       WHEN $OP_EXTEND THEN p.amount IS NOT NULL
       WHEN $OP_EXPIRY THEN p.amount IS NOT NULL
+      WHEN $OP_SETTLE THEN p.amount IS NOT NULL
+      WHEN $OP_METER_EVENT THEN p.amount IS NULL OR -p.amount > {total}
       ELSE p.amount IS NULL OR p.amount <> {total} END"""
 
 
@@ -207,6 +226,8 @@ posting_shape: {POSTING_SHAPE}
     -- posting {{p.number}} has a field that operation {{p.operation}} has not, or lacks one
 posting_hold: {POSTING_HOLD}
     -- posting {{p.number}} left nothing of hold {{p.hold_number}}
+posting_event: {POSTING_EVENT}
+    -- posting {{p.number}} is of meter event {{p.meter_event_id}}, which does not say so
 posting_amount: {posting_amount(POSTING_SUM)}
     -- posting {{p.number}} is of {{p.amount}}, its rows of {{{POSTING_SUM}}}
 """,
@@ -230,7 +251,7 @@ REFUNDS = Pass(
     ("r.wallet_number", "r.first_sequence"),
     f"""
 refund_of: p.number IS NULL OR p.wallet_number <> r.wallet_number OR p.number >= r.number
-    OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE)
+    OR p.operation NOT IN ($SPENDING)
     -- posting {{r.refund_of}} cannot be refunded by posting {{r.number}}
 refund_total: r.so_far > -({POSTING_SUM})
     -- {{r.so_far}} of posting {{p.number}} are refunded with it, of {{-({POSTING_SUM})}}
@@ -346,12 +367,15 @@ def words(dialect: str) -> dict[str, str]:
     words |= {kind.name: str(kind.value) for kind in Kind}
     words |= {f"TYPE_{type_.name}": str(type_.value) for type_ in Type}
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
+    words["SPENDING"] = ", ".join(map(str, _SPENDING))
     words["HOLDS"] = _HOLDS
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
-    words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE)}
+    words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
     return words | {"CLOSED": str(Status.CLOSED.value)}
 
 
+#: Postings whose rows are consumptions.
+_SPENDING = (*(OPERATIONS[one][0] for one in (Consume, Capture, ReportEvent)), SETTLE)
 #: Whether the wallet `w` has an open hold.
 _HOLDS = "EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = w.number AND h.ended IS NULL)"
 #: What open holds have set aside of the grant `g`.

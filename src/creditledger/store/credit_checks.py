@@ -62,10 +62,10 @@ _COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
 _KIND_LAST = ", ".join(
     f"max(CASE kind WHEN {kind:d} THEN kind_count END) AS {kind.word}" for kind in _COUNTED
 )
-#: Of its last row or of the last posting about a hold, whichever is the later.
-_POSTED_AT = (
-    "CASE WHEN z.at > coalesce(l.created_at, 0) THEN z.at ELSE coalesce(l.created_at, 0) END"
-)
+#: Of its last row, the last posting about a hold or the last meter event, whichever is the latest.
+_POSTED_AT = "coalesce(z.at, 0)"
+for _other in ("l.created_at", "m.at"):
+    _POSTED_AT = f"CASE WHEN {_other} > {_POSTED_AT} THEN {_other} ELSE {_POSTED_AT} END"
 _ADDED_UP = (Kind.TOPUP, Kind.REFUND)
 _KIND_SUMS = ", ".join(
     f"sum(CASE kind WHEN {kind:d} THEN amount END) AS {kind.word}_amount" for kind in _ADDED_UP
@@ -93,7 +93,9 @@ WALLETS = Pass(
                FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at FROM hold_revisions
-               GROUP BY wallet_number) AS z ON z.wallet_number = w.number""",  # noqa: S608 # constants
+               GROUP BY wallet_number) AS z ON z.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(created_at) AS at, sum(unpaid) AS unpaid FROM meter_events
+               GROUP BY wallet_number) AS m ON m.wallet_number = w.number""",  # noqa: S608 # constants
     ("w.number", "v.sequence"),
     """
 wallet_state: v.wallet_number IS NULL -- it has no state
@@ -114,6 +116,8 @@ wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NUL
     + """
 wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
     -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
+wallet_unpaid_amount: v.unpaid_amount <> coalesce(m.unpaid, 0)
+    -- unpaid_amount is {v.unpaid_amount}, its meter events are owed {coalesce(m.unpaid, 0)}
 wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
     -- it is closed with {v.running_balance}
 """,
@@ -198,9 +202,40 @@ transfer_category: g.category <> h.category
 """,
 )
 
+# --- meter events ---------------------------------------------------------------------------------
+
+EVENTS = Pass(
+    "meter events",
+    f"""meter_events AS e
+    LEFT JOIN wallets AS w ON w.number = e.wallet_number
+    LEFT JOIN meters AS m ON m.id = e.meter_id
+    LEFT JOIN postings AS p ON p.wallet_number = e.wallet_number AND p.number = e.number
+    LEFT JOIN (SELECT p.wallet_number, p.meter_event_id, -sum({POSTING_SUM}) AS amount,
+                 min(f.dimension_number) AS first, max(f.dimension_number) AS last
+               FROM postings AS p {ENDS}
+               WHERE p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND p.row_count > 0
+               GROUP BY p.wallet_number, p.meter_event_id) AS c
+      ON c.wallet_number = e.wallet_number AND c.meter_event_id = e.identifier
+    LEFT JOIN dimensions AS d ON d.wallet_number = e.wallet_number AND d.number = c.first""",  # noqa: S608 # constants
+    ("e.wallet_number", "NULL"),
+    """
+event_posting: p.number IS NULL OR p.operation <> $OP_METER_EVENT OR p.amount <> e.value
+    OR p.idempotency_key <> e.identifier
+    -- posting {e.number} did not report event {e.identifier} of {e.value}
+event_meter: m.id IS NULL -- there is no meter {e.meter_id}
+event_unpaid: e.unpaid <> e.value - coalesce(c.amount, 0)
+    -- {e.unpaid} of {e.value} are unpaid, and its rows are of {coalesce(c.amount, 0)}
+event_paid_at: (e.unpaid = 0) <> (e.paid_at IS NOT NULL) OR e.paid_at < e.created_at
+    -- it was paid at {e.paid_at} and {e.unpaid} are unpaid
+event_dimension: c.first <> c.last OR d.meter_id <> e.meter_id
+    OR d.number IS NOT NULL AND coalesce(d.subscription_id, '') <> coalesce(e.subscription_id, '')
+    -- its rows are of another meter or subscription
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
-    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS, TRANSFERS),
+    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS, TRANSFERS, EVENTS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

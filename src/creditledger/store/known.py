@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from creditledger.model import Dimension, Wallet
 from creditledger.store.batch import Loaded
 
-#: Wallets, open grants and holds, together, that are known without a read; about 400 bytes each.
+#: Wallets, open grants, holds and unpaid events, together, that are known without a read; about
+#: 400 bytes each.
 KNOWN_MAX = 60_000
 #: Numbers of dimensions likewise, about 500 bytes each with their labels.
 DIMENSIONS_KNOWN_MAX = 30_000
@@ -58,4 +59,4 @@ class Known:
 
 
 def _values(wallet: Wallet) -> int:
-    return 1 + len(wallet.burning) + len(wallet.holds)
+    return 1 + len(wallet.burning) + len(wallet.holds) + len(wallet.unpaid)

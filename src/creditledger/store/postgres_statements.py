@@ -12,6 +12,8 @@ from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 from creditledger.store import schema
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
+    EVENT_CHANGED,
+    EVENT_COLUMNS,
     GRANT_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
@@ -62,6 +64,11 @@ OPEN_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
 FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
 
+UNPAID_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM meter_events AS e WHERE e.wallet_number = ANY($1::bigint[]) AND e.unpaid > 0
+ORDER BY e.wallet_number, e.number"""
+
 NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
@@ -110,7 +117,7 @@ JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
  AND t.sequence BETWEEN p.first_sequence AND p.first_sequence + p.row_count - 1
 GROUP BY p.wallet_number, p.refund_of"""
 
-METERS = "SELECT id FROM meters WHERE id = ANY($1::text[])"
+METERS = "SELECT id, active FROM meters WHERE id = ANY($1::text[])"
 SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::text[])"
 
 
@@ -170,6 +177,11 @@ _PARTS = {
         n.insert(schema.holds, ["wallet_number", *HOLD_COLUMNS])
         + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
         + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED)
+    ),
+    "counted": lambda n: (
+        n.insert(schema.meter_events, ["wallet_number", *EVENT_COLUMNS])
+        + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED)
     ),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),

@@ -22,6 +22,8 @@ from creditledger.store.values import (
     digest,
     dimension_columns,
     dimension_value,
+    event_columns,
+    event_value,
     grant_columns,
     grant_value,
     hold_columns,
@@ -196,8 +198,9 @@ class Writer:
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
         if wanted.meters:
-            found = await connection.fetch(sql.METERS, list(wanted.meters))
-            loaded.meters = frozenset(meter for (meter,) in found)
+            meters = dict(await connection.fetch(sql.METERS, list(wanted.meters)))
+            loaded.meters = frozenset(meters)
+            loaded.inactive_meters = frozenset(m for m, active in meters.items() if not active)
         if wanted.subscriptions:
             found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
@@ -272,6 +275,11 @@ async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> N
         holds[number].append(hold_value(columns))
     for wallet in wallets:
         wallet.fill(found[wallet.number], holds[wallet.number])
+    owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
+    if owing:
+        for number, *columns in await connection.fetch(sql.UNPAID_EVENTS, list(owing)):
+            event = event_value(columns)
+            owing[number].unpaid[event.number] = event
 
 
 async def _load_holds(
@@ -357,6 +365,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
             for (wallet, number), (grant, _) in changes.drawn.items()
         ],
         "held": [(wallet, *hold_columns(hold)) for (wallet, _), hold in changes.holds.items()],
+        "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
         "became": list(map(revision_columns, changes.revisions)),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],

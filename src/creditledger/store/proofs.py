@@ -26,6 +26,7 @@ from creditledger.store.checks import (
     OTHER_ORIGIN,
     OUTSIDE,
     POSTING_COUNT,
+    POSTING_EVENT,
     POSTING_HOLD,
     POSTING_SHAPE,
     POSTING_SUM,
@@ -38,7 +39,7 @@ from creditledger.store.checks import (
     quarter,
     wrong,
 )
-from creditledger.store.credit_checks import GRANTS, HOLDS, REVISIONS, TRANSFERS, WALLETS
+from creditledger.store.credit_checks import EVENTS, GRANTS, HOLDS, REVISIONS, TRANSFERS, WALLETS
 
 
 class Proof(NamedTuple):
@@ -91,7 +92,7 @@ _POSTINGS = Proof(
     (
         _how_many(
             "postings AS p",
-            *(POSTING_COUNT, POSTING_SHAPE, POSTING_HOLD),
+            *(POSTING_COUNT, POSTING_SHAPE, POSTING_HOLD, POSTING_EVENT),
             f"p.row_count = 0 AND ({posting_amount('NULL')})",
         ),
         _differ("SELECT coalesce(sum(row_count), 0) FROM postings", _ROW_COUNT),
@@ -312,12 +313,12 @@ _POSTGRES_ROLLUPS = Proof(
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
     *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
-    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS)),
+    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS), _whole(EVENTS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
-    _whole(TRANSFERS),
+    *(_whole(TRANSFERS), _whole(EVENTS)),
 )
 
 

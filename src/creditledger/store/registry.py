@@ -1,4 +1,4 @@
-"""Customers, meters, subscriptions, currencies, wallets and API keys: made once, rarely changed.
+"""Customers, subscriptions, currencies, wallets and API keys: made once, rarely changed.
 
 Functions of a SQLAlchemy connection, to be run by `Store.write` (create, revoke) or `Store.read`.
 A create that repeats an existing thing answers that thing; one that differs raises IdTaken.
@@ -19,7 +19,6 @@ from sqlalchemy import (
     Table,
     column,
     insert,
-    or_,
     select,
     tuple_,
     update,
@@ -27,7 +26,7 @@ from sqlalchemy import (
 
 from creditledger.errors import IdTaken, NotFound, echo
 from creditledger.model import Grant, Hold, Status, Wallet
-from creditledger.registry import ApiKey, Currency, Customer, Meter, Scope, Subscription
+from creditledger.registry import ApiKey, Currency, Customer, Scope, Subscription
 from creditledger.store import schema
 from creditledger.store.dialects import by_index
 from creditledger.store.values import (
@@ -43,18 +42,6 @@ from creditledger.store.values import (
 
 def _customer(row: Row[Any]) -> Customer:
     return Customer(row.id, row.name, row.email, json.loads(row.metadata), row.created_at)
-
-
-def _meter(row: Row[Any]) -> Meter:
-    return Meter(
-        row.id,
-        row.name,
-        row.event_name,
-        row.unit,
-        row.currency,
-        json.loads(row.metadata),
-        row.created_at,
-    )
 
 
 def _subscription(row: Row[Any]) -> Subscription:
@@ -76,7 +63,8 @@ def _api_key(row: Row[Any]) -> ApiKey:
     )
 
 
-def _metadata(value: object) -> str:
+def dumped(value: object) -> str:
+    """Metadata as a column holds it."""
     return json.dumps(value, sort_keys=True, ensure_ascii=False)
 
 
@@ -124,7 +112,7 @@ def create_customer(connection: Connection, new: Customer) -> Customer:
                 id=new.id,
                 name=new.name,
                 email=new.email,
-                metadata=_metadata(new.metadata),
+                metadata=dumped(new.metadata),
                 created_at=new.created_at,
             )
         )
@@ -132,48 +120,6 @@ def create_customer(connection: Connection, new: Customer) -> Customer:
     if (found.name, found.email, found.metadata) != (new.name, new.email, new.metadata):
         raise taken("customer", new.id)
     return found
-
-
-def meter(connection: Connection, id_: str) -> Meter | None:
-    """The meter of this id."""
-    row = _one(connection, schema.meters, id_)
-    return None if row is None else _meter(row)
-
-
-def meters(connection: Connection, after: str, size: int) -> list[Meter]:
-    """A page, and one more if there is a next one."""
-    table = schema.meters
-    return [_meter(row) for row in _page(connection, select(table), table, after, size)]
-
-
-def create_meter(connection: Connection, new: Meter) -> Meter:
-    """Raises IdTaken (also for an event_name in use), NotFound for the currency."""
-    table = schema.meters
-    # Both in one statement: between two of them another server could make this very meter.
-    either = or_(table.c.id == new.id, table.c.event_name == new.event_name)
-    rows = connection.execute(select(table).where(either)).all()
-    found = next((_meter(row) for row in rows if row.id == new.id), None)
-    if found is not None:
-        same = (found.name, found.event_name, found.unit, found.currency, found.metadata)
-        if same != (new.name, new.event_name, new.unit, new.currency, new.metadata):
-            raise taken("meter", new.id)
-        return found
-    if new.currency is not None:
-        _require_currency(connection, new.currency, field="currency_id")
-    if rows:
-        raise taken("meter of event", new.event_name, field="event_name")
-    connection.execute(
-        insert(table).values(
-            id=new.id,
-            name=new.name,
-            event_name=new.event_name,
-            unit=new.unit,
-            currency=new.currency,
-            metadata=_metadata(new.metadata),
-            created_at=new.created_at,
-        )
-    )
-    return new
 
 
 def subscription(connection: Connection, id_: str) -> Subscription | None:
@@ -207,7 +153,7 @@ def create_subscription(connection: Connection, new: Subscription) -> Subscripti
             id=new.id,
             customer_id=new.customer_id,
             name=new.name,
-            metadata=_metadata(new.metadata),
+            metadata=dumped(new.metadata),
             created_at=new.created_at,
         )
     )
@@ -249,7 +195,8 @@ def create_currency(connection: Connection, new: Currency) -> Currency:
     return found
 
 
-def _require_currency(connection: Connection, code: str, *, field: str) -> Currency:
+def require_currency(connection: Connection, code: str, *, field: str) -> Currency:
+    """Raises NotFound."""
     found = currency(connection, code)
     if found is None:
         raise NotFound(f"no currency {echo(code)}", param=field)
@@ -322,6 +269,46 @@ def wallet_of(
     return next(iter(_whole(connection, rows)), None)
 
 
+def wallet_id_of(
+    connection: Connection, customer_id: str, currency: str, livemode: bool
+) -> str | None:
+    """The id of the customer's wallet in this currency and mode."""
+    table = schema.wallets
+    query = select(table.c.id).where(
+        tuple_(table.c.customer_id, table.c.currency) == tuple_(customer_id, currency),
+        table.c.livemode == livemode,
+    )
+    return connection.execute(query).scalar_one_or_none()
+
+
+def wallet_for(
+    connection: Connection,
+    customer_id: str,
+    currency: str,
+    livemode: bool,
+    *,
+    new_id: str,
+    now: int,
+    field: str,
+) -> str:
+    """The same, of a wallet made under `new_id` unless there is one. Raises NotFound(field)."""
+    found = wallet_id_of(connection, customer_id, currency, livemode)
+    if found is None:
+        require_customer(connection, customer_id, field=field)
+        found = create_wallet(
+            connection,
+            id_=None,
+            new_id=new_id,
+            customer_id=customer_id,
+            currency=currency,
+            livemode=livemode,
+            overdraft_limit=0,
+            metadata={},
+            now=now,
+        ).id
+    return found
+
+
 def wallets(
     connection: Connection,
     after: str,
@@ -348,7 +335,7 @@ def wallets(
 
 def scale(connection: Connection, code: str, *, field: str) -> int:
     """Digits after the point of a currency. Raises NotFound."""
-    return _require_currency(connection, code, field=field).scale
+    return require_currency(connection, code, field=field).scale
 
 
 def create_wallet(
@@ -368,7 +355,7 @@ def create_wallet(
     The existing wallet is the one of this id, or of this customer, currency and mode.
     """
     require_customer(connection, customer_id)
-    _require_currency(connection, currency, field="currency")
+    require_currency(connection, currency, field="currency")
     found = wallet_of(connection, customer_id, currency, livemode)
     if found is None and id_ is not None:
         found = wallet(connection, id_)
@@ -389,7 +376,7 @@ def create_wallet(
                 wallet_number=number,
                 status=Status.ACTIVE.value,
                 overdraft_limit=overdraft_limit,
-                metadata=_metadata(metadata),
+                metadata=dumped(metadata),
                 updated_at=now,
             )
         )

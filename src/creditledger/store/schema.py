@@ -27,6 +27,7 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     text,
+    true,
 )
 from sqlalchemy import Text as _Text
 from sqlalchemy.schema import SchemaItem
@@ -86,6 +87,9 @@ meters = Table(
     Column("currency", Text, ForeignKey("currencies.code")),
     Column("metadata", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("active", Boolean, nullable=False, server_default=true()),
+    Column("description", Text),
+    Column("updated_at", BigInteger),  # NULL: when it was made.
 )
 
 subscriptions = Table(
@@ -166,6 +170,8 @@ wallet_states = Table(
     Column("refund_amount", BigInteger, nullable=False, server_default=text("0")),
     Column("transfer_out_count", BigInteger, nullable=False, server_default=text("0")),
     Column("transfer_in_count", BigInteger, nullable=False, server_default=text("0")),
+    # Σ unpaid of its meter events: 0 tells that there are none to read.
+    Column("unpaid_amount", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -281,6 +287,37 @@ hold_revisions = Table(
     sqlite_with_rowid=False,
 )
 Index("hold_revisions_created", hold_revisions.c.wallet_number, hold_revisions.c.created_at)
+
+#: What meters counted, and what of it is still unpaid; by number of the posting that reported it.
+meter_events = Table(
+    "meter_events",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("identifier", Text, nullable=False),
+    Column("meter_id", Text, ForeignKey("meters.id"), nullable=False),
+    Column("subscription_id", Text),
+    Column("value", BigInteger, nullable=False),
+    Column("unpaid", BigInteger, nullable=False),
+    Column("happened_at", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("paid_at", BigInteger),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    UniqueConstraint("wallet_number", "identifier"),
+    CheckConstraint("value > 0 AND unpaid >= 0 AND unpaid <= value", name="unpaid"),
+    CheckConstraint("(unpaid = 0) = (paid_at IS NOT NULL)", name="paid_at"),
+    sqlite_with_rowid=False,
+)
+_is_unpaid = text("unpaid > 0")
+Index(
+    "meter_events_unpaid",
+    meter_events.c.wallet_number,
+    sqlite_where=_is_unpaid,
+    postgresql_where=_is_unpaid,
+)
+#: Lists and statistics over all wallets: in the order they came, and of one meter by when it was.
+Index("meter_events_created", meter_events.c.created_at)
+Index("meter_events_meter", meter_events.c.meter_id, meter_events.c.happened_at)
 
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
 #: whose effective time lies in the quarter, the `created_` group those written in it.

@@ -17,6 +17,8 @@ from creditledger.model import Dimension, Grant, Hold, Posting, Row, Wallet
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
+    EVENT_CHANGED,
+    EVENT_COLUMNS,
     GRANT_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
@@ -29,6 +31,8 @@ from creditledger.store.values import (
     digest,
     dimension_columns,
     dimension_value,
+    event_columns,
+    event_value,
     grant_columns,
     grant_value,
     hold_columns,
@@ -63,6 +67,12 @@ _OPEN_HOLDS = f"""
 SELECT json_group_array(json_array(h.wallet_number, {_of("h", HOLD_COLUMNS)}))
 FROM json_each(?) AS j CROSS JOIN holds AS h INDEXED BY holds_open
   ON h.wallet_number = j.value AND h.ended IS NULL"""
+
+_UNPAID_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_unpaid
+  ON e.wallet_number = j.value AND e.unpaid > 0
+ORDER BY e.wallet_number, e.number"""
 
 _NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
@@ -114,7 +124,7 @@ JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
  AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
 GROUP BY p.wallet_number, p.refund_of"""
 
-_METERS = "SELECT m.id FROM json_each(?) AS j CROSS JOIN meters AS m ON m.id = j.value"
+_METERS = "SELECT m.id, m.active FROM json_each(?) AS j CROSS JOIN meters AS m ON m.id = j.value"
 _SUBSCRIPTIONS = (
     "SELECT s.id, s.customer_id FROM json_each(?) AS j"
     " CROSS JOIN subscriptions AS s ON s.id = j.value"
@@ -122,7 +132,7 @@ _SUBSCRIPTIONS = (
 
 
 def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[Wallet]:
-    """Those that exist, with their open grants and holds. Three statements."""
+    """Those that exist, with open grants, open holds, unpaid events. Three or four statements."""
     (found,) = driver.execute(_WALLETS, (json.dumps(wallet_ids),)).fetchone()
     wallets = [wallet_value(columns, scale) for scale, *columns in json.loads(found)]
     grants: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
@@ -135,6 +145,11 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
         holds[number].append(hold_value(columns))
     for wallet in wallets:
         wallet.fill(grants[wallet.number], holds[wallet.number])
+    owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
+    if owing:
+        for number, *columns in driver.execute(_UNPAID_EVENTS, (json.dumps(list(owing)),)):
+            event = event_value(columns)
+            owing[number].unpaid[event.number] = event
     return wallets
 
 
@@ -149,8 +164,9 @@ def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
     if wanted.originals:
         _load_originals(driver, wanted, loaded)
     if wanted.meters:
-        found = driver.execute(_METERS, (json.dumps(list(wanted.meters)),))
-        loaded.meters = frozenset(meter for (meter,) in found)
+        meters = dict(driver.execute(_METERS, (json.dumps(list(wanted.meters)),)))
+        loaded.meters = frozenset(meters)
+        loaded.inactive_meters = frozenset(m for m, active in meters.items() if not active)
     if wanted.subscriptions:
         found = driver.execute(_SUBSCRIPTIONS, (json.dumps(list(wanted.subscriptions)),))
         loaded.subscriptions = dict(found)
@@ -292,6 +308,12 @@ _HOLD = _insert(
     " ON CONFLICT (wallet_number, number) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED),
 )
+_EVENT = _insert(
+    "meter_events",
+    ["wallet_number", *EVENT_COLUMNS],
+    " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED),
+)
 _REVISION = _insert("hold_revisions", REVISION_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
@@ -312,7 +334,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Eleven kinds of rows at most, in the order of dependence.
+    """Twelve kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -330,6 +352,9 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         held = sorted(changes.holds.items(), key=_by_place)
         _write(driver, _HOLD, [(wallet, *hold_columns(hold)) for (wallet, _), hold in held])
         _write(driver, _REVISION, list(map(revision_columns, changes.revisions)))
+    if changes.events:
+        reported = sorted(changes.events.items(), key=_by_place)
+        _write(driver, _EVENT, [(wallet, *event_columns(event)) for (wallet, _), event in reported])
     if not changes.postings:
         return
     _write(

@@ -17,6 +17,7 @@ from creditledger.model import (
     Hold,
     HoldEnd,
     Kind,
+    MeterEvent,
     Posting,
     Row,
     Status,
@@ -49,6 +50,7 @@ STATE_COLUMNS = [
     "unmetered_amount",
     "topup_amount",
     "refund_amount",
+    "unpaid_amount",
     "topup_count",
     "subscription_renew_count",
     "admin_credit_count",
@@ -117,6 +119,19 @@ REVISION_COLUMNS = [
     "deadline",
     "ended",
 ]
+EVENT_COLUMNS = [
+    "number",
+    "identifier",
+    "meter_id",
+    "subscription_id",
+    "value",
+    "unpaid",
+    "happened_at",
+    "created_at",
+    "paid_at",
+]
+#: What changes of a meter event.
+EVENT_CHANGED = ["unpaid", "paid_at"]
 ROW_COLUMNS = [
     "wallet_number",
     "sequence",
@@ -212,9 +227,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         json.loads(metadata),
         made,
         changed,
-        *rest[:11],
+        *rest[:12],
     )
-    *counted, wallet.revision = rest[11:]
+    *counted, wallet.revision = rest[12:]
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
     return wallet
@@ -241,6 +256,7 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.unmetered_amount,
         wallet.topup_amount,
         wallet.refund_amount,
+        wallet.unpaid_amount,
         *_counted(wallet.kind_counts),
         wallet.revision,
     )
@@ -373,6 +389,26 @@ def revision_columns(revision: Revision) -> tuple[object, ...]:
 
 def _parts(hold: Hold) -> str:
     return json.dumps(list(hold.parts.items()), separators=(",", ":"))
+
+
+def event_value(columns: Iterable[Any]) -> MeterEvent:
+    """A meter event of its columns."""
+    return MeterEvent(*columns)
+
+
+def event_columns(event: MeterEvent) -> tuple[object, ...]:
+    """The columns of a meter event."""
+    return (
+        event.number,
+        event.identifier,
+        event.meter_id,
+        event.subscription_id,
+        event.value,
+        event.unpaid,
+        event.happened_at,
+        event.created_at,
+        event.paid_at,
+    )
 
 
 def dimension_value(columns: Iterable[Any]) -> Dimension:

@@ -1,0 +1,306 @@
+"""PaymentKitService: meters and meter events, as Payment Kit's client asks for them."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from credit.v1 import payment_kit_service_pb2 as pb
+from credit.v1 import payment_kit_service_pb2_grpc
+from google.protobuf.struct_pb2 import Struct
+from sqlalchemy import Connection
+
+from creditledger import ids, money
+from creditledger.api import payment_kit
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.errors import (
+    IdempotencyKeyReused,
+    InvalidField,
+    MissingField,
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    QueryTooBroad,
+    Unavailable,
+    echo,
+)
+from creditledger.ledger import Ledger
+from creditledger.operations import Command, ReportEvent
+from creditledger.registry import Currency, Meter, Scope
+from creditledger.store import READ_SECONDS_MAX, Store, meter_events, meters, registry
+from creditledger.store.meter_events import EventFilters, Reported
+
+SEARCH_SECONDS_MAX = 2.0
+#: Wallets, and meters, that are found without a read; of neither changes what is kept.
+KEPT_MAX = 10_000
+
+
+class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceServicer):
+    """Served to the published client, which uses one service key."""
+
+    def __init__(
+        self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
+    ) -> None:
+        self.callers = callers
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._meters: dict[str, tuple[str, str]] = {}  #: Event name -> id, currency.
+        self._wallets: dict[tuple[str, str, bool], str] = {}
+
+    # Meters.
+
+    @rpc(payment_kit.new_meter, scope=Scope.SERVICE)
+    async def CreateMeter(  # noqa: N802
+        self, new: payment_kit.NewMeter, caller: Caller
+    ) -> pb.CreditMeter:
+        """Raises IdTaken for the event_name, NotFound for the currency."""
+        livemode, now = caller.mode(new.livemode), self._clock()
+
+        def create(connection: Connection) -> tuple[Meter, Currency | None]:
+            one = meters.create(connection, replace(new.meter, created_at=now), found_by_event=True)
+            return one, _currency_of(connection, one)
+
+        return payment_kit.meter(*await self._store.write(create), livemode)
+
+    @rpc(payment_kit.any_meter, scope=Scope.CUSTOMER)
+    async def GetMeter(  # noqa: N802
+        self, wanted: payment_kit.Named, caller: Caller
+    ) -> pb.CreditMeter:
+        """Raises NotFound."""
+        livemode = caller.mode(wanted.livemode)
+
+        def find(connection: Connection) -> tuple[Meter, Currency | None]:
+            one = meters.by_id(connection, wanted.id) or meters.by_event(connection, wanted.id)
+            if one is None:
+                raise NotFound(f"no meter {echo(wanted.id)}", param="id")
+            return one, _currency_of(connection, one)
+
+        return payment_kit.meter(*await self._store.read(find), livemode)
+
+    @rpc(payment_kit.meter_list, scope=Scope.CUSTOMER)
+    async def ListMeters(  # noqa: N802
+        self, wanted: payment_kit.MeterList, caller: Caller
+    ) -> pb.PaymentKitServiceListMetersResponse:
+        """Newest first."""
+        livemode = caller.mode(wanted.livemode)
+        page = wanted.page
+
+        def find(connection: Connection) -> tuple[int, list[tuple[Meter, Currency | None]]]:
+            count, found = meters.newest(
+                connection,
+                event_name=wanted.event_name,
+                q=wanted.q,
+                offset=page.offset,
+                size=page.size,
+            )
+            return count, [(one, _currency_of(connection, one)) for one in found]
+
+        count, found = await self._store.read(find)
+        return pb.PaymentKitServiceListMetersResponse(
+            count=count,
+            list=[payment_kit.meter(one, currency, livemode) for one, currency in found],
+            paging=page.message(),
+        )
+
+    @rpc(payment_kit.meter_change, scope=Scope.SERVICE)
+    async def UpdateMeter(  # noqa: N802
+        self, change: payment_kit.MeterChange, caller: Caller
+    ) -> pb.CreditMeter:
+        """Raises NotFound."""
+        return await self._change(change, caller)
+
+    @rpc(payment_kit.named_meter, scope=Scope.SERVICE)
+    async def ActivateMeter(  # noqa: N802
+        self, wanted: payment_kit.Named, caller: Caller
+    ) -> pb.CreditMeter:
+        """Raises NotFound."""
+        return await self._change(payment_kit.MeterChange(wanted, {"active": True}), caller)
+
+    @rpc(payment_kit.named_meter, scope=Scope.SERVICE)
+    async def DeactivateMeter(  # noqa: N802
+        self, wanted: payment_kit.Named, caller: Caller
+    ) -> pb.CreditMeter:
+        """Raises NotFound."""
+        return await self._change(payment_kit.MeterChange(wanted, {"active": False}), caller)
+
+    async def _change(self, change: payment_kit.MeterChange, caller: Caller) -> pb.CreditMeter:
+        livemode, now = caller.mode(change.meter.livemode), self._clock()
+
+        def write(connection: Connection) -> tuple[Meter, Currency | None]:
+            one = meters.change(connection, change.meter.id, now=now, **change.changed)
+            return one, _currency_of(connection, one)
+
+        return payment_kit.meter(*await self._store.write(write), livemode)
+
+    # What they count.
+
+    @rpc(payment_kit.new_event, scope=Scope.SERVICE)
+    async def CreateMeterEvent(  # noqa: N802
+        self, new: payment_kit.NewEvent, caller: Caller
+    ) -> pb.CreditMeterEvent:
+        """As a posting, see `Ledger.post`; too little credit is no refusal. Raises NotFound too."""
+        livemode = caller.mode(new.livemode)
+        meter_id, currency = await self._meter(new.event_name)
+        wallet_id = await self._wallet(new.customer_id, currency, livemode)
+        command = Command(
+            wallet_id,
+            new.identifier,
+            ReportEvent(new.value, meter_id, new.subscription_id),
+            livemode,
+            caller.number,
+            caller.name,
+            metadata=new.metadata,
+            effective_at=new.timestamp,
+            backdating_free=caller.scope is Scope.ADMIN,
+        )
+        try:
+            posting = (await self._ledger.post(command)).posting
+        except IdempotencyKeyReused as refusal:
+            raise IdempotencyKeyReused(
+                f"the identifier names another request: {refusal.metadata['fields']} differ",
+                param="identifier",
+                **refusal.metadata,
+            ) from None
+        try:
+            found = await self._event(posting.wallet, posting.number)
+        except (Unavailable, Overloaded, QueryTooBroad) as refusal:
+            raise OutcomeUnknown("the event stands, but could not be read") from refusal
+        assert found is not None
+        return payment_kit.event(found)
+
+    async def _meter(self, event_name: str) -> tuple[str, str]:
+        """Id and currency of the meter that counts these events. Raises NotFound, InvalidField."""
+        known = self._meters.get(event_name)
+        if known is None:
+            one = await self._store.read(lambda c: meters.by_event(c, event_name))
+            if one is None:
+                raise NotFound(f"no meter counts {echo(event_name)}", param="event_name")
+            if one.currency is None:
+                raise InvalidField(
+                    "the meter has no currency, so its events cost nothing", param="event_name"
+                )
+            if len(self._meters) >= KEPT_MAX:
+                self._meters.clear()
+            known = self._meters[event_name] = one.id, one.currency
+        return known
+
+    async def _wallet(self, customer_id: str, currency: str, livemode: bool) -> str:
+        """The customer's wallet, made if there is none. Raises NotFound."""
+        place = customer_id, currency, livemode
+        known = self._wallets.get(place)
+        if known is None:
+            known = await self._store.read(lambda c: registry.wallet_id_of(c, *place))
+            if known is None:
+                now, new_id = self._clock(), ids.random("wal")
+                known = await self._store.write(
+                    lambda c: registry.wallet_for(
+                        c, *place, new_id=new_id, now=now, field="payload.customer_id"
+                    )
+                )
+            if len(self._wallets) >= KEPT_MAX:
+                self._wallets.clear()
+            self._wallets[place] = known
+        return known
+
+    async def _event(self, wallet: int, number: int) -> Reported | None:
+        return await self._store.read(lambda c: meter_events.event(c, wallet, number))
+
+    @rpc(payment_kit.named_event, scope=Scope.CUSTOMER)
+    async def GetMeterEvent(  # noqa: N802
+        self, wanted: payment_kit.Named, caller: Caller
+    ) -> pb.CreditMeterEvent:
+        """Raises NotFound."""
+        caller.mode(wanted.livemode)
+        place = ids.resolve("me", wanted.id)
+        assert place is not None
+        found = await self._event(*place)
+        if (
+            found is None
+            or not caller.may_see(found.wallet.customer_id)
+            or caller.livemode not in (None, found.wallet.livemode)
+        ):
+            raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
+        return payment_kit.event(found)
+
+    @rpc(payment_kit.event_list, scope=Scope.CUSTOMER)
+    async def ListMeterEvents(  # noqa: N802
+        self, wanted: payment_kit.EventList, caller: Caller
+    ) -> pb.PaymentKitServiceListMeterEventsResponse:
+        """Newest first. Raises NotFound for another customer's id, QueryTooBroad."""
+        q, page = wanted.q, wanted.page
+        filters = EventFilters(
+            livemode=caller.mode(wanted.livemode),
+            customer_id=caller.own(wanted.customer_id),
+            meter_id=wanted.meter_id,
+            event_name=wanted.event_name,
+            start=wanted.start,
+            end=wanted.end,
+            q=q,
+        )
+        narrowed = (filters.customer_id, filters.meter_id, filters.event_name)
+        if q is not None and not any(narrowed):
+            raise QueryTooBroad("q needs a customer or a meter beside it", param="q")
+        count, found = await self._store.read(
+            lambda c: meter_events.page(c, filters, offset=page.offset, size=page.size),
+            seconds=READ_SECONDS_MAX if q is None else SEARCH_SECONDS_MAX,
+            stale=True,
+        )
+        return pb.PaymentKitServiceListMeterEventsResponse(
+            count=count,
+            list=[payment_kit.event(one) for one in found],
+            paging=page.message(),
+        )
+
+    @rpc(payment_kit.stats, scope=Scope.CUSTOMER)
+    async def GetMeterEventStats(  # noqa: N802
+        self, wanted: payment_kit.Stats, caller: Caller
+    ) -> pb.PaymentKitServiceGetMeterEventStatsResponse:
+        """Raises NotFound for the meter or another customer's id, QueryTooBroad."""
+        livemode, customer_id = caller.mode(wanted.livemode), caller.own(wanted.customer_id)
+
+        def add_up(connection: Connection) -> tuple[int, list[meter_events.Bucket]]:
+            one = meters.by_id(connection, wanted.meter_id)
+            if one is None:
+                raise NotFound(f"no meter {echo(wanted.meter_id)}", param="meter_id")
+            currency = _currency_of(connection, one)
+            found = meter_events.buckets(
+                connection,
+                one.id,
+                livemode=livemode,
+                customer_id=customer_id,
+                start=wanted.start,
+                end=wanted.end,
+                length=payment_kit.LENGTHS[wanted.granularity],
+            )
+            return 0 if currency is None else currency.scale, found
+
+        scale, found = await self._store.read(add_up, stale=True)
+        return pb.PaymentKitServiceGetMeterEventStatsResponse(
+            count=len(found),
+            list=[payment_kit.bucket(one, wanted.granularity, scale) for one in found],
+        )
+
+    @rpc(payment_kit.owed, scope=Scope.CUSTOMER)
+    async def GetPendingAmount(  # noqa: N802
+        self, wanted: payment_kit.Owed, caller: Caller
+    ) -> Struct:
+        """Raises MissingField(customer_id), NotFound for another customer's id."""
+        livemode, customer_id = caller.mode(wanted.livemode), caller.own(wanted.customer_id)
+        if customer_id is None and wanted.subscription_id is None:
+            raise MissingField("customer_id")
+        found = await self._store.read(
+            lambda connection: meter_events.owed(
+                connection,
+                livemode=livemode,
+                customer_id=customer_id,
+                subscription_id=wanted.subscription_id,
+                currency=wanted.currency,
+            )
+        )
+        answer = Struct()
+        answer.update({code: money.text(amount, scale) for code, (amount, scale) in found.items()})
+        return answer
+
+
+def _currency_of(connection: Connection, meter: Meter) -> Currency | None:
+    return None if meter.currency is None else registry.currency(connection, meter.currency)

@@ -1,0 +1,56 @@
+"""The rules of what meter events leave unpaid: who is paid first, and of what.
+
+As `rules`, of which these are a part: pure, on a wallet under its lock. An event draws what the
+wallet can pay when it is reported (`rules.reported`); the rest is neither in the balance nor
+overdraft, and waits for credit. Called by deciding.py.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from creditledger import money
+from creditledger.books import Move
+from creditledger.model import Dimension, Kind, MeterEvent, Status, Type, Wallet, standing
+from creditledger.rules import draw
+
+_USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
+
+
+def settle(wallet: Wallet, *, now: int) -> Iterator[tuple[list[Move], MeterEvent]]:
+    """What the wallet's credit pays of its events, oldest first: the moves, and the event after.
+
+    Each has to be carried out before the next is asked for. Only what is available pays, no
+    overdraft; a wallet that may not spend pays nothing.
+    """
+    if not wallet.unpaid or wallet.status is not Status.ACTIVE:
+        return
+    # What was used in all must stay a number that the ledger holds.
+    left = min(standing(wallet, now).available, money.TOTAL_MAX + wallet.usage_amount)
+    for event in list(wallet.unpaid.values()):
+        part = min(event.unpaid, left)
+        if part <= 0:
+            return
+        left -= part
+        yield draw(wallet, part, _USAGE, _CONSUMPTION, None, now=now), paid(event, part, now)
+
+
+def paid(event: MeterEvent, part: int, now: int) -> MeterEvent:
+    """The event after `part` more of it is paid."""
+    unpaid = event.unpaid - part
+    return replace(event, unpaid=unpaid, paid_at=None if unpaid else now)
+
+
+def book(wallet: Wallet, after: MeterEvent) -> None:
+    """Carry out what was decided of an event: the wallet's books say what it says."""
+    before = wallet.unpaid.get(after.number)
+    wallet.unpaid_amount += after.unpaid - (before.unpaid if before else 0)
+    if after.unpaid:
+        wallet.unpaid[after.number] = after  # where it was, if it was there: oldest first
+    elif before is not None:
+        del wallet.unpaid[after.number]
+    assert wallet.unpaid_amount >= 0
+
+
+def dimension(event: MeterEvent) -> Dimension:
+    """What the rows that pay for the event are added up by."""
+    return Dimension(_USAGE, _CONSUMPTION, event.meter_id, event.subscription_id)
