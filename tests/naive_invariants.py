@@ -62,7 +62,7 @@ def walk(wallet: Wallet) -> dict[int, int]:
     """Assert what each row must be after those before it; answer what is left of each grant."""
     grants = {grant.ref: grant for grant in wallet.grants}
     left: dict[int, int] = {}
-    balance = used = now = 0
+    balance = used = now = forced = 0
     for sequence, row in enumerate(wallet.rows, 1):
         posting = wallet.postings[row.posting]
         balance += row.amount
@@ -99,9 +99,11 @@ def walk(wallet: Wallet) -> dict[int, int]:
             assert posting.name not in ("transfer", "received")
             used -= row.amount
             allowed = row.amount > 0 or posting.body.get("force")
-            # What was held of a limit may be captured after that has been lowered.
+            # What was held of a limit may be captured after that has been lowered, or passed by
+            # force.
+            forced -= row.amount if posting.body.get("force") else 0
             earlier = [p.overdraft_limit for p in wallet.postings.values() if p.ref <= posting.ref]
-            limit = max(earlier) if posting.name == "capture" else posting.overdraft_limit
+            limit = max(earlier) + forced if posting.name == "capture" else posting.overdraft_limit
             assert allowed or used <= limit
         else:
             left[row.grant] += row.amount
