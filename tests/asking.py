@@ -51,6 +51,25 @@ class Change:
     limit: int | None
 
 
+@dataclass(frozen=True)
+class SetLimit:
+    """A spend limit of a wallet; `hours` of a rolling one."""
+
+    wallet_id: str
+    amount: int
+    key: str | None
+    period: str
+    hours: int
+
+
+@dataclass(frozen=True)
+class DropLimit:
+    """The end of the limit that was the how manieth of its wallet."""
+
+    wallet_id: str
+    ref: int
+
+
 #: Which operations are asked for, and how often.
 OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
 OPERATIONS += (
@@ -140,6 +159,20 @@ class Asking:
         )
         limit = self._draw(st.sampled_from([None, 5, 20, 40, 0, -1]))
         return Change(self._draw(st.sampled_from(list(WALLETS))), status, limit)
+
+    def limit(self) -> SetLimit | DropLimit:
+        """A limit made, changed or taken away; mostly one that still lets something be spent."""
+        wallet_id = self.wallet_id()
+        refs = [one.ref for one in self._model.wallets[wallet_id].limits]
+        if self._draw(st.integers(0, 3)) == 3:
+            return DropLimit(wallet_id, self._draw(st.sampled_from([*refs * 5, NOBODY])))
+        return SetLimit(
+            wallet_id,
+            self._draw(st.sampled_from([30, 60, 10, 200, 0])),
+            self._draw(st.sampled_from([None, None, "a", "b"])),
+            self._draw(st.sampled_from(["day", "rolling", "lifetime", "week", "month"])),
+            self._draw(st.sampled_from([1, 24, 744])),
+        )
 
     def _seldom(self) -> bool:
         """One time in eight; the value that hypothesis thinks simple is the usual one."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
@@ -29,6 +30,8 @@ OF_EVENTS = {
     "subscription_id": "payload.subscription_id",
     "effective_at": "timestamp",
 }
+LIMITS_MAX = 20
+HOUR_MS = 3_600_000
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
 FUTURE_MAX_MS = 60_000
@@ -131,6 +134,40 @@ class Hold:
         self.parts, self.beyond, self.ended, self.ended_at = {}, 0, how, at
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """How much may be spent in a period; of a calendar it is UTC's."""
+
+    ref: int  #: The how manieth of its wallet.
+    amount: int
+    key: str | None  #: Only usage of this API key.
+    period: str
+    hours: int | None
+    after: int  #: Rows after this one count.
+
+    def begins(self, now: int) -> int:
+        """What was written before this moment no longer counts."""
+        if self.hours is not None:
+            part = self.hours * HOUR_MS // 60
+            return (now - self.hours * HOUR_MS) // part * part
+        if self.period == "lifetime":
+            return 0
+        moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=now)
+        day = moment.replace(hour=0, minute=0, second=0, microsecond=0)
+        if self.period == "week":
+            day -= timedelta(days=day.weekday())
+        elif self.period == "month":
+            day = day.replace(day=1)
+        return int(day.timestamp()) * 1_000
+
+
+class LimitView(NamedTuple):
+    ref: int
+    amount: int
+    spent: int
+    held: int
+
+
 class WalletView(NamedTuple):
     balance: int
     held: int
@@ -158,7 +195,7 @@ class Refused(Exception):
     metadata: dict[str, object]
 
 
-Answer = WalletView | Refused
+Answer = WalletView | LimitView | Refused
 
 
 def refuse(reason: str, **metadata: object) -> NoReturn:
@@ -179,6 +216,8 @@ class Wallet:
     grants: list[Grant] = field(default_factory=list)
     postings: dict[int, Posting] = field(default_factory=dict)
     holds: list[Hold] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    limits_made: int = 0
 
     def draft(self) -> Wallet:
         draft = replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
@@ -209,6 +248,26 @@ class Wallet:
     def overdraft_used(self) -> int:
         drawn = -sum(row.amount for row in self.rows if row.grant is None)
         return drawn - sum(grant.overdraft_paid for grant in self.grants)
+
+    def spent(self, limit: Limit, now: int) -> int:
+        """What was consumed in the limit's period, less what was ever refunded of that."""
+        start, total = limit.begins(now), 0
+        for posting in self.postings.values():
+            rows = self.rows_of(posting.ref)
+            if posting.name not in SPENDING or posting.created_at < start or not rows:
+                continue
+            if rows[0].sequence > limit.after and limit.key in (None, key_of(posting.body)):
+                back = self.refund_rows(posting.ref)
+                total -= sum(row.amount for row in [*rows, *back])
+        return total
+
+    def limit_view(self, limit: Limit, clock: int) -> LimitView:
+        now = self.now(clock)
+        holds = [h for h in self.holds if limit.key in (None, key_of(h.body)) and h.live(now)]
+        held = sum(hold.left() for hold in holds)
+        if limit.key is None:
+            held += sum(self.unpaid(event) for event in self.events())
+        return LimitView(limit.ref, limit.amount, self.spent(limit, now), held)
 
     def free(self, grant: Grant, now: int) -> int:
         """What remains of it and no hold has set aside."""
@@ -467,6 +526,11 @@ class Wallet:
         hold.deadline = deadline
 
 
+def key_of(body: Body) -> str:
+    """The API key that what is spent is of."""
+    return (body.get("usage") or {}).get("api_key_id") or ""
+
+
 def hold_deadline(body: Body, now: int) -> int:
     deadline = body.get("deadline")
     moment: int = now + (body.get("ttl_ms") or HOLD_MS) if deadline is None else deadline
@@ -604,6 +668,28 @@ def check_limits(wallet: Wallet, now: int) -> None:
         refuse("OUT_OF_RANGE")
 
 
+def check_spend_limits(before: Wallet, draft: Wallet, now: int) -> None:
+    """No limit may be passed by what this posting spends or sets aside."""
+    passed = []
+    for limit in before.limits:
+        old, new = before.limit_view(limit, now), draft.limit_view(limit, now)
+        required = new.spent + new.held - old.spent - old.held
+        left = limit.amount - old.spent - old.held
+        if required > max(left, 0):
+            passed.append((left, limit.ref, required, old))
+    if passed:
+        left, ref, required, old = min(passed)
+        refuse(
+            "SPEND_LIMIT_EXCEEDED",
+            spend_limit_id=ref,
+            limit=old.amount,
+            spent=old.spent,
+            held=old.held,
+            remaining=max(left, 0),
+            required=required,
+        )
+
+
 # --- The ledger ---
 
 
@@ -656,6 +742,38 @@ class NaiveLedger:
         self.postings_made = wallet.settle(self.postings_made, wallet.now(self.clock))
         return wallet.view(self.clock)
 
+    def set_limit(
+        self, wallet_id: str, *, now: int, amount: int, key: str | None, period: str, hours: int
+    ) -> LimitView | Refused:
+        """Made, or changed where there is one of this kind; `hours` of a rolling one."""
+        self.clock = now
+        wallet, of = self.wallets[wallet_id], hours if period == "rolling" else None
+        if wallet.status == "closed":
+            return Refused("WALLET_CLOSED", {})
+        kinds = [(one.key, one.period, one.hours) for one in wallet.limits]
+        if (key, period, of) in kinds:
+            place = kinds.index((key, period, of))
+            wallet.limits[place] = replace(wallet.limits[place], amount=amount)
+            return wallet.limit_view(wallet.limits[place], now)
+        if len(wallet.limits) >= LIMITS_MAX:
+            return Refused("OUT_OF_RANGE", {})
+        wallet.limits_made += 1
+        limit = Limit(wallet.limits_made, amount, key, period, of, len(wallet.rows))
+        wallet.limits.append(limit)
+        return wallet.limit_view(limit, now)
+
+    def drop_limit(self, wallet_id: str, *, now: int, ref: int) -> LimitView | Refused:
+        self.clock = now
+        wallet = self.wallets[wallet_id]
+        if wallet.status == "closed":
+            return Refused("WALLET_CLOSED", {})
+        found = [limit for limit in wallet.limits if limit.ref == ref]
+        if not found:
+            return Refused("NOT_FOUND", {"param": "spend_limit_id"})
+        view = wallet.limit_view(found[0], now)
+        wallet.limits.remove(found[0])
+        return view
+
     def post(
         self,
         wallet_id: str,
@@ -705,6 +823,7 @@ class NaiveLedger:
             getattr(draft, f"apply_{name}")(posting, body)
             check_limits(draft, now)
             last = draft.settle(ref + 1, now)
+            check_spend_limits(wallet, draft, now)
         except Refused as refused:
             return refused
         rows, view = draft.rows_of(ref), draft.view(now)

@@ -15,6 +15,7 @@ from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
+from credit.v1 import spend_limit_pb2 as limit_pb
 from credit.v1 import wallet_service_pb2 as pb
 from google.protobuf import descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
@@ -136,6 +137,15 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "WalletService.Hold": (HOLD, FROM_SERVICE_LIVE),
     "WalletService.GetHold": (pb.GetHoldRequest(), NOT_OTHERS_LIVE),
     "WalletService.ListHolds": (pb.ListHoldsRequest(wallet_id=WALLET), NOT_OTHERS_LIVE),
+    "WalletService.SetSpendLimit": (
+        limit_pb.SetSpendLimitRequest(wallet_id=WALLET, amount="90", period="day"),
+        FROM_ADMIN_LIVE,
+    ),
+    "WalletService.ListSpendLimits": (
+        limit_pb.ListSpendLimitsRequest(wallet_id=WALLET),
+        NOT_OTHERS_LIVE,
+    ),
+    "WalletService.DeleteSpendLimit": (limit_pb.DeleteSpendLimitRequest(), FROM_ADMIN_LIVE),
     "WalletService.ExtendHold": (pb.ExtendHoldRequest(), FROM_SERVICE_LIVE),
     "WalletService.CaptureHold": (pb.CaptureHoldRequest(), FROM_SERVICE_LIVE),
     "WalletService.ReleaseHold": (pb.ReleaseHoldRequest(), FROM_SERVICE_LIVE),
@@ -285,6 +295,10 @@ class World:
             request = keys_pb.RevokeApiKeyRequest(id=self.spare)
         elif isinstance(request, kit_pb.PaymentKitServiceGetMeterEventRequest):
             request = type(request)(id=self.event)
+        elif isinstance(request, limit_pb.DeleteSpendLimitRequest):
+            made = limit_pb.SetSpendLimitRequest(wallet_id=WALLET, amount="90", period="week")
+            limit = await self.api.local.wallets.SetSpendLimit(made)
+            request = type(request)(wallet_id=WALLET, spend_limit_id=limit.id)
         elif isinstance(request, OF_A_HOLD):
             request = type(request)(hold_id=self.hold)
             if not isinstance(request, pb.GetHoldRequest):

@@ -71,6 +71,7 @@ REASONS = (
     "HOLD_ENDED",
     "CAPTURE_TOO_LARGE",
     "METER_INACTIVE",
+    "SPEND_LIMIT_EXCEEDED",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",
@@ -93,6 +94,11 @@ ROUTES = {
     "WalletService.GetHold": "get /v1/holds/{hold_id}",
     "WalletService.Transfer": "post /v1/transfers *",
     "WalletService.ListHolds": "get /v1/wallets/{wallet_id}/holds",
+    "WalletService.SetSpendLimit": "post /v1/wallets/{wallet_id}/spend-limits *",
+    "WalletService.ListSpendLimits": "get /v1/wallets/{wallet_id}/spend-limits",
+    "WalletService.DeleteSpendLimit": (
+        "delete /v1/wallets/{wallet_id}/spend-limits/{spend_limit_id}"
+    ),
     "BillingService.ListTransactions": "get /api/v1/me/billing/transactions",
     "BillingService.ExportTransactions": "get /api/v1/me/billing/transactions.csv",
     "BillingService.GetMyUsage": "get /api/v1/me/usage",

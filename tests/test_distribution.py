@@ -15,6 +15,7 @@ import pytest
 from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
+from credit.v1 import spend_limit_pb2 as limit_pb
 from credit.v1 import wallet_service_pb2 as pb
 from sqlalchemy import UniqueConstraint
 
@@ -200,6 +201,13 @@ async def test_a_batch_names_its_wallets(
     api, heard = told
     spent = await api.post("spent", SHOP, **consume("1"))
     heard.posting.clear()
+    for amount in ("5000", "6000"):
+        limit = limit_pb.SetSpendLimitRequest(wallet_id=SHOP, amount=amount, period="day")
+        await api.wallets.SetSpendLimit(limit, metadata=api.admin)
+    limit = limit_pb.SetSpendLimitRequest(wallet_id=SHOP, amount="50", period="lifetime")
+    made = await api.wallets.SetSpendLimit(limit, metadata=api.admin)
+    gone = limit_pb.DeleteSpendLimitRequest(wallet_id=SHOP, spend_limit_id=made.id)
+    await api.wallets.DeleteSpendLimit(gone, metadata=api.admin)
     requests = [
         post("a", SHOP, **consume("1")),
         post("b", "wal_0", **grant("1")),

@@ -17,30 +17,44 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import select
 
 from creditledger import clock as time
-from creditledger import ids
+from creditledger import ids, limits
 from creditledger.clock import DAY, SECOND
 from creditledger.deciding import Posted
 from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind, Row, Status, Type, Wallet, WalletView, standing, view
+from creditledger.model import (
+    Category,
+    Kind,
+    Period,
+    Row,
+    Status,
+    Type,
+    Wallet,
+    WalletView,
+    standing,
+    view,
+)
 from creditledger.operations import (
     Adjust,
     Capture,
     Command,
     Consume,
+    DropLimit,
     Extend,
     GiveGrant,
+    LimitChange,
     PlaceHold,
     Refund,
     Release,
     ReportEvent,
+    SetLimit,
     Transfer,
     Usage,
     WalletChange,
 )
-from creditledger.store import Changes, Loaded, Store, Wanted, moments, registry, schema
+from creditledger.store import Changes, Loaded, Store, Wanted, moments, reads, registry, schema
 from creditledger.store.values import ROW_COLUMNS
-from tests import naive, naive_bills, naive_invariants
+from tests import asking, naive, naive_bills, naive_invariants
 from tests.asking import WALLETS, Asking, Change, Request
 from tests.databases import Databases
 from tests.support import (
@@ -57,8 +71,12 @@ from tests.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from creditledger.limits import LimitView
     from creditledger.operations import Operation
     from tests.databases import Files
+
+
+Asked = Request | Change | asking.SetLimit | asking.DropLimit
 
 
 def text(units: int, scale: int, zeros: int = 0) -> str:
@@ -144,12 +162,15 @@ class LedgerMachine(RuleBasedStateMachine):
         """Several commands in one batch, mostly on one wallet, in which keys may meet."""
         asking, postings = self._asking(data), list(self.postings)
         wallet_id = asking.wallet_id()
-        items: list[Request | Change] = []
+        items: list[Asked] = []
         for place in range(count):
-            what = data.draw(st.sampled_from(["new"] * 6 + ["elsewhere", "again", "change"]))
+            others = ["elsewhere", "again", "change", "limit"]
+            what = data.draw(st.sampled_from(["new"] * 6 + others))
             earlier = [item for item in items if isinstance(item, Request)]
             if what == "change":
                 items.append(asking.change())
+            elif what == "limit":
+                items.append(asking.limit())
             elif what == "again" and earlier:
                 items.append(asking.again(data.draw(st.sampled_from(earlier))))
             else:
@@ -166,7 +187,7 @@ class LedgerMachine(RuleBasedStateMachine):
         original = data.draw(st.sampled_from(spent))
         known = self.model.wallets[original.wallet_id].postings.values()
         ref = next(posting.ref for posting in known if posting.key == original.key)
-        items: list[Request | Change] = []
+        items: list[Asked] = []
         for place, amount in enumerate(amounts):
             body = {"posting_id": ref, "amount": amount}
             items.append(Request(original.wallet_id, self._key(2 * place), "refund", body))
@@ -186,6 +207,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def change(self, data: st.DataObject) -> None:
         self._ask([self._asking(data).change()])
+
+    @rule(data=st.data())
+    def limit(self, data: st.DataObject) -> None:
+        self._ask([self._asking(data).limit()])
 
     @rule(milliseconds=st.sampled_from([1, SECOND - 1, SECOND, 60_000, DAY, -1, -DAY, 36 * DAY]))
     def time_passes(self, milliseconds: int) -> None:
@@ -236,6 +261,7 @@ class LedgerMachine(RuleBasedStateMachine):
             unpaid = [(self.postings[e.ref], own.unpaid(e)) for e in own.events()]
             assert unpaid == [(one.number, one.unpaid) for one in wallet.unpaid.values()]
             assert wallet.unpaid_amount == sum(amount for _, amount in unpaid)
+            assert self._model_limits(wallet_id) == self._limits(wallet)
             self._compare_rows(wallet)
             summary = naive_bills.summary(self.model, [wallet_id])
             assert summary == (
@@ -273,7 +299,7 @@ class LedgerMachine(RuleBasedStateMachine):
     def _asking(self, data: st.DataObject) -> Asking:
         return Asking(data, self.model, self.clock)
 
-    def _ask(self, items: Sequence[Request | Change]) -> None:
+    def _ask(self, items: Sequence[Asked]) -> None:
         """All at once, so that they are one batch; the model takes them one by one."""
         commands = [self._command(item) for item in items]
         answers = self.run(self._submit(commands))
@@ -292,19 +318,32 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert isinstance(item, Request)
                 self.accepted.append(item)
 
-    async def _submit(self, commands: Sequence[Command | WalletChange]) -> list[Any]:
+    async def _submit(self, commands: Sequence[Command | WalletChange | LimitChange]) -> list[Any]:
         futures: list[asyncio.Future[Any]] = []
         for one in commands:
-            send: Callable[[Any], asyncio.Future[Any]] = (
-                self.ledger.post if isinstance(one, Command) else self.ledger.change
-            )
+            send: Callable[[Any], asyncio.Future[Any]] = self.ledger.change
+            if isinstance(one, Command):
+                send = self.ledger.post
+            elif isinstance(one, SetLimit | DropLimit):
+                send = self.ledger.limit
             futures.append(send(one))
         return await asyncio.gather(*futures, return_exceptions=True)
 
-    def _model_answer(self, item: Request | Change) -> naive.Accepted | naive.Answer:
+    def _model_answer(self, item: Asked) -> naive.Accepted | naive.Answer:
         now = self.clock.now
         if isinstance(item, Change):
             return self.model.update(item.wallet_id, status=item.status, limit=item.limit, now=now)
+        if isinstance(item, asking.SetLimit):
+            return self.model.set_limit(
+                item.wallet_id,
+                now=now,
+                amount=item.amount,
+                key=item.key,
+                period=item.period,
+                hours=item.hours,
+            )
+        if isinstance(item, asking.DropLimit):
+            return self.model.drop_limit(item.wallet_id, ref=item.ref, now=now)
         return self.model.post(
             item.wallet_id,
             now=now,
@@ -313,7 +352,7 @@ class LedgerMachine(RuleBasedStateMachine):
             **item.options,
         )
 
-    def _command(self, item: Request | Change) -> Command | WalletChange:
+    def _command(self, item: Asked) -> Command | WalletChange | LimitChange:
         scale = WALLETS[item.wallet_id][2]
         if isinstance(item, Change):
             return WalletChange(
@@ -321,6 +360,21 @@ class LedgerMachine(RuleBasedStateMachine):
                 livemode=True,
                 overdraft_limit=None if item.limit is None else text(item.limit, scale),
                 status=None if item.status is None else Status[item.status.upper()],
+            )
+        if isinstance(item, asking.DropLimit):
+            limit_id = ids.compose("spl", self.numbers[item.wallet_id], item.ref)
+            return DropLimit(item.wallet_id, livemode=True, limit_id=limit_id)
+        if isinstance(item, asking.SetLimit):
+            period = Period[item.period.upper()]
+            calendar = period in (Period.DAY, Period.WEEK, Period.MONTH)
+            return SetLimit(
+                item.wallet_id,
+                livemode=True,
+                amount=text(item.amount, scale),
+                api_key_id=item.key,
+                period=period,
+                time_zone="UTC" if calendar else None,
+                hours=item.hours if period is Period.ROLLING else None,
             )
         options = dict(item.options)
         options["metadata"] = options.get("metadata") or {}
@@ -447,6 +501,21 @@ class LedgerMachine(RuleBasedStateMachine):
         ).order_by(grants.number)
         return await self.store.read(lambda c: [tuple(row) for row in c.execute(query)])
 
+    def _model_limits(self, wallet_id: str) -> list[naive.LimitView]:
+        wallet = self.model.wallets[wallet_id]
+        return [wallet.limit_view(limit, self.clock.now) for limit in wallet.limits]
+
+    def _limits(self, wallet: Wallet) -> list[naive.LimitView]:
+        """As they lie in the database, and are shown."""
+
+        def look(connection: Any) -> list[LimitView]:
+            wallet.limits, labels = reads.limits(connection, wallet)
+            now = wallet.time(self.clock.now)
+            held = limits.held(wallet, lambda hold: labels[hold.dimension], now)
+            return [limits.view(wallet, one, held, now) for one in wallet.limits]
+
+        return list(map(limit_figures, self.run(self.store.read(look))))
+
     def _model_holds(self, wallet_id: str) -> dict[int, tuple[Any, ...]]:
         """Open ones, by the ledger's number: all that there is of them."""
         return {
@@ -481,6 +550,10 @@ class LedgerMachine(RuleBasedStateMachine):
         for model_row, row in zip(expected, written, strict=True):
             assert self.postings.setdefault(model_row.posting, row.posting) == row.posting
         known.extend(written)
+
+
+#: Of errors' metadata.
+AMOUNTS = ("required", "available", "refundable", "held", "limit", "spent", "remaining")
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -531,6 +604,10 @@ def figures(wallet: WalletView) -> naive.WalletView:
     )
 
 
+def limit_figures(seen: LimitView) -> naive.LimitView:
+    return naive.LimitView(seen.limit.number, seen.limit.amount, seen.spent, seen.held)
+
+
 def compare(expected: naive.Accepted | naive.Answer, answer: Any, scale: int) -> None:
     """Raises AssertionError unless the ledger's answer says what the model's says."""
     if isinstance(expected, naive.Refused):
@@ -541,10 +618,12 @@ def compare(expected: naive.Accepted | naive.Answer, answer: Any, scale: int) ->
         assert {name: written(value) for name, value in metadata.items()} == {
             name: read(name, value, scale)
             for name, value in answer.metadata.items()
-            if name != "currency"
+            if name not in ("currency", "resets_at")
         }
     elif isinstance(expected, naive.WalletView):
         assert expected == figures(answer)
+    elif isinstance(expected, naive.LimitView):
+        assert expected == limit_figures(answer)
     else:
         assert isinstance(answer, Posted), answer
         assert expected.replayed == answer.replayed
@@ -563,7 +642,10 @@ def written(value: object) -> object:
 def read(name: str, value: str, scale: int) -> object:
     if name == "ended_at":
         return time.parse(value, field=name)
-    if name in ("required", "available", "refundable", "held"):
+    if name == "spend_limit_id":
+        place = ids.resolve("spl", value)
+        return place and place[1]
+    if name in AMOUNTS:
         return int(Decimal(value).scaleb(scale))
     return int(value) if name in ("expected", "actual") else value
 

@@ -36,14 +36,14 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.payment_kit_service api.wallet_service
-api.balances api.exporting api.held api.pages api.payment_kit api.transferred api.usage
+api.balances api.exporting api.held api.limits api.pages api.payment_kit api.transferred api.usage
 api.wire
 api.fields api.rpc
 api.auth log
 ledger config
 deciding exports
 writing
-holds settling transfers
+holds limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
 store.walks store.meters store.meter_events
@@ -56,7 +56,7 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings\
  store.migrations.versions.0004_holds_by_time\
  store.migrations.versions.0005_transfers\
- store.migrations.versions.0006_meter_events
+ store.migrations.versions.0006_meter_events store.migrations.versions.0007_spend_limits
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs

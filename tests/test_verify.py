@@ -22,13 +22,14 @@ from sqlalchemy.exc import DBAPIError
 from creditledger import clock as time
 from creditledger import ids, store
 from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind, Status
+from creditledger.model import Category, Kind, Period, Status
 from creditledger.operations import (
     Capture,
     Consume,
     PlaceHold,
     Release,
     ReportEvent,
+    SetLimit,
     Transfer,
     Usage,
     WalletChange,
@@ -108,12 +109,26 @@ async def story(ledger: Ledger, clock: Clock) -> None:
             )
         )
 
+    async def limit(
+        amount: str,
+        period: Period,
+        *,
+        hours: int | None = None,
+        key: str | None = None,
+        wallet_id: str = "wal_acme",
+    ) -> None:
+        zone = "Asia/Kathmandu" if period is Period.MONTH else None
+        await ledger.limit(SetLimit(wallet_id, True, amount, key, period, zone, hours))
+
     def posting_id(posted: Posted) -> str:
         return ids.compose("pst", posted.posting.wallet, posted.posting.number)
 
     def hold_id(posted: Posted) -> str:
         return ids.compose("hld", posted.posting.wallet, posted.posting.number)
 
+    await limit("100", Period.MONTH, wallet_id="wal_beta")
+    await limit("100", Period.LIFETIME)
+    await limit("100", Period.ROLLING, hours=2, key="apk_1")
     await post(give("10", expires_at=START + time.HOUR))  # 1
     await post(give("5", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL))  # 2
     await post(give("20", kind=Kind.ADMIN_CREDIT, category=Category.PROMOTIONAL), "wal_beta")
@@ -266,6 +281,11 @@ def hold(changed: str, ended: str = "IS NULL") -> str:
     return f"UPDATE holds SET {changed} WHERE wallet_number = {ACME} AND ended {ended}"
 
 
+def spend_limit(changed: str, period: int = 5) -> str:
+    """A change of the limit for ever, or of the one of rolling hours."""
+    return f"UPDATE spend_limits SET {changed} WHERE wallet_number = {ACME} AND period = {period}"
+
+
 def delete_row(sequence: int) -> str:
     return f"DELETE FROM credit_transactions WHERE wallet_number = 1 AND sequence = {sequence}"
 
@@ -370,6 +390,13 @@ DAMAGES: list[Any] = [
     ("hold_revision", None, (hold("parts = '[]'"),)),
     ("hold_revision", None, (hold("ended = 1", "= 2"),)),
     ("revision_posting", None, (f"DELETE FROM holds WHERE wallet_number = {ACME} AND ended = 2",)),
+    ("limit_made", None, (wallet("limits_made = 1"),)),
+    ("limit_made", None, (spend_limit("since = 20"),)),
+    ("limit_spent", None, (spend_limit("parts = '[]'"),)),
+    ("limit_spent", None, (spend_limit("since = 17"),)),
+    ("limit_spent", None, (spend_limit("api_key_id = 'apk_2'"),)),
+    ("limit_spent", None, (spend_limit(f"counted_from = {START + time.DAY}", 4),)),
+    ("limit_spent", None, (spend_limit("parts = '[[0,250000000]]'", 4),)),
     ("wallet_state", None, (f"DELETE FROM wallet_states WHERE wallet_number = {ACME}",)),
     ("wallet_currency", 19, (registered("currency = 'XXX'"),)),
     ("wallet_customer", 19, (registered("customer_id = 'cus_none'"),)),
@@ -584,6 +611,7 @@ def passes_find(connection: Connection) -> bool:
     [
         *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
         *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
+        "spend_limits",
     ],
 )
 def test_proofs_fail_where_and_only_where_passes_find(

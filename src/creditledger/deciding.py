@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import books, holds, ids, money, replay, rules, settling, transfers
+from creditledger import books, holds, ids, limits, money, replay, rules, settling, transfers
 from creditledger.errors import (
     InvalidField,
     NotFound,
@@ -37,12 +37,15 @@ from creditledger.operations import (
     Capture,
     Command,
     Consume,
+    DropLimit,
     Extend,
+    LimitChange,
     OnHold,
     PlaceHold,
     Refund,
     Release,
     ReportEvent,
+    SetLimit,
     Transfer,
     WalletChange,
 )
@@ -99,14 +102,16 @@ class Budget:
         self.left -= needed
 
 
-def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
+def wanted(commands: Iterable[Command | WalletChange | LimitChange]) -> Wanted:
     """What has to be read to decide these."""
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
-    originals, grants, held = set(), set(), set()
+    originals, grants, held, limited = set(), set(), set(), set()
     postings = []
     for command in commands:
         wallets.add(command.wallet_id)
         if not isinstance(command, Command):
+            if isinstance(command, SetLimit | DropLimit):
+                limited.add(command.wallet_id)
             continue
         postings.append(command)
         keys.add((command.wallet_id, command.idempotency_key))
@@ -134,6 +139,7 @@ def wanted(commands: Iterable[Command | WalletChange]) -> Wanted:
         grants=frozenset(pair for pair in grants if pair is not None),
         holds=frozenset(pair for pair in held if pair is not None),
         dimensions=lambda loaded: _dimensions(postings, loaded),
+        limited=frozenset(limited),
     )
 
 
@@ -182,6 +188,7 @@ class Deciding(Writing):
 
     def __post_init__(self) -> None:
         loaded = self.loaded
+        Writing.__post_init__(self)
         for place, posting in loaded.postings.items():
             self.done[place] = posting, _dimension_of(loaded, posting)
         self.references = rules.References(
@@ -236,6 +243,9 @@ class Deciding(Writing):
         if isinstance(operation, Refund):
             original = rules.refundable(wallet, operation, self.references)
         dimension = replay.dimension(command, original.dimension if original else None)
+        if wallet.limits and isinstance(operation, Consume | ReportEvent):
+            assert amount is not None
+            self.spending.require(wallet, amount, dimension, now=now)
         posting = _posting(wallet, command, amount)
         budget.spend(posting, len(moves))
         ended = self._over(wallet, now, write=not validate_only)
@@ -297,6 +307,18 @@ class Deciding(Writing):
         self._settle(wallet, now)
         return view(wallet, self.loaded.clock)
 
+    def limit(self, change: LimitChange) -> limits.LimitView:
+        """A spend limit set or dropped, or the Refusal. What is so already changes nothing."""
+        wallet = self._wallet(change)
+        if wallet.status is Status.CLOSED:
+            raise WalletClosed("the wallet is closed")
+        seen, changed = self.spending.change(wallet, change, wallet.time(self.loaded.clock))
+        if changed:
+            # Whoever knows the wallet has to see that it has moved.
+            wallet.revision += 1
+            self.changes.touched[wallet.number] = wallet
+        return seen
+
     def _post_hold(
         self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int
     ) -> Posted:
@@ -326,6 +348,10 @@ class Deciding(Writing):
             quantities, event = holds.usage_of(before, operation)
         books.check_range(wallet, moves, now, quantity=sum(quantities))
         dimension = replay.dimension(command, original)
+        if wallet.limits:
+            self.spending.require_hold(
+                wallet, before, after, moves, dimension=dimension, original=original, now=now
+            )
         posting = _posting(wallet, command, amount)
         if moves:
             posting.quantities, posting.meter_event_id = quantities, event
@@ -340,6 +366,8 @@ class Deciding(Writing):
             after = replace(after, number=posting.number, dimension=number)
         posting.hold = after.number
         holds.book(wallet, after)
+        if wallet.limits:
+            self.spending.hold(wallet, before, after)
         has_usage = dimension.has_usage if moves else False
         self._write(wallet, posting, moves, dimension, sum(quantities) if has_usage else None, now)
         self.changes.hold(wallet.number, posting.number, after, now)
@@ -411,7 +439,7 @@ class Deciding(Writing):
         seen = view(self.loaded.wallets[command.operation.to_wallet_id], self.loaded.clock)
         return Posted(other, replay.RECEIVED, seen, True, command.validate_only)
 
-    def _wallet(self, asked: Command | WalletChange) -> Wallet:
+    def _wallet(self, asked: Command | WalletChange | LimitChange) -> Wallet:
         wallet = self._posted_to(asked.wallet_id, asked.livemode)
         if wallet is None:
             sends = isinstance(asked, Command) and isinstance(asked.operation, Transfer)

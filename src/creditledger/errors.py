@@ -212,6 +212,15 @@ class MeterInactive(Refusal):
     reason, kind = "METER_INACTIVE", ErrorKind.WRONG_STATE
 
 
+class SpendLimitExceeded(Refusal):
+    """More than a spend limit leaves.
+
+    Metadata: spend_limit_id, limit, spent, held, remaining, required, resets_at (not for ever).
+    """
+
+    reason, kind = "SPEND_LIMIT_EXCEEDED", ErrorKind.TOO_MUCH
+
+
 class OutOfRange(Refusal):
     """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
 

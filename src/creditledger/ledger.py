@@ -26,8 +26,9 @@ import structlog
 
 from creditledger.deciding import Budget, Deciding, Posted, wanted
 from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
+from creditledger.limits import LimitView
 from creditledger.model import WalletView
-from creditledger.operations import Command, WalletChange
+from creditledger.operations import Command, DropLimit, LimitChange, SetLimit, WalletChange
 from creditledger.store import (
     Changes,
     CommitFailed,
@@ -50,18 +51,19 @@ RECOVERY_SECONDS_MAX = 5.0
 
 
 #: What became of a command; an exception is an answer too.
-Answer = Posted | WalletView | Exception
+Answer = Posted | WalletView | LimitView | Exception
 
 
+_Asking = Command | WalletChange | LimitChange
 #: A command, and what its answer may take.
-_Asked = tuple[Command | WalletChange, Budget]
+_Asked = tuple[_Asking, Budget]
 
 
 @dataclass(slots=True)
 class _Call:
     """Commands of one caller, which share a batch, and the future that it waits for."""
 
-    commands: Sequence[Command | WalletChange]
+    commands: Sequence[_Asking]
     budget: Budget
     answer: asyncio.Future[Any]
     many: bool  #: The answer is a list, in which a refusal is one of them.
@@ -134,8 +136,12 @@ class Ledger:
         """Queue a change of a wallet's limit, status or metadata, in line with its postings."""
         return self._submit([change], Budget(), many=False)
 
+    def limit(self, change: LimitChange) -> asyncio.Future[LimitView]:
+        """Queue a change of a wallet's spend limits; the limit as it is then, or was."""
+        return self._submit([change], Budget(), many=False)
+
     def _submit(
-        self, commands: Sequence[Command | WalletChange], budget: Budget, *, many: bool
+        self, commands: Sequence[_Asking], budget: Budget, *, many: bool
     ) -> asyncio.Future[Any]:
         if self._closing:
             raise Unavailable("the server is shutting down")
@@ -288,6 +294,8 @@ class _Batch:
             try:
                 if isinstance(command, Command):
                     answers.append(deciding.post(command, left[id(budget)][1]))
+                elif isinstance(command, SetLimit | DropLimit):
+                    answers.append(deciding.limit(command))
                 else:
                     answers.append(deciding.change(command))
             except Refusal as refusal:

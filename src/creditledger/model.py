@@ -22,6 +22,9 @@ HOLD_MS_MAX = 7 * clock.DAY
 #: Meter events a wallet may have that are not paid in full: they are read with it, and one command
 #: that brings credit pays them all.
 UNPAID_EVENTS_MAX = 1_000
+#: Rolling hours are counted in so many parts. What was spent stays until its whole part is out of
+#: the hours: they may last a sixtieth longer than a limit says, and never let more through.
+ROLLING_PARTS = 60
 #: The priority of a grant that names none; 0 is spent first, 100 last.
 PRIORITY_DEFAULT = 50
 PRIORITY_MAX = 100
@@ -74,6 +77,19 @@ class Status(Word):
     ACTIVE = 1
     FROZEN = 2
     CLOSED = 3
+
+
+class Period(Word):
+    """What a spend limit is for: a calendar's day, week or month, the last hours, or for ever.
+
+    Stored as its number.
+    """
+
+    DAY = 1
+    WEEK = 2
+    MONTH = 3
+    ROLLING = 4
+    LIFETIME = 5
 
 
 class HoldEnd(Word):
@@ -171,6 +187,27 @@ class MeterEvent:
     paid_at: int | None  #: When nothing was unpaid any more; None before.
 
 
+@dataclass(slots=True, eq=False)
+class SpendLimit:
+    """How much may be spent of a wallet in a period, by everybody or by one API key."""
+
+    number: int  #: Counted from 1 within the wallet.
+    amount: int  #: Smallest units. >= 0.
+    api_key_id: str | None  #: Only usage with this label; None: all spending.
+    period: Period
+    time_zone: str | None  #: Whose days, weeks and months; None of other periods.
+    hours: int | None  #: Of a rolling period, else None.
+    created_at: int
+    updated_at: int
+    since: int  #: The wallet's sequence when it was made: later rows count.
+    counted_from: int  #: Where the period began when it last counted something.
+    parts: dict[int, int]  #: What was spent less what was refunded of it, by where a part begins.
+
+    def covers(self, api_key_id: str) -> bool:
+        """Whether spending under this label counts."""
+        return self.api_key_id is None or self.api_key_id == api_key_id
+
+
 def _counters() -> list[int]:
     return [0] * (max(Kind) + 1)
 
@@ -206,6 +243,7 @@ class Wallet:
     topup_amount: int = 0  #: Σ amounts of kind topup. >= 0.
     refund_amount: int = 0  #: Σ amounts of kind refund. >= 0.
     unpaid_amount: int = 0  #: Σ unpaid of its meter events. >= 0.
+    limits_made: int = 0  #: Spend limits ever made: where there are none, none are read.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
@@ -216,6 +254,7 @@ class Wallet:
     held: int = 0  #: Σ left of the open holds, while it is quiet.
     holds: dict[int, Hold] = field(default_factory=dict)  #: By number: open, and referred to.
     unpaid: dict[int, MeterEvent] = field(default_factory=dict)  #: By number, oldest first.
+    limits: tuple[SpendLimit, ...] = ()  #: In the order in which they were made.
     revision: int = 0  #: How many postings and changes there have been: what readers compare.
 
     def add(self, grant: Grant) -> None:

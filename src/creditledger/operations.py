@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from creditledger.model import Category, Kind, Status
+from creditledger.model import Category, Kind, Period, Status
 
 
 class Usage(NamedTuple):
@@ -182,3 +182,28 @@ class WalletChange:
     overdraft_limit: str | None = None
     status: Status | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class SetLimit:
+    """What SetSpendLimit asks for: a limit of this kind with this amount, made or changed."""
+
+    wallet_id: str
+    livemode: bool | None  #: The mode its wallet must have; None: either.
+    amount: str
+    api_key_id: str | None
+    period: Period
+    time_zone: str | None  #: Of days, weeks and months, and only these.
+    hours: int | None  #: Of rolling hours, and only these.
+
+
+@dataclass(frozen=True, slots=True)
+class DropLimit:
+    """What DeleteSpendLimit asks for."""
+
+    wallet_id: str
+    livemode: bool | None  #: The mode its wallet must have; None: either.
+    limit_id: str
+
+
+LimitChange = SetLimit | DropLimit

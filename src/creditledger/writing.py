@@ -5,7 +5,7 @@
 
 from dataclasses import dataclass, field
 
-from creditledger import books, clock, holds, settling
+from creditledger import books, clock, holds, limits, settling
 from creditledger.model import Category, Dimension, MeterEvent, Posting, Row, Wallet
 from creditledger.operations import SETTLE, ReportEvent
 from creditledger.store import SUMS, Changes, Loaded
@@ -20,6 +20,10 @@ class Writing:
     loaded: Loaded
     backdating_ms_max: int
     changes: Changes = field(default_factory=Changes)
+    spending: limits.Spending = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.spending = limits.Spending(self.loaded.dimensions, self.changes.limits)
 
     def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[books.Move]:
         """What expires, and holds whose deadline has passed: from now on they are ended."""
@@ -101,6 +105,11 @@ class Writing:
         changes.postings.append(posting)
         changes.rows += posting.rows
         changes.touched[wallet.number] = wallet
+        if wallet.limits:
+            original = None
+            if posting.refund_of is not None:
+                original = loaded.originals[wallet.number, posting.refund_of].rows[0]
+            self.spending.count(wallet, posting, dimension, original, now=now)
         self._roll_up(posting, moves, quantity or 0)
 
     def _dimension_number(self, wallet: int, dimension: Dimension) -> int:

@@ -214,6 +214,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "METER_INACTIVE", "domain": "creditledger"}
     """
+    ERROR_REASON_SPEND_LIMIT_EXCEEDED: _ErrorReason.ValueType  # 34
+    """A spend limit of the wallet leaves less than would be spent or set aside; of several the one
+    that leaves least. Nothing was written; the same key may be used again.
+    [RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `spend_limit_id`; `limit`, `spent`,
+    `held`, `remaining` and `required`, amounts; `resets_at`, RFC 3339: when the next period begins
+    or, of rolling hours, when the first of what was spent no longer counts. Without it waiting
+    does not help.
+    Example: {"reason": "SPEND_LIMIT_EXCEEDED", "domain": "creditledger", "metadata":
+      {"spend_limit_id": "spl_00000000000010000000000001", "limit": "50.00", "spent": "48.00",
+      "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
+      "2026-05-22T00:00:00.000Z"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. The gRPC code, the HTTP status and the `error.type` of each are given
@@ -406,5 +418,17 @@ ERROR_REASON_METER_INACTIVE: ErrorReason.ValueType  # 33
 """The meter is inactive: nothing new is counted by it.
 [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "METER_INACTIVE", "domain": "creditledger"}
+"""
+ERROR_REASON_SPEND_LIMIT_EXCEEDED: ErrorReason.ValueType  # 34
+"""A spend limit of the wallet leaves less than would be spent or set aside; of several the one
+that leaves least. Nothing was written; the same key may be used again.
+[RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `spend_limit_id`; `limit`, `spent`,
+`held`, `remaining` and `required`, amounts; `resets_at`, RFC 3339: when the next period begins
+or, of rolling hours, when the first of what was spent no longer counts. Without it waiting
+does not help.
+Example: {"reason": "SPEND_LIMIT_EXCEEDED", "domain": "creditledger", "metadata":
+  {"spend_limit_id": "spl_00000000000010000000000001", "limit": "50.00", "spent": "48.00",
+  "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
+  "2026-05-22T00:00:00.000Z"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from credit.v1 import spend_limit_pb2 as credit_dot_v1_dot_spend__limit__pb2
 from credit.v1 import wallet_service_pb2 as credit_dot_v1_dot_wallet__service__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -114,6 +115,21 @@ class WalletServiceStub:
                 '/credit.v1.WalletService/ListHolds',
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.FromString,
+                _registered_method=True)
+        self.SetSpendLimit = channel.unary_unary(
+                '/credit.v1.WalletService/SetSpendLimit',
+                request_serializer=credit_dot_v1_dot_spend__limit__pb2.SetSpendLimitRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_spend__limit__pb2.SpendLimit.FromString,
+                _registered_method=True)
+        self.ListSpendLimits = channel.unary_unary(
+                '/credit.v1.WalletService/ListSpendLimits',
+                request_serializer=credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSpendLimit = channel.unary_unary(
+                '/credit.v1.WalletService/DeleteSpendLimit',
+                request_serializer=credit_dot_v1_dot_spend__limit__pb2.DeleteSpendLimitRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_spend__limit__pb2.SpendLimit.FromString,
                 _registered_method=True)
 
 
@@ -246,6 +262,28 @@ class WalletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SetSpendLimit(self, request, context):
+        """Sets how much may be spent of a wallet in a period, and answers the limit. The same again
+        changes nothing. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSpendLimits(self, request, context):
+        """Answers a wallet's spend limits, as of now, in the order in which they were made.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSpendLimit(self, request, context):
+        """Takes a spend limit away and answers it as it was. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WalletServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -328,6 +366,21 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.ListHolds,
                     request_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.FromString,
                     response_serializer=credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.SerializeToString,
+            ),
+            'SetSpendLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetSpendLimit,
+                    request_deserializer=credit_dot_v1_dot_spend__limit__pb2.SetSpendLimitRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_spend__limit__pb2.SpendLimit.SerializeToString,
+            ),
+            'ListSpendLimits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSpendLimits,
+                    request_deserializer=credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsResponse.SerializeToString,
+            ),
+            'DeleteSpendLimit': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSpendLimit,
+                    request_deserializer=credit_dot_v1_dot_spend__limit__pb2.DeleteSpendLimitRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_spend__limit__pb2.SpendLimit.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -763,6 +816,87 @@ class WalletService:
             '/credit.v1.WalletService/ListHolds',
             credit_dot_v1_dot_wallet__service__pb2.ListHoldsRequest.SerializeToString,
             credit_dot_v1_dot_wallet__service__pb2.ListHoldsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetSpendLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/SetSpendLimit',
+            credit_dot_v1_dot_spend__limit__pb2.SetSpendLimitRequest.SerializeToString,
+            credit_dot_v1_dot_spend__limit__pb2.SpendLimit.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSpendLimits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/ListSpendLimits',
+            credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsRequest.SerializeToString,
+            credit_dot_v1_dot_spend__limit__pb2.ListSpendLimitsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSpendLimit(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/DeleteSpendLimit',
+            credit_dot_v1_dot_spend__limit__pb2.DeleteSpendLimitRequest.SerializeToString,
+            credit_dot_v1_dot_spend__limit__pb2.SpendLimit.FromString,
             options,
             channel_credentials,
             insecure,

@@ -4,6 +4,7 @@ isort:skip_file
 Wallets, and the postings that are the only way to change them."""
 
 from collections import abc as _abc
+from credit.v1 import spend_limit_pb2 as _spend_limit_pb2
 from credit.v1 import wallet_service_pb2 as _wallet_service_pb2
 from grpc import aio as _aio
 import abc as _abc_1
@@ -71,6 +72,14 @@ class WalletServiceStub:
     """
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Answers a page of a wallet's holds, as of now, newest first."""
+    SetSpendLimit: _aio.UnaryUnaryMultiCallable[_spend_limit_pb2.SetSpendLimitRequest, _spend_limit_pb2.SpendLimit]
+    """Sets how much may be spent of a wallet in a period, and answers the limit. The same again
+    changes nothing. Needs an admin key.
+    """
+    ListSpendLimits: _aio.UnaryUnaryMultiCallable[_spend_limit_pb2.ListSpendLimitsRequest, _spend_limit_pb2.ListSpendLimitsResponse]
+    """Answers a wallet's spend limits, as of now, in the order in which they were made."""
+    DeleteSpendLimit: _aio.UnaryUnaryMultiCallable[_spend_limit_pb2.DeleteSpendLimitRequest, _spend_limit_pb2.SpendLimit]
+    """Takes a spend limit away and answers it as it was. Needs an admin key."""
 
 class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     """Keeps wallets and writes postings. What was acknowledged is on disk."""
@@ -225,5 +234,31 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.ListHoldsRequest, _abc.Awaitable[_wallet_service_pb2.ListHoldsResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.ListHoldsResponse]:
         """Answers a page of a wallet's holds, as of now, newest first."""
+
+    @_abc_1.abstractmethod
+    def SetSpendLimit(
+        self,
+        request: _spend_limit_pb2.SetSpendLimitRequest,
+        context: _aio.ServicerContext[_spend_limit_pb2.SetSpendLimitRequest, _abc.Awaitable[_spend_limit_pb2.SpendLimit]],
+    ) -> _abc.Awaitable[_spend_limit_pb2.SpendLimit]:
+        """Sets how much may be spent of a wallet in a period, and answers the limit. The same again
+        changes nothing. Needs an admin key.
+        """
+
+    @_abc_1.abstractmethod
+    def ListSpendLimits(
+        self,
+        request: _spend_limit_pb2.ListSpendLimitsRequest,
+        context: _aio.ServicerContext[_spend_limit_pb2.ListSpendLimitsRequest, _abc.Awaitable[_spend_limit_pb2.ListSpendLimitsResponse]],
+    ) -> _abc.Awaitable[_spend_limit_pb2.ListSpendLimitsResponse]:
+        """Answers a wallet's spend limits, as of now, in the order in which they were made."""
+
+    @_abc_1.abstractmethod
+    def DeleteSpendLimit(
+        self,
+        request: _spend_limit_pb2.DeleteSpendLimitRequest,
+        context: _aio.ServicerContext[_spend_limit_pb2.DeleteSpendLimitRequest, _abc.Awaitable[_spend_limit_pb2.SpendLimit]],
+    ) -> _abc.Awaitable[_spend_limit_pb2.SpendLimit]:
+        """Takes a spend limit away and answers it as it was. Needs an admin key."""
 
 def add_WalletServiceServicer_to_server(servicer: WalletServiceServicer, server: _aio.Server) -> None: ...

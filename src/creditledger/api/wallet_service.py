@@ -6,19 +6,19 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
+from credit.v1 import spend_limit_pb2, wallet_service_pb2_grpc
 from credit.v1 import wallet_service_pb2 as pb
-from credit.v1 import wallet_service_pb2_grpc
 from sqlalchemy import Connection
 
 from creditledger import ids, money
-from creditledger.api import balances, fields, held, pages, transferred, wire
+from creditledger.api import balances, fields, held, limits, pages, transferred, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
 from creditledger.deciding import Budget, Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
 from creditledger.model import Status, Wallet, view
-from creditledger.operations import Command, OnHold, Release, WalletChange
+from creditledger.operations import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
 from creditledger.registry import Scope
 from creditledger.shown import WalletPlace
 from creditledger.store import Store, reads, registry
@@ -391,6 +391,37 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             ],
             next_page_token=token,
         )
+
+    @rpc(limits.set_limit, scope=Scope.ADMIN)
+    async def SetSpendLimit(  # noqa: N802
+        self, change: SetLimit, caller: Caller
+    ) -> spend_limit_pb2.SpendLimit:
+        """In line with the wallet's postings. Raises NotFound, WalletClosed, OutOfRange."""
+        change = replace(change, livemode=caller.livemode)
+        return limits.limit(await self._ledger.limit(change))
+
+    @rpc(limits.wallet_id, scope=Scope.CUSTOMER)
+    async def ListSpendLimits(  # noqa: N802
+        self, wallet_id: str, caller: Caller
+    ) -> spend_limit_pb2.ListSpendLimitsResponse:
+        """Raises NotFound."""
+
+        def read(connection: Connection) -> tuple[Wallet | None, dict[int, str]]:
+            found, labels = registry.wallet(connection, wallet_id), dict[int, str]()
+            if found is not None:
+                found.limits, labels = reads.limits(connection, found)
+            return found, labels
+
+        found, labels = await self._store.read(read)
+        return limits.limits(wire.own(found, wallet_id, caller), labels, self._clock())
+
+    @rpc(limits.drop_limit, scope=Scope.ADMIN)
+    async def DeleteSpendLimit(  # noqa: N802
+        self, change: DropLimit, caller: Caller
+    ) -> spend_limit_pb2.SpendLimit:
+        """In line with the wallet's postings. Raises NotFound, WalletClosed."""
+        change = replace(change, livemode=caller.livemode)
+        return limits.limit(await self._ledger.limit(change))
 
     async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:
         found = await self._store.read(lambda c: registry.wallet(c, wallet_id))

@@ -8,7 +8,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from creditledger.model import Dimension, Grant, Hold, MeterEvent, Posting, Row, Wallet
+from creditledger.model import (
+    Dimension,
+    Grant,
+    Hold,
+    MeterEvent,
+    Posting,
+    Row,
+    SpendLimit,
+    Wallet,
+)
 
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
@@ -50,10 +59,17 @@ class Loaded:
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
 
     def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
-        """(wallet number, hold number) of holds that the batch's commands, or replays, speak of."""
+        """(wallet number, hold number) of holds that the batch's commands, or replays, speak of.
+
+        And of all that count against a spend limit: whose they are decides against which.
+        """
         own = {wallet.number for wallet in self.wallets.values()}
-        replayed = {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
-        return sorted({place for place in wanted.holds if place[0] in own} | replayed)
+        found = {place for place in wanted.holds if place[0] in own}
+        found |= {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
+        for wallet in self.wallets.values():
+            if wallet.limits or wallet.id in wanted.limited:
+                found |= {(wallet.number, number) for number in wallet.holds}
+        return sorted(found)
 
     def other_sides(self) -> list[tuple[int, int]]:
         """(wallet number, posting number) of what `linked` has to hold."""
@@ -83,6 +99,7 @@ class Wanted:
     #: The dimensions the batch may write under, once the wallets and originals are loaded; one
     #: may come more than once.
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
+    limited: frozenset[str] = frozenset()  #: Wallet ids whose spend limits may change.
 
 
 class Revision(NamedTuple):
@@ -116,6 +133,8 @@ class Changes:
     rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
     holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: Made, or not as they were.
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
+    #: Spend limits made, changed or moved on; None: gone.
+    limits: dict[tuple[int, int], SpendLimit | None] = field(default_factory=dict)
 
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
 
@@ -126,4 +145,4 @@ class Changes:
             self.revisions.append(Revision(wallet, posting, hold, now))
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.terms or self.holds or self.events)
+        return bool(self.rows or self.terms or self.holds or self.events or self.limits)

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from creditledger.clock import QUARTER
-from creditledger.model import Category, HoldEnd, Kind, Status, Type
+from creditledger.model import Category, HoldEnd, Kind, Period, Status, Type
 from creditledger.operations import (
     EXPIRE,
     OPERATIONS,
@@ -348,6 +348,11 @@ def words(dialect: str) -> dict[str, str]:
             amount="json_extract(q.value, '$[1]')",
             parts="json_each(h.parts)",
         )
+        words["LIMIT_PARTS"] = _LIMIT_PARTS.format(
+            start="json_extract(q.value, '$[0]')",
+            amount="json_extract(q.value, '$[1]')",
+            parts="json_each(l.parts)",
+        )
     else:
         total = "sum(CAST(q.value AS bigint))"
         each = f"json_array_elements_text(CAST({FIRST_QUANTITIES} AS json))"
@@ -362,6 +367,11 @@ def words(dialect: str) -> dict[str, str]:
             amount="CAST(q.value ->> 1 AS bigint)",
             parts="json_array_elements(CAST(h.parts AS json))",
         )
+        words["LIMIT_PARTS"] = _LIMIT_PARTS.format(
+            start="CAST(q.value ->> 0 AS bigint)",
+            amount="CAST(q.value ->> 1 AS bigint)",
+            parts="json_array_elements(CAST(l.parts AS json))",
+        )
     words["POSTINGS"] = "postings"
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}
@@ -369,6 +379,7 @@ def words(dialect: str) -> dict[str, str]:
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
     words["SPENDING"] = ", ".join(map(str, _SPENDING))
     words["HOLDS"] = _HOLDS
+    words["ROLLING"] = str(Period.ROLLING.value)
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
     return words | {"CLOSED": str(Status.CLOSED.value)}
@@ -381,3 +392,6 @@ _HOLDS = "EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = w.number AND 
 #: What open holds have set aside of the grant `g`.
 _HELD = """(SELECT coalesce(sum({amount}), 0) FROM holds AS h, {parts} AS q
     WHERE h.wallet_number = g.wallet_number AND h.ended IS NULL AND {grant} = g.number)"""
+#: What spend limits say was spent, the other way round.
+_LIMIT_PARTS = """SELECT l.wallet_number, l.number, {start} AS start, -{amount} AS amount
+      FROM spend_limits AS l, {parts} AS q"""  # constants

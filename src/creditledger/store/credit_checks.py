@@ -3,7 +3,8 @@
 As checks.py, which has those of rows, postings and roll-ups. The end of the file lists all passes.
 """
 
-from creditledger.model import Kind
+from creditledger.clock import HOUR
+from creditledger.model import ROLLING_PARTS, Kind
 from creditledger.store.checks import (
     ENDS,
     KIND_COUNTS,
@@ -233,9 +234,50 @@ event_dimension: c.first <> c.last OR d.meter_id <> e.meter_id
 """,
 )
 
+# --- spend limits ---------------------------------------------------------------------------------
+
+_WIDTH = f"(l.hours * {HOUR // ROLLING_PARTS})"
+#: Where the part begins that the row `t`, which spent, lies in; and whether it counts at all.
+_PART = f"""CASE l.period WHEN $ROLLING THEN t.created_at / {_WIDTH} * {_WIDTH}
+      ELSE l.counted_from END AS start"""
+_COUNTS = """t.sequence > l.since AND t.created_at >= l.counted_from
+      AND (l.api_key_id IS NULL OR d.api_key_id = l.api_key_id)"""
+_OF_LIMIT = """JOIN dimensions AS d
+        ON d.wallet_number = t.wallet_number AND d.number = t.dimension_number"""
+
+#: What was spent by the rows, less what refunds returned of it, minus what the limits say.
+LIMITS = Pass(
+    "spend limits",
+    f"""spend_limits AS l
+    LEFT JOIN wallets AS w ON w.number = l.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = l.wallet_number
+    LEFT JOIN (SELECT wallet_number, number, start, sum(amount) AS amount FROM (
+      SELECT l.wallet_number, l.number, {_PART}, -t.amount AS amount FROM spend_limits AS l
+      JOIN credit_transactions AS t ON t.wallet_number = l.wallet_number AND t.kind = $USAGE
+      {_OF_LIMIT} WHERE {_COUNTS}
+      UNION ALL SELECT l.wallet_number, l.number, {_PART}, -u.amount FROM spend_limits AS l
+      JOIN credit_transactions AS u ON u.wallet_number = l.wallet_number AND u.kind = $REFUND
+      JOIN postings AS r ON r.wallet_number = u.wallet_number AND r.number = u.posting_number
+      JOIN postings AS p ON p.wallet_number = r.wallet_number AND p.number = r.refund_of
+      JOIN credit_transactions AS t
+        ON t.wallet_number = p.wallet_number AND t.sequence = p.first_sequence
+      {_OF_LIMIT} WHERE {_COUNTS}
+      UNION ALL $LIMIT_PARTS) AS every
+      GROUP BY wallet_number, number, start HAVING sum(amount) <> 0) AS x
+      ON x.wallet_number = l.wallet_number AND x.number = l.number""",  # noqa: S608 # constants
+    ("l.wallet_number", "NULL"),
+    """
+limit_made: l.number > v.limits_made OR l.since > v.sequence
+    -- limit {l.number}, made after row {l.since}, was not made yet
+limit_spent: x.amount <> 0
+    -- limit {l.number}: from {x.start} on its rows have spent {x.amount} more
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS, TRANSFERS, EVENTS),
+    LIMITS,
     *(ROLLUPS, MOVED_ROLLUPS),
 )

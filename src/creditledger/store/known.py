@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from creditledger.model import Dimension, Wallet
 from creditledger.store.batch import Loaded
 
-#: Wallets, open grants, holds and unpaid events, together, that are known without a read; about
-#: 400 bytes each.
+#: Wallets, open grants, holds, unpaid events and limits, together, that are known without a read;
+#: about 400 bytes each.
 KNOWN_MAX = 60_000
 #: Numbers of dimensions likewise, about 500 bytes each with their labels.
 DIMENSIONS_KNOWN_MAX = 30_000
@@ -59,4 +59,5 @@ class Known:
 
 
 def _values(wallet: Wallet) -> int:
-    return 1 + len(wallet.burning) + len(wallet.holds) + len(wallet.unpaid)
+    held = len(wallet.holds) + len(wallet.unpaid)
+    return 1 + len(wallet.burning) + held + len(wallet.limits)

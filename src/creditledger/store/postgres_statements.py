@@ -17,6 +17,8 @@ from creditledger.store.values import (
     GRANT_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
+    LIMIT_CHANGED,
+    LIMIT_COLUMNS,
     POSTING_COLUMNS,
     REVISION_COLUMNS,
     ROW_COLUMNS,
@@ -68,6 +70,11 @@ UNPAID_EVENTS = f"""
 SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM meter_events AS e WHERE e.wallet_number = ANY($1::bigint[]) AND e.unpaid > 0
 ORDER BY e.wallet_number, e.number"""
+
+LIMITS = f"""
+SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)}
+FROM spend_limits AS l WHERE l.wallet_number = ANY($1::bigint[])
+ORDER BY l.wallet_number, l.number"""
 
 NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
@@ -160,11 +167,19 @@ class _Numbered:
             f" WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
         )
 
+    def delete(self, table: Table, key: Sequence[str]) -> str:
+        """DELETE of the rows with the next arrays' keys."""
+        return (
+            f"DELETE FROM {table.name} AS o USING {self.unnest(table, key)}"
+            f" AS j ({', '.join(key)}) WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
+        )
+
 
 COUNTERS = STATE_COLUMNS[_SEQUENCE:]
 _PLACE = ["wallet_number", "quarter", "dimension_number"]
 _DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
 _POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
+_LIMIT_KEY = ["wallet_number", "number"]
 _GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
 
 
@@ -183,6 +198,12 @@ _PARTS = {
         + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
         + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED)
     ),
+    "limited": lambda n: (
+        n.insert(schema.spend_limits, ["wallet_number", *LIMIT_COLUMNS])
+        + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+        + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED)
+    ),
+    "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
     "added": lambda n: (

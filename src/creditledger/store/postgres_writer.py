@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from creditledger.model import Grant, Hold, Posting, Row, Wallet
+from creditledger.model import Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.store import postgres_statements as sql
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
 from creditledger.store.known import Known
@@ -28,6 +28,8 @@ from creditledger.store.values import (
     grant_value,
     hold_columns,
     hold_value,
+    limit_columns,
+    limit_value,
     posting_columns,
     posting_value,
     revision_columns,
@@ -280,6 +282,13 @@ async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> N
         for number, *columns in await connection.fetch(sql.UNPAID_EVENTS, list(owing)):
             event = event_value(columns)
             owing[number].unpaid[event.number] = event
+    limited = {wallet.number: wallet for wallet in wallets if wallet.limits_made}
+    if limited:
+        limits: dict[int, list[SpendLimit]] = {number: [] for number in limited}
+        for number, *columns in await connection.fetch(sql.LIMITS, list(limited)):
+            limits[number].append(limit_value(columns))
+        for number, wallet in limited.items():
+            wallet.limits = tuple(limits[number])
 
 
 async def _load_holds(
@@ -366,6 +375,8 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
         ],
         "held": [(wallet, *hold_columns(hold)) for (wallet, _), hold in changes.holds.items()],
         "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
+        "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
+        "unlimited": [place for place, one in changes.limits.items() if one is None],
         "became": list(map(revision_columns, changes.revisions)),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],

@@ -39,7 +39,15 @@ from creditledger.store.checks import (
     quarter,
     wrong,
 )
-from creditledger.store.credit_checks import EVENTS, GRANTS, HOLDS, REVISIONS, TRANSFERS, WALLETS
+from creditledger.store.credit_checks import (
+    EVENTS,
+    GRANTS,
+    HOLDS,
+    LIMITS,
+    REVISIONS,
+    TRANSFERS,
+    WALLETS,
+)
 
 
 class Proof(NamedTuple):
@@ -313,12 +321,12 @@ _POSTGRES_ROLLUPS = Proof(
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
     *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
-    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS), _whole(EVENTS)),
+    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
-    *(_whole(TRANSFERS), _whole(EVENTS)),
+    *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS)),
 )
 
 

@@ -23,18 +23,20 @@ from sqlalchemy import (
     values,
 )
 
-from creditledger.model import Dimension, Grant, Hold, Posting, Row
+from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import schema
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
     HOLD_COLUMNS,
+    LIMIT_COLUMNS,
     POSTING_COLUMNS,
     ROW_COLUMNS,
     dimension_value,
     grant_value,
     hold_value,
+    limit_value,
     posting_value,
 )
 
@@ -214,6 +216,24 @@ def _hold(columns: Sequence[Any]) -> tuple[Hold, WalletPlace, Dimension]:
         WalletPlace(*columns[place : place + 5]),
         dimension_value(columns[place + 5 :]),
     )
+
+
+def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ...], dict[int, str]]:
+    """The wallet's spend limits, oldest first, and for which API key its open holds are."""
+    table = schema.spend_limits.c
+    query = (
+        select(*(table[name] for name in LIMIT_COLUMNS))
+        .where(table.wallet_number == wallet.number)
+        .order_by(table.number)
+    )
+    found = tuple(limit_value(columns) for columns in connection.execute(query))
+    if not (found and wallet.holds):
+        return found, {}
+    labels = select(d.number, d.api_key_id).where(
+        d.wallet_number == wallet.number,
+        d.number.in_({hold.dimension for hold in wallet.holds.values()}),
+    )
+    return found, dict(connection.execute(labels).all())
 
 
 def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:

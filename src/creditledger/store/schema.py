@@ -172,6 +172,8 @@ wallet_states = Table(
     Column("transfer_in_count", BigInteger, nullable=False, server_default=text("0")),
     # Σ unpaid of its meter events: 0 tells that there are none to read.
     Column("unpaid_amount", BigInteger, nullable=False, server_default=text("0")),
+    # How many spend limits there ever were: the number of the last one.
+    Column("limits_made", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -318,6 +320,32 @@ Index(
 #: Lists and statistics over all wallets: in the order they came, and of one meter by when it was.
 Index("meter_events_created", meter_events.c.created_at)
 Index("meter_events_meter", meter_events.c.meter_id, meter_events.c.happened_at)
+
+#: How much may be spent in a period, and what was. `parts` is JSON: pairs of where a part of the
+#: period begins and what was spent in it less what was refunded of that.
+spend_limits = Table(
+    "spend_limits",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("api_key_id", Text),
+    Column("period", SmallInteger, nullable=False),
+    Column("time_zone", Text),
+    Column("hours", SmallInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("since", BigInteger, nullable=False),
+    Column("counted_from", BigInteger, nullable=False),
+    Column("parts", Text, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    CheckConstraint("amount >= 0 AND amount <= 100000000000000000", name="amount"),
+    CheckConstraint("period BETWEEN 1 AND 5", name="period"),
+    CheckConstraint("(period <= 3) = (time_zone IS NOT NULL)", name="time_zone"),
+    CheckConstraint("(period = 4) = (hours IS NOT NULL)", name="hours"),
+    CheckConstraint("hours IS NULL OR hours BETWEEN 1 AND 744", name="hours_range"),
+    sqlite_with_rowid=False,
+)
 
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
 #: whose effective time lies in the quarter, the `created_` group those written in it.

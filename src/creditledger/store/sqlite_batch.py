@@ -13,7 +13,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from creditledger.model import Dimension, Grant, Hold, Posting, Row, Wallet
+from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
@@ -22,6 +22,8 @@ from creditledger.store.values import (
     GRANT_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
+    LIMIT_CHANGED,
+    LIMIT_COLUMNS,
     POSTING_COLUMNS,
     REVISION_COLUMNS,
     ROW_COLUMNS,
@@ -37,6 +39,8 @@ from creditledger.store.values import (
     grant_value,
     hold_columns,
     hold_value,
+    limit_columns,
+    limit_value,
     posting_columns,
     posting_value,
     revision_columns,
@@ -73,6 +77,10 @@ SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_unpaid
   ON e.wallet_number = j.value AND e.unpaid > 0
 ORDER BY e.wallet_number, e.number"""
+
+_LIMITS = f"""
+SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN spend_limits AS l ON l.wallet_number = j.value ORDER BY l.wallet_number, l.number"""
 
 _NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
@@ -132,7 +140,7 @@ _SUBSCRIPTIONS = (
 
 
 def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[Wallet]:
-    """Those that exist, with open grants, open holds, unpaid events. Three or four statements."""
+    """Those that exist, with open grants and holds, unpaid events, limits: 3 to 5 statements."""
     (found,) = driver.execute(_WALLETS, (json.dumps(wallet_ids),)).fetchone()
     wallets = [wallet_value(columns, scale) for scale, *columns in json.loads(found)]
     grants: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
@@ -150,6 +158,13 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
         for number, *columns in driver.execute(_UNPAID_EVENTS, (json.dumps(list(owing)),)):
             event = event_value(columns)
             owing[number].unpaid[event.number] = event
+    limited = {wallet.number: wallet for wallet in wallets if wallet.limits_made}
+    if limited:
+        limits: dict[int, list[SpendLimit]] = {number: [] for number in limited}
+        for number, *columns in driver.execute(_LIMITS, (json.dumps(list(limited)),)):
+            limits[number].append(limit_value(columns))
+        for number, wallet in limited.items():
+            wallet.limits = tuple(limits[number])
     return wallets
 
 
@@ -314,6 +329,15 @@ _EVENT = _insert(
     " ON CONFLICT (wallet_number, number) DO UPDATE SET "
     + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED),
 )
+_LIMIT = _insert(
+    "spend_limits",
+    ["wallet_number", *LIMIT_COLUMNS],
+    " ON CONFLICT (wallet_number, number) DO UPDATE SET "
+    + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED),
+)
+_UNLIMIT = """
+DELETE FROM spend_limits WHERE (wallet_number, number) IN
+ (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
 _REVISION = _insert("hold_revisions", REVISION_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
@@ -334,7 +358,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Twelve kinds of rows at most, in the order of dependence.
+    """Fourteen kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -355,7 +379,13 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
     if changes.events:
         reported = sorted(changes.events.items(), key=_by_place)
         _write(driver, _EVENT, [(wallet, *event_columns(event)) for (wallet, _), event in reported])
-    if not changes.postings:
+    if changes.limits:
+        limits = sorted(changes.limits.items(), key=_by_place)
+        _write(driver, _LIMIT, [(place[0], *limit_columns(one)) for place, one in limits if one])
+        gone = [place for place, one in limits if one is None]
+        if gone:
+            driver.execute(_UNLIMIT, (json.dumps(gone),))
+    if not changes.touched:
         return
     _write(
         driver,

@@ -18,8 +18,10 @@ from creditledger.model import (
     HoldEnd,
     Kind,
     MeterEvent,
+    Period,
     Posting,
     Row,
+    SpendLimit,
     Status,
     Wallet,
 )
@@ -51,6 +53,7 @@ STATE_COLUMNS = [
     "topup_amount",
     "refund_amount",
     "unpaid_amount",
+    "limits_made",
     "topup_count",
     "subscription_renew_count",
     "admin_credit_count",
@@ -132,6 +135,21 @@ EVENT_COLUMNS = [
 ]
 #: What changes of a meter event.
 EVENT_CHANGED = ["unpaid", "paid_at"]
+LIMIT_COLUMNS = [
+    "number",
+    "amount",
+    "api_key_id",
+    "period",
+    "time_zone",
+    "hours",
+    "created_at",
+    "updated_at",
+    "since",
+    "counted_from",
+    "parts",
+]
+#: What changes of a spend limit.
+LIMIT_CHANGED = ["amount", "updated_at", "counted_from", "parts"]
 ROW_COLUMNS = [
     "wallet_number",
     "sequence",
@@ -227,9 +245,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         json.loads(metadata),
         made,
         changed,
-        *rest[:12],
+        *rest[:13],
     )
-    *counted, wallet.revision = rest[12:]
+    *counted, wallet.revision = rest[13:]
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
     return wallet
@@ -257,6 +275,7 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.topup_amount,
         wallet.refund_amount,
         wallet.unpaid_amount,
+        wallet.limits_made,
         *_counted(wallet.kind_counts),
         wallet.revision,
     )
@@ -359,7 +378,7 @@ def hold_columns(hold: Hold) -> tuple[object, ...]:
         hold.number,
         hold.amount,
         hold.captured,
-        _parts(hold),
+        _pairs(hold.parts),
         hold.beyond,
         hold.deadline,
         hold.created_at,
@@ -368,6 +387,33 @@ def hold_columns(hold: Hold) -> tuple[object, ...]:
         hold.meter_event_id,
         None if hold.ended is None else hold.ended.value,
         hold.ended_at,
+    )
+
+
+def limit_value(columns: Iterable[Any]) -> SpendLimit:
+    """A spend limit of its columns."""
+    number, amount, key, period, zone, hours, made, changed, since, counted_from, parts = columns
+    counted = dict(json.loads(parts))
+    return SpendLimit(
+        *(number, amount, key, Period(period), zone, hours),
+        *(made, changed, since, counted_from, counted),
+    )
+
+
+def limit_columns(limit: SpendLimit) -> tuple[object, ...]:
+    """The columns of a spend limit."""
+    return (
+        limit.number,
+        limit.amount,
+        limit.api_key_id,
+        limit.period.value,
+        limit.time_zone,
+        limit.hours,
+        limit.created_at,
+        limit.updated_at,
+        limit.since,
+        limit.counted_from,
+        _pairs(limit.parts),
     )
 
 
@@ -380,15 +426,15 @@ def revision_columns(revision: Revision) -> tuple[object, ...]:
         posting,
         now,
         hold.captured,
-        _parts(hold),
+        _pairs(hold.parts),
         hold.beyond,
         hold.deadline,
         None if hold.ended is None else hold.ended.value,
     )
 
 
-def _parts(hold: Hold) -> str:
-    return json.dumps(list(hold.parts.items()), separators=(",", ":"))
+def _pairs(parts: Mapping[int, int]) -> str:
+    return json.dumps(list(parts.items()), separators=(",", ":"))
 
 
 def event_value(columns: Iterable[Any]) -> MeterEvent:
