@@ -46,7 +46,8 @@ writing
 holds limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.walks store.meters store.meter_events
+store.meter_events
+store.walks store.meters
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments

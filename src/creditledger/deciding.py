@@ -21,6 +21,7 @@ from creditledger.model import (
     Dimension,
     Hold,
     Kind,
+    MeterEvent,
     Posting,
     Status,
     Type,
@@ -75,6 +76,7 @@ class Posted(NamedTuple):
     hold: Hold | None = None  #: What it was about, as it is by then.
     held_for: Dimension | None = None  #: What the hold's captures are added up by.
     received: "Posted | None" = None  #: Of a transfer: the other side.
+    event: MeterEvent | None = None  #: What was reported; None of a replay.
 
 
 @dataclass(slots=True)
@@ -249,7 +251,7 @@ class Deciding(Writing):
         posting = _posting(wallet, command, amount)
         budget.spend(posting, len(moves))
         ended = self._over(wallet, now, write=not validate_only)
-        quantity = None
+        quantity = event = None
         if isinstance(operation, Consume) and operation.usage is not None:
             quantity = sum(operation.usage.quantities)
         if validate_only:
@@ -268,9 +270,10 @@ class Deciding(Writing):
                     original.rows, original.dimension, returned
                 )
             if isinstance(operation, ReportEvent):
-                self._report(wallet, posting, operation, command.effective_at, now)
+                event = self._report(wallet, posting, operation, command.effective_at, now)
         self._settle(wallet, now, write=not validate_only)
-        return Posted(posting, dimension, view(wallet, self.loaded.clock), False, validate_only)
+        seen = view(wallet, self.loaded.clock)
+        return Posted(posting, dimension, seen, False, validate_only, event=event)
 
     def change(self, change: WalletChange) -> WalletView:
         """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""

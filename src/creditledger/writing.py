@@ -36,7 +36,7 @@ class Writing:
 
     def _report(
         self, wallet: Wallet, posting: Posting, operation: ReportEvent, at: int | None, now: int
-    ) -> None:
+    ) -> MeterEvent:
         """Write down the event that the posting reported, and what of it is unpaid."""
         assert posting.idempotency_key is not None
         assert posting.amount is not None
@@ -51,8 +51,9 @@ class Writing:
             created_at=now,
             paid_at=None,
         )
-        paid = -sum(row.amount for row in posting.rows)
-        self._owe(wallet, settling.paid(reported, paid, now))
+        event = settling.paid(reported, -sum(row.amount for row in posting.rows), now)
+        self._owe(wallet, event)
+        return event
 
     def _settle(self, wallet: Wallet, now: int, *, write: bool = True) -> None:
         """Pay what is available to the wallet's unpaid events: the end of whatever is written."""

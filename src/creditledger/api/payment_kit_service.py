@@ -17,21 +17,17 @@ from creditledger.errors import (
     InvalidField,
     MissingField,
     NotFound,
-    OutcomeUnknown,
-    Overloaded,
     QueryTooBroad,
-    Unavailable,
     echo,
 )
 from creditledger.ledger import Ledger
 from creditledger.operations import Command, ReportEvent
 from creditledger.registry import Currency, Meter, Scope
+from creditledger.shown import WalletPlace
 from creditledger.store import READ_SECONDS_MAX, Store, meter_events, meters, registry
 from creditledger.store.meter_events import EventFilters, Reported
 
 SEARCH_SECONDS_MAX = 2.0
-#: Wallets, and meters, that are found without a read; of neither changes what is kept.
-KEPT_MAX = 10_000
 
 
 class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceServicer):
@@ -44,8 +40,6 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self._store = store
         self._ledger = ledger
         self._clock = clock
-        self._meters: dict[str, tuple[str, str]] = {}  #: Event name -> id, currency.
-        self._wallets: dict[tuple[str, str, bool], str] = {}
 
     # Meters.
 
@@ -140,12 +134,26 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     ) -> pb.CreditMeterEvent:
         """As a posting, see `Ledger.post`; too little credit is no refusal. Raises NotFound too."""
         livemode = caller.mode(new.livemode)
-        meter_id, currency = await self._meter(new.event_name)
-        wallet_id = await self._wallet(new.customer_id, currency, livemode)
+        # All that is read is read before: what was written is then answered in any case.
+        meter, currency, customer, wallet_id = await self._store.read(
+            lambda c: meter_events.destination(
+                c, new.event_name, new.customer_id, livemode=livemode
+            )
+        )
+        if meter is None:
+            raise NotFound(f"no meter counts {echo(new.event_name)}", param="event_name")
+        if currency is None:
+            raise InvalidField(
+                "the meter has no currency, so its events cost nothing", param="event_name"
+            )
+        if customer is None:
+            raise NotFound(f"no customer {echo(new.customer_id)}", param="payload.customer_id")
+        if wallet_id is None:
+            wallet_id = await self._new_wallet(new.customer_id, currency.code, livemode)
         command = Command(
             wallet_id,
             new.identifier,
-            ReportEvent(new.value, meter_id, new.subscription_id),
+            ReportEvent(new.value, meter.id, new.subscription_id),
             livemode,
             caller.number,
             caller.name,
@@ -154,53 +162,36 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             backdating_free=caller.scope is Scope.ADMIN,
         )
         try:
-            posting = (await self._ledger.post(command)).posting
+            posted = await self._ledger.post(command)
         except IdempotencyKeyReused as refusal:
             raise IdempotencyKeyReused(
                 f"the identifier names another request: {refusal.metadata['fields']} differ",
                 param="identifier",
                 **refusal.metadata,
             ) from None
-        try:
-            found = await self._event(posting.wallet, posting.number)
-        except (Unavailable, Overloaded, QueryTooBroad) as refusal:
-            raise OutcomeUnknown("the event stands, but could not be read") from refusal
-        assert found is not None
-        return payment_kit.event(found)
+        if posted.event is None:
+            found = await self._event(posted.posting.wallet, posted.posting.number)
+            assert found is not None
+            return payment_kit.event(found)
+        return payment_kit.event(
+            Reported(
+                posted.event,
+                posted.posting.wallet,
+                WalletPlace(wallet_id, new.customer_id, currency.code, currency.scale, livemode),
+                new.metadata,
+                customer,
+                (meter.name, meter.event_name, meter.unit),
+                currency,
+            )
+        )
 
-    async def _meter(self, event_name: str) -> tuple[str, str]:
-        """Id and currency of the meter that counts these events. Raises NotFound, InvalidField."""
-        known = self._meters.get(event_name)
-        if known is None:
-            one = await self._store.read(lambda c: meters.by_event(c, event_name))
-            if one is None:
-                raise NotFound(f"no meter counts {echo(event_name)}", param="event_name")
-            if one.currency is None:
-                raise InvalidField(
-                    "the meter has no currency, so its events cost nothing", param="event_name"
-                )
-            if len(self._meters) >= KEPT_MAX:
-                self._meters.clear()
-            known = self._meters[event_name] = one.id, one.currency
-        return known
-
-    async def _wallet(self, customer_id: str, currency: str, livemode: bool) -> str:
-        """The customer's wallet, made if there is none. Raises NotFound."""
-        place = customer_id, currency, livemode
-        known = self._wallets.get(place)
-        if known is None:
-            known = await self._store.read(lambda c: registry.wallet_id_of(c, *place))
-            if known is None:
-                now, new_id = self._clock(), ids.random("wal")
-                known = await self._store.write(
-                    lambda c: registry.wallet_for(
-                        c, *place, new_id=new_id, now=now, field="payload.customer_id"
-                    )
-                )
-            if len(self._wallets) >= KEPT_MAX:
-                self._wallets.clear()
-            self._wallets[place] = known
-        return known
+    async def _new_wallet(self, customer_id: str, currency: str, livemode: bool) -> str:
+        now, new_id = self._clock(), ids.random("wal")
+        return await self._store.write(
+            lambda c: registry.wallet_for(
+                c, customer_id, currency, livemode, new_id=new_id, now=now
+            )
+        )
 
     async def _event(self, wallet: int, number: int) -> Reported | None:
         return await self._store.read(lambda c: meter_events.event(c, wallet, number))

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Select, and_, func, or_, select
 
 from creditledger.model import MeterEvent
-from creditledger.registry import Currency
+from creditledger.registry import Currency, Meter
 from creditledger.shown import WalletPlace
-from creditledger.store import schema
+from creditledger.store import meters, registry, schema
 from creditledger.store.dialects import has_value, holds
 from creditledger.store.lists import fold
 from creditledger.store.values import EVENT_COLUMNS, event_value, load
@@ -32,6 +32,15 @@ class Reported(NamedTuple):
     customer: tuple[str, str]  #: Name, e-mail address.
     meter: tuple[str, str, str]  #: Name, event name, unit.
     currency: Currency
+
+
+class Destination(NamedTuple):
+    """Where an event goes, as far as there is such a place."""
+
+    meter: Meter | None
+    currency: Currency | None
+    customer: tuple[str, str] | None  #: Name, e-mail address.
+    wallet_id: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +110,22 @@ def event(connection: Connection, wallet: int, number: int) -> Reported | None:
     query = _REPORTED.where(_e.wallet_number == wallet, _e.number == number)
     found = connection.execute(query).one_or_none()
     return None if found is None else _reported(found)
+
+
+def destination(
+    connection: Connection, event_name: str, customer_id: str, *, livemode: bool
+) -> Destination:
+    """The meter of these events, its currency, the customer and the wallet that pays."""
+    meter = meters.by_event(connection, event_name)
+    if meter is None or meter.currency is None:
+        return Destination(meter, None, None, None)
+    customer = registry.customer(connection, customer_id)
+    return Destination(
+        meter,
+        registry.currency(connection, meter.currency),
+        None if customer is None else (customer.name, customer.email),
+        registry.wallet_id_of(connection, customer_id, meter.currency, livemode),
+    )
 
 
 def page(

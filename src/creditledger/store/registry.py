@@ -289,12 +289,10 @@ def wallet_for(
     *,
     new_id: str,
     now: int,
-    field: str,
 ) -> str:
-    """The same, of a wallet made under `new_id` unless there is one. Raises NotFound(field)."""
+    """The same, of a wallet made under `new_id` unless there is one. Raises NotFound."""
     found = wallet_id_of(connection, customer_id, currency, livemode)
     if found is None:
-        require_customer(connection, customer_id, field=field)
         found = create_wallet(
             connection,
             id_=None,
