@@ -69,6 +69,36 @@ async function main() {
     payment.meterEvents.stats({ meter_id: meter.id, start: now - 60, end: now + 60, granularity: 'day' }),
   );
   await call('pending amount', () => payment.meterEvents.pendingAmount({ customer_id: KIT_CUSTOMER }));
+  const grant = await call('grant', () =>
+    payment.creditGrants.create({
+      customer_id: KIT_CUSTOMER,
+      currency_id: meter.currency_id,
+      amount: '100',
+      category: 'paid',
+      name: 'May',
+      expires_at: now + 3600,
+      metadata: { order: 'order-1' },
+    }),
+  );
+  await call('grant retrieved', () => payment.creditGrants.retrieve(grant.id));
+  await call('grants', () =>
+    payment.creditGrants.list({ customer_id: KIT_CUSTOMER, status: 'granted', page: 1, pageSize: 5 }),
+  );
+  await call('grant summary', () => payment.creditGrants.summary({ customer_id: KIT_CUSTOMER }));
+  await call('availability', () =>
+    payment.creditGrants.verifyAvailability({ customer_id: KIT_CUSTOMER, currency_id: 'CREDIT', pending_amount: '77.5' }),
+  );
+  await call('too much', () =>
+    payment.creditGrants.verifyAvailability({ customer_id: KIT_CUSTOMER, currency_id: 'CREDIT', pending_amount: '78' }),
+  );
+  await call('event paid', () => payment.meterEvents.retrieve(event.id));
+  const rows = await call('transactions', () =>
+    payment.creditTransactions.list({ customer_id: KIT_CUSTOMER, limit: 10 }),
+  );
+  await call('transaction', () => payment.creditTransactions.retrieve(rows.list[0].id));
+  await call('summary', () =>
+    payment.creditTransactions.summary({ customer_id: KIT_CUSTOMER, meter_id: meter.id }),
+  );
   await call('nobody', () => payment.meterEvents.list({ customer_id: 'nobody' }));
   process.stdout.write(JSON.stringify(seen));
   process.exit(0); // the client keeps timers

@@ -262,6 +262,30 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         kit_pb.PaymentKitServiceGetPendingAmountRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "PaymentKitService.CreateGrant": (
+        kit_pb.PaymentKitServiceCreateGrantRequest(
+            amount="1", currency_id="USD", customer_id=CUSTOMER, category="paid"
+        ),
+        FROM_SERVICE,
+    ),
+    "PaymentKitService.GetGrant": (
+        kit_pb.PaymentKitServiceGetGrantRequest(id=ids.compose("cg", 1, 1)),
+        NOT_OTHERS_LIVE,
+    ),
+    "PaymentKitService.ListGrants": (
+        kit_pb.PaymentKitServiceListGrantsRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "PaymentKitService.GetGrantSummary": (
+        kit_pb.PaymentKitServiceGetGrantSummaryRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "PaymentKitService.GetGrantAvailability": (
+        kit_pb.PaymentKitServiceGetGrantAvailabilityRequest(
+            customer_id=CUSTOMER, currency_id="USD"
+        ),
+        NOT_OTHERS,
+    ),
     "ApiKeyService.CreateApiKey": (
         keys_pb.CreateApiKeyRequest(name="New", scope="service"),
         FROM_ADMIN,

@@ -35,6 +35,8 @@ SPELLED_OTHERWISE = {
     ("CreditMeterEvent", "payment_currency"): "paymentCurrency",
     ("PaymentKitServiceListMetersRequest", "page_size"): "pageSize",
     ("PaymentKitServiceListMeterEventsRequest", "page_size"): "pageSize",
+    ("PaymentKitGrant", "payment_currency"): "paymentCurrency",
+    ("PaymentKitServiceListGrantsRequest", "page_size"): "pageSize",
     ("PaymentKitPaging", "page_size"): "pageSize",
 }
 REASONS = (
@@ -116,6 +118,11 @@ ROUTES = {
     "PaymentKitService.ListMeterEvents": "get /api/meter-events",
     "PaymentKitService.GetMeterEventStats": "get /api/meter-events/stats",
     "PaymentKitService.GetPendingAmount": "get /api/meter-events/pending-amount",
+    "PaymentKitService.CreateGrant": "post /api/credit-grants *",
+    "PaymentKitService.GetGrant": "get /api/credit-grants/{id}",
+    "PaymentKitService.ListGrants": "get /api/credit-grants",
+    "PaymentKitService.GetGrantSummary": "get /api/credit-grants/summary",
+    "PaymentKitService.GetGrantAvailability": "get /api/credit-grants/verify-availability",
     "RegistryService.CreateCustomer": "post /v1/customers *",
     "RegistryService.GetCustomer": "get /v1/customers/{customer_id}",
     "RegistryService.ListCustomers": "get /v1/customers",

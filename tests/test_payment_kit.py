@@ -89,8 +89,8 @@ async def seen(client: Path, new_database: Callable[[], str]) -> Json:
     return found
 
 
-async def test_the_published_client_meters(seen: Json) -> None:
-    """It makes, finds, changes and switches a meter, and reports, finds and adds up events."""
+async def test_the_published_client(seen: Json) -> None:
+    """It makes a meter, reports events, gives credit that pays them, and reads all of it."""
     meter = seen["meter"]
     assert (meter["object"], meter["event_name"], meter["status"]) == ("meter", "pages", "active")
     assert seen["meter retrieved"] == meter
@@ -117,3 +117,31 @@ async def test_the_published_client_meters(seen: Json) -> None:
     assert (seen["stats"]["count"], day["event_count"], day["total_value"]) == (1, 2, "22.50")
     assert seen["pending amount"] == {"CREDIT": "22.50"}
     assert (seen["nobody"]["refused"], seen["nobody"]["param"]) == (400, "customer_id")
+
+    grant = seen["grant"]
+    assert (grant["object"], grant["amount"], grant["category"]) == (
+        *("credit_grant", "100.00", "paid"),
+    )
+    # It pays both events as it is given.
+    assert (grant["remaining_amount"], grant["status"]) == ("77.50", "granted")
+    assert grant["metadata"] == {"order": "order-1"}
+    assert seen["grant retrieved"] == grant
+    assert (seen["grants"]["count"], seen["grants"]["list"]) == (1, [grant])
+    assert seen["grant summary"]["CREDIT"]["totalAmount"] == "100.00"
+    assert seen["grant summary"]["CREDIT"]["remainingAmount"] == "77.50"
+    assert seen["availability"] == {"can_continue": True}
+    assert seen["too much"] == {"can_continue": False, "reason": "insufficient_credit"}
+    paid = seen["event paid"]
+    assert (paid["status"], paid["credit_consumed"], paid["credit_pending"]) == (
+        *("completed", "12.50", "0.00"),
+    )
+    rows = seen["transactions"]
+    assert [(one["type"], one["amount"], one["running_balance"]) for one in rows["list"]] == [
+        ("consumption", "-10.00", "77.50"),
+        ("consumption", "-12.50", "87.50"),
+        ("grant", "100.00", "100.00"),
+    ]
+    assert [one.get("meter_event_id") for one in rows["list"]] == ["job-2", "job-1", None]
+    assert seen["transaction"] == rows["list"][0]
+    assert seen["summary"]["total_credit_amount"] == "-22.50"
+    assert seen["summary"]["transaction_count"] == 2

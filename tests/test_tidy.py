@@ -36,7 +36,9 @@ server demo import_usage seeding
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.payment_kit_service api.wallet_service
-api.balances api.exporting api.held api.limits api.pages api.payment_kit api.transferred api.usage
+api.balances api.exporting api.held api.limits api.pages api.payment_kit_grants api.transferred\
+ api.usage
+api.payment_kit
 api.wire
 api.fields api.rpc
 api.auth log
@@ -46,7 +48,7 @@ writing
 holds limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.meter_events
+store.given store.meter_events
 store.walks store.meters
 store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer

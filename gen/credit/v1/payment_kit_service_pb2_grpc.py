@@ -92,6 +92,31 @@ class PaymentKitServiceStub:
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetPendingAmountRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_struct__pb2.Struct.FromString,
                 _registered_method=True)
+        self.CreateGrant = channel.unary_unary(
+                '/credit.v1.PaymentKitService/CreateGrant',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCreateGrantRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.FromString,
+                _registered_method=True)
+        self.GetGrant = channel.unary_unary(
+                '/credit.v1.PaymentKitService/GetGrant',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.FromString,
+                _registered_method=True)
+        self.ListGrants = channel.unary_unary(
+                '/credit.v1.PaymentKitService/ListGrants',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.FromString,
+                _registered_method=True)
+        self.GetGrantSummary = channel.unary_unary(
+                '/credit.v1.PaymentKitService/GetGrantSummary',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_struct__pb2.Struct.FromString,
+                _registered_method=True)
+        self.GetGrantAvailability = channel.unary_unary(
+                '/credit.v1.PaymentKitService/GetGrantAvailability',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityResponse.FromString,
+                _registered_method=True)
 
 
 class PaymentKitServiceServicer:
@@ -182,6 +207,47 @@ class PaymentKitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateGrant(self, request, context):
+        """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
+        wallet in this currency, which is made if there is none. The header Idempotency-Key names the
+        intent: the same request with it again answers the same grant; without one each call gives
+        anew. Needs a service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGrant(self, request, context):
+        """Answers one grant as it is now. A customer key sees its own customer's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListGrants(self, request, context):
+        """Answers a page of grants as they are now, newest first. A customer key sees its own customer's.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGrantSummary(self, request, context):
+        """Adds up a customer's grants that can be spent now: an object of currency ids and, of each,
+        paymentCurrency, totalAmount, remainingAmount and grantCount; without currencies that have
+        none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGrantAvailability(self, request, context):
+        """Answers whether a customer's wallet can go on paying for events. It sets nothing aside: what
+        must not be spent by somebody else meanwhile needs a hold.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PaymentKitServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -239,6 +305,31 @@ def add_PaymentKitServiceServicer_to_server(servicer, server):
                     servicer.GetPendingAmount,
                     request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetPendingAmountRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_struct__pb2.Struct.SerializeToString,
+            ),
+            'CreateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateGrant,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCreateGrantRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.SerializeToString,
+            ),
+            'GetGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGrant,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.SerializeToString,
+            ),
+            'ListGrants': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGrants,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.SerializeToString,
+            ),
+            'GetGrantSummary': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGrantSummary,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_struct__pb2.Struct.SerializeToString,
+            ),
+            'GetGrantAvailability': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGrantAvailability,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -540,6 +631,141 @@ class PaymentKitService:
             '/credit.v1.PaymentKitService/GetPendingAmount',
             credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetPendingAmountRequest.SerializeToString,
             google_dot_protobuf_dot_struct__pb2.Struct.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/CreateGrant',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCreateGrantRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/GetGrant',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitGrant.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGrants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/ListGrants',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGrantSummary(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/GetGrantSummary',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.SerializeToString,
+            google_dot_protobuf_dot_struct__pb2.Struct.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGrantAvailability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/GetGrantAvailability',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityResponse.FromString,
             options,
             channel_credentials,
             insecure,

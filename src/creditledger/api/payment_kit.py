@@ -165,11 +165,12 @@ def meter(one: Meter, currency: Currency | None, livemode: bool) -> pb.CreditMet
         metadata=one.metadata,
         created_at=time.text(one.created_at),
         updated_at=time.text(one.updated_at or one.created_at),
-        payment_currency=None if currency is None else _currency(currency),
+        payment_currency=None if currency is None else shown_currency(currency),
     )
 
 
-def _currency(one: Currency) -> pb.CreditCurrency:
+def shown_currency(one: Currency) -> pb.CreditCurrency:
+    """A currency as it is shown beside what costs in it."""
     return pb.CreditCurrency(
         id=one.code, name=one.name, symbol=one.code, decimal=one.scale, type="credit"
     )
@@ -352,5 +353,5 @@ def event(found: Reported) -> pb.CreditMeterEvent:
         meter=pb.MeterEventMeter(
             id=one.meter_id, name=meter_name, event_name=event_name, unit=unit
         ),
-        payment_currency=_currency(found.currency),
+        payment_currency=shown_currency(found.currency),
     )

@@ -1,4 +1,4 @@
-"""PaymentKitService: meters and meter events, as Payment Kit's client asks for them."""
+"""PaymentKitService: meters, meter events and grants, as Payment Kit's client asks for them."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,25 +9,33 @@ from google.protobuf.struct_pb2 import Struct
 from sqlalchemy import Connection
 
 from creditledger import ids, money
-from creditledger.api import payment_kit
+from creditledger.api import fields, payment_kit, payment_kit_grants
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.rpc import Service, current_header, rpc
 from creditledger.errors import (
     IdempotencyKeyReused,
     InvalidField,
     MissingField,
     NotFound,
+    OutcomeUnknown,
+    Overloaded,
     QueryTooBroad,
+    Refusal,
+    Unavailable,
     echo,
 )
 from creditledger.ledger import Ledger
+from creditledger.model import Posting
 from creditledger.operations import Command, ReportEvent
 from creditledger.registry import Currency, Meter, Scope
 from creditledger.shown import WalletPlace
-from creditledger.store import READ_SECONDS_MAX, Store, meter_events, meters, registry
+from creditledger.store import READ_SECONDS_MAX, Store, given, meter_events, meters, registry
+from creditledger.store.given import GivenFilters
 from creditledger.store.meter_events import EventFilters, Reported
 
 SEARCH_SECONDS_MAX = 2.0
+#: More than a customer can have of one mode: there is one for each currency.
+WALLETS_MAX = 1_000
 
 
 class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceServicer):
@@ -205,11 +213,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         place = ids.resolve("me", wanted.id)
         assert place is not None
         found = await self._event(*place)
-        if (
-            found is None
-            or not caller.may_see(found.wallet.customer_id)
-            or caller.livemode not in (None, found.wallet.livemode)
-        ):
+        if found is None or not _may_see(caller, found.wallet):
             raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
         return payment_kit.event(found)
 
@@ -292,6 +296,143 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         answer.update({code: money.text(amount, scale) for code, (amount, scale) in found.items()})
         return answer
 
+    # Grants.
+
+    @rpc(payment_kit_grants.new_grant, scope=Scope.SERVICE)
+    async def CreateGrant(  # noqa: N802
+        self, new: payment_kit_grants.NewGrant, caller: Caller
+    ) -> pb.PaymentKitGrant:
+        """As a posting, see `Ledger.post`. Raises NotFound, InvalidField, IdempotencyKeyReused."""
+        livemode = caller.mode(new.livemode)
+        key = current_header("idempotency-key")
+        if key is not None:
+            fields.idempotency_key(key, field="Idempotency-Key")
+        try:
+            posting = await self._give(new, key or ids.random("key"), livemode, caller)
+        except Refusal as refusal:
+            raise payment_kit_grants.renamed(refusal) from None
+        try:
+            return await self._given((posting.wallet, posting.rows[0].sequence))
+        except (Unavailable, Overloaded, QueryTooBroad) as refusal:
+            raise OutcomeUnknown("the grant stands, but could not be read") from refusal
+
+    async def _give(
+        self, new: payment_kit_grants.NewGrant, key: str, livemode: bool, caller: Caller
+    ) -> Posting:
+        wallet_id = await self._store.read(
+            lambda c: registry.wallet_id_of(c, new.customer_id, new.currency, livemode)
+        )
+        if wallet_id is None:
+            wallet_id = await self._new_wallet(new.customer_id, new.currency, livemode)
+        command = Command(
+            wallet_id,
+            key,
+            new.operation,
+            livemode,
+            caller.number,
+            caller.name,
+            metadata=new.metadata,
+            backdating_free=caller.scope is Scope.ADMIN,
+        )
+        return (await self._ledger.post(command)).posting
+
+    async def _given(
+        self, place: tuple[int, int], caller: Caller | None = None
+    ) -> pb.PaymentKitGrant:
+        now = self._clock()
+        found = await self._store.read(lambda c: given.grant(c, *place, clock=now))
+        unseen = caller is not None and found is not None and not _may_see(caller, found.wallet)
+        if found is None or unseen:
+            raise NotFound(f"no grant {echo(ids.compose('cg', *place))}", param="id")
+        return payment_kit_grants.grant(found)
+
+    @rpc(payment_kit_grants.named_grant, scope=Scope.CUSTOMER)
+    async def GetGrant(  # noqa: N802
+        self, wanted: payment_kit.Named, caller: Caller
+    ) -> pb.PaymentKitGrant:
+        """Raises NotFound, ModeMismatch."""
+        caller.mode(wanted.livemode)
+        place = ids.resolve("cg", wanted.id)
+        assert place is not None
+        return await self._given(place, caller)
+
+    @rpc(payment_kit_grants.grant_list, scope=Scope.CUSTOMER)
+    async def ListGrants(  # noqa: N802
+        self, wanted: payment_kit_grants.GrantList, caller: Caller
+    ) -> pb.PaymentKitServiceListGrantsResponse:
+        """Newest first. Raises NotFound for another customer's id, QueryTooBroad."""
+        filters = GivenFilters(
+            livemode=caller.mode(wanted.livemode),
+            customer_id=caller.own(wanted.customer_id),
+            currency=wanted.currency,
+            statuses=wanted.statuses,
+            q=wanted.q,
+        )
+        if filters.q is not None and filters.customer_id is None:
+            raise QueryTooBroad("q needs a customer beside it", param="q")
+        now, page = self._clock(), wanted.page
+        count, found = await self._store.read(
+            lambda c: given.page(c, filters, offset=page.offset, size=page.size, clock=now)
+        )
+        return pb.PaymentKitServiceListGrantsResponse(
+            count=count, list=map(payment_kit_grants.grant, found), paging=page.message()
+        )
+
+    @rpc(payment_kit_grants.whose, scope=Scope.CUSTOMER)
+    async def GetGrantSummary(  # noqa: N802
+        self, wanted: payment_kit_grants.Whose, caller: Caller
+    ) -> Struct:
+        """Raises MissingField(customer_id), NotFound for another customer's id."""
+        livemode, customer_id = caller.mode(wanted.livemode), _customer(caller, wanted.customer_id)
+        now = self._clock()
+
+        def read(connection: Connection) -> Struct:
+            wallets = registry.wallets(
+                connection,
+                "",
+                WALLETS_MAX,
+                livemode=livemode,
+                customer_id=customer_id,
+                currency=None,
+                status=None,
+            )
+            found = [registry.currency(connection, one.currency) for one in wallets]
+            currencies = {one.code: one for one in found if one is not None}
+            return payment_kit_grants.summary(wallets, currencies, now)
+
+        return await self._store.read(read)
+
+    @rpc(payment_kit_grants.availability, scope=Scope.CUSTOMER)
+    async def GetGrantAvailability(  # noqa: N802
+        self, wanted: payment_kit_grants.Availability, caller: Caller
+    ) -> pb.PaymentKitServiceGetGrantAvailabilityResponse:
+        """Raises MissingField(customer_id), NotFound, InvalidField."""
+        livemode, customer_id = caller.mode(wanted.livemode), _customer(caller, wanted.customer_id)
+        now = self._clock()
+
+        def read(connection: Connection) -> str | None:
+            registry.require_customer(connection, customer_id)
+            scale = registry.scale(connection, wanted.currency, field="currency_id")
+            wallet = registry.wallet_of(connection, customer_id, wanted.currency, livemode)
+            return payment_kit_grants.why_not(wanted, wallet, scale, now)
+
+        reason = await self._store.read(read)
+        return pb.PaymentKitServiceGetGrantAvailabilityResponse(
+            can_continue=reason is None, reason=reason
+        )
+
 
 def _currency_of(connection: Connection, meter: Meter) -> Currency | None:
     return None if meter.currency is None else registry.currency(connection, meter.currency)
+
+
+def _customer(caller: Caller, customer_id: str | None) -> str:
+    """The customer that is named, or the key's own. Raises MissingField, NotFound."""
+    found = caller.own(customer_id)
+    if found is None:
+        raise MissingField("customer_id")
+    return found
+
+
+def _may_see(caller: Caller, wallet: WalletPlace) -> bool:
+    return caller.may_see(wallet.customer_id) and caller.livemode in (None, wallet.livemode)

@@ -384,6 +384,18 @@ def unforeseen(request_id: str) -> Internal:
     return Internal(f"internal error; the operator finds it in the log as {request_id}")
 
 
+def current_header(name: str) -> str | None:
+    """A header of the call under way, over gRPC its metadata; the last one where there are several.
+
+    `name` is in lower case.
+    """
+    found = None
+    for one, value in _call.get().metadata:
+        if one == name:
+            found = value
+    return found
+
+
 def current_request_id() -> str:
     """The id of the call under way."""
     return _call.get().request_id

@@ -1,0 +1,230 @@
+"""Messages of grants to values and back, in the shapes of Payment Kit."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from credit.v1 import payment_kit_service_pb2 as pb
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
+
+from creditledger import clock as time
+from creditledger import ids, money
+from creditledger.api import fields, payment_kit, wire
+from creditledger.errors import IdempotencyKeyReused, InvalidField, Refusal
+from creditledger.model import (
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    Category,
+    Kind,
+    Status,
+    Wallet,
+    standing,
+)
+from creditledger.operations import GiveGrant
+from creditledger.registry import Currency
+from creditledger.store.given import STATUSES, Given
+
+#: The kind of the posting by which a grant is given.
+_KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
+
+
+@dataclass(frozen=True, slots=True)
+class NewGrant:
+    """Credit to be given, and to whom."""
+
+    customer_id: str
+    currency: str
+    operation: GiveGrant
+    metadata: dict[str, str]
+    livemode: bool | None
+
+
+def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
+    """Raises InvalidField, MissingField."""
+    amount = fields.amount(request.amount, field="amount")
+    _require_everything(request.applicability_config)
+    category = fields.word(
+        fields.required(request.category, field="category"), wire.CATEGORIES, field="category"
+    )
+    priority = fields.optional(request, "priority", PRIORITY_DEFAULT)
+    return NewGrant(
+        customer_id=fields.reference("cus", request.customer_id, field="customer_id"),
+        currency=fields.currency(request.currency_id, field="currency_id"),
+        operation=GiveGrant(
+            amount=amount,
+            kind=_KINDS[category],
+            category=category,
+            priority=fields.number(priority, least=0, most=PRIORITY_MAX, field="priority"),
+            name=fields.optional_text(request, "name", field="name", most=fields.NAME_MAX),
+            effective_at=fields.seconds(request, "effective_at", field="effective_at") or None,
+            expires_at=fields.seconds(request, "expires_at", field="expires_at") or None,
+            source={},
+        ),
+        metadata=fields.metadata(request.metadata),
+        livemode=fields.optional(request, "livemode", None),
+    )
+
+
+def _require_everything(config: pb.ApplicabilityConfig) -> None:
+    """Raises InvalidField for what narrows a grant."""
+    for name in ("prices", "price_type"):
+        if getattr(config.scope, name):
+            field = f"applicability_config.scope.{name}"
+            raise InvalidField(f"{field} is not served: a grant pays for everything", param=field)
+
+
+def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> payment_kit.Named:
+    """A grant by its id."""
+    id_ = fields.made("cg", request.id, field="id")
+    return payment_kit.Named(id_, fields.optional(request, "livemode", None))
+
+
+@dataclass(frozen=True, slots=True)
+class GrantList:
+    """The grants to be listed."""
+
+    page: payment_kit.Page
+    customer_id: str | None
+    currency: str | None
+    statuses: tuple[str, ...]  #: Empty: all.
+    q: str | None
+    livemode: bool | None
+
+
+def grant_list(request: pb.PaymentKitServiceListGrantsRequest) -> GrantList:
+    """Raises InvalidField."""
+    statuses: list[str] = []
+    if request.HasField("status"):
+        words = {status: status for status in STATUSES}
+        statuses = [fields.word(one, words, field="status") for one in request.status.split(",")]
+    return GrantList(
+        payment_kit.page(request),
+        fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+        fields.optional_currency(request, "currency_id", field="currency_id"),
+        tuple(statuses),
+        fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+        fields.optional(request, "livemode", None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Whose:
+    """Whose grants are asked for."""
+
+    customer_id: str | None
+    livemode: bool | None
+
+
+def whose(request: pb.PaymentKitServiceGetGrantSummaryRequest) -> Whose:
+    """Raises InvalidField."""
+    if request.HasField("subscription_id"):
+        raise InvalidField(
+            "subscription_id is not served: grants belong to no subscription",
+            param="subscription_id",
+        )
+    return Whose(
+        fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+        fields.optional(request, "livemode", None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """What a wallet is asked to cover."""
+
+    customer_id: str | None
+    currency: str
+    pending: str
+    most_unpaid: str
+    livemode: bool | None
+
+
+def availability(request: pb.PaymentKitServiceGetGrantAvailabilityRequest) -> Availability:
+    """Raises InvalidField, MissingField."""
+    pending = fields.optional(request, "pending_amount", "0")
+    most_unpaid = fields.optional(request, "max_pending_amount", "0")
+    if request.HasField("max_recharge_times"):
+        fields.number(
+            request.max_recharge_times, least=0, most=fields.INT32_MAX, field="max_recharge_times"
+        )
+    return Availability(
+        fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+        fields.currency(request.currency_id, field="currency_id"),
+        fields.limit(pending, field="pending_amount"),
+        fields.limit(most_unpaid, field="max_pending_amount"),
+        fields.optional(request, "livemode", None),
+    )
+
+
+def grant(one: Given) -> pb.PaymentKitGrant:
+    """A grant, as of its wallet's time."""
+    given, scale = one.grant, one.wallet.scale
+    return pb.PaymentKitGrant(
+        id=ids.compose("cg", one.wallet_number, given.number),
+        object="credit_grant",
+        amount=money.text(given.amount, scale),
+        remaining_amount=money.text(0 if one.status == "expired" else given.remaining, scale),
+        currency_id=one.wallet.currency,
+        customer_id=one.wallet.customer_id,
+        name=given.name,
+        category=given.category.word,
+        priority=given.priority,
+        effective_at=given.effective_at // time.SECOND,
+        expires_at=None if given.expires_at is None else given.expires_at // time.SECOND,
+        status=one.status,
+        livemode=one.wallet.livemode,
+        metadata=one.metadata,
+        created_at=time.text(given.created_at),
+        updated_at=time.text(given.created_at),
+        wallet_id=one.wallet.id,
+        payment_currency=payment_kit.shown_currency(one.currency),
+    )
+
+
+def summary(wallets: list[Wallet], currencies: Mapping[str, Currency], clock: int) -> Struct:
+    """What the wallets' open grants have, by currency."""
+    answer = Struct()
+    for wallet in wallets:
+        now = wallet.time(clock)
+        opened = [one for one in wallet.burning if one.is_open(now)]
+        if opened:
+            shown = payment_kit.shown_currency(currencies[wallet.currency])
+            total, left = sum(one.amount for one in opened), sum(one.remaining for one in opened)
+            answer[wallet.currency] = {
+                "paymentCurrency": MessageToDict(shown, always_print_fields_with_no_presence=True),
+                "totalAmount": money.text(total, wallet.scale),
+                "remainingAmount": money.text(left, wallet.scale),
+                "grantCount": len(opened),
+            }
+    return answer
+
+
+def why_not(asked: Availability, wallet: Wallet | None, scale: int, clock: int) -> str | None:
+    """Why the wallet cannot go on paying; None if it can. Raises InvalidField for the digits."""
+    pending = money.parse(asked.pending, scale, field="pending_amount")
+    most_unpaid = money.parse(asked.most_unpaid, scale, field="max_pending_amount")
+    if wallet is None:
+        return "no_wallet"
+    if wallet.status is not Status.ACTIVE:
+        return f"wallet_{wallet.status.word}"
+    room = standing(wallet, clock).available + wallet.overdraft_limit + most_unpaid
+    owed = pending + wallet.unpaid_amount
+    return None if room > 0 and room >= owed else "insufficient_credit"
+
+
+def renamed(refusal: Refusal) -> Refusal:
+    """The refusal of a posting or wallet, by the names that this request has for its fields."""
+    if refusal.param is None:
+        return refusal
+    param = _NAMES.get(refusal.param, refusal.param.removeprefix("grant."))
+    if isinstance(refusal, IdempotencyKeyReused):
+        names = [one.removeprefix("grant.") for one in refusal.metadata["fields"].split(",")]
+        return IdempotencyKeyReused(
+            f"the Idempotency-Key names another request: {', '.join(names)} differ",
+            param=param,
+            fields=",".join(names),
+        )
+    return type(refusal)(refusal.message, param=param, **refusal.metadata)
+
+
+_NAMES = {"idempotency_key": "Idempotency-Key", "currency": "currency_id"}
