@@ -83,6 +83,17 @@ amounts = st.integers(1, 12) | st.integers(1, 60)
 labels = st.sampled_from([None, "", "a", "b"])
 
 
+#: What grants pay for: often what many consumptions name, sometimes everything, or no such meter.
+scopes = st.fixed_dictionaries(
+    {},
+    optional={
+        "meter_ids": st.sampled_from([["mtr_tokens"]] * 7 + [[], ["mtr_tokens", "mtr_none"]]),
+        "product_ids": st.lists(st.sampled_from(["a", "b", "c"]), max_size=3),
+        "categories": st.sampled_from([[], [], ["a"], ["b", "a", "b"]]),
+    },
+)
+
+
 @st.composite
 def usages(draw: st.DrawFn) -> dict[str, Any]:
     """Usage whose fields are left out, given as their defaults, or given."""
@@ -221,6 +232,7 @@ class Asking:
             effective_at=st.sampled_from(BEGINS).map(lambda ms: self._clock.now + ms),
             expires_at=st.sampled_from(ENDS).map(lambda ms: self._clock.now + ms),
             source=st.sampled_from([{}, {"provider": "stripe", "receipt_id": "ch_1"}]),
+            scope=scopes,
         )
 
     def _consumption(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:

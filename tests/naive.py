@@ -37,7 +37,8 @@ PAST_MAX_MS = 35 * 86_400_000
 FUTURE_MAX_MS = 60_000
 
 # One key, the operation's name, and its fields; a field left out and None are the same:
-#   grant        amount, kind, category, priority, name, effective_at, expires_at, source
+#   grant        amount, kind, category, priority, name, effective_at, expires_at, source,
+#                scope {meter_ids, product_ids, categories}
 #   consumption  amount, meter_id, meter_event_id, subscription_id,
 #                usage {api_key_id, product_id, product_name, category, billing_method,
 #                       quantities, base_prices, discount_prices, price_precision}
@@ -79,6 +80,7 @@ class Grant:
     effective_at: int
     expires_at: int | None
     created_at: int
+    scope: Body | None
 
     def ended(self, now: int) -> bool:
         return self.expires_at is not None and self.expires_at <= now
@@ -88,6 +90,16 @@ class Grant:
 
     def open(self, now: int) -> bool:
         return not self.ended(now) and not self.pending(now)
+
+    def pays(self, body: Body) -> bool:
+        """Whether it may pay for what a consumption or a hold says."""
+        usage = body.get("usage") or {}
+        said = {
+            "meter_ids": body.get("meter_id"),
+            "product_ids": usage.get("product_id"),
+            "categories": usage.get("category"),
+        }
+        return all(said[name] in only for name, only in (self.scope or {}).items() if only)
 
     def burn_order(self) -> tuple[int, bool, int, bool, int, int, int]:
         never, paid, expiry = self.expires_at is None, self.category == "paid", self.expires_at or 0
@@ -173,6 +185,7 @@ class WalletView(NamedTuple):
     held: int
     pending: int
     available: int
+    scoped: int
     overdraft_used: int
     overdraft_limit: int
     sequence: int
@@ -281,8 +294,9 @@ class Wallet:
         balance = sum(row.amount for row in self.rows) - due
         pending = sum(self.remaining(grant) for grant in self.grants if grant.pending(now))
         held = sum(hold.left() for hold in self.holds if hold.live(now))
-        available, sequence = balance - pending - held, len(self.rows)
-        return WalletView(balance, held, pending, available, used, limit, sequence, self.status)
+        scoped = sum(self.free(g, now) for g in self.grants if g.open(now) and g.scope)
+        figures = (balance, held, pending, balance - pending - held - scoped, scoped)
+        return WalletView(*figures, used, limit, len(self.rows), self.status)
 
     def append(
         self, posting: Posting, kind: str, amount: int, grant: int | None, at: int | None = None
@@ -302,7 +316,9 @@ class Wallet:
         """
         now, ref, at = posting.created_at, len(self.rows) + 1, terms.get("effective_at")
         defaults = {"priority": 50, "name": None, "effective_at": now, "expires_at": None}
-        paid = min(self.overdraft_used(), amount) if at is None or at <= now else 0
+        defaults["scope"] = None
+        pays_back = (at is None or at <= now) and not terms.get("scope")
+        paid = min(self.overdraft_used(), amount) if pays_back else 0
         self.append(posting, kind, amount, ref, at)
         self.grants.append(
             Grant(ref, amount, paid, category, created_at=now, **{**defaults, **terms})
@@ -310,13 +326,27 @@ class Wallet:
 
     def draw(self, posting: Posting, kind: str, amount: int, grants: Iterable[Grant]) -> None:
         """Take from these grants in burn order; the rest is one overdraft row, last."""
+        for ref, part in self.shares(amount, grants, posting.created_at, amount).items():
+            self.append(posting, kind, -part, ref)
+
+    def shares(
+        self, amount: int, grants: Iterable[Grant], now: int, room: int
+    ) -> dict[int | None, int]:
+        """By grant in burn order, None last: of those without a scope, and None, only `room`."""
+        shares: dict[int | None, int] = {}
         for grant in sorted(grants, key=Grant.burn_order):
-            part = min(amount, self.free(grant, posting.created_at))
-            if part:
-                self.append(posting, kind, -part, grant.ref)
-                amount -= part
-        if amount:
-            self.append(posting, kind, -amount, None)
+            part = min(amount, self.free(grant, now), amount if grant.scope else room)
+            amount -= part
+            room -= 0 if grant.scope else part
+            shares[grant.ref] = part
+        shares[None] = amount
+        return {ref: part for ref, part in shares.items() if part}
+
+    def payers(self, body: Body, now: int) -> list[Grant]:
+        return [grant for grant in self.grants if grant.open(now) and grant.pays(body)]
+
+    def room(self, now: int) -> int:
+        return max(0, self.view(now).available + self.overdraft_limit)
 
     def expire(self, ref: int, now: int) -> None:
         posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
@@ -356,14 +386,16 @@ class Wallet:
     def settle(self, ref: int, now: int) -> int:
         """Credit that is available goes into events that are not paid; the last posting made."""
         for event in self.events() if self.status == "active" else []:
-            part = min(self.unpaid(event), self.view(now).available)
+            room = max(0, self.view(now).available)
+            part = min(self.unpaid(event), self.own(event.body, now) + room)
             if part <= 0:
-                break
+                continue
             ref += 1
             body = {**event.body, "event": event.ref}
             own = Posting(ref, None, "settlement", body, {}, now, now, self.overdraft_limit, now)
             self.postings[ref] = own
-            self.draw(own, "usage", part, [g for g in self.grants if g.open(now)])
+            for place, share in self.shares(part, self.payers(event.body, now), now, room).items():
+                self.append(own, "usage", -share, place)
         return ref
 
     # The operations, by name: each changes a draft, or refuses.
@@ -378,23 +410,37 @@ class Wallet:
             refuse("INVALID_FIELD", param="grant.expires_at")
         category = body.get("category") or default_category(kind)
         terms = {"name": body.get("name"), "effective_at": start, "expires_at": expires_at}
+        terms["scope"] = canonical_scope(body.get("scope"))
         if body.get("priority") is not None:
             terms["priority"] = body["priority"]
         self.give(posting, kind, body["amount"], category, **terms)
 
     def apply_consumption(self, posting: Posting, body: Body) -> None:
         now = posting.created_at
-        self.need(body["amount"], now)
-        self.draw(posting, "usage", body["amount"], [g for g in self.grants if g.open(now)])
+        self.need(body["amount"], body, now)
+        shares = self.shares(body["amount"], self.payers(body, now), now, self.room(now))
+        for ref, part in shares.items():
+            self.append(posting, "usage", -part, ref)
 
     def apply_meter_event(self, posting: Posting, body: Body) -> None:
         now = posting.created_at
-        part = min(body["amount"], self.view(now).available + self.overdraft_limit)
+        part = min(body["amount"], self.spendable(body, now) + self.overdraft_limit)
         if part > 0:
-            self.draw(posting, "usage", part, [g for g in self.grants if g.open(now)])
+            shares = self.shares(part, self.payers(body, now), now, self.room(now))
+            for ref, share in shares.items():
+                self.append(posting, "usage", -share, ref)
 
-    def need(self, amount: int, now: int) -> None:
-        available = self.view(now).available
+    def own(self, body: Body, now: int) -> int:
+        """What is there for this and not for everything."""
+        return sum(self.free(grant, now) for grant in self.payers(body, now) if grant.scope)
+
+    def spendable(self, body: Body, now: int) -> int:
+        """Its own grants, and what there is for everything: below the limit that is nothing."""
+        available, own = self.view(now).available, self.own(body, now)
+        return own + max(available, -self.overdraft_limit) if own else available
+
+    def need(self, amount: int, body: Body, now: int) -> None:
+        available = self.spendable(body, now)
         if amount > available + self.overdraft_limit:
             refuse("INSUFFICIENT_CREDIT", required=amount, available=available)
 
@@ -408,9 +454,9 @@ class Wallet:
         named, forced = None if ref is None else self.grant(ref), body.get("force")
         if not forced and named is not None and debit > self.free(named, now):
             refuse("INSUFFICIENT_CREDIT", required=debit, available=self.free(named, now))
-        if not forced and (named is None or named.open(now)):
-            self.need(debit, now)
-        grants = [named] if named else [g for g in self.grants if g.open(now)]
+        if not forced and (named is None or (named.open(now) and not named.scope)):
+            self.need(debit, {}, now)
+        grants = [named] if named else self.payers({}, now)
         self.draw(posting, "admin_debit", debit, grants)
 
     def apply_refund(self, posting: Posting, body: Body) -> None:
@@ -437,21 +483,19 @@ class Wallet:
             if amount > overdraft:
                 self.give(posting, "refund", amount - overdraft, "paid")
         elif grant.ended(posting.created_at):
-            self.give(posting, "refund", amount, grant.category, priority=grant.priority)
+            terms = {"priority": grant.priority, "scope": grant.scope}
+            self.give(posting, "refund", amount, grant.category, **terms)
         else:
             self.append(posting, "refund", amount, grant.ref)
 
     def apply_hold(self, posting: Posting, body: Body) -> None:
         now = posting.created_at
         deadline = hold_deadline(body, now)
-        self.need(body["amount"], now)
-        parts, missing = {}, body["amount"]
-        for grant in sorted([g for g in self.grants if g.open(now)], key=Grant.burn_order):
-            part = min(missing, self.free(grant, now))
-            if part:
-                parts[grant.ref] = part
-                missing -= part
-        hold = Hold(posting.ref, body["amount"], parts, missing, deadline, body)
+        self.need(body["amount"], body, now)
+        shares = self.shares(body["amount"], self.payers(body, now), now, self.room(now))
+        beyond = shares.pop(None, 0)
+        parts = {ref: part for ref, part in shares.items() if ref is not None}
+        hold = Hold(posting.ref, body["amount"], parts, beyond, deadline, body)
         self.holds.append(hold)
 
     def open_hold(self, ref: int, now: int) -> Hold:
@@ -472,19 +516,19 @@ class Wallet:
         if more > 0 and self.status == "frozen":
             refuse("WALLET_FROZEN")
         if more > 0:
-            self.need(more, now)
+            self.need(more, hold.body, now)
+        room = self.room(now)
         taken: dict[int | None, int] = {}
         missing = wanted
         for ref, part in hold.parts.items():
             taken[ref] = min(part, missing)
             missing -= taken[ref]
-        hold.beyond -= min(hold.beyond, missing)
-        for grant in sorted([g for g in self.grants if g.open(now)], key=Grant.burn_order):
-            # What this hold has set aside is not free, nor what it gives up in this moment.
-            part = min(missing, self.free(grant, now))
-            taken[grant.ref] = taken.get(grant.ref, 0) + part
-            missing -= part
-        taken[None] = missing
+        lacked = min(hold.beyond, missing)
+        hold.beyond -= lacked
+        # What this hold has set aside is not free, nor what it gives up in this moment.
+        payers = self.payers(hold.body, now)
+        for place, part in self.shares(missing, payers, now, lacked + room).items():
+            taken[place] = taken.get(place, 0) + part
         for place, part in taken.items():
             if place in hold.parts:
                 hold.parts[place] -= min(part, hold.parts[place])
@@ -531,6 +575,12 @@ def key_of(body: Body) -> str:
     return (body.get("usage") or {}).get("api_key_id") or ""
 
 
+def canonical_scope(scope: Body | None) -> Body | None:
+    """Lists in order, without doubles; None if all are empty."""
+    found = {name: tuple(sorted(set(only))) for name, only in (scope or {}).items() if only}
+    return found or None
+
+
 def hold_deadline(body: Body, now: int) -> int:
     deadline = body.get("deadline")
     moment: int = now + (body.get("ttl_ms") or HOLD_MS) if deadline is None else deadline
@@ -572,7 +622,10 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     usage = body.get("usage")
     # Requests of holds and transfers are flat.
     own, used = ("", "usage") if name in FLAT else (f"{name}.", "consumption.usage")
-    fields = {f"{own}{field}": value for field, value in body.items() if field != "usage"}
+    apart = ("usage", "scope")
+    fields = {f"{own}{field}": value for field, value in body.items() if field not in apart}
+    scope = canonical_scope(body.get("scope")) or {}
+    fields |= {f"{own}scope.{field}": value for field, value in scope.items()}
     if name == "meter_event":
         fields = {OF_EVENTS[field]: value for field, value in body.items()}
         others = {OF_EVENTS.get(field, field): value for field, value in others.items()}
@@ -649,6 +702,8 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
         "hold_id": [hold.ref for hold in wallet.holds],
     }
     own = "" if name in ON_HOLDS else f"{name}."
+    if not meters.issuperset((body.get("scope") or {}).get("meter_ids") or ()):
+        refuse("NOT_FOUND", param="grant.scope.meter_ids")
     for reference, ids in known.items():
         if body.get(reference) is not None and body[reference] not in ids:
             param = f"{own}{reference}"
@@ -774,6 +829,13 @@ class NaiveLedger:
         wallet.limits.remove(found[0])
         return view
 
+    def sweep(self, *, now: int) -> None:
+        """What is due in any wallet is written down, as any command on it would."""
+        self.clock = now
+        for wallet in self.wallets.values():
+            self.postings_made += 1
+            wallet.expire(self.postings_made, wallet.now(now))
+
     def post(
         self,
         wallet_id: str,
@@ -860,8 +922,7 @@ class NaiveLedger:
         available = drafts[0].view(now).available
         if body["amount"] > available:
             refuse("INSUFFICIENT_CREDIT", required=body["amount"], available=available)
-        opened = [grant for grant in drafts[0].grants if grant.open(now)]
-        drafts[0].draw(out, "transfer_out", body["amount"], opened)
+        drafts[0].draw(out, "transfer_out", body["amount"], drafts[0].payers({}, now))
         for row in drafts[0].rows_of(ref):
             assert row.grant is not None
             grant = drafts[0].grant(row.grant)

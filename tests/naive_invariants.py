@@ -18,13 +18,18 @@ def check(ledger: NaiveLedger) -> None:
     check_transfers(ledger)
     for wallet in ledger.wallets.values():
         left, now, view = walk(wallet), wallet.now(ledger.clock), wallet.view(ledger.clock)
-        spendable = sum(left[grant.ref] for grant in wallet.grants if grant.open(now))
+        is_open = [grant for grant in wallet.grants if grant.open(now)]
+        spendable = sum(left[grant.ref] for grant in is_open if not grant.scope)
         parts = [part for hold in wallet.holds if hold.live(now) for part in hold.parts.items()]
-        kept = sum(part for ref, part in parts if wallet.grant(ref).ended(now))
-        assert view.available == spendable + kept - view.held - view.overdraft_used
+        # What is held of these is none of what there is for everything.
+        aside = sum(p for ref, p in parts if (g := wallet.grant(ref)).ended(now) or g.scope)
+        assert view.available == spendable + aside - view.held - view.overdraft_used
+        limited = [grant for grant in is_open if grant.scope]
+        held = sum(p for ref, p in parts if wallet.grant(ref) in limited)
+        assert view.scoped == sum(left[grant.ref] for grant in limited) - held
         for grant in wallet.grants:
             assert sum(part for ref, part in parts if ref == grant.ref) <= left[grant.ref]
-        assert view.balance == view.available + view.pending + view.held
+        assert view.balance == view.available + view.pending + view.held + view.scoped
         assert wallet.status != "closed" or not (view.balance or view.overdraft_used or parts)
         assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
         for posting in [p for p in wallet.postings.values() if p.name == "meter_event"]:
@@ -85,14 +90,19 @@ def walk(wallet: Wallet) -> dict[int, int]:
             # By burn order, nothing that is open may be left before this grant, or at all.
             last = None if row.grant is None else grants[row.grant].burn_order()
             for grant in [grants[ref] for ref in left if left[ref] and grants[ref].open(now)]:
-                assert last is not None
-                assert grant.burn_order() >= last
+                if used <= 0 and grant.pays(posting.body):
+                    assert last is not None
+                    assert grant.burn_order() >= last
             assert row.grant is None or grants[row.grant].open(now)
+            assert row.grant is None or posting.name != "adjustment" or not grants[row.grant].scope
+        if row.kind == "usage" and row.grant is not None and posting.name == "consumption":
+            assert grants[row.grant].pays(posting.body)
 
         if sequence in grants:
             assert row.grant == sequence
             assert row.amount == grants[sequence].amount
-            paid = min(used, row.amount) if grants[sequence].open(now) else 0
+            pays_back = grants[sequence].open(now) and not grants[sequence].scope
+            paid = min(used, row.amount) if pays_back else 0
             assert grants[sequence].overdraft_paid == paid
             left[sequence], used = -paid, used - paid
         if row.grant is None:

@@ -98,7 +98,9 @@ async def running(
     database_url: str, clock: Callable[[], int], **settings: Any
 ) -> AsyncIterator[Running]:
     """Serve the database from this process until the block ends."""
-    config = Config(database_url=database_url, grpc_address="127.0.0.1:0", **settings)
+    # Where rows stand would depend on how long a test takes.
+    settings = {"grpc_address": "127.0.0.1:0", "sweep_interval_seconds": 0, **settings}
+    config = Config(database_url=database_url, **settings)
     server = build(config, clock=clock)
     await server.start()
     try:
@@ -217,6 +219,7 @@ def wallet(balance: str, sequence: int, **fields: Any) -> pb.Wallet:
         "held": "0.00",
         "pending": "0.00",
         "available": balance,
+        "scoped": "0.00",
         "overdraft_limit": "0.00",
         "overdraft_used": "0.00",
     }

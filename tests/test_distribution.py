@@ -43,6 +43,7 @@ BY = "wallet_number"
 OVER_ALL = {
     *("credit_transactions_created", "credit_transactions_written"),
     *("meter_events_created", "meter_events_meter"),
+    *("grants_due", "holds_due"),
 }
 
 

@@ -263,6 +263,24 @@ async def test_the_oldest_is_paid_first(kit: Kit) -> None:
     assert await kit.owed("d") == ["0.25"]
 
 
+async def test_a_grant_for_the_meter_pays_its_events(kit: Kit) -> None:
+    """Those of another meter get nothing of it, and the younger do not wait for the older."""
+    other = await kit.send(
+        "POST", METERS, {"name": "Films", "event_name": f"{kit.event_name} film", "unit": "film"}
+    )
+    film = {"event_name": other["event_name"]}
+    await kit.report("2", "film", **film)
+    await kit.report("3", "call")
+    given = await kit.post({"grant": {"amount": "4", "scope": {"meter_ids": [kit.meter["id"]]}}})
+    assert await kit.owed("film", "call") == ["2.00", "0.00"]
+    assert (given["wallet"]["scoped"], given["wallet"]["available"]) == ("1.00", "0.00")
+
+    assert paid(await kit.report("0.25", "again")) == ("completed", "0.25", "0.00")
+    assert (await kit.report("1", "film 2", **film))["credit_pending"] == "1.00"
+    await kit.post({"grant": {"amount": "2.5"}})
+    assert await kit.owed("film", "film 2") == ["0.00", "0.50"]
+
+
 async def test_overdraft_comes_before_what_is_owed(kit: Kit) -> None:
     """An event uses what may be overdrawn; a grant pays that back first, and no event by it."""
     await kit.report("1")

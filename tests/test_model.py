@@ -24,6 +24,7 @@ from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
 from creditledger.model import (
     Category,
+    GrantScope,
     Kind,
     Period,
     Row,
@@ -54,6 +55,7 @@ from creditledger.operations import (
 )
 from creditledger.store import Changes, Loaded, Store, Wanted, moments, reads, registry, schema
 from creditledger.store.values import ROW_COLUMNS
+from creditledger.sweeper import Sweeper
 from tests import asking, naive, naive_bills, naive_invariants
 from tests.asking import WALLETS, Asking, Change, Request
 from tests.databases import Databases
@@ -217,6 +219,13 @@ class LedgerMachine(RuleBasedStateMachine):
         """Or somebody sets the clock back."""
         self.clock.advance(milliseconds)
 
+    @rule()
+    def sweep(self) -> None:
+        """What is over is written down, and nothing else that anybody sees has changed."""
+        sweeper = Sweeper(self.store, self.ledger, clock=self.clock, interval_seconds=DAY)
+        self.run(sweeper.sweep())
+        self.model.sweep(now=self.clock.now)
+
     @rule(data=st.data())
     def look_back(self, data: st.DataObject) -> None:
         """A wallet was at any earlier moment what it was."""
@@ -232,7 +241,7 @@ class LedgerMachine(RuleBasedStateMachine):
             return (*standing(was, moment), was.overdraft_used)
 
         expected = self.past[wallet_id][moment]
-        assert self.run(self.store.read(read)) == expected[:5]
+        assert self.run(self.store.read(read)) == expected[:6]
 
     @rule()
     def reopen(self) -> None:
@@ -425,6 +434,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 body.get("effective_at"),
                 body.get("expires_at"),
                 body.get("source") or {},
+                grant_scope(body.get("scope")),
             )
         if item.name == "meter_event":
             return ReportEvent(amount, body["meter_id"], body.get("subscription_id"))
@@ -559,6 +569,12 @@ AMOUNTS = ("required", "available", "refundable", "held", "limit", "spent", "rem
 # --- what is compared -----------------------------------------------------------------------------
 
 
+def grant_scope(said: dict[str, list[str]] | None) -> GrantScope | None:
+    """As the edge makes it of a message."""
+    found = {name: tuple(sorted(set(only))) for name, only in (said or {}).items()}
+    return GrantScope(**found) if any(found.values()) else None
+
+
 def outcome(answer: naive.Accepted | naive.Answer) -> str:
     if isinstance(answer, naive.Refused):
         return answer.reason
@@ -597,6 +613,7 @@ def figures(wallet: WalletView) -> naive.WalletView:
         wallet.held,
         wallet.pending,
         wallet.available,
+        wallet.scoped,
         wallet.overdraft_used,
         wallet.overdraft_limit,
         wallet.sequence,

@@ -52,6 +52,21 @@ def scanned(url: str, statements: list[Said]) -> list[str]:
     return [plan for plan in plans if plan.startswith("SCAN ") and plan.split()[1] in LARGE]
 
 
+async def test_what_is_due_is_found_by_its_end(database_url: str, clock: Clock) -> None:
+    """The sweeper reads what is over, not what there is."""
+    with recorded() as heard:
+        async with serve(database_url, clock, sweep_interval_seconds=86_400) as api:
+            await api.post("given", **grant("100"))
+            sweeper = api.server.sweeper
+            assert sweeper is not None
+            looked = await asked(heard.reading, sweeper.sweep)
+
+    grants, holds = [" ".join(one.text.split()) for one in looked]
+    assert "FROM grants" in grants
+    assert "FROM holds" in holds
+    assert scanned(database_url, looked) == []
+
+
 @pytest.mark.parametrize("wallets", [1, 2])
 async def test_nothing_of_a_customer_is_found_by_reading_it_all(
     database_url: str, clock: Clock, wallets: int

@@ -132,6 +132,7 @@ def wallet_body(wallet: str, customer: str, **changed: Any) -> Json:
         "metadata": {},
         "created_at": NOW,
         "updated_at": NOW,
+        "scoped": "0.00",
     }
     assert changed.keys() <= body.keys()
     return {**body, **changed}

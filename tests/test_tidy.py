@@ -33,6 +33,7 @@ cli
 commands.import_report commands.keys commands.seed commands.up commands.verify
 workers
 server demo import_usage seeding
+sweeper
 transport
 api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
  api.payment_kit_service api.wallet_service
@@ -50,7 +51,7 @@ rules replay store
 store.postgres store.sqlite_database
 store.given store.meter_events
 store.walks store.meters
-store.lists store.registry store.sqlite store.migrations.env
+store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments
 store.reads
@@ -59,7 +60,9 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings\
  store.migrations.versions.0004_holds_by_time\
  store.migrations.versions.0005_transfers\
- store.migrations.versions.0006_meter_events store.migrations.versions.0007_spend_limits
+ store.migrations.versions.0006_meter_events store.migrations.versions.0007_spend_limits\
+ store.migrations.versions.0008_scopes\
+ store.migrations.versions.0009_due
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs
@@ -70,6 +73,7 @@ registry shown
 books
 operations
 model bills
+durations
 money clock
 envoy
 errors ids private_postgres child

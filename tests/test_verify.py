@@ -293,7 +293,7 @@ def delete_row(sequence: int) -> str:
 WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_sequence, row_count)
     VALUES (99, 1, 2, 20, 1)"""
 
-EXTRA_GRANT = "INSERT INTO grants SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1"
+EXTRA_GRANT = "INSERT INTO grants SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL"
 
 EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
@@ -376,6 +376,12 @@ DAMAGES: list[Any] = [
     ("grant_row", 11, (EXTRA_GRANT.format(11),)),
     ("grant_remaining", 2, (grant(2, "remaining = remaining + 1"),)),
     ("grant_remaining", 14, (grant(14, "overdraft_paid = overdraft_paid - 1"),)),
+    ("grant_overdraft", 14, (grant(14, "scope = '{\"categories\":[\"none\"]}'"),)),
+    ("row_scope", 5, (grant(2, "scope = '{\"categories\":[\"image\"]}'"),)),
+    ("row_scope", 17, (grant(15, "scope = '{\"meter_ids\":[\"mtr_1\"]}'"),)),
+    ("row_scope", 6, (grant(2, "scope = '{\"categories\":[\"llm\",\"x\"]}'"),)),
+    ("row_scope", 11, (grant(2, "scope = '{\"categories\":[\"llm\"]}'"),
+                       "UPDATE dimensions SET category = 'llm' WHERE number IN (5, 7)")),
     ("grant_open", 15, (grant(15, "open = false"),)),
     ("grant_bounds", 2, (row(13, "grant_number = 2"), grant(2, "remaining = -46000000000"))),
     ("grant_expired", 3, (grant(3, f"expires_at = {START + 2 * time.HOUR}"),)),

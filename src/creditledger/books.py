@@ -161,6 +161,8 @@ def _change(wallet: Wallet, grant: Grant, amount: int, now: int) -> None:
     if empty_before:
         wallet.add(grant)
     elif not grant.remaining:
-        wallet.burning.remove(grant)
+        wallet.use_up(grant)
     if not grant.is_open(now):
         wallet.quiet_until = 0
+    elif grant.scope is not None:
+        wallet.scoped += amount

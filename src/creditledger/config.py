@@ -147,6 +147,10 @@ class Config(BaseSettings):
     bills_from: Annotated[
         int, Field(ge=0, le=253_402_300_799, description="First bill, in Unix seconds; 0: all.")
     ] = 1_767_225_600
+    sweep_interval_seconds: Annotated[
+        float,
+        Field(ge=0, le=86_400, description="How often expirations due are written down; 0: never."),
+    ] = 60.0
     drain_seconds: Annotated[
         float, Field(ge=0, le=3_600, description="How long a stop waits for calls under way.")
     ] = 10.0

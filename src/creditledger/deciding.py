@@ -35,11 +35,13 @@ from creditledger.operations import (
     OPERATIONS,
     RECEIVE,
     Adjust,
+    Asked,
     Capture,
     Command,
     Consume,
     DropLimit,
     Extend,
+    GiveGrant,
     LimitChange,
     OnHold,
     PlaceHold,
@@ -47,6 +49,7 @@ from creditledger.operations import (
     Release,
     ReportEvent,
     SetLimit,
+    Sweep,
     Transfer,
     WalletChange,
 )
@@ -104,7 +107,7 @@ class Budget:
         self.left -= needed
 
 
-def wanted(commands: Iterable[Command | WalletChange | LimitChange]) -> Wanted:
+def wanted(commands: Iterable[Asked]) -> Wanted:
     """What has to be read to decide these."""
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
     originals, grants, held, limited = set(), set(), set(), set()
@@ -128,6 +131,9 @@ def wanted(commands: Iterable[Command | WalletChange | LimitChange]) -> Wanted:
         elif isinstance(operation, Adjust):
             if operation.credit_grant_id is not None:
                 grants.add(ids.resolve("cg", operation.credit_grant_id))
+        elif isinstance(operation, GiveGrant):
+            if operation.scope is not None:
+                meters.update(operation.scope.meter_ids)
         elif isinstance(operation, OnHold):
             held.add(ids.resolve("hld", operation.hold_id))
         elif isinstance(operation, Transfer):
@@ -322,6 +328,18 @@ class Deciding(Writing):
             self.changes.touched[wallet.number] = wallet
         return seen
 
+    def sweep(self, sweep: Sweep) -> int:
+        """Write down what is over in the wallet; how many expirations and holds that were."""
+        wallet = self._posted_to(sweep.wallet_id, None)
+        if wallet is None:
+            return 0
+        now = wallet.time(self.loaded.clock)
+        lapsed = len(wallet.lapsed(now))
+        ended = self._over(wallet, now)
+        if ended:
+            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        return len(ended) + lapsed
+
     def _post_hold(
         self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int
     ) -> Posted:
@@ -340,7 +358,8 @@ class Deciding(Writing):
             before = holds.named(wallet, operation.hold_id, now=now)
             original = self.loaded.dimensions[wallet.number, before.dimension]
             if isinstance(operation, Capture):
-                moves, after = holds.capture(wallet, operation, before, amount, now=now)
+                spent_on = original.meter_id, original.product_id, original.category
+                moves, after = holds.capture(wallet, operation, before, amount, spent_on, now=now)
             elif isinstance(operation, Release):
                 after = holds.release(before, now=now)
             else:

@@ -28,13 +28,14 @@ from creditledger.model import (
     Hold,
     HoldEnd,
     Kind,
+    Purpose,
     Status,
     Type,
     Wallet,
     standing,
 )
 from creditledger.operations import Capture, Extend, PlaceHold
-from creditledger.rules import draw, insufficient
+from creditledger.rules import draw, insufficient, purpose, room_left, spendable
 
 TTL_MS_DEFAULT = 10 * clock.MINUTE
 
@@ -53,7 +54,7 @@ def place(wallet: Wallet, operation: PlaceHold, amount: int, *, now: int) -> Hol
     # It may set aside what a consumption could take.
     parts: dict[int, int] = {}
     beyond = 0
-    for move in draw(wallet, amount, _USAGE, _CONSUMPTION, None, now=now):
+    for move in draw(wallet, amount, _USAGE, _CONSUMPTION, None, purpose(operation), now=now):
         if move.grant is None:
             beyond = -move.amount
         else:
@@ -99,9 +100,15 @@ def named(wallet: Wallet, hold_id: str, *, now: int) -> Hold:
 
 
 def capture(
-    wallet: Wallet, operation: Capture, hold: Hold, amount: int | None, *, now: int
+    wallet: Wallet,
+    operation: Capture,
+    hold: Hold,
+    amount: int | None,
+    spent_on: Purpose,
+    *,
+    now: int,
 ) -> tuple[list[Move], Hold]:
-    """The moves of a capture, and the hold after it.
+    """The moves of a capture, and the hold after it; `spent_on` is what the hold is for.
 
     Raises CaptureTooLarge, and, where it may take more than is held, InsufficientCredit and
     WalletFrozen.
@@ -109,7 +116,7 @@ def capture(
     wanted = hold.left if amount is None else amount
     more = wanted - hold.left
     if more > 0:
-        _require_more(wallet, operation, hold, more, now)
+        _require_more(wallet, operation, hold, more, spent_on, now)
     moves: dict[int | None, Move] = {}
     parts: dict[int, int] = {}
     missing = wanted
@@ -122,9 +129,11 @@ def capture(
             parts[number] = part - taken
     beyond = hold.beyond
     if missing:
-        beyond -= min(beyond, missing)
+        lacked = min(beyond, missing)
+        beyond -= lacked
         # Credit may have come since: what the hold lacked is taken of that before it is overdrawn.
-        for move in draw(wallet, missing, _USAGE, _CONSUMPTION, None, now=now, force=True):
+        most = lacked + room_left(wallet, standing(wallet, now).available)
+        for move in draw(wallet, missing, _USAGE, _CONSUMPTION, None, spent_on, now=now, room=most):
             place = None if move.grant is None else move.grant.number
             before = moves.get(place)
             moves[place] = move._replace(amount=move.amount + (before.amount if before else 0))
@@ -134,13 +143,15 @@ def capture(
     return list(moves.values()), after
 
 
-def _require_more(wallet: Wallet, operation: Capture, hold: Hold, more: int, now: int) -> None:
+def _require_more(
+    wallet: Wallet, operation: Capture, hold: Hold, more: int, spent_on: Purpose, now: int
+) -> None:
     if not operation.allow_more:
         held = money.text(hold.left, wallet.scale)
         raise CaptureTooLarge(f"only {held} are held", param="amount", held=held)
     if wallet.status is Status.FROZEN:
         raise WalletFrozen("the wallet is frozen: no more than what is held can be captured")
-    available = standing(wallet, now).available
+    available = spendable(wallet, spent_on, now)
     if more > available + wallet.overdraft_limit:
         raise insufficient(wallet, more, available)
 

@@ -28,7 +28,15 @@ from creditledger.deciding import Budget, Deciding, Posted, wanted
 from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
 from creditledger.limits import LimitView
 from creditledger.model import WalletView
-from creditledger.operations import Command, DropLimit, LimitChange, SetLimit, WalletChange
+from creditledger.operations import (
+    Asked,
+    Command,
+    DropLimit,
+    LimitChange,
+    SetLimit,
+    Sweep,
+    WalletChange,
+)
 from creditledger.store import (
     Changes,
     CommitFailed,
@@ -51,19 +59,18 @@ RECOVERY_SECONDS_MAX = 5.0
 
 
 #: What became of a command; an exception is an answer too.
-Answer = Posted | WalletView | LimitView | Exception
+Answer = Posted | WalletView | LimitView | int | Exception
 
 
-_Asking = Command | WalletChange | LimitChange
 #: A command, and what its answer may take.
-_Asked = tuple[_Asking, Budget]
+_Item = tuple[Asked, Budget]
 
 
 @dataclass(slots=True)
 class _Call:
     """Commands of one caller, which share a batch, and the future that it waits for."""
 
-    commands: Sequence[_Asking]
+    commands: Sequence[Asked]
     budget: Budget
     answer: asyncio.Future[Any]
     many: bool  #: The answer is a list, in which a refusal is one of them.
@@ -140,8 +147,18 @@ class Ledger:
         """Queue a change of a wallet's spend limits; the limit as it is then, or was."""
         return self._submit([change], Budget(), many=False)
 
+    def sweep(self, sweeps: Sequence[Sweep]) -> asyncio.Future[list[int | Exception]]:
+        """Queue the writing down of what is over in these wallets, decided together.
+
+        Answers how much that was of each. Nobody waits for it, so it gives way: raises Overloaded
+        while a tenth of the queue is taken.
+        """
+        if self._queued > self._queue_max // 10:
+            raise Overloaded("the ledger is busy")
+        return self._submit(sweeps, Budget(), many=True)
+
     def _submit(
-        self, commands: Sequence[_Asking], budget: Budget, *, many: bool
+        self, commands: Sequence[Asked], budget: Budget, *, many: bool
     ) -> asyncio.Future[Any]:
         if self._closing:
             raise Unavailable("the server is shutting down")
@@ -226,7 +243,7 @@ class Ledger:
         if disk_failed:
             self._on_disk_failure()
 
-    async def _answers(self, asked: list[_Asked]) -> list[Answer]:
+    async def _answers(self, asked: list[_Item]) -> list[Answer]:
         """What became of each command. Raises DiskFailed.
 
         An error before COMMIT wrote nothing: the batch is halved until the one command that
@@ -250,7 +267,7 @@ class Ledger:
             return [*await self._answers(asked[:middle]), *await self._answers(asked[middle:])]
         return batch.answers()
 
-    async def _recovered(self, asked: list[_Asked]) -> list[Answer]:
+    async def _recovered(self, asked: list[_Item]) -> list[Answer]:
         """Decide the batch anew on a new connection: what is there answers as a replay."""
         loop = asyncio.get_running_loop()
         give_up = loop.time() + RECOVERY_SECONDS_MAX
@@ -275,7 +292,7 @@ class Ledger:
 class _Batch:
     """Commands decided together in one transaction, and their answers until it is committed."""
 
-    def __init__(self, asked: list[_Asked], backdating_ms_max: int) -> None:
+    def __init__(self, asked: list[_Item], backdating_ms_max: int) -> None:
         self._asked = asked
         self.wanted = wanted(command for command, _ in asked)
         self._backdating_ms_max = backdating_ms_max
@@ -296,8 +313,10 @@ class _Batch:
                     answers.append(deciding.post(command, left[id(budget)][1]))
                 elif isinstance(command, SetLimit | DropLimit):
                     answers.append(deciding.limit(command))
-                else:
+                elif isinstance(command, WalletChange):
                     answers.append(deciding.change(command))
+                else:
+                    answers.append(deciding.sweep(command))
             except Refusal as refusal:
                 answers.append(refusal)
         return deciding.changes

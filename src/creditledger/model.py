@@ -103,6 +103,32 @@ class HoldEnd(Word):
     EXPIRED = 3
 
 
+#: What credit is spent on: meter, product and category, as far as they are named.
+Purpose = tuple[str | None, str, str]
+#: Of what names none of the three: no scope covers it.
+NO_PURPOSE: Purpose = (None, "", "")
+
+
+class GrantScope(NamedTuple):
+    """What a grant pays for: of each list that is not empty, one has to be named.
+
+    At least one is not; each is sorted and holds nothing twice.
+    """
+
+    meter_ids: tuple[str, ...] = ()
+    product_ids: tuple[str, ...] = ()
+    categories: tuple[str, ...] = ()
+
+    def covers(self, purpose: Purpose) -> bool:
+        """Whether it pays for this."""
+        meter, product, category = purpose
+        return (
+            (not self.meter_ids or meter in self.meter_ids)
+            and (not self.product_ids or product in self.product_ids)
+            and (not self.categories or category in self.categories)
+        )
+
+
 @dataclass(slots=True, eq=False)
 class Grant:
     """A lot of credit given once; only `remaining` changes in its life."""
@@ -117,6 +143,7 @@ class Grant:
     effective_at: int  #: Spendable from here, included ...
     expires_at: int | None  #: ... to here, excluded; None is never.
     created_at: int
+    scope: GrantScope | None = None  #: None: it pays for everything.
     held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
@@ -252,6 +279,8 @@ class Wallet:
     quiet_until: int = 0
     pending: int = 0  #: Σ remaining of those that have not begun, while it is quiet.
     held: int = 0  #: Σ left of the open holds, while it is quiet.
+    scoped: int = 0  #: Σ not held of the open grants with a scope, while it is quiet.
+    scopes: int = 0  #: How many grants of `burning` have a scope.
     holds: dict[int, Hold] = field(default_factory=dict)  #: By number: open, and referred to.
     unpaid: dict[int, MeterEvent] = field(default_factory=dict)  #: By number, oldest first.
     limits: tuple[SpendLimit, ...] = ()  #: In the order in which they were made.
@@ -262,12 +291,19 @@ class Wallet:
         self.grants[grant.number] = grant
         if grant.remaining:
             insort(self.burning, grant, key=Grant.burn_key)
+            self.scopes += grant.scope is not None
             self.quiet_until = 0
+
+    def use_up(self, grant: Grant) -> None:
+        """Nothing is left of it."""
+        self.burning.remove(grant)
+        self.scopes -= grant.scope is not None
 
     def fill(self, grants: Iterable[Grant], holds: Iterable[Hold] = ()) -> None:
         """Take all grants with something left, and all open holds, at once: sorted once."""
         self.burning = sorted(grants, key=Grant.burn_key)
         self.grants = {grant.number: grant for grant in self.burning}
+        self.scopes = sum(grant.scope is not None for grant in self.burning)
         self.holds = {hold.number: hold for hold in holds}
         for hold in self.holds.values():
             for number, part in hold.parts.items():
@@ -275,7 +311,7 @@ class Wallet:
 
     def settle(self, now: int) -> None:
         """Find out until when it is quiet, so that nobody adds up the grants before then."""
-        until, pending, held = NEVER, 0, 0
+        until, pending, held, scoped = NEVER, 0, 0, 0
         for hold in self.holds.values():
             if hold.ended is None:
                 held += hold.left
@@ -290,9 +326,11 @@ class Wallet:
                     continue
                 until = 0
                 break
+            elif grant.scope is not None:
+                scoped += grant.remaining - grant.held
             if turns is not None and turns < until:
                 until = turns
-        self.quiet_until, self.pending, self.held = until, pending, held
+        self.quiet_until, self.pending, self.held, self.scoped = until, pending, held, scoped
 
     def lapsed(self, now: int) -> list[Hold]:
         """Holds whose deadline has passed and that nobody has written down as ended."""
@@ -324,14 +362,16 @@ class Standing(NamedTuple):
     held: int
     pending: int
     available: int
+    scoped: int
 
 
 def standing(wallet: Wallet, clock: int) -> Standing:
     """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
     now = wallet.time(clock)
     balance, pending, held = wallet.running_balance, wallet.pending, wallet.held
+    scoped = wallet.scoped
     if now >= wallet.quiet_until:
-        pending = held = 0
+        pending = held = scoped = 0
         freed = given_back(wallet, now)
         for hold in wallet.holds.values():
             if hold.is_open(now):
@@ -341,7 +381,9 @@ def standing(wallet: Wallet, clock: int) -> Standing:
                 balance -= grant.remaining - grant.held + freed.get(grant.number, 0)
             elif grant.effective_at > now:
                 pending += grant.remaining
-    return Standing(balance, held, pending, balance - held - pending)
+            elif grant.scope is not None:
+                scoped += grant.remaining - grant.held + freed.get(grant.number, 0)
+    return Standing(balance, held, pending, balance - held - pending - scoped, scoped)
 
 
 def given_back(wallet: Wallet, now: int) -> Mapping[int, int]:
@@ -366,6 +408,7 @@ class WalletView(NamedTuple):
     held: int
     pending: int
     available: int
+    scoped: int
     overdraft_limit: int
     overdraft_used: int
     sequence: int
@@ -376,7 +419,7 @@ class WalletView(NamedTuple):
 
 def view(wallet: Wallet, clock: int) -> WalletView:
     """The wallet at `clock`."""
-    balance, held, pending, available = standing(wallet, clock)
+    balance, held, pending, available, scoped = standing(wallet, clock)
     posted_at, updated_at = wallet.posted_at, wallet.updated_at
     return WalletView(
         wallet.id,
@@ -389,6 +432,7 @@ def view(wallet: Wallet, clock: int) -> WalletView:
         held,
         pending,
         available,
+        scoped,
         wallet.overdraft_limit,
         wallet.overdraft_used,
         wallet.sequence,

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from creditledger.model import Category, Kind, Period, Status
+from creditledger.durations import Duration
+from creditledger.model import Category, GrantScope, Kind, Period, Status
 
 
 class Usage(NamedTuple):
@@ -37,6 +38,8 @@ class GiveGrant:
     effective_at: int | None
     expires_at: int | None
     source: Mapping[str, str]
+    scope: GrantScope | None = None
+    expires_after: Duration | None = None  #: Instead of expires_at: from when it begins.
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,13 @@ class Command(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class Sweep:
+    """What the sweeper asks for: what every command does first, and no more."""
+
+    wallet_id: str
+
+
+@dataclass(frozen=True, slots=True)
 class WalletChange:
     """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
 
@@ -207,3 +217,5 @@ class DropLimit:
 
 
 LimitChange = SetLimit | DropLimit
+#: What the ledger may be asked for.
+Asked = Command | WalletChange | LimitChange | Sweep

@@ -140,6 +140,13 @@ def terms(command: Command) -> dict[str, object]:
             "grant.expires_at": operation.expires_at,
             "grant.source": dict(operation.source),
         }
+        if operation.expires_after is not None:
+            zone = operation.expires_after.zone.key
+            fields["grant.expires_after"] = operation.expires_after.text
+            fields["grant.time_zone"] = zone if zone != "UTC" else None
+        if operation.scope is not None:
+            scope = operation.scope._asdict().items()
+            fields |= {f"grant.scope.{name}": [*values] for name, values in scope}
     elif isinstance(operation, Adjust):
         fields |= {
             "adjustment.credit_grant_id": operation.credit_grant_id,

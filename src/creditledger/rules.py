@@ -25,12 +25,15 @@ from creditledger.errors import (
     echo,
 )
 from creditledger.model import (
+    NO_PURPOSE,
     PRIORITY_DEFAULT,
     UNPAID_EVENTS_MAX,
     Category,
     Dimension,
     Grant,
+    GrantScope,
     Kind,
+    Purpose,
     Row,
     Status,
     Type,
@@ -113,7 +116,8 @@ def decide(
     quantity = None
     if isinstance(operation, Consume):
         assert amount is not None
-        moves = draw(wallet, amount, _USAGE, _CONSUMPTION, command.effective_at, now=now)
+        used = purpose(operation)
+        moves = draw(wallet, amount, _USAGE, _CONSUMPTION, command.effective_at, used, now=now)
         quantity = sum(operation.usage.quantities) if operation.usage else 0
     elif isinstance(operation, GiveGrant):
         assert amount is not None
@@ -123,7 +127,8 @@ def decide(
         moves = _adjust(wallet, operation, amount, command.effective_at, now)
     elif isinstance(operation, ReportEvent):
         assert amount is not None
-        moves = _report(wallet, amount, command.effective_at, now)
+        metered = operation.meter_id, "", ""
+        moves = _report(wallet, amount, command.effective_at, metered, now)
     else:
         assert isinstance(operation, Refund)
         moves = _refund(wallet, operation, amount, command.effective_at, references, now)
@@ -184,6 +189,10 @@ def check_references(wallet: Wallet, operation: Operation, references: Reference
                 f"no subscription {echo(subscription)} of this customer",
                 param=f"{prefix}subscription_id",
             )
+    elif isinstance(operation, GiveGrant):
+        for meter in operation.scope.meter_ids if operation.scope else ():
+            if meter not in references.meters:
+                raise NotFound(f"no meter {echo(meter)}", param="grant.scope.meter_ids")
     elif isinstance(operation, Adjust):
         if operation.credit_grant_id is not None:
             _named_grant(wallet, operation.credit_grant_id)
@@ -211,49 +220,68 @@ def _named_posting(wallet: Wallet, operation: Refund, references: References) ->
     return original
 
 
+def purpose(operation: Consume | PlaceHold) -> Purpose:
+    """What the credit is for: which scopes cover it."""
+    used = operation.usage
+    if used is None:
+        return operation.meter_id, "", ""
+    return operation.meter_id, used.product_id, used.category
+
+
 def draw(
     wallet: Wallet,
     amount: int,
     kind: int,
     type_: int,
     effective_at: int | None,
+    spent_on: Purpose = NO_PURPOSE,
     *,
     now: int,
-    force: bool = False,
+    room: int | None = None,
 ) -> list[Move]:
     """Take `amount` in burn order of what no hold has set aside, the rest as overdraft.
 
-    Unforced, it must not pass what is available with the overdraft the wallet may use; the sum
-    over all grants is needed only where the grants met on the way do not settle it.
+    `room` is what may be taken of all but the grants whose scope covers `spent_on`, which are for
+    nothing else. Without it, that is what is available with the overdraft the wallet may use; the
+    sum over all grants is needed only where the grants met on the way do not settle it.
     """
     moves = []
     missing = amount
     freed = given_back(wallet, now) if wallet.holds else _NOTHING
+    is_checked = room is not None
+    if room is None:
+        room = amount
+        if wallet.overdraft_used or wallet.holds:
+            room, is_checked = _room_for(wallet, amount, spent_on, now), True
     for grant in wallet.burning:
         if not grant.is_open(now):
             continue
         part = grant.remaining - grant.held
         if freed:
             part += freed.get(grant.number, 0)
+        part = min(part, missing)
+        if grant.scope is None:
+            part = min(part, room)
+            room -= part
+        elif not grant.scope.covers(spent_on):
+            continue
         if not part:
             continue
-        part = min(part, missing)
         moves.append(Move(kind, type_, -part, grant, effective_at))
         missing -= part
         if not missing:
-            break
-    if not force and (missing or wallet.overdraft_used or wallet.holds):
-        available = standing(wallet, now).available
-        if amount > available + wallet.overdraft_limit:
-            raise insufficient(wallet, amount, available)
-    if missing:
-        moves.append(Move(kind, type_, -missing, None, effective_at))
+            return moves
+    if not is_checked:
+        _room_for(wallet, amount, spent_on, now)
+    moves.append(Move(kind, type_, -missing, None, effective_at))
     return moves
 
 
-def _report(wallet: Wallet, amount: int, effective_at: int | None, now: int) -> list[Move]:
+def _report(
+    wallet: Wallet, amount: int, effective_at: int | None, spent_on: Purpose, now: int
+) -> list[Move]:
     """What a meter event draws: as a consumption, but no more than the wallet can pay."""
-    most = standing(wallet, now).available + wallet.overdraft_limit
+    most = spendable(wallet, spent_on, now) + wallet.overdraft_limit
     part = max(0, min(amount, most))
     if part < amount:
         if len(wallet.unpaid) >= UNPAID_EVENTS_MAX:
@@ -262,7 +290,47 @@ def _report(wallet: Wallet, amount: int, effective_at: int | None, now: int) -> 
             raise OutOfRange("what the wallet's meter events are owed would pass 9·10^18")
     if not part:
         return []
-    return draw(wallet, part, _USAGE, _CONSUMPTION, effective_at, now=now)
+    return draw(wallet, part, _USAGE, _CONSUMPTION, effective_at, spent_on, now=now)
+
+
+def _room_for(wallet: Wallet, amount: int, spent_on: Purpose, now: int) -> int:
+    """What may be taken of credit without a scope. Raises InsufficientCredit if that is too little.
+
+    Grants whose scope covers `spent_on` are added to it, but make up for nothing overdrawn.
+    """
+    available = standing(wallet, now).available
+    most = _with_scoped(wallet, available, spent_on, now)
+    if amount > most + wallet.overdraft_limit:
+        raise insufficient(wallet, amount, most)
+    return room_left(wallet, available)
+
+
+def room_left(wallet: Wallet, available: int) -> int:
+    """How much of what is for everything may be spent, overdraft included."""
+    return max(0, available + wallet.overdraft_limit)
+
+
+def spendable(wallet: Wallet, spent_on: Purpose, now: int) -> int:
+    """What may be spent on this, overdraft aside."""
+    return _with_scoped(wallet, standing(wallet, now).available, spent_on, now)
+
+
+def _with_scoped(wallet: Wallet, available: int, spent_on: Purpose, now: int) -> int:
+    own = covering(wallet, spent_on, now)
+    # What is overdrawn beyond the limit, which may have been lowered, takes nothing of these.
+    return own + max(available, -wallet.overdraft_limit) if own else available
+
+
+def covering(wallet: Wallet, spent_on: Purpose, now: int) -> int:
+    """What is free of the open grants whose scope covers this."""
+    if not wallet.scopes:
+        return 0
+    freed = given_back(wallet, now)
+    return sum(
+        grant.remaining - grant.held + freed.get(grant.number, 0)
+        for grant in wallet.burning
+        if grant.scope is not None and grant.is_open(now) and grant.scope.covers(spent_on)
+    )
 
 
 def insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:
@@ -287,10 +355,11 @@ def _new_grant(
     name: str | None = None,
     effective_at: int | None = None,
     expires_at: int | None = None,
+    scope: GrantScope | None = None,
 ) -> Grant:
-    """A grant that pays back what is overdrawn first, if it can be spent at once."""
+    """A grant that pays back what is overdrawn first, if it can be spent at once on everything."""
     starts = now if effective_at is None else effective_at
-    paid = min(overdraft_used, amount) if starts <= now else 0
+    paid = min(overdraft_used, amount) if starts <= now and scope is None else 0
     return Grant(
         number=0,
         amount=amount,
@@ -302,6 +371,7 @@ def _new_grant(
         effective_at=starts,
         expires_at=expires_at,
         created_at=now,
+        scope=scope,
     )
 
 
@@ -318,13 +388,7 @@ def _give(
     if given is not None and not command.backdating_free and given < now - backdating_ms_max:
         days = backdating_ms_max // clock.DAY
         raise InvalidField(f"{field} is more than {days} days ago", param=field)
-    if operation.expires_at is not None:
-        if operation.expires_at <= now:
-            raise InvalidField("grant.expires_at has already passed", param="grant.expires_at")
-        if operation.expires_at <= (now if given is None else given):
-            raise InvalidField(
-                "grant.expires_at must be after its effective_at", param="grant.expires_at"
-            )
+    expires_at = _ends(operation, now if given is None else given, now)
     grant = _new_grant(
         wallet,
         amount,
@@ -334,9 +398,25 @@ def _give(
         priority=operation.priority,
         name=operation.name,
         effective_at=given,
-        expires_at=operation.expires_at,
+        expires_at=expires_at,
+        scope=operation.scope,
     )
     return [Move(operation.kind.value, _GRANT, amount, grant, given, fresh=True)]
+
+
+def _ends(operation: GiveGrant, starts: int, now: int) -> int | None:
+    """When the grant ends that begins at `starts`. Raises InvalidField if that has passed."""
+    expires_at, field = operation.expires_at, "grant.expires_at"
+    if operation.expires_after is not None:
+        expires_at, field = operation.expires_after.after(starts), "grant.expires_after"
+        if expires_at is None:
+            raise InvalidField(f"{field} ends after the year 9999", param=field)
+    if expires_at is not None:
+        if expires_at <= now:
+            raise InvalidField(f"{field} has already passed", param=field)
+        if expires_at <= starts:
+            raise InvalidField(f"{field} must be after its effective_at", param=field)
+    return expires_at
 
 
 def _adjust(
@@ -356,7 +436,8 @@ def _adjust(
     debit, force = -amount, operation.force
     kind, type_ = _ADMIN_DEBIT, _ADJUSTMENT
     if operation.credit_grant_id is None:
-        return draw(wallet, debit, kind, type_, effective_at, now=now, force=force)
+        most = debit if force else None
+        return draw(wallet, debit, kind, type_, effective_at, now=now, room=most)
     named = _named_grant(wallet, operation.credit_grant_id)
     left = 0
     if not named.has_ended(now):
@@ -365,7 +446,8 @@ def _adjust(
         if debit > left:
             raise insufficient(wallet, debit, left)
         available = standing(wallet, now).available
-        if named.effective_at <= now and debit > available + wallet.overdraft_limit:
+        is_available = named.effective_at <= now and named.scope is None
+        if is_available and debit > available + wallet.overdraft_limit:
             raise insufficient(wallet, debit, available)
     moves = []
     if part := min(debit, left):
@@ -422,6 +504,7 @@ def _refund(
             now,
             overdraft_used=overdraft_used,
             priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
+            scope=drawn_on.scope if drawn_on else None,
         )
         overdraft_used -= grant.overdraft_paid
         moves.append(Move(_REFUND, _ADJUSTMENT, part, grant, effective_at, fresh=True))

@@ -54,6 +54,7 @@ from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
 from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations
+from creditledger.sweeper import Sweeper
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
@@ -125,6 +126,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
+        #: What writes down what has expired; None where nobody does unasked.
+        self.sweeper: Sweeper | None = None
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
         #: The Unix socket for commands of the database's owner; where it is nobody's business but
@@ -171,6 +174,15 @@ class Server:
         )
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
+        if config.sweep_interval_seconds and not self._local_only:
+            self.sweeper = Sweeper(
+                opened,
+                ledger,
+                clock=self._clock or time.now,
+                interval_seconds=config.sweep_interval_seconds,
+            )
+            self.sweeper.start()
+            self._closing.push_async_callback(self.sweeper.stop)
         local = transport.local()
         entrances = [local] if self._local_only else [transport.network(config.transport), local]
         self._register(entrances, opened, ledger)

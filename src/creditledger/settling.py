@@ -11,7 +11,7 @@ from dataclasses import replace
 from creditledger import money
 from creditledger.books import Move
 from creditledger.model import Dimension, Kind, MeterEvent, Status, Type, Wallet, standing
-from creditledger.rules import draw
+from creditledger.rules import covering, draw
 
 _USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
 
@@ -19,19 +19,27 @@ _USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
 def settle(wallet: Wallet, *, now: int) -> Iterator[tuple[list[Move], MeterEvent]]:
     """What the wallet's credit pays of its events, oldest first: the moves, and the event after.
 
-    Each has to be carried out before the next is asked for. Only what is available pays, no
-    overdraft; a wallet that may not spend pays nothing.
+    Each has to be carried out before the next is asked for. Only what is available pays, with the
+    grants whose scope covers the meter, no overdraft; a wallet that may not spend pays nothing.
     """
     if not wallet.unpaid or wallet.status is not Status.ACTIVE:
         return
-    # What was used in all must stay a number that the ledger holds.
-    left = min(standing(wallet, now).available, money.TOTAL_MAX + wallet.usage_amount)
+    dry = set()  # meters whose events get nothing: the first one had it all
     for event in list(wallet.unpaid.values()):
-        part = min(event.unpaid, left)
-        if part <= 0:
+        if event.meter_id in dry:
+            continue
+        spent_on = event.meter_id, "", ""
+        room = max(0, standing(wallet, now).available)
+        # What was used in all must stay a number that the ledger holds.
+        most = min(covering(wallet, spent_on, now) + room, money.TOTAL_MAX + wallet.usage_amount)
+        part = min(event.unpaid, most)
+        if part > 0:
+            moves = draw(wallet, part, _USAGE, _CONSUMPTION, None, spent_on, now=now, room=room)
+            yield moves, paid(event, part, now)
+        elif wallet.scopes:
+            dry.add(event.meter_id)
+        else:
             return
-        left -= part
-        yield draw(wallet, part, _USAGE, _CONSUMPTION, None, now=now), paid(event, part, now)
 
 
 def paid(event: MeterEvent, part: int, now: int) -> MeterEvent:

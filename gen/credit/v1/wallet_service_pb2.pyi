@@ -62,6 +62,7 @@ class Wallet(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    SCOPED_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `wal_` and 1 to 60 of A-Z a-z 0-9 _ -."""
     customer_id: _builtins.str
@@ -81,7 +82,9 @@ class Wallet(_message.Message):
     pending: _builtins.str
     """What remains of grants that are given but not yet effective."""
     available: _builtins.str
-    """balance - held - pending: what a consumption can spend now, overdraft aside."""
+    """balance - held - pending - scoped: what a consumption without a scope can spend now, overdraft
+    aside.
+    """
     overdraft_limit: _builtins.str
     """How far spending may go beyond the grants; 0 or more."""
     overdraft_used: _builtins.str
@@ -92,6 +95,10 @@ class Wallet(_message.Message):
     """When it was made: RFC 3339 in UTC with three fraction digits."""
     updated_at: _builtins.str
     """When it was last written to, by a posting too: RFC 3339 in UTC with three fraction digits."""
+    scoped: _builtins.str
+    """What remains, and is not held, of open grants with a scope: only consumptions that their scopes
+    cover can spend it.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at most 50 keys and 8 kB; {} where there are none."""
@@ -114,10 +121,11 @@ class Wallet(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_at: _builtins.str = ...,
         updated_at: _builtins.str = ...,
+        scoped: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "created_at", b"created_at", "currency", b"currency", "customer_id", b"customer_id", "held", b"held", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "overdraft_used", b"overdraft_used", "pending", b"pending", "sequence", b"sequence", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "created_at", b"created_at", "currency", b"currency", "customer_id", b"customer_id", "held", b"held", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "overdraft_used", b"overdraft_used", "pending", b"pending", "scoped", b"scoped", "sequence", b"sequence", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -311,6 +319,7 @@ class Balance(_message.Message):
     BY_CATEGORY_FIELD_NUMBER: _builtins.int
     BY_GRANT_FIELD_NUMBER: _builtins.int
     EXPIRING_FIELD_NUMBER: _builtins.int
+    SCOPED_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet."""
     currency: _builtins.str
@@ -329,9 +338,11 @@ class Balance(_message.Message):
     """As in Wallet."""
     overdraft_used: _builtins.str
     """As in Wallet."""
+    scoped: _builtins.str
+    """As in Wallet."""
     @_builtins.property
     def by_category(self) -> _containers.RepeatedCompositeFieldContainer[Global___CategoryBalance]:
-        """The four figures by category: what was paid for, with the overdraft, and what was not. They
+        """The five figures by category: what was paid for, with the overdraft, and what was not. They
         add up to those above.
         """
 
@@ -358,10 +369,11 @@ class Balance(_message.Message):
         by_category: _abc.Iterable[Global___CategoryBalance] | None = ...,
         by_grant: _abc.Iterable[Global___GrantBalance] | None = ...,
         expiring: Global___ExpiringBalance | None = ...,
+        scoped: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expiring", b"expiring"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "available", b"available", "balance", b"balance", "by_category", b"by_category", "by_grant", b"by_grant", "currency", b"currency", "expiring", b"expiring", "held", b"held", "overdraft_used", b"overdraft_used", "pending", b"pending", "sequence", b"sequence", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["as_of", b"as_of", "available", b"available", "balance", b"balance", "by_category", b"by_category", "by_grant", b"by_grant", "currency", b"currency", "expiring", b"expiring", "held", b"held", "overdraft_used", b"overdraft_used", "pending", b"pending", "scoped", b"scoped", "sequence", b"sequence", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -378,6 +390,7 @@ class CategoryBalance(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
     AVAILABLE_FIELD_NUMBER: _builtins.int
+    SCOPED_FIELD_NUMBER: _builtins.int
     category: _builtins.str
     """`paid` or `promotional`."""
     balance: _builtins.str
@@ -388,6 +401,8 @@ class CategoryBalance(_message.Message):
     """Its part of what is pending."""
     available: _builtins.str
     """Its part of what is available."""
+    scoped: _builtins.str
+    """Its part of what only some consumptions can spend."""
     def __init__(
         self,
         *,
@@ -396,10 +411,11 @@ class CategoryBalance(_message.Message):
         held: _builtins.str = ...,
         pending: _builtins.str = ...,
         available: _builtins.str = ...,
+        scoped: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "category", b"category", "held", b"held", "pending", b"pending"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["available", b"available", "balance", b"balance", "category", b"category", "held", b"held", "pending", b"pending", "scoped", b"scoped"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -419,6 +435,7 @@ class GrantBalance(_message.Message):
     HELD_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     credit_grant_id: _builtins.str
     """Id of the grant, `cg_…`."""
     name: _builtins.str
@@ -435,6 +452,10 @@ class GrantBalance(_message.Message):
     """When it begins: RFC 3339 in UTC with three fraction digits."""
     expires_at: _builtins.str
     """When it ends. Absent where it never does."""
+    @_builtins.property
+    def scope(self) -> Global___GrantScope:
+        """What it pays for. Absent where that is everything."""
+
     def __init__(
         self,
         *,
@@ -446,19 +467,24 @@ class GrantBalance(_message.Message):
         held: _builtins.str = ...,
         effective_at: _builtins.str = ...,
         expires_at: _builtins.str | None = ...,
+        scope: Global___GrantScope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "expires_at", b"expires_at", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_scope", b"_scope", "expires_at", b"expires_at", "name", b"name", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "category", b"category", "credit_grant_id", b"credit_grant_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "held", b"held", "name", b"name", "priority", b"priority", "remaining", b"remaining"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_scope", b"_scope", "category", b"category", "credit_grant_id", b"credit_grant_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "held", b"held", "name", b"name", "priority", b"priority", "remaining", b"remaining", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__scope: _TypeAlias = _typing.Literal["scope"]  # noqa: Y015
+    _WhichOneofArgType__scope: _TypeAlias = _typing.Literal["_scope", b"_scope"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scope) -> _WhichOneofReturnType__scope | None: ...
 
 Global___GrantBalance: _TypeAlias = GrantBalance  # noqa: Y015
 
@@ -807,6 +833,9 @@ class GrantOperation(_message.Message):
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
+    EXPIRES_AFTER_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
     """How much, a decimal greater than 0 in the wallet's currency. Required."""
     kind: _builtins.str
@@ -825,11 +854,23 @@ class GrantOperation(_message.Message):
     """When what remains ends, RFC 3339 with a zone; after now and after effective_at. Absent means
     never.
     """
+    expires_after: _builtins.str
+    """How long it lasts from when it begins, instead of expires_at: an ISO 8601 duration in whole
+    numbers, longer than nothing, such as P1M, P30D, P1Y or PT12H, at most to the end of the year
+    9999. Years to days are counted in the local time of time_zone, hours to seconds exactly; a
+    month from the 31st ends with the last day of a shorter one. Absent means expires_at says it.
+    """
+    time_zone: _builtins.str
+    """IANA name of the zone in which expires_after is counted, only with it. Absent means UTC."""
     @_builtins.property
     def source(self) -> _credit_transaction_pb2.TransactionSource:
         """Where the credit came from; only the fields of `kind` are taken, others are an INVALID_FIELD.
         Absent means not said.
         """
+
+    @_builtins.property
+    def scope(self) -> Global___GrantScope:
+        """What it pays for. Absent means everything."""
 
     def __init__(
         self,
@@ -842,10 +883,13 @@ class GrantOperation(_message.Message):
         effective_at: _builtins.str | None = ...,
         expires_at: _builtins.str | None = ...,
         source: _credit_transaction_pb2.TransactionSource | None = ...,
+        scope: Global___GrantScope | None = ...,
+        expires_after: _builtins.str | None = ...,
+        time_zone: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_source", b"_source", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -853,6 +897,8 @@ class GrantOperation(_message.Message):
     _WhichOneofArgType__category: _TypeAlias = _typing.Literal["_category", b"_category"]  # noqa: Y015
     _WhichOneofReturnType__effective_at: _TypeAlias = _typing.Literal["effective_at"]  # noqa: Y015
     _WhichOneofArgType__effective_at: _TypeAlias = _typing.Literal["_effective_at", b"_effective_at"]  # noqa: Y015
+    _WhichOneofReturnType__expires_after: _TypeAlias = _typing.Literal["expires_after"]  # noqa: Y015
+    _WhichOneofArgType__expires_after: _TypeAlias = _typing.Literal["_expires_after", b"_expires_after"]  # noqa: Y015
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
@@ -861,14 +907,20 @@ class GrantOperation(_message.Message):
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__priority: _TypeAlias = _typing.Literal["priority"]  # noqa: Y015
     _WhichOneofArgType__priority: _TypeAlias = _typing.Literal["_priority", b"_priority"]  # noqa: Y015
+    _WhichOneofReturnType__scope: _TypeAlias = _typing.Literal["scope"]  # noqa: Y015
+    _WhichOneofArgType__scope: _TypeAlias = _typing.Literal["_scope", b"_scope"]  # noqa: Y015
     _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__category) -> _WhichOneofReturnType__category | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__effective_at) -> _WhichOneofReturnType__effective_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_after) -> _WhichOneofReturnType__expires_after | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
@@ -878,9 +930,55 @@ class GrantOperation(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__priority) -> _WhichOneofReturnType__priority | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scope) -> _WhichOneofReturnType__scope | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
 
 Global___GrantOperation: _TypeAlias = GrantOperation  # noqa: Y015
+
+@_typing.final
+class GrantScope(_message.Message):
+    """What a grant pays for: consumptions and holds that name, of each list that is given, one. So a
+    scope of two meters and a category pays for either meter, but only in that category.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    METER_IDS_FIELD_NUMBER: _builtins.int
+    PRODUCT_IDS_FIELD_NUMBER: _builtins.int
+    CATEGORIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def meter_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Ids of meters, at most 20, which must exist. Empty means any meter or none."""
+
+    @_builtins.property
+    def product_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Products as `usage.product_id` names them: at most 20, each of 1 to 128 characters. Empty means
+        any product or none.
+        """
+
+    @_builtins.property
+    def categories(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Categories as `usage.category` names them: at most 20, each of 1 to 128 characters. Empty means
+        any category or none.
+        """
+
+    def __init__(
+        self,
+        *,
+        meter_ids: _abc.Iterable[_builtins.str] | None = ...,
+        product_ids: _abc.Iterable[_builtins.str] | None = ...,
+        categories: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["categories", b"categories", "meter_ids", b"meter_ids", "product_ids", b"product_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantScope: _TypeAlias = GrantScope  # noqa: Y015
 
 @_typing.final
 class ConsumptionOperation(_message.Message):

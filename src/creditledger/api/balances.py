@@ -112,6 +112,7 @@ def _balance(wallet: Wallet, moment: int, days: int) -> pb.Balance:
                 held=text(held),
                 effective_at=clock.text(grant.effective_at),
                 expires_at=None if grant.expires_at is None else clock.text(grant.expires_at),
+                scope=wire.scope(grant.scope),
             )
             for grant, remaining, held in left
         ],
@@ -137,13 +138,16 @@ def _by_category(
     wallet: Wallet, left: list[tuple[Grant, int, int]], stands: Standing, moment: int
 ) -> Iterator[tuple[Category, Standing]]:
     """Promotional is what is left of promotional grants; paid is the rest, overdraft with it."""
-    balance = held = pending = 0
+    balance = held = pending = scoped = 0
     for grant, remaining, set_aside in left:
         if grant.category is Category.PROMOTIONAL:
             balance += remaining
             held += set_aside
-            pending += remaining if grant.effective_at > moment else 0
-    part = Standing(balance, held, pending, balance - held - pending)
+            if grant.effective_at > moment:
+                pending += remaining
+            elif grant.scope is not None:
+                scoped += remaining - set_aside
+    part = Standing(balance, held, pending, balance - held - pending - scoped, scoped)
     rest = Standing(*(whole - one for whole, one in zip(stands, part, strict=True)))
     yield Category.PAID, rest
     yield Category.PROMOTIONAL, part

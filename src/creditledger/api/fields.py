@@ -72,6 +72,16 @@ def optional_text(message: Message, name: str, *, field: str, most: int = TEXT_M
     return text(getattr(message, name), field=field, most=most) if given(message, name) else None
 
 
+def texts(values: Iterable[str], *, count_max: int, field: str) -> tuple[str, ...]:
+    """Up to `count_max` of `text` of 1 to 128 characters; sorted, each once."""
+    found = tuple(values)
+    if len(found) > count_max:
+        raise InvalidField(f"{field} has {len(found)} values, at most {count_max}", param=field)
+    for i, value in enumerate(found):
+        text(value, field=f"{field}[{i}]", most=NAME_MAX)
+    return tuple(sorted(set(found)))
+
+
 def name(value: str, *, field: str = "name") -> str:
     """`text` of 1 to 128 characters that must be there."""
     return text(required(value, field=field), field=field, most=NAME_MAX)

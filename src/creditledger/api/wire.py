@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 
-from creditledger import clock, ids, money, shown
+from creditledger import clock, durations, ids, money, shown
 from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.rpc import message
@@ -21,6 +21,7 @@ from creditledger.model import (
     PRIORITY_MAX,
     Category,
     Dimension,
+    GrantScope,
     Kind,
     Posting,
     Row,
@@ -51,6 +52,8 @@ SOURCE_KEYS = {
     Kind.ADMIN_CREDIT: ("actor",),
 }
 
+#: Meters, products or categories that a scope may name.
+SCOPE_MAX = 20
 #: Usages longer than this, quantities aside, are not kept.
 PRICED_BYTES_MAX = 1_024
 
@@ -232,7 +235,41 @@ def _give(message: wallet_service_pb2.GrantOperation) -> GiveGrant:
         effective_at=fields.optional_time(message, "effective_at", field=name + "effective_at"),
         expires_at=fields.optional_time(message, "expires_at", field=name + "expires_at"),
         source=_source(message, SOURCE_KEYS[kind], field=name + "source"),
+        scope=_scope(message.scope, field=name + "scope") if message.HasField("scope") else None,
+        expires_after=_expires_after(message),
     )
+
+
+def _expires_after(message: wallet_service_pb2.GrantOperation) -> durations.Duration | None:
+    """How long the grant lasts, if that is said instead of when it ends."""
+    given = message.HasField
+    zone_field = "grant.time_zone"
+    if not given("expires_after"):
+        if given("time_zone"):
+            raise InvalidField(f"{zone_field} belongs to expires_after", param=zone_field)
+        return None
+    field = "grant.expires_after"
+    if given("expires_at"):
+        raise InvalidField(f"{field} and expires_at exclude each other", param=field)
+    zone = durations.zone(fields.optional(message, "time_zone", "UTC"), field=zone_field)
+    return durations.parse(message.expires_after, zone, field=field)
+
+
+def _scope(message: wallet_service_pb2.GrantScope, *, field: str) -> GrantScope | None:
+    """What a grant is to pay for; empty lists are as none, and without any it is everything."""
+
+    def labels(name: str) -> tuple[str, ...]:
+        return fields.texts(getattr(message, name), count_max=SCOPE_MAX, field=f"{field}.{name}")
+
+    scope = GrantScope(labels("meter_ids"), labels("product_ids"), labels("categories"))
+    for i, meter_id in enumerate(message.meter_ids):
+        fields.reference("mtr", meter_id, field=f"{field}.meter_ids[{i}]")
+    return scope if any(scope) else None
+
+
+def scope(found: GrantScope | None) -> wallet_service_pb2.GrantScope | None:
+    """What a grant pays for, as it is shown."""
+    return None if found is None else wallet_service_pb2.GrantScope(**found._asdict())
 
 
 def _adjust(message: wallet_service_pb2.AdjustmentOperation) -> Adjust:
@@ -405,6 +442,7 @@ def _wallet(view: WalletView) -> dict[str, Any]:
         "held": money.text(view.held, scale),
         "pending": money.text(view.pending, scale),
         "available": money.text(view.available, scale),
+        "scoped": money.text(view.scoped, scale),
         "overdraft_limit": money.text(view.overdraft_limit, scale),
         "overdraft_used": money.text(view.overdraft_used, scale),
         "sequence": view.sequence,

@@ -353,6 +353,11 @@ def words(dialect: str) -> dict[str, str]:
             amount="json_extract(q.value, '$[1]')",
             parts="json_each(l.parts)",
         )
+        among = "coalesce({0} IN (SELECT value FROM json_each(g.scope, '$.{1}')), 0)"
+        given, terms = (
+            "json_extract(g.scope, '$.{1}') IS NULL",
+            "json_extract(p.terms, '$.\"{0}\"')",
+        )
     else:
         total = "sum(CAST(q.value AS bigint))"
         each = f"json_array_elements_text(CAST({FIRST_QUANTITIES} AS json))"
@@ -372,6 +377,8 @@ def words(dialect: str) -> dict[str, str]:
             amount="CAST(q.value ->> 1 AS bigint)",
             parts="json_array_elements(CAST(l.parts AS json))",
         )
+        among = "coalesce(CAST(g.scope AS jsonb) -> '{1}' @> to_jsonb({0}), false)"
+        given, terms = "CAST(g.scope AS jsonb) -> '{1}' IS NULL", "CAST(p.terms AS json) ->> '{0}'"
     words["POSTINGS"] = "postings"
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}
@@ -380,6 +387,10 @@ def words(dialect: str) -> dict[str, str]:
     words["SPENDING"] = ", ".join(map(str, _SPENDING))
     words["HOLDS"] = _HOLDS
     words["ROLLING"] = str(Period.ROLLING.value)
+    words["IN_SCOPE"] = " AND ".join(
+        f"({given} OR {among})".format(f"d.{label}", name) for label, name in _SCOPE.items()
+    )
+    words["UNNAMED"] = terms.format("adjustment.credit_grant_id") + " IS NULL"
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
     return words | {"CLOSED": str(Status.CLOSED.value)}
@@ -387,6 +398,8 @@ def words(dialect: str) -> dict[str, str]:
 
 #: Postings whose rows are consumptions.
 _SPENDING = (*(OPERATIONS[one][0] for one in (Consume, Capture, ReportEvent)), SETTLE)
+#: What a dimension says, and the list of a scope that may limit it.
+_SCOPE = {"meter_id": "meter_ids", "product_id": "product_ids", "category": "categories"}
 #: Whether the wallet `w` has an open hold.
 _HOLDS = "EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = w.number AND h.ended IS NULL)"
 #: What open holds have set aside of the grant `g`.

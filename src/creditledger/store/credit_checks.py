@@ -42,12 +42,34 @@ grant_remaining: g.remaining <> s.amount - g.overdraft_paid
     -- remaining is {g.remaining}, not {s.amount - g.overdraft_paid}
 grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount - g.overdraft_paid
     -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
+grant_overdraft: g.scope IS NOT NULL AND g.overdraft_paid <> 0
+    -- it has a scope, and paid back {g.overdraft_paid} of overdraft
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
 grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
 grant_expired: s.expirations > 1
       AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = g.wallet_number)
     OR g.remaining > $HELD AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
     -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
+""",
+)
+
+#: Rows that drew on a grant with a scope. What a capture draws, its hold was for.
+SCOPES = Pass(
+    "scopes",
+    """(SELECT DISTINCT wallet_number FROM grants WHERE scope IS NOT NULL) AS o
+    JOIN credit_transactions AS t ON t.wallet_number = o.wallet_number
+    JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+      AND g.scope IS NOT NULL
+    LEFT JOIN wallets AS w ON w.number = t.wallet_number
+    LEFT JOIN $POSTINGS AS p ON $OF_POSTING
+    LEFT JOIN holds AS h ON h.wallet_number = t.wallet_number AND h.number = p.hold_number
+    LEFT JOIN dimensions AS d ON d.wallet_number = t.wallet_number
+      AND d.number = coalesce(h.dimension_number, t.dimension_number)""",
+    ("t.wallet_number", "t.sequence"),
+    """
+row_scope: t.kind = $USAGE AND NOT ($IN_SCOPE) OR t.kind = $TRANSFER_OUT
+    OR t.kind = $ADMIN_DEBIT AND $UNNAMED
+    -- grant {g.number} does not pay for what it was drawn for
 """,
 )
 
@@ -277,7 +299,7 @@ limit_spent: x.amount <> 0
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
-    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, WALLETS, HOLDS, REVISIONS, TRANSFERS, EVENTS),
-    LIMITS,
+    *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
+    *(TRANSFERS, EVENTS, LIMITS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

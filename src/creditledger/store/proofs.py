@@ -45,6 +45,7 @@ from creditledger.store.credit_checks import (
     HOLDS,
     LIMITS,
     REVISIONS,
+    SCOPES,
     TRANSFERS,
     WALLETS,
 )
@@ -321,12 +322,19 @@ _POSTGRES_ROLLUPS = Proof(
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _whole(MOVED_ROLLUPS), _POSTINGS),
     *(_whole(REFUNDS), _whole(WALLETS), _whole(KIND_COUNTS), _SQLITE_EXPIRATIONS),
-    *(_whole(HOLDS), _whole(REVISIONS), _whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS)),
+    *(
+        _whole(HOLDS),
+        _whole(REVISIONS),
+        _whole(TRANSFERS),
+        _whole(EVENTS),
+        _whole(LIMITS),
+        _whole(SCOPES),
+    ),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
-    *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS)),
+    *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
 )
 
 

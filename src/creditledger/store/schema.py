@@ -226,6 +226,8 @@ grants = Table(
     Column("effective_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("created_at", BigInteger, nullable=False),
+    # What it pays for, as JSON: lists by name, none of them empty; NULL is everything.
+    Column("scope", Text),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
@@ -241,6 +243,13 @@ Index(
     grants.c.wallet_number,
     sqlite_where=text("open = 1"),
     postgresql_where=grants.c.open,
+)
+#: What has ended and is not written down: what the sweeper looks for, over all wallets.
+Index(
+    "grants_due",
+    *(grants.c.expires_at, grants.c.wallet_number, grants.c.number),
+    sqlite_where=text("open = 1 AND expires_at IS NOT NULL"),
+    postgresql_where=text("open AND expires_at IS NOT NULL"),
 )
 
 #: Credit set aside, as it is now; by number of the posting that made it. `parts` is JSON: pairs of
@@ -271,6 +280,12 @@ holds = Table(
 )
 _is_open = holds.c.ended.is_(None)
 Index("holds_open", holds.c.wallet_number, sqlite_where=_is_open, postgresql_where=_is_open)
+Index(
+    "holds_due",
+    *(holds.c.deadline, holds.c.wallet_number, holds.c.number),
+    sqlite_where=_is_open,
+    postgresql_where=_is_open,
+)
 
 #: What each posting about a hold left of it: how a balance at a past moment is known.
 hold_revisions = Table(

@@ -14,6 +14,7 @@ from creditledger.model import (
     Category,
     Dimension,
     Grant,
+    GrantScope,
     Hold,
     HoldEnd,
     Kind,
@@ -75,6 +76,7 @@ GRANT_COLUMNS = [
     "effective_at",
     "expires_at",
     "created_at",
+    "scope",
 ]
 POSTING_COLUMNS = [
     "wallet_number",
@@ -283,8 +285,11 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
 
 def grant_value(columns: Iterable[Any]) -> Grant:
     """A grant of its columns."""
-    number, amount, paid, remaining, category, *terms = columns
-    return Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
+    number, amount, paid, remaining, category, *terms, scope = columns
+    one = Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
+    if scope is not None:
+        one.scope = GrantScope(**{name: tuple(found) for name, found in json.loads(scope).items()})
+    return one
 
 
 def grant_columns(grant: Grant) -> tuple[object, ...]:
@@ -300,8 +305,13 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
         grant.effective_at,
         grant.expires_at,
         grant.created_at,
+        None if grant.scope is None else _scope(grant.scope),
         grant.remaining > 0,
     )
+
+
+def _scope(scope: GrantScope) -> str | None:
+    return dump({name: found for name, found in scope._asdict().items() if found})
 
 
 def posting_value(columns: Iterable[Any]) -> Posting:

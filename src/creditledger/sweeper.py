@@ -1,0 +1,98 @@
+"""The sweeper: writes expirations down where nobody has asked since they were due.
+
+Every command on a wallet does so first, and every read counts what has expired as gone, so nothing
+but where and when the rows stand depends on it: rows of a wallet that is left alone are in lists
+and exports soon after, and not years later. Goes through the ledger like any caller, and after all
+others. Started by the server.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from creditledger.errors import Overloaded
+from creditledger.ledger import Ledger
+from creditledger.operations import Sweep
+from creditledger.store import Store, due
+
+log = structlog.get_logger()
+
+#: Grants or holds looked up at a time, and wallets swept in one batch: a wallet has at most 1,000
+#: open grants, and as a rule one of them is due.
+PAGE, BATCH = 500, 50
+#: How long it waits where the ledger is busy, twice as long each time.
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.5, 30.0
+
+
+class Sweeper:
+    """One per server; several servers on a database find what the others have left."""
+
+    def __init__(
+        self, store: Store, ledger: Ledger, *, clock: Callable[[], int], interval_seconds: float
+    ) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._interval = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Sweep every `interval_seconds` from now on."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def stop(self) -> None:
+        """Sweep no more; what is under way is committed or it is not."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.sweep()
+            except Exception:
+                # The next one finds what this one has left.
+                log.warning("sweep failed", exc_info=True)
+
+    async def sweep(self) -> int:
+        """One pass over all that is due now; how much of it was written down.
+
+        Raises what the store raises, and Unavailable where the ledger is closing.
+        """
+        now = self._clock()
+        written = 0
+        for what in (due.GRANTS, due.HOLDS):
+            last = due.NOTHING
+            while True:
+                look = partial(due.due, what=what, now=now, after=last, size=PAGE)
+                found = await self._store.read(look)
+                wallets = list(dict.fromkeys(one.wallet_id for one in found))
+                for at in range(0, len(wallets), BATCH):
+                    written += await self._write_down(wallets[at : at + BATCH])
+                if len(found) < PAGE:
+                    break
+                last = found[-1]
+        if written:
+            log.info("swept", written=written)
+        return written
+
+    async def _write_down(self, wallet_ids: Sequence[str]) -> int:
+        pause = PAUSE_SECONDS
+        while True:
+            try:
+                answers = await self._ledger.sweep([Sweep(wallet_id) for wallet_id in wallet_ids])
+            except Overloaded:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                continue
+            written = 0
+            for answer in answers:
+                if isinstance(answer, Exception):
+                    raise answer
+                written += answer
+            return written
