@@ -179,6 +179,7 @@ def test_version_names_what_matters() -> None:
         "keys revoke",
         "import-usage",
         "verify",
+        "export",
         "version",
     ],
 )
@@ -188,7 +189,7 @@ def test_every_command_explains_itself(command: str) -> None:
 
     assert done.exit_code == 0
     assert "Usage:" in done.output
-    if command in {"up", "serve", "migrate", "keys create", "import-usage", "verify"}:
+    if command in {"up", "serve", "migrate", "keys create", "import-usage", "verify", "export"}:
         assert "CREDITLEDGER_DATABASE_URL" in done.output
     if not command:
         assert "Exit codes:" in done.output

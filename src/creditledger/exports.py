@@ -9,10 +9,11 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from creditledger import clock, ids, money
@@ -31,6 +32,10 @@ MARK = "#"
 
 #: What makes a spreadsheet compute a cell instead of showing it.
 _COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n")
+#: Longer than any last line: a sum for each of a thousand currencies.
+_TAIL_BYTES_MAX = 128 * 1024
+_PIECE_BYTES = 1024 * 1024
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 _KIND_WORDS = {kind.value: kind.word for kind in Kind}
 _TYPE_WORDS = {type_.value: type_.word for type_ in Type}
 
@@ -93,8 +98,8 @@ COLUMNS: Mapping[str, Callable[[Shown], object]] = {
     "wallet_id": lambda one: one.wallet.id,
     "sequence": lambda one: one.line.sequence,
     "posting_id": lambda one: ids.compose("pst", one.line.wallet, one.line.posting),
-    "type": lambda one: _TYPE_WORDS[one.line.type],
-    "kind": lambda one: _KIND_WORDS[one.line.kind],
+    "type": lambda one: _TYPE_WORDS[one.dimension.type],
+    "kind": lambda one: _KIND_WORDS[one.dimension.kind],
     "amount": lambda one: one.amount(one.line.amount),
     "running_balance": lambda one: one.amount(one.line.running_balance),
     "currency_id": lambda one: one.wallet.currency,
@@ -131,6 +136,19 @@ TEXTS = frozenset(
 )
 
 
+#: Columns that are the same in all rows of one wallet and dimension: most of them, so they are
+#: worked out once for many rows.
+SAME = frozenset(
+    {
+        *("customer_id", "wallet_id", "currency_id", "livemode", "type", "kind"),
+        *("meter_id", "subscription_id", "api_key_id"),
+        *("product_id", "product_name", "category"),
+    }
+)
+#: Wallets and dimensions of which that is remembered.
+_SAME_MAX = 10_000
+
+
 @dataclass(slots=True)
 class Export:
     """One export under way: what has been written of it, to be told at its end."""
@@ -141,6 +159,7 @@ class Export:
     rows: int = 0
     sums: dict[tuple[str, int], int] = field(default_factory=dict)  #: By currency and scale.
     _digest: Any = field(default_factory=hashlib.sha256)
+    _same: dict[tuple[int, int], list[object]] = field(default_factory=dict)
 
     def head(self) -> bytes:
         """What comes before the rows."""
@@ -153,24 +172,43 @@ class Export:
         dimensions: Mapping[tuple[int, int], Dimension],
     ) -> bytes:
         """These lines as text; of each its wallet and dimension must be there."""
-        asked = list(self.columns.items())
-        safe = [name in TEXTS for name in self.columns]
+        cell = _cell if self.format == "csv" else _value
+        own = [
+            (place, value, name in TEXTS)
+            for place, (name, value) in enumerate(self.columns.items())
+            if name not in SAME
+        ]
         found = []
         for line in lines:
             wallet = wallets[line.wallet]
             one = Shown(line, wallet, dimensions[line.wallet, line.dimension], self.zone)
             unit = wallet.currency, wallet.scale
             self.sums[unit] = self.sums.get(unit, 0) + line.amount
-            found.append([(name, value(one)) for name, value in asked])
+            row = self._alike(one).copy()
+            for place, value, is_text in own:
+                what = value(one)
+                # Numbers and ids are text already, and need no look.
+                row[place] = what if type(what) is str and not is_text else cell(what, is_text)
+            found.append(row)
         self.rows += len(lines)
         if self.format == "csv":
-            return self._written(
-                _csv(
-                    [_cell(value, text) for (_, value), text in zip(row, safe, strict=True)]
-                    for row in found
-                )
-            )
-        return self._written("".join(map(_object, found)))
+            return self._written(_csv(found))
+        return self._written("".join(_object(zip(self.columns, row, strict=True)) for row in found))
+
+    def _alike(self, one: Shown) -> list[object]:
+        """The row as far as it is like others of its wallet and dimension."""
+        place = one.line.wallet, one.line.dimension
+        row = self._same.get(place)
+        if row is None:
+            cell = _cell if self.format == "csv" else _value
+            row = [
+                cell(value(one), name in TEXTS) if name in SAME else None
+                for name, value in self.columns.items()
+            ]
+            if len(self._same) >= _SAME_MAX:
+                self._same.clear()
+            self._same[place] = row
+        return row
 
     def tail(self) -> bytes:
         """The last line."""
@@ -184,14 +222,46 @@ class Export:
         shown = " ".join(f"{currency}={amount}" for currency, amount in sums.items())
         return f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\n".encode()
 
-    def resume(self, written: bytes) -> None:
-        """Take bytes that an earlier part of the same export has written."""
-        self._digest.update(written)
+    def resume(self, rows: int, sums: Mapping[tuple[str, int], int], file: BinaryIO) -> None:
+        """Go on behind what an interrupted export has written, all of `file`."""
+        self.rows, self.sums = rows, dict(sums)
+        while piece := file.read(_PIECE_BYTES):
+            self._digest.update(piece)
 
     def _written(self, text: str) -> bytes:
         data = text.encode()
         self._digest.update(data)
         return data
+
+
+class NotWhole(Exception):
+    """A file is no whole export. The text is a sentence for whoever has it."""
+
+
+def check(file: BinaryIO) -> str:
+    """The digest of a file that is a whole export, by its last line. Raises NotWhole.
+
+    Reads it once, in pieces.
+    """
+    size = file.seek(0, io.SEEK_END)
+    file.seek(max(0, size - _TAIL_BYTES_MAX))
+    end = file.read()
+    last = end.rstrip(b"\n").rpartition(b"\n")[2]
+    told = _DIGEST.search(last)
+    if told is None or not end.endswith(b"\n") or not last.startswith((b"#", b'{"#"')):
+        raise NotWhole("the last line is missing: the file has been cut off")
+    before = size - len(last) - 1
+    digest = hashlib.sha256()
+    file.seek(0)
+    while before > 0:
+        piece = file.read(min(before, _PIECE_BYTES))
+        if not piece:
+            break
+        digest.update(piece)
+        before -= len(piece)
+    if digest.hexdigest().encode() != told[0]:
+        raise NotWhole("it is not what its last line says: the file has been changed")
+    return digest.hexdigest()
 
 
 def _csv(rows: Iterable[Sequence[object]]) -> str:
@@ -209,6 +279,10 @@ def _cell(value: object, is_text: bool) -> object:  # a flag of the column
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str | int) else _compact(value)
+
+
+def _value(value: object, _is_text: bool) -> object:  # as _cell
+    return value
 
 
 def _object(pairs: Iterable[tuple[str, object]]) -> str:

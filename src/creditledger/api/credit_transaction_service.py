@@ -140,7 +140,7 @@ def _export(request: pb.CreditTransactionServiceExportRequest) -> _Export:
         rows=_rows(request),
         format=fields.word(request.format or "csv", FORMATS, field="format"),
         columns=exporting.columns(request.columns),
-        zone=exporting.zone(request),
+        zone=exporting.zone(request.time_zone),
     )
 
 

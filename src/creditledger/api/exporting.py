@@ -47,6 +47,7 @@ class Walk:
 
     filters: Filters
     kinds: Sequence[Kind] | None = None
+    size: int = field(default_factory=lambda: STEP_ROWS)  #: Rows of a step.
     pin: str | None = None
     after: Place | None = None
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
@@ -57,7 +58,7 @@ class Walk:
         if self.pin is None:
             self.pin = walks.pin(connection)
         lines = walks.step(
-            connection, self.filters, self.pin, self.after, STEP_ROWS, kinds=self.kinds
+            connection, self.filters, self.pin, self.after, self.size, kinds=self.kinds
         )
         if lines:
             self.after = lines[-1].place
@@ -104,12 +105,11 @@ class Exports:
             self._under_way -= 1
 
 
-def zone(request: object, name: str = "time_zone") -> ZoneInfo:
-    """The zone that a request names, or UTC."""
-    key: str = getattr(request, name) or "UTC"
-    if key not in _ZONES:
-        raise InvalidField(f"{name} is no zone: {echo(key)}", param=name)
-    return ZoneInfo(key)
+def zone(key: str) -> ZoneInfo:
+    """The IANA zone of this name; UTC for an empty one."""
+    if key and key not in _ZONES:
+        raise InvalidField(f"time_zone is no zone: {echo(key)}", param="time_zone")
+    return ZoneInfo(key) if key else UTC
 
 
 def columns(names: str) -> dict[str, Callable[[Shown], object]]:
