@@ -381,3 +381,24 @@ async def test_a_burst_at_two_servers(api: Api, database_url: str, clock: Clock)
 
         assert await burst([api, other]) == 50
         assert await figures(api) == await figures(other) == [("51.00", "0.00", "0.00")]
+
+
+@pytest.mark.only("postgresql")
+async def test_a_limit_that_another_server_has_set(
+    api: Api, database_url: str, clock: Clock
+) -> None:
+    """Made, changed or deleted there, it holds here for the next posting, and stays as it is."""
+    async with running(database_url, clock) as second:
+        other = Api(second, admin=api.admin, service=api.service, customer=api.customer)
+        await api.post("known here", **consume("1"))
+        made = await put(other, "5")
+        told = await refused(api.post("more", **consume("6")))
+        assert told.metadata["limit"] == "5.00"
+
+        await put(other, "7")
+        await api.post("more", **consume("6"))
+        assert await figures(other) == [("6.00", "0.00", "1.00")]
+        gone = limit_pb.DeleteSpendLimitRequest(wallet_id=WALLET, spend_limit_id=made.id)
+        await other.wallets.DeleteSpendLimit(gone, metadata=api.admin)
+        await api.post("rest", **consume("100"))
+        assert await listed(api) == []

@@ -485,6 +485,46 @@ async def test_a_replay(served: Served, service: str) -> None:
     assert (await send(served, service, route, other))["replayed"] is False
 
 
+async def test_a_spend_limit(served: Served, admin: str, service: str) -> None:
+    """What passes it is a 429 that says what is left; set, listed and deleted by its route."""
+    wallet = await served.wallet()
+    limits = f"/v1/wallets/{wallet}/spend-limits"
+    await served.post(wallet, {"grant": {"amount": "50"}})
+    asked: Json = {"amount": "2", "period": "rolling", "hours": 24, "api_key_id": "apk_a"}
+    made = await send(served, admin, f"POST {limits}", asked)
+    usage = {"api_key_id": "apk_a", "quantities": [1]}
+    spent = {"consumption": {"amount": "1.5", "usage": usage}}
+    await served.post(wallet, spent)
+
+    async with nothing_written(served):
+        body = {"idempotency_key": "more", **spent}
+        answer = await served.ask("POST", f"/v1/wallets/{wallet}/postings", key=service, json=body)
+        assert failure(answer) == Failure(429, "SPEND_LIMIT_EXCEEDED")
+        assert answer.json()["error"]["type"] == "rate_limit_error"
+        message = answer.json()["error"]["message"]
+        (listed,) = (await send(served, service, f"GET {limits}"))["spend_limits"]
+    # A body has no metadata, so its text has to say it.
+    resets = listed.pop("resets_at")
+    assert resets > listed["created_at"]
+    assert all(part in message for part in ("0.50 ", "2.00", "1.50 spent", resets))
+    assert listed == {
+        "id": made["id"],
+        "wallet_id": wallet,
+        "api_key_id": "apk_a",
+        "amount": "2.00",
+        "period": "rolling",
+        "hours": 24,
+        "spent": "1.50",
+        "held": "0.00",
+        "remaining": "0.50",
+        "created_at": made["created_at"],
+        "updated_at": made["created_at"],
+    }
+    gone = await send(served, admin, f"DELETE {limits}/{made['id']}")
+    assert gone["id"] == made["id"]
+    assert await send(served, service, f"GET {limits}") == {"spend_limits": []}
+
+
 async def test_a_transfer(served: Served, service: str) -> None:
     """Both sides, each with its wallet; a repetition is replayed, a dry run writes nothing."""
     sender, receiver = await served.wallet(), await served.wallet()
@@ -780,6 +820,10 @@ WRITES: dict[str, tuple[Json, dict[str, str]]] = {
     "POST /v1/subscriptions": (
         {"id": "sub_w", "customer_id": "cus_writer", "name": "W", "metadata": {}},
         {"id": "id? sub", "customer_id": "id cus", "name": "text", "metadata": "metadata"},
+    ),
+    "POST /v1/wallets/wal_writer/spend-limits": (
+        {"amount": "1", "period": "rolling", "hours": 1, "api_key_id": "apk_w"},
+        {"period": "word", "hours": "number 1 744", "api_key_id": "text?"},
     ),
     "POST /v1/currencies": (
         {"id": "WWW", "scale": 2, "name": "W"},
@@ -1245,6 +1289,8 @@ ROUTES = [
     "GET /v1/wallets/wal_writer",
     "GET /v1/wallets/wal_writer/postings",
     "GET /v1/wallets/wal_writer/holds",
+    "GET /v1/wallets/wal_writer/spend-limits",
+    f"DELETE /v1/wallets/wal_writer/spend-limits/spl_{'0' * 26}",
     f"GET /v1/holds/{NO_HOLD}",
     *ON_HOLDS,
     TRANSFER,
