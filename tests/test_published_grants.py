@@ -155,6 +155,33 @@ async def test_a_grant_pays_what_events_are_owed(giving: Giving) -> None:
     assert [one["status"] for one in paid["list"]] == ["completed"]
 
 
+async def test_what_a_grant_pays_for(giving: Giving) -> None:
+    """Prices are meters or products: what is limited to them pays for nothing else."""
+    meter = await giving.served.meter(currency_id="CREDIT")
+    config = {"scope": {"prices": [meter]}}
+    made = await giving.give("5", applicability_config=config)
+    assert made["applicability_config"] == config
+    asked = {"customer_id": giving.customer, "currency_id": "CREDIT"}
+    assert (await giving.get("/verify-availability", **asked))["can_continue"] is False
+    spend = {"consumption": {"amount": "2", "meter_id": meter}}
+    (posted,) = await giving.served.post(made["wallet_id"], spend)
+    assert posted["transactions"][0]["credit_grant_id"] == made["id"]
+
+    products = {"scope": {"prices": ["price_2", "price_1"]}}
+    made = await giving.give("5", applicability_config=products)
+    assert made["applicability_config"]["scope"]["prices"] == ["price_1", "price_2"]
+    for scope, code, param in (
+        ({"prices": [meter, "price_1"]}, (400, "INVALID_FIELD"), "prices"),
+        ({"prices": ["mtr_none"]}, (404, "NOT_FOUND"), "prices"),
+        ({"prices": [""]}, (400, "MISSING_FIELD"), "prices"),
+        ({"prices": [f"price_{n}" for n in range(21)]}, (400, "INVALID_FIELD"), "prices"),
+        ({"price_type": "recurring"}, (400, "INVALID_FIELD"), "price_type"),
+    ):
+        body = giving.grant("1", applicability_config={"scope": scope})
+        expected = Failure(*code, f"applicability_config.scope.{param}")
+        assert await giving.refused(body) == expected, scope
+
+
 async def test_lists(giving: Giving) -> None:
     """Newest first, narrowed by what is given, with how many there are in all."""
     later = await giving.give("1", name="Later", effective_at=SECOND + 3_600)

@@ -1293,7 +1293,9 @@ class ApplicabilityScope(_message.Message):
     """Not served: any value is an INVALID_FIELD."""
     @_builtins.property
     def prices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Not served: any value is an INVALID_FIELD. Empty means everything."""
+        """Either ids of meters (`mtr_…`, which must exist), or products as `usage.product_id` names them;
+        at most 20, of one sort. Empty means everything.
+        """
 
     def __init__(
         self,

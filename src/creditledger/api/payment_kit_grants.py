@@ -15,6 +15,7 @@ from creditledger.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
     Category,
+    GrantScope,
     Kind,
     Status,
     Wallet,
@@ -26,6 +27,9 @@ from creditledger.store.given import STATUSES, Given
 
 #: The kind of the posting by which a grant is given.
 _KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
+
+#: Meters, or products, that a grant may be limited to.
+PRICES_MAX = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,6 @@ class NewGrant:
 def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
     """Raises InvalidField, MissingField."""
     amount = fields.amount(request.amount, field="amount")
-    _require_everything(request.applicability_config)
     category = fields.word(
         fields.required(request.category, field="category"), wire.CATEGORIES, field="category"
     )
@@ -59,18 +62,30 @@ def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
             effective_at=fields.seconds(request, "effective_at", field="effective_at") or None,
             expires_at=fields.seconds(request, "expires_at", field="expires_at") or None,
             source={},
+            scope=_scope(request.applicability_config.scope),
         ),
         metadata=fields.metadata(request.metadata),
         livemode=fields.optional(request, "livemode", None),
     )
 
 
-def _require_everything(config: pb.ApplicabilityConfig) -> None:
-    """Raises InvalidField for what narrows a grant."""
-    for name in ("prices", "price_type"):
-        if getattr(config.scope, name):
-            field = f"applicability_config.scope.{name}"
-            raise InvalidField(f"{field} is not served: a grant pays for everything", param=field)
+def _scope(scope: pb.ApplicabilityScope) -> GrantScope | None:
+    """Prices are meters or products: of one sort, for a scope asks for one of each sort it has."""
+    if scope.HasField("price_type"):
+        field = "applicability_config.scope.price_type"
+        raise InvalidField(f"{field} is not served: name the prices", param=field)
+    field = "applicability_config.scope.prices"
+    prices = sorted({fields.required(one, field=field) for one in scope.prices})
+    for one in prices:
+        fields.text(one, field=field, most=fields.NAME_MAX)
+    if len(prices) > PRICES_MAX:
+        raise InvalidField(f"{field} has more than {PRICES_MAX} values", param=field)
+    meters = [one for one in prices if ids.is_chosen("mtr", one)]
+    if meters and len(meters) < len(prices):
+        raise InvalidField(f"{field} names both meters and products", param=field)
+    if meters:
+        return GrantScope(meter_ids=tuple(meters))
+    return GrantScope(product_ids=tuple(prices)) if prices else None
 
 
 def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> payment_kit.Named:
@@ -159,6 +174,11 @@ def availability(request: pb.PaymentKitServiceGetGrantAvailabilityRequest) -> Av
 def grant(one: Given) -> pb.PaymentKitGrant:
     """A grant, as of its wallet's time."""
     given, scale = one.grant, one.wallet.scale
+    config = None
+    if given.scope is not None:
+        # Of a scope that was given otherwise, all that it names.
+        prices = [*given.scope.meter_ids, *given.scope.product_ids, *given.scope.categories]
+        config = pb.ApplicabilityConfig(scope=pb.ApplicabilityScope(prices=prices))
     return pb.PaymentKitGrant(
         id=ids.compose("cg", one.wallet_number, given.number),
         object="credit_grant",
@@ -172,6 +192,7 @@ def grant(one: Given) -> pb.PaymentKitGrant:
         effective_at=given.effective_at // time.SECOND,
         expires_at=None if given.expires_at is None else given.expires_at // time.SECOND,
         status=one.status,
+        applicability_config=config,
         livemode=one.wallet.livemode,
         metadata=one.metadata,
         created_at=time.text(given.created_at),
@@ -227,4 +248,8 @@ def renamed(refusal: Refusal) -> Refusal:
     return type(refusal)(refusal.message, param=param, **refusal.metadata)
 
 
-_NAMES = {"idempotency_key": "Idempotency-Key", "currency": "currency_id"}
+_NAMES = {
+    "idempotency_key": "Idempotency-Key",
+    "currency": "currency_id",
+    "grant.scope.meter_ids": "applicability_config.scope.prices",
+}
