@@ -25,7 +25,7 @@ NOTHING = Due(-(1 << 62), 0, 0, "")
 GRANTS = ("grants", "grants_due", "expires_at", "o.open")
 HOLDS = ("holds", "holds_due", "deadline", "o.ended IS NULL")
 
-_QUERY = """
+_QUERY = """\
 SELECT o.{moment}, o.wallet_number, o.number, w.id FROM {table}
 JOIN wallets AS w ON w.number = o.wallet_number
 WHERE {is_open} AND o.{moment} IS NOT NULL AND o.{moment} <= :now
