@@ -70,12 +70,23 @@ class DropLimit:
     ref: int
 
 
+@dataclass(frozen=True)
+class GrantUpdate:
+    """A change of a grant's terms; the grant by the model's name."""
+
+    wallet_id: str
+    ref: int
+    terms: dict[str, Any]
+
+
 #: Which operations are asked for, and how often.
 OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund"] * 3
 OPERATIONS += (
     ["meter_event"] * 3 + ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"] + ["transfer"] * 3
 )
+OPERATIONS += ["void"] * 2
 ON_HOLDS = ("hold", "capture", "release", "extend")
+FLAT = (*ON_HOLDS, "void")
 #: Around the bounds of a hold's time.
 TIMES = (-1, 0, 1, SECOND, 60_000, DAY, 7 * DAY, 7 * DAY + 1)
 
@@ -132,7 +143,7 @@ class Asking:
         if name in ON_HOLDS and not self._model.holds(wallet_id) and not self._seldom():
             name = "hold"
         body: dict[str, Any] = getattr(self, f"_{name}")(wallet_id, postings)
-        options = {} if name in ON_HOLDS else self._options(wallet_id)
+        options = {} if name in FLAT else self._options(wallet_id)
         if name == "transfer":
             options.pop("effective_at", None)
         return Request(wallet_id, key, name, body, options, self._zeros())
@@ -143,7 +154,7 @@ class Asking:
             st.sampled_from([None, None, "amount", "options", "left out", "metadata", "drawn anew"])
         )
         body, options = dict(earlier.body), dict(earlier.options)
-        if earlier.name in ON_HOLDS:
+        if earlier.name in FLAT:
             if changed in {"options", "metadata"}:
                 changed = None
         else:
@@ -154,11 +165,11 @@ class Asking:
             options |= {"effective_at": self._moment(BEGINS)}
         elif changed == "left out" and len(body) > 1:
             del body[self._draw(st.sampled_from([n for n in body if n != "amount"]))]
-        elif changed == "drawn anew" and earlier.name not in ("refund", "release"):
+        elif changed == "drawn anew" and earlier.name not in ("refund", "release", "void"):
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
-        for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id"):
+        for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id", "id"):
             if name in earlier.body and (name != "meter_id" or earlier.name == "meter_event"):
                 body.setdefault(name, earlier.body[name])
         return replace(earlier, body=body, options=options, zeros=self._zeros())
@@ -184,6 +195,30 @@ class Asking:
             self._draw(st.sampled_from(["day", "rolling", "lifetime", "week", "month"])),
             self._draw(st.sampled_from([1, 24, 744])),
         )
+
+    def grant_update(self) -> GrantUpdate:
+        """New terms of a grant, or the same ones."""
+        wallet_id = self.wallet_id()
+        terms = self._some(
+            name=st.sampled_from(["Welcome", "Spring"]),
+            priority=st.sampled_from([0, 50, 100]),
+            metadata=st.sampled_from([{"team": "red"}, {"team": "blue"}, {"team": ""}]),
+        )
+        how = self._draw(st.sampled_from([None, None, "expires_at", "never_expires"]))
+        if how == "expires_at":
+            terms[how] = self._clock.now + self._draw(st.sampled_from(ENDS))
+        elif how is not None:
+            terms[how] = True
+        return GrantUpdate(wallet_id, self._grant_of(wallet_id), terms)
+
+    def _grant_of(self, wallet_id: str) -> int:
+        """Mostly one that there is; also what a command of the same batch may be about to make."""
+        last = len(self._model.rows(wallet_id))
+        made = [grant.ref for grant in self._model.grants(wallet_id)]
+        return self._draw(st.sampled_from([*made * 5, last + 1, last + 2, NOBODY]))
+
+    def _void(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        return {"id": self._grant_of(wallet_id)}
 
     def _seldom(self) -> bool:
         """One time in eight; the value that hypothesis thinks simple is the usual one."""
@@ -292,13 +327,9 @@ class Asking:
         return {"to_wallet_id": self._draw(to), "amount": self._draw(amounts)}
 
     def _adjustment(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
-        last = len(self._model.rows(wallet_id))
-        made = [grant.ref for grant in self._model.grants(wallet_id)]
-        # Also those that a command of the same batch may be about to make.
-        refs = st.sampled_from([*made * 5, last + 1, last + 2, NOBODY])
         amount = self._draw(amounts) * self._draw(st.sampled_from([1, -1, -1, -1]))
         return {"amount": amount} | self._some(
-            credit_grant_id=refs,
+            credit_grant_id=st.just(self._grant_of(wallet_id)),
             force=st.booleans(),
             source=st.sampled_from([{}, {"actor": "ops@example.com"}]),
         )

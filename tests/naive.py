@@ -21,7 +21,7 @@ BALANCE_MAX = 9 * 10**18
 QUANTITY_MAX = 10**15
 HOLD_MS, HOLD_MAX_MS = 600_000, 7 * 86_400_000
 ON_HOLDS = ("hold", "capture", "release", "extend")
-FLAT = (*ON_HOLDS, "transfer")
+FLAT = (*ON_HOLDS, "transfer", "void")  # Requests whose fields have no operation before them.
 SPENDING = ("consumption", "capture", "meter_event", "settlement")
 #: What a meter event calls its fields.
 OF_EVENTS = {
@@ -49,6 +49,7 @@ FUTURE_MAX_MS = 60_000
 #   release      hold_id
 #   extend       hold_id, deadline, ttl_ms
 #   transfer     to_wallet_id, amount
+#   void         id, of a grant
 #   meter_event  amount, meter_id, subscription_id
 # A hold is named by the posting that made it, and so is an event.
 # Any, because a union of all these would hide the rules behind casts.
@@ -81,9 +82,15 @@ class Grant:
     expires_at: int | None
     created_at: int
     scope: Body | None
+    metadata: dict[str, str]
+    voided_at: int | None
+
+    def end(self) -> int | None:
+        return self.expires_at if self.voided_at is None else self.voided_at
 
     def ended(self, now: int) -> bool:
-        return self.expires_at is not None and self.expires_at <= now
+        end = self.end()
+        return end is not None and end <= now
 
     def pending(self, now: int) -> bool:
         return self.effective_at > now
@@ -231,15 +238,20 @@ class Wallet:
     holds: list[Hold] = field(default_factory=list)
     limits: list[Limit] = field(default_factory=list)
     limits_made: int = 0
+    #: What became of changed grants: (number, created_at, grant), number 0 as it was given.
+    revisions: list[tuple[int, int, Grant]] = field(default_factory=list)
 
     def draft(self) -> Wallet:
         draft = replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
         draft.holds = [replace(hold, parts={**hold.parts}) for hold in self.holds]
+        draft.revisions = [*self.revisions]
         return draft
 
     def now(self, clock: int) -> int:
         posted = [posting.created_at for posting in self.postings.values()]
-        return max([clock, self.created_at, *(row.created_at for row in self.rows), *posted])
+        changed = [created_at for _, created_at, _ in self.revisions]
+        rows = [row.created_at for row in self.rows]
+        return max([clock, self.created_at, *rows, *posted, *changed])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]
@@ -302,7 +314,7 @@ class Wallet:
         self, posting: Posting, kind: str, amount: int, grant: int | None, at: int | None = None
     ) -> None:
         """One row; `at` is its effective_at, if not the posting's."""
-        types = {"grant": "grant", "expiry": "expiration"}
+        types = {"grant": "grant", "expiry": "expiration", "void": "expiration"}
         types |= dict.fromkeys(SPENDING, "consumption")
         type_ = types.get(posting.name, "adjustment")
         sequence, running = len(self.rows) + 1, sum(row.amount for row in self.rows) + amount
@@ -315,8 +327,9 @@ class Wallet:
         Without an effective_at among its terms the grant starts now, whatever its row says.
         """
         now, ref, at = posting.created_at, len(self.rows) + 1, terms.get("effective_at")
-        defaults = {"priority": 50, "name": None, "effective_at": now, "expires_at": None}
+        defaults: Body = {"priority": 50, "name": None, "effective_at": now, "expires_at": None}
         defaults["scope"] = None
+        defaults |= {"voided_at": None, "metadata": posting.request.get("metadata", {})}
         pays_back = (at is None or at <= now) and not terms.get("scope")
         paid = min(self.overdraft_used(), amount) if pays_back else 0
         self.append(posting, kind, amount, ref, at)
@@ -352,7 +365,7 @@ class Wallet:
         posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
         due: list[tuple[int, int, int]] = []
         for grant in [grant for grant in self.grants if grant.ended(now)]:
-            end, left = grant.expires_at or 0, self.remaining(grant)
+            end, left = grant.end() or 0, self.remaining(grant)
             for hold in self.holds:
                 part = hold.parts.get(grant.ref, 0)
                 left -= part
@@ -397,6 +410,14 @@ class Wallet:
             for place, share in self.shares(part, self.payers(event.body, now), now, room).items():
                 self.append(own, "usage", -share, place)
         return ref
+
+    def revise(self, grant: Grant, now: int, **terms: Any) -> None:
+        numbers = [number for number, _, old in self.revisions if old.ref == grant.ref]
+        if not numbers:
+            self.revisions.append((0, grant.created_at, grant))
+        changed = replace(grant, **terms)
+        self.revisions.append((max([0, *numbers]) + 1, now, changed))
+        self.grants = [changed if old.ref == grant.ref else old for old in self.grants]
 
     # The operations, by name: each changes a draft, or refuses.
 
@@ -487,6 +508,14 @@ class Wallet:
             self.give(posting, "refund", amount, grant.category, **terms)
         else:
             self.append(posting, "refund", amount, grant.ref)
+
+    def apply_void(self, posting: Posting, body: Body) -> None:
+        now, grant = posting.created_at, self.grant(body["id"])
+        refuse_if_over(grant, now)
+        left = self.free(grant, now)
+        if left:
+            self.append(posting, "expiry", -left, grant.ref)
+        self.revise(grant, now, voided_at=now)
 
     def apply_hold(self, posting: Posting, body: Body) -> None:
         now = posting.created_at
@@ -581,6 +610,13 @@ def canonical_scope(scope: Body | None) -> Body | None:
     return found or None
 
 
+def refuse_if_over(grant: Grant, now: int) -> None:
+    if grant.voided_at is not None:
+        refuse("GRANT_VOIDED", voided_at=grant.voided_at)
+    if grant.ended(now):
+        refuse("GRANT_EXPIRED", expired_at=grant.expires_at)
+
+
 def hold_deadline(body: Body, now: int) -> int:
     deadline = body.get("deadline")
     moment: int = now + (body.get("ttl_ms") or HOLD_MS) if deadline is None else deadline
@@ -592,7 +628,7 @@ def hold_deadline(body: Body, now: int) -> int:
 # --- The checks before the operation, in their order ---
 
 
-AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend")
+AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend", "void")
 
 
 def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) -> None:
@@ -620,7 +656,6 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
     A default written out equals its absence, but usage that is all defaults is still usage.
     """
     usage = body.get("usage")
-    # Requests of holds and transfers are flat.
     own, used = ("", "usage") if name in FLAT else (f"{name}.", "consumption.usage")
     apart = ("usage", "scope")
     fields = {f"{own}{field}": value for field, value in body.items() if field not in apart}
@@ -698,10 +733,11 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
         "meter_id": meters,
         "subscription_id": wallet.subscriptions,
         "credit_grant_id": [grant.ref for grant in wallet.grants],
+        "id": [grant.ref for grant in wallet.grants],
         "posting_id": wallet.postings,
         "hold_id": [hold.ref for hold in wallet.holds],
     }
-    own = "" if name in ON_HOLDS else f"{name}."
+    own = "" if name in FLAT else f"{name}."
     if not meters.issuperset((body.get("scope") or {}).get("meter_ids") or ()):
         refuse("NOT_FOUND", param="grant.scope.meter_ids")
     for reference, ids in known.items():
@@ -836,6 +872,48 @@ class NaiveLedger:
             self.postings_made += 1
             wallet.expire(self.postings_made, wallet.now(now))
 
+    def update_grant(
+        self,
+        wallet_id: str,
+        ref: int,
+        *,
+        now: int,
+        name: str | None = None,
+        priority: int | None = None,
+        expires_at: int | None = None,
+        never_expires: bool = False,
+        metadata: dict[str, str] | None = None,
+    ) -> Answer:
+        """Changes nothing, expirations due included, where all is as it is asked for."""
+        self.clock = now
+        if wallet_id not in self.wallets:
+            return Refused("NOT_FOUND", {"param": "wallet_id"})
+        wallet, moment = self.wallets[wallet_id], self.wallets[wallet_id].now(now)
+        if wallet.status == "closed":
+            return Refused("WALLET_CLOSED", {})
+        try:
+            grant = next((grant for grant in wallet.grants if grant.ref == ref), None)
+            if grant is None:
+                refuse("NOT_FOUND", param="id")
+            words = {k: v for k, v in {**grant.metadata, **(metadata or {})}.items() if v}
+            end = None if never_expires else expires_at or grant.expires_at
+            place = grant.priority if priority is None else priority
+            if (place, end) != (grant.priority, grant.expires_at):
+                refuse_if_over(grant, moment)
+            begun = max(moment, grant.effective_at)
+            if end is not None and end != grant.expires_at and end <= begun:
+                refuse("INVALID_FIELD", param="expires_at")
+        except Refused as refused:
+            return refused
+        terms: Body = {"priority": place, "expires_at": end, "metadata": words}
+        after = replace(grant, name=name or grant.name, **terms)
+        if after != grant:
+            self.postings_made += 1
+            wallet.expire(self.postings_made, moment)
+            wallet.revise(grant, moment, name=after.name, **terms)
+            self.postings_made = wallet.settle(self.postings_made, moment)
+        return wallet.view(now)
+
     def post(
         self,
         wallet_id: str,
@@ -917,7 +995,8 @@ class NaiveLedger:
             ref, name="transfer", created_at=now, effective_at=now,
             overdraft_limit=sender.overdraft_limit, oldest=now, **side,
         )  # fmt: skip
-        into = replace(out, ref=ref + 1, key=None, name="received", request={})
+        words = {"metadata": out.request.get("metadata", {})}
+        into = replace(out, ref=ref + 1, key=None, name="received", request=words)
         drafts[0].postings[ref], drafts[1].postings[ref + 1] = out, into
         available = drafts[0].view(now).available
         if body["amount"] > available:

@@ -68,6 +68,8 @@ def walk(wallet: Wallet) -> dict[int, int]:
     grants = {grant.ref: grant for grant in wallet.grants}
     left: dict[int, int] = {}
     balance = used = now = forced = 0
+    # What a grant was before its terms changed is not known here.
+    loose = bool(wallet.holds or wallet.revisions)
     for sequence, row in enumerate(wallet.rows, 1):
         posting = wallet.postings[row.posting]
         balance += row.amount
@@ -79,14 +81,14 @@ def walk(wallet: Wallet) -> dict[int, int]:
 
         if row.type == "expiration":
             assert row.grant is not None
-            ended = row.effective_at == grants[row.grant].expires_at
+            ended = row.effective_at == grants[row.grant].end()
             assert ended or row.effective_at in [hold.ended_at for hold in wallet.holds]
             assert row.amount == -left[row.grant] or wallet.holds
-        elif not wallet.holds:
+        elif not loose:
             assert not any(left[ref] for ref in left if grants[ref].ended(now))
         drawing = ("consumption", "adjustment", "transfer", "meter_event", "settlement")
         taken = posting.name in drawing and row.amount < 0
-        if taken and not wallet.holds and not posting.body.get("credit_grant_id"):
+        if taken and not loose and not posting.body.get("credit_grant_id"):
             # By burn order, nothing that is open may be left before this grant, or at all.
             last = None if row.grant is None else grants[row.grant].burn_order()
             for grant in [grants[ref] for ref in left if left[ref] and grants[ref].open(now)]:
@@ -101,7 +103,7 @@ def walk(wallet: Wallet) -> dict[int, int]:
         if sequence in grants:
             assert row.grant == sequence
             assert row.amount == grants[sequence].amount
-            pays_back = grants[sequence].open(now) and not grants[sequence].scope
+            pays_back = not (grants[sequence].pending(now) or grants[sequence].scope)
             paid = min(used, row.amount) if pays_back else 0
             assert grants[sequence].overdraft_paid == paid
             left[sequence], used = -paid, used - paid

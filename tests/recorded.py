@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: The tables that grow with postings and wallets; spread by wallet, and never read from end to end.
 LARGE = {
     *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
-    *("holds", "hold_revisions", "meter_events", "spend_limits"),
+    *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
 }
 #: What an application calls itself that writes postings.
 POSTING = "creditledger posting"

@@ -17,6 +17,7 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from credit.v1.billing_service_pb2_grpc import BillingServiceStub
+from credit.v1.credit_grant_service_pb2_grpc import CreditGrantServiceStub
 from credit.v1.credit_transaction_service_pb2_grpc import CreditTransactionServiceStub
 from credit.v1.payment_kit_service_pb2_grpc import PaymentKitServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
@@ -53,6 +54,7 @@ class Services:
         self.registry = RegistryServiceStub(channel)
         self.keys = ApiKeyServiceStub(channel)
         self.transactions = CreditTransactionServiceStub(channel)
+        self.grants = CreditGrantServiceStub(channel)
         self.billing = BillingServiceStub(channel)
         self.kit = PaymentKitServiceStub(channel)
 

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
@@ -92,6 +93,7 @@ FROM_ADMIN = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, OK, OK)
 FROM_ADMIN_LIVE = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, HIDDEN, OK)
 CUSTOMERS = (OK, OK, OK, NOT_ME, NOT_ME, NOT_ME, NOT_ME, NOT_ME)
 
+GRANT = ids.compose("cg", 1, 1)
 HOLD = pb.HoldRequest(wallet_id=WALLET, idempotency_key="hold", amount="1")
 #: Requests that name a hold, which is known only once it is made.
 OF_A_HOLD = (
@@ -158,6 +160,34 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
             amount="0.01",
         ),
         FROM_SERVICE_LIVE,
+    ),
+    "CreditGrantService.Retrieve": (
+        grants_pb.CreditGrantServiceRetrieveRequest(id=GRANT),
+        NOT_OTHERS_LIVE,
+    ),
+    "CreditGrantService.List": (
+        grants_pb.CreditGrantServiceListRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "CreditGrantService.Update": (
+        grants_pb.CreditGrantServiceUpdateRequest(id=GRANT, name="New"),
+        FROM_SERVICE_LIVE,
+    ),
+    "CreditGrantService.Void": (
+        grants_pb.CreditGrantServiceVoidRequest(id=GRANT, idempotency_key="void"),
+        FROM_SERVICE_LIVE,
+    ),
+    "CreditGrantService.Summary": (
+        grants_pb.CreditGrantServiceSummaryRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "CreditGrantService.ListTransactions": (
+        grants_pb.CreditGrantServiceListTransactionsRequest(id=GRANT),
+        NOT_OTHERS_LIVE,
+    ),
+    "CreditGrantService.ListPostingGrants": (
+        grants_pb.CreditGrantServiceListPostingGrantsRequest(posting_id=ids.compose("pst", 1, 1)),
+        NOT_OTHERS_LIVE,
     ),
     "CreditTransactionService.Retrieve": (
         transactions_pb.CreditTransactionServiceRetrieveRequest(id=ids.compose("ct", 1, 1)),

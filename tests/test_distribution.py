@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import spend_limit_pb2 as limit_pb
@@ -41,7 +42,7 @@ SMALL = {"currencies", "customers", "meters", "subscriptions", "api_keys", "wall
 BY = "wallet_number"
 #: Not by wallet, nor unique: of each part by itself, for who reads all wallets.
 OVER_ALL = {
-    *("credit_transactions_created", "credit_transactions_written"),
+    *("credit_transactions_created", "credit_transactions_written", "grants_created"),
     *("meter_events_created", "meter_events_meter"),
     *("grants_due", "holds_due"),
 }
@@ -161,6 +162,7 @@ async def plans(database_url: str) -> AsyncIterator[Plans]:
 
 
 WALLET_NUMBER = 5
+GIVEN = ids.compose("cg", WALLET_NUMBER, 1)  # its first grant
 SHOP, OWNER = "wal_shop", "cus_shop"
 
 
@@ -229,6 +231,10 @@ async def test_a_batch_names_its_wallets(
     for replayed in (False, True):
         moved = await api.wallets.Transfer(transfer, metadata=api.service)
         assert moved.received.replayed is replayed
+    update = grants_pb.CreditGrantServiceUpdateRequest(id=GIVEN, name="Gift")
+    await api.grants.Update(update, metadata=api.service)
+    void = grants_pb.CreditGrantServiceVoidRequest(id=GIVEN, idempotency_key="j")
+    await api.grants.Void(void, metadata=api.service)
     await an_event_to_be_paid(api)
     async with running(database_url, clock) as other:  # which does not know the wallet
         await other.local.wallets.Post(post("i", SHOP, **grant("1000")))
@@ -297,8 +303,18 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
         request = pb.GetBalanceRequest(wallet_id=SHOP, at_sequence=1)
         return await api.wallets.GetBalance(request, metadata=owner)
 
+    async def granted() -> object:
+        request = grants_pb.CreditGrantServiceListRequest(customer_id=OWNER, page_size=1)
+        await api.grants.List(request, metadata=owner)
+        of_customer = grants_pb.CreditGrantServiceSummaryRequest(customer_id=OWNER)
+        await api.grants.Summary(of_customer, metadata=owner)
+        one = grants_pb.CreditGrantServiceListTransactionsRequest(id=GIVEN)
+        await api.grants.ListTransactions(one, metadata=owner)
+        paid = grants_pb.CreditGrantServiceListPostingGrantsRequest(posting_id=posted.posting_id)
+        return await api.grants.ListPostingGrants(paid, metadata=owner)
+
     of_me = (history, bills, usage, account, balance)
-    for ask in (retrieve, by_key, listed, summed, *of_me, wallet, stood):
+    for ask in (retrieve, by_key, listed, summed, *of_me, wallet, stood, granted):
         heard.reading.clear()
         await ask()
         statements = of_large(heard.reading)

@@ -146,7 +146,10 @@ def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
     acts = ("update", "delete") if is_file(database_url) else ("update", "delete", "truncate")
     assert triggers == {
         f"{table}_no_{act}"
-        for table in ("credit_transactions", "postings", "dimensions", "hold_revisions")
+        for table in (
+            *("credit_transactions", "postings", "dimensions", "hold_revisions"),
+            "grant_revisions",
+        )
         for act in acts
     }
 

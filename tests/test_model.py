@@ -43,6 +43,7 @@ from creditledger.operations import (
     DropLimit,
     Extend,
     GiveGrant,
+    GrantChange,
     LimitChange,
     PlaceHold,
     Refund,
@@ -51,13 +52,14 @@ from creditledger.operations import (
     SetLimit,
     Transfer,
     Usage,
+    VoidGrant,
     WalletChange,
 )
 from creditledger.store import Changes, Loaded, Store, Wanted, moments, reads, registry, schema
-from creditledger.store.values import ROW_COLUMNS
+from creditledger.store.values import ROW_COLUMNS, load
 from creditledger.sweeper import Sweeper
 from tests import asking, naive, naive_bills, naive_invariants
-from tests.asking import WALLETS, Asking, Change, Request
+from tests.asking import WALLETS, Asking, Change, GrantUpdate, Request
 from tests.databases import Databases
 from tests.support import (
     BACKDATING_MS_MAX,
@@ -73,12 +75,13 @@ from tests.support import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Sequence
 
+    from creditledger import operations
     from creditledger.limits import LimitView
     from creditledger.operations import Operation
     from tests.databases import Files
 
 
-Asked = Request | Change | asking.SetLimit | asking.DropLimit
+Asked = Request | Change | GrantUpdate | asking.SetLimit | asking.DropLimit
 
 
 def text(units: int, scale: int, zeros: int = 0) -> str:
@@ -110,7 +113,7 @@ class LedgerMachine(RuleBasedStateMachine):
         self.numbers: dict[str, int] = {}  #: Of the wallets.
         self.postings: dict[int, int] = {}  #: The model's -> the ledger's.
         self.rows: dict[str, list[Row]] = {wallet_id: [] for wallet_id in WALLETS}
-        #: What each wallet had, by moment, and how many postings it had when that was last right.
+        #: What each wallet had, by moment, and how often it had moved when that was last right.
         self.past: dict[str, dict[int, naive.WalletView]] = {wallet_id: {} for wallet_id in WALLETS}
         self.known: dict[str, int] = {}
         self.asked: list[Request] = []
@@ -166,13 +169,15 @@ class LedgerMachine(RuleBasedStateMachine):
         wallet_id = asking.wallet_id()
         items: list[Asked] = []
         for place in range(count):
-            others = ["elsewhere", "again", "change", "limit"]
+            others = ["elsewhere", "again", "change", "limit", "grant"]
             what = data.draw(st.sampled_from(["new"] * 6 + others))
             earlier = [item for item in items if isinstance(item, Request)]
             if what == "change":
                 items.append(asking.change())
             elif what == "limit":
                 items.append(asking.limit())
+            elif what == "grant":
+                items.append(asking.grant_update())
             elif what == "again" and earlier:
                 items.append(asking.again(data.draw(st.sampled_from(earlier))))
             else:
@@ -213,6 +218,10 @@ class LedgerMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def limit(self, data: st.DataObject) -> None:
         self._ask([self._asking(data).limit()])
+
+    @rule(data=st.data())
+    def update_grant(self, data: st.DataObject) -> None:
+        self._ask([self._asking(data).grant_update()])
 
     @rule(milliseconds=st.sampled_from([1, SECOND - 1, SECOND, 60_000, DAY, -1, -DAY, 36 * DAY]))
     def time_passes(self, milliseconds: int) -> None:
@@ -265,6 +274,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 (g.ref, g.amount, g.overdraft_paid, g.remaining, g.effective_at, g.expires_at)
                 for g in self.model.grants(wallet_id)
             ] == [tuple(grant[1:]) for grant in grants if grant[0] == wallet.number]
+            assert self._model_terms(wallet_id) == self._terms(wallet)
             assert self._model_holds(wallet_id) == self._holds(wallet)
             own = self.model.wallets[wallet_id]
             unpaid = [(self.postings[e.ref], own.unpaid(e)) for e in own.events()]
@@ -292,9 +302,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def _remember(self, wallet_id: str, seen: naive.WalletView) -> None:
         """What the wallet has now; what it was thought to have later is no longer so."""
         past, model = self.past[wallet_id], self.model.wallets[wallet_id]
-        if self.known.get(wallet_id) != len(model.postings):
-            self.known[wallet_id] = len(model.postings)
-            last = max((posting.created_at for posting in model.postings.values()), default=0)
+        moved = len(model.postings) + len(model.revisions)
+        if self.known.get(wallet_id) != moved:
+            self.known[wallet_id] = moved
+            times = [posting.created_at for posting in model.postings.values()]
+            last = max([0, *times, *(made for _, made, _ in model.revisions)])
             for moment in [moment for moment in past if moment >= last]:
                 del past[moment]
         past[model.now(self.clock.now)] = seen
@@ -327,7 +339,9 @@ class LedgerMachine(RuleBasedStateMachine):
                 assert isinstance(item, Request)
                 self.accepted.append(item)
 
-    async def _submit(self, commands: Sequence[Command | WalletChange | LimitChange]) -> list[Any]:
+    async def _submit(
+        self, commands: Sequence[Command | operations.Change | LimitChange]
+    ) -> list[Any]:
         futures: list[asyncio.Future[Any]] = []
         for one in commands:
             send: Callable[[Any], asyncio.Future[Any]] = self.ledger.change
@@ -340,6 +354,8 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _model_answer(self, item: Asked) -> naive.Accepted | naive.Answer:
         now = self.clock.now
+        if isinstance(item, GrantUpdate):
+            return self.model.update_grant(item.wallet_id, item.ref, now=now, **item.terms)
         if isinstance(item, Change):
             return self.model.update(item.wallet_id, status=item.status, limit=item.limit, now=now)
         if isinstance(item, asking.SetLimit):
@@ -361,8 +377,12 @@ class LedgerMachine(RuleBasedStateMachine):
             **item.options,
         )
 
-    def _command(self, item: Asked) -> Command | WalletChange | LimitChange:
+    def _command(self, item: Asked) -> Command | operations.Change | LimitChange:
         scale = WALLETS[item.wallet_id][2]
+        if isinstance(item, GrantUpdate):
+            terms = {name: value for name, value in item.terms.items() if value is not None}
+            grant_id = ids.compose("cg", self.numbers[item.wallet_id], item.ref)
+            return GrantChange(item.wallet_id, grant_id, True, None, **terms)
         if isinstance(item, Change):
             return WalletChange(
                 item.wallet_id,
@@ -409,6 +429,8 @@ class LedgerMachine(RuleBasedStateMachine):
             return Refund(ids.compose("pst", place, self.postings.get(ref, ref)), amount)
         if item.name in ("capture", "release", "extend"):
             return self._on_hold(item, amount)
+        if item.name == "void":
+            return VoidGrant(ids.compose("cg", number, body["id"]))
         assert amount is not None
         if item.name == "transfer":
             return Transfer(body["to_wallet_id"], amount)
@@ -526,6 +548,32 @@ class LedgerMachine(RuleBasedStateMachine):
 
         return list(map(limit_figures, self.run(self.store.read(look))))
 
+    def _model_terms(self, wallet_id: str) -> list[tuple[Any, ...]]:
+        """What became of grants, oldest first; and what they are."""
+        wallet = self.model.wallets[wallet_id]
+        return [
+            *sorted((g.ref, number, at, *terms_of(g)) for number, at, g in wallet.revisions),
+            *((g.ref, *terms_of(g)[:-1]) for g in wallet.grants),
+        ]
+
+    def _terms(self, wallet: Wallet) -> list[tuple[Any, ...]]:
+        g, r = schema.grants.c, schema.grant_revisions.c
+        terms = ("name", "priority", "expires_at", "voided_at")
+        became = (
+            select(r.grant_number, r.number, r.created_at, *(r[name] for name in terms), r.metadata)
+            .where(r.wallet_number == wallet.number)
+            .order_by(r.grant_number, r.number)
+        )
+        are = select(g.number, *(g[name] for name in terms)).where(g.wallet_number == wallet.number)
+
+        def look(connection: Any) -> list[tuple[Any, ...]]:
+            revisions = [tuple(row) for row in connection.execute(became)]
+            grants = [tuple(row) for row in connection.execute(are.order_by(g.number))]
+            return [*((*row[:-1], load(row[-1], {})) for row in revisions), *grants]
+
+        found: list[tuple[Any, ...]] = self.run(self.store.read(look))
+        return found
+
     def _model_holds(self, wallet_id: str) -> dict[int, tuple[Any, ...]]:
         """Open ones, by the ledger's number: all that there is of them."""
         return {
@@ -579,6 +627,10 @@ def outcome(answer: naive.Accepted | naive.Answer) -> str:
     if isinstance(answer, naive.Refused):
         return answer.reason
     return "replayed" if isinstance(answer, naive.Accepted) and answer.replayed else "accepted"
+
+
+def terms_of(grant: naive.Grant) -> tuple[object, ...]:
+    return grant.name, grant.priority, grant.expires_at, grant.voided_at, grant.metadata
 
 
 def plain(row: naive.Row) -> tuple[object, ...]:
@@ -657,7 +709,7 @@ def written(value: object) -> object:
 
 
 def read(name: str, value: str, scale: int) -> object:
-    if name == "ended_at":
+    if name in ("ended_at", "voided_at", "expired_at"):
         return time.parse(value, field=name)
     if name == "spend_limit_id":
         place = ids.resolve("spl", value)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
@@ -25,6 +26,8 @@ from tests.support import START, file_of
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
+    from tests.running import Api
+    from tests.serving import Metadata
     from tests.support import Clock
 
 pytestmark = pytest.mark.only("sqlite")
@@ -82,7 +85,8 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
             if wallets == 2:
                 other = pb.CreateWalletRequest(id="wal_yuan", customer_id=OWNER, currency="CNY")
                 await api.local.wallets.CreateWallet(other)
-            await api.post("given", SHOP, **grant("100"))
+            given = await api.post("given", SHOP, **grant("100"))
+            await api.post("more", SHOP, **grant("1"))
             for n in range(5):
                 await api.post(f"spent {n}", SHOP, **consume("1", meter_id="mtr_tokens"))
             owner = await api.local.key("customer", OWNER)
@@ -130,6 +134,29 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                 request = pb.GetBalanceRequest(wallet_id=SHOP, **moment)
                 return await api.wallets.GetBalance(request, metadata=owner)
 
+            async def granted() -> object:
+                return await two_pages_of_grants(api, owner)
+
+            async def sums() -> object:
+                request = grants_pb.CreditGrantServiceSummaryRequest(customer_id=OWNER)
+                return await api.grants.Summary(request, metadata=owner)
+
+            async def rows(order: str) -> object:
+                request = grants_pb.CreditGrantServiceListTransactionsRequest(
+                    id=given.transactions[0].credit_grant_id, order=order
+                )
+                return await api.grants.ListTransactions(request, metadata=owner)
+
+            async def paid() -> object:
+                request = grants_pb.CreditGrantServiceListPostingGrantsRequest(
+                    posting_id=given.posting_id
+                )
+                return await api.grants.ListPostingGrants(request, metadata=owner)
+
+            managed = (
+                *(granted, sums, paid),
+                *(lambda: rows("newest"), lambda: rows("oldest")),
+            )
             for what in (
                 listed,
                 lambda: listed(**AROUND),
@@ -146,6 +173,7 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
                 lambda: usage("model"),
                 account,
                 balance,
+                *managed,
                 lambda: api.wallet_now(SHOP),
                 lambda: stood(as_of=time.text(START - 1)),
                 lambda: stood(at_sequence=1),
@@ -154,6 +182,31 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
             ):
                 statements = await asked(heard.reading, what)
                 assert scanned(database_url, statements) == []
+
+
+async def two_pages_of_grants(api: Api, key: Metadata) -> object:
+    request = grants_pb.CreditGrantServiceListRequest(page_size=1, status="granted")
+    page = await api.grants.List(request, metadata=key)
+    assert page.next_page_token
+    request.page_token = page.next_page_token
+    return await api.grants.List(request, metadata=key)
+
+
+async def test_grants_of_all_wallets_come_in_order(database_url: str, clock: Clock) -> None:
+    """A page of them is the end of an index, not all of them sorted."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            for n in range(2):
+                await api.post(f"given {n}", **grant("1"))
+            statements = await asked(heard.reading, lambda: two_pages_of_grants(api, api.service))
+    listed = [one for one in statements if "ORDER BY grants.created_at" in one.text]
+    assert len(listed) == 2
+    with closing(sqlite3.connect(file_of(database_url))) as connection:
+        for one in listed:
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
+            steps = str(plan.fetchall())
+            assert "INDEX grants_created" in steps
+            assert "TEMP B-TREE" not in steps
 
 
 async def test_a_rare_kind_is_found_by_its_index(database_url: str, clock: Clock) -> None:

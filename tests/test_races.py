@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from sqlalchemy import func, select
 
-from creditledger.deciding import Budget
+from creditledger.budget import Budget
 from creditledger.errors import (
     IdempotencyKeyReused,
     InsufficientCredit,

@@ -1273,6 +1273,13 @@ A_TRANSFER = {
     "to_wallet_id": "wal_none",
     "amount": "1",
 }
+NO_GRANT, NO_POSTING = f"cg_{'0' * 26}", f"pst_{'0' * 26}"
+GRANTS = "/v1/credit-grants"
+#: The same of grants.
+ON_GRANTS: dict[str, Json] = {
+    f"PATCH {GRANTS}/{NO_GRANT}": {"name": "Spring"},
+    f"POST {GRANTS}/{NO_GRANT}:void": {"idempotency_key": "k"},
+}
 ROUTES = [
     *WRITES,
     POSTING,
@@ -1294,6 +1301,12 @@ ROUTES = [
     f"GET /v1/holds/{NO_HOLD}",
     *ON_HOLDS,
     TRANSFER,
+    f"GET {GRANTS}",
+    f"GET {GRANTS}/{NO_GRANT}",
+    f"GET {GRANTS}/summary",
+    f"GET {GRANTS}/{NO_GRANT}/transactions",
+    f"GET /v1/postings/{NO_POSTING}/grants",
+    *ON_GRANTS,
     "GET /v1/api-keys",
     "DELETE /v1/api-keys/apk_none",
     f"GET {TRANSACTIONS}",
@@ -1309,6 +1322,8 @@ async def test_beside_each_route(writer: Served, admin: str, route: str) -> None
     """An unknown parameter is a 400; another method, a slash or a step more a 404."""
     method, path = route.split(" ")
     known = {one for one in ROUTES if one.split(" ")[1] == path}
+    # To change a thing, this is an id.
+    known.add(f"PATCH {GRANTS}/summary")
     unknown_path = Failure(404, "UNKNOWN_PATH")
 
     async with nothing_written(writer):
@@ -1372,7 +1387,7 @@ async def test_ids_in_a_path(
 async def test_pages_and_words_of_native_lists(writer: Served, admin: str) -> None:
     """page_size 1 to 100, tokens of the list, words and ids of filters."""
     paths = [route for route in ROUTES if route.startswith("GET /v1/") and route.count("/") == 2]
-    assert len(paths) == 6
+    assert len(paths) == 7
     for route in paths:
         for size in ("0", "101", "-1", "1.5", "x", "", "99999999999"):
             assert await refusal(writer, admin, route, page_size=size) == invalid("page_size")
@@ -1465,8 +1480,8 @@ async def test_without_a_key(writer: Served, route: str) -> None:
     query = {}
     if route == POSTING:
         body = {"idempotency_key": "k", "grant": {"amount": "1"}}
-    elif route in ON_HOLDS:
-        body = ON_HOLDS[route]
+    elif route in ON_HOLDS | ON_GRANTS:
+        body = (ON_HOLDS | ON_GRANTS)[route]
     elif route == TRANSFER:
         body = A_TRANSFER
     elif route.endswith(":batch"):

@@ -36,10 +36,10 @@ workers
 server demo import_usage seeding
 sweeper
 transport
-api.api_key_service api.billing_service api.credit_transaction_service api.registry_service\
- api.payment_kit_service api.wallet_service
-api.balances api.exporting api.held api.limits api.pages api.payment_kit_grants api.transferred\
- api.usage
+api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
+ api.registry_service api.payment_kit_service api.wallet_service
+api.balances api.exporting api.granted api.held api.limits api.pages api.payment_kit_grants\
+ api.transferred api.usage
 api.payment_kit
 api.wire
 api.fields api.rpc
@@ -47,12 +47,12 @@ api.auth log
 ledger config
 deciding exports
 writing
-holds limits settling transfers
+holds grants limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
 store.given store.meter_events
 store.walks store.meters
-store.due store.lists store.registry store.sqlite store.migrations.env
+store.due store.lists store.grants store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments
 store.reads
@@ -63,7 +63,8 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0005_transfers\
  store.migrations.versions.0006_meter_events store.migrations.versions.0007_spend_limits\
  store.migrations.versions.0008_scopes\
- store.migrations.versions.0009_due
+ store.migrations.versions.0009_due\
+ store.migrations.versions.0010_terms_of_grants
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs
@@ -71,7 +72,7 @@ store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
 registry shown
-books
+books budget
 operations
 model bills
 durations
@@ -313,5 +314,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
             if not isinstance(getattr(getattr(service, method.name), "scope", None), Scope)
         ]
 
-    assert len(server.SERVICES) == 6
+    assert len(server.SERVICES) == 7
     assert missing == []

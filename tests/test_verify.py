@@ -11,6 +11,7 @@ import os
 import shutil
 import sqlite3
 from contextlib import closing, suppress
+from dataclasses import replace
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -26,12 +27,14 @@ from creditledger.model import Category, Kind, Period, Status
 from creditledger.operations import (
     Capture,
     Consume,
+    GrantChange,
     PlaceHold,
     Release,
     ReportEvent,
     SetLimit,
     Transfer,
     Usage,
+    VoidGrant,
     WalletChange,
 )
 from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
@@ -62,7 +65,7 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Awaitable, Callable, Iterable
     from pathlib import Path
 
     from sqlalchemy import Connection, MetaData
@@ -72,7 +75,7 @@ if TYPE_CHECKING:
 
     Damaged = Callable[..., list[Finding]]
 
-ACME, BETA, GIVING, TAKING = 1, 2, 4, 5
+ACME, BETA, GIVING, TAKING, MANAGED = 1, 2, 4, 5, 6
 CHECKS = [name for one in PASSES for name, *_ in named(one.checks)]
 
 
@@ -85,7 +88,7 @@ def wallets(connection: Connection) -> None:
     add_wallet(connection, "wal_acme", overdraft_limit=10 * 10**9)
     add_wallet(connection, "wal_beta", currency="CREDIT")
     add_wallet(connection, "wal_empty")
-    for wallet_id in ("wal_giving", "wal_taking"):
+    for wallet_id in ("wal_giving", "wal_taking", "wal_managed"):
         add_wallet(connection, wallet_id)
     add_meter(connection, "mtr_calls")
     add_meter(connection, "mtr_images")
@@ -162,6 +165,27 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     await post(ReportEvent("2", "mtr_calls", "sub_plan"), "wal_beta")  # not at all
     await post(give("5"), "wal_beta")  # goes into the second
     await ledger.change(WalletChange("wal_empty", livemode=True, status=Status.CLOSED))
+    await change_and_void(ledger, lambda operation: post(operation, "wal_managed"))
+
+
+async def change_and_void(ledger: Ledger, post: Callable[[Operation], Awaitable[Posted]]) -> None:
+    """A grant that comes first, is held in part and voided; one that was used up before that."""
+    end = START + 9 * time.DAY
+    for _ in range(4):
+        await post(give("1"))
+    await post(give("4", expires_at=end))  # 5
+    welcome = ids.compose("cg", MANAGED, 5)
+    change = GrantChange(
+        "wal_managed", welcome, True, None, "Spring", 10, end + 1, False, {"a": "b"}
+    )
+    await ledger.change(change)
+    held = await post(PlaceHold("1", None, None))
+    await post(VoidGrant(welcome))  # 6: -3 of 5
+    await ledger.change(replace(change, priority=None, expires_at=None, name="Summer"))
+    await post(Release(ids.compose("hld", MANAGED, held.posting.number)))  # 7: -1 of 5
+    await post(give("0.5", expires_at=end))  # 8
+    await post(consume("0.5"))  # 9: -0.5 of 8
+    await post(VoidGrant(ids.compose("cg", MANAGED, 8)))
 
 
 async def written(url: str) -> None:
@@ -293,7 +317,8 @@ def delete_row(sequence: int) -> str:
 WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_sequence, row_count)
     VALUES (99, 1, 2, 20, 1)"""
 
-EXTRA_GRANT = "INSERT INTO grants SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL"
+EXTRA_GRANT = """INSERT INTO grants
+    SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0"""
 
 EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
@@ -526,6 +551,60 @@ def test_a_damage_of_a_transfer_is_named(
     assert (ours[0].check, ours[0].wallet_id, ours[0].sequence) == (check, "wal_giving", sequence)
 
 
+def terms_of(grant_number: int, changed: str) -> str:
+    return (
+        f"UPDATE grants SET {changed} WHERE wallet_number = {MANAGED} AND number = {grant_number}"
+    )
+
+
+def became(changed: str, where: str) -> str:
+    return f"UPDATE grant_revisions SET {changed} WHERE wallet_number = {MANAGED} AND {where}"
+
+
+FIRST, CHANGED = "grant_number = 5 AND number = 0", "grant_number = 5 AND number = 1"
+VOIDED, AFTER = "grant_number = 5 AND number = 2", "grant_number = 5 AND number = 3"
+#: The same of wal_managed, whose grants were changed and voided.
+DAMAGED_TERMS: list[Any] = [
+    ("expiration", 6, (row(6, "effective_at = created_at", MANAGED),)),
+    ("expiration", 6, (terms_of(5, "voided_at = voided_at - 1"),)),
+    ("expiration", 7, (row(7, "effective_at = created_at - 1", MANAGED),)),
+    ("grant_time", 9, (terms_of(8, "voided_at = created_at - 1"),)),
+    ("posting_void", 0, (became("posting_number = NULL", "grant_number = 8 AND number = 1"),)),
+    ("posting_void", 6, (became("posting_number = 1", VOIDED),)),
+    ("posting_rows", 6, (posting(6, "row_count = 2", MANAGED),)),
+    ("posting_amount", 6, (posting(6, "amount = 1", MANAGED),)),
+    ("grant_voided", 5, (terms_of(5, "expires_at = voided_at"),)),
+    ("grant_voided", 8, (terms_of(8, "voided_at = voided_at + 1"),)),
+    ("grant_revision", 5, (terms_of(5, "name = 'Autumn'"),)),
+    ("grant_revision", 5, (terms_of(5, "priority = 11"),)),
+    ("grant_revision", 5, (terms_of(5, "expires_at = NULL"),)),
+    ("grant_revision", 1, (terms_of(1, "voided_at = 1"), terms_of(1, "remaining = 0"))),
+    ("grant_revision", 5, (f"DELETE FROM grant_revisions WHERE {AFTER}",)),
+    ("grant_history", 5, (f"DELETE FROM grant_revisions WHERE {FIRST}",)),
+    ("grant_history", 5, (became("metadata = '{}'", FIRST),)),
+    ("grant_history", 5, (became("created_at = created_at - 1", FIRST),)),
+    ("grant_history", 5, (became("created_at = created_at - 1", CHANGED),)),
+    ("grant_history", 5, (terms_of(5, "revision = 2"), became("name = 'Spring'", AFTER),
+                          terms_of(5, "name = 'Spring'"))),
+    ("revision_void", 5, (became("voided_at = created_at", CHANGED),)),
+    ("revision_void", 5, (became("posting_number = 1", CHANGED),)),
+    ("revision_void", 5, (became("created_at = created_at + 1", VOIDED),
+                          became("created_at = created_at + 1", AFTER))),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "sequence", "statements"), DAMAGED_TERMS)
+def test_a_damage_of_a_grant_s_terms_is_named(
+    damaged: Damaged, check: str, sequence: int, statements: tuple[str, ...]
+) -> None:
+    """Something of what is found says what is wrong, of which grant."""
+    found = damaged(*statements)
+
+    assert (check, "wal_managed", MANAGED, sequence) in [
+        (one.check, one.wallet_id, one.wallet_number, one.sequence) for one in found
+    ]
+
+
 def test_a_row_of_no_wallet_is_named(damaged: Damaged) -> None:
     """A row whose wallet does not exist is found under the number that it has."""
     found = damaged(row(3, "wallet_number = 99", BETA))
@@ -562,7 +641,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
-    listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES)]
+    listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES, *DAMAGED_TERMS)]
     listed += EVENT_DAMAGES
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
@@ -618,6 +697,7 @@ def passes_find(connection: Connection) -> bool:
         *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
         *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
         "spend_limits",
+        "grant_revisions",
     ],
 )
 def test_proofs_fail_where_and_only_where_passes_find(

@@ -66,13 +66,13 @@ def expirations(wallet: Wallet, now: int) -> list[Move]:
     ended = [grant for grant in wallet.burning if grant.has_ended(now)]
     due: dict[tuple[int, int], int] = {}
     for grant in ended:
-        due[grant.expires_at or NEVER, grant.number] = grant.remaining - grant.held
+        due[grant.ends_at or NEVER, grant.number] = grant.remaining - grant.held
     if ended and wallet.holds:
         for hold in wallet.lapsed(now):
             for number, part in hold.parts.items():
                 grant = wallet.grants[number]
                 if grant.has_ended(now):
-                    place = max(grant.expires_at or NEVER, hold.deadline), number
+                    place = max(grant.ends_at or NEVER, hold.deadline), number
                     due[place] = due.get(place, 0) + part
     return [
         Move(_EXPIRY, _EXPIRATION, -amount, wallet.grants[number], moment)

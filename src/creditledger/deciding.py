@@ -9,14 +9,20 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from creditledger import books, holds, ids, limits, money, replay, rules, settling, transfers
-from creditledger.errors import (
-    InvalidField,
-    NotFound,
-    ResultTooLarge,
-    WalletClosed,
-    echo,
+from creditledger import (
+    books,
+    grants,
+    holds,
+    ids,
+    limits,
+    money,
+    replay,
+    rules,
+    settling,
+    transfers,
 )
+from creditledger.budget import Budget
+from creditledger.errors import InvalidField, NotFound, WalletClosed, echo
 from creditledger.model import (
     Dimension,
     Hold,
@@ -37,11 +43,13 @@ from creditledger.operations import (
     Adjust,
     Asked,
     Capture,
+    Change,
     Command,
     Consume,
     DropLimit,
     Extend,
     GiveGrant,
+    GrantChange,
     LimitChange,
     OnHold,
     PlaceHold,
@@ -51,18 +59,11 @@ from creditledger.operations import (
     SetLimit,
     Sweep,
     Transfer,
-    WalletChange,
+    VoidGrant,
+    merged,
 )
 from creditledger.store import Loaded, Wanted
 from creditledger.writing import Writing, own
-
-#: An answer must fit what a gRPC client accepts unasked (4 MiB), with room for its envelope.
-ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
-#: What a transaction takes in an answer beside its texts: ids, numbers and times, rounded up.
-ROW_BYTES = 640
-#: Metadata a wallet may have, as a request may bring.
-METADATA_KEYS_MAX = 50
-METADATA_BYTES_MAX = 8_192
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
 _ON_HOLDS = (PlaceHold, Capture, Release, Extend)
@@ -82,40 +83,17 @@ class Posted(NamedTuple):
     event: MeterEvent | None = None  #: What was reported; None of a replay.
 
 
-@dataclass(slots=True)
-class Budget:
-    """Bytes that the answer of one call may still take; its postings share it."""
-
-    left: int = ANSWER_BYTES_MAX
-
-    def spend(self, posting: Posting, rows: int) -> None:
-        """Raises ResultTooLarge, before anything is written, if the posting's rows do not fit."""
-        size = ROW_BYTES
-        for text in (posting.description, posting.note, posting.meter_event_id):
-            if text:
-                size += len(text.encode())
-        for pairs in (posting.metadata, posting.source):
-            if pairs:
-                for key, value in pairs.items():
-                    size += len(key.encode()) + len(value.encode()) + 8
-        needed = rows * size + ROW_BYTES
-        if needed > self.left:
-            raise ResultTooLarge(
-                f"the answer would hold {rows} more transactions of this posting and pass"
-                " 4 MiB; post it in a smaller batch, or with less metadata"
-            )
-        self.left -= needed
-
-
 def wanted(commands: Iterable[Asked]) -> Wanted:
     """What has to be read to decide these."""
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
-    originals, grants, held, limited = set(), set(), set(), set()
+    originals, named, revised, held, limited = set(), set(), set(), set(), set()
     postings = []
     for command in commands:
         wallets.add(command.wallet_id)
         if not isinstance(command, Command):
-            if isinstance(command, SetLimit | DropLimit):
+            if isinstance(command, GrantChange):
+                revised.add(ids.resolve("cg", command.grant_id))
+            elif isinstance(command, SetLimit | DropLimit):
                 limited.add(command.wallet_id)
             continue
         postings.append(command)
@@ -130,10 +108,12 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
             originals.add(ids.resolve("pst", operation.posting_id))
         elif isinstance(operation, Adjust):
             if operation.credit_grant_id is not None:
-                grants.add(ids.resolve("cg", operation.credit_grant_id))
+                named.add(ids.resolve("cg", operation.credit_grant_id))
         elif isinstance(operation, GiveGrant):
             if operation.scope is not None:
                 meters.update(operation.scope.meter_ids)
+        elif isinstance(operation, VoidGrant):
+            revised.add(ids.resolve("cg", operation.id))
         elif isinstance(operation, OnHold):
             held.add(ids.resolve("hld", operation.hold_id))
         elif isinstance(operation, Transfer):
@@ -144,10 +124,11 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
         meters=frozenset(meters),
         subscriptions=frozenset(subscriptions),
         originals=frozenset(pair for pair in originals if pair is not None),
-        grants=frozenset(pair for pair in grants if pair is not None),
+        grants=frozenset(pair for pair in named | revised if pair is not None),
         holds=frozenset(pair for pair in held if pair is not None),
         dimensions=lambda loaded: _dimensions(postings, loaded),
         limited=frozenset(limited),
+        revised=frozenset(pair for pair in revised if pair is not None),
     )
 
 
@@ -239,6 +220,8 @@ class Deciding(Writing):
         now = wallet.time(self.loaded.clock)
         if isinstance(operation, _ON_HOLDS):
             return self._post_hold(wallet, command, amount, budget, now)
+        if isinstance(operation, VoidGrant):
+            return self._void(wallet, command, operation, budget, now)
         moves = rules.decide(
             wallet,
             command,
@@ -281,9 +264,11 @@ class Deciding(Writing):
         seen = view(wallet, self.loaded.clock)
         return Posted(posting, dimension, seen, False, validate_only, event=event)
 
-    def change(self, change: WalletChange) -> WalletView:
-        """A change of a wallet's terms, or its Refusal. Expirations due come first, as always."""
+    def change(self, change: Change) -> WalletView:
+        """A change of a wallet's or grant's terms, or its Refusal; expirations due come first."""
         wallet = self._wallet(change)
+        if isinstance(change, GrantChange):
+            return self._change_grant(wallet, change)
         limit = wallet.overdraft_limit
         if change.overdraft_limit is not None:
             limit = money.parse(change.overdraft_limit, wallet.scale, field="overdraft_limit")
@@ -291,14 +276,7 @@ class Deciding(Writing):
                 raise InvalidField("overdraft_limit is below 0", param="overdraft_limit")
         if wallet.status is Status.CLOSED:
             raise WalletClosed("the wallet is closed")
-        metadata = {**wallet.metadata, **change.metadata}
-        metadata = {name: value for name, value in metadata.items() if value}
-        size = sum(len(k.encode()) + len(v.encode()) for k, v in metadata.items())
-        if len(metadata) > METADATA_KEYS_MAX or size > METADATA_BYTES_MAX:
-            raise InvalidField(
-                f"metadata would pass {METADATA_KEYS_MAX} keys or {METADATA_BYTES_MAX} bytes",
-                param="metadata",
-            )
+        metadata = merged(wallet.metadata, change.metadata)
         now = wallet.time(self.loaded.clock)
         stands = standing(wallet, now)
         if change.status is Status.CLOSED and any((*stands[:3], wallet.overdraft_used)):
@@ -339,6 +317,50 @@ class Deciding(Writing):
         if ended:
             self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
         return len(ended) + lapsed
+
+    def _change_grant(self, wallet: Wallet, change: GrantChange) -> WalletView:
+        """New terms of a grant. What leaves them as they are writes nothing."""
+        if wallet.status is Status.CLOSED:
+            raise WalletClosed("the wallet is closed")
+        grant = grants.named(wallet, change.grant_id)
+        now = wallet.time(self.loaded.clock)
+        terms = grants.changed(grant, change, now=now)
+        words = self._words(wallet, grant)
+        metadata = merged(words, change.metadata)
+        if terms != grant.terms() or metadata != words:
+            ended = self._over(wallet, now)
+            if ended:
+                self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+            self._revise(wallet, grant, terms, metadata, now, by=change.changed_by)
+            # No posting, yet the wallet has moved: its time, and what others know of it.
+            wallet.posted_at = now
+            wallet.revision += 1
+            self.changes.touched[wallet.number] = wallet
+            self._settle(wallet, now)
+        return view(wallet, self.loaded.clock)
+
+    def _void(
+        self, wallet: Wallet, command: Command, operation: VoidGrant, budget: Budget, now: int
+    ) -> Posted:
+        """A posting that takes a grant back."""
+        if wallet.status is not Status.ACTIVE:
+            rules.refuse_by_status(wallet, command, None)
+        grant = grants.named(wallet, operation.id)
+        moves = grants.void(wallet, grant, now=now)
+        posting = _posting(wallet, command, None)
+        budget.spend(posting, len(moves))
+        ended = self._over(wallet, now)
+        if ended:
+            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        posting.number = self.loaded.next_posting
+        terms = grant.terms()._replace(voided_at=now)
+        words, by = self._words(wallet, grant), command.posted_by
+        self._revise(wallet, grant, terms, words, now, by=by, posting=posting.number)
+        self._write(wallet, posting, moves, _EXPIRY, None, now)
+        used = _EXPIRY if moves else None
+        self.done[wallet.number, command.idempotency_key] = posting, used
+        self._settle(wallet, now)
+        return Posted(posting, used, view(wallet, self.loaded.clock), False, False)
 
     def _post_hold(
         self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int
@@ -461,7 +483,7 @@ class Deciding(Writing):
         seen = view(self.loaded.wallets[command.operation.to_wallet_id], self.loaded.clock)
         return Posted(other, replay.RECEIVED, seen, True, command.validate_only)
 
-    def _wallet(self, asked: Command | WalletChange | LimitChange) -> Wallet:
+    def _wallet(self, asked: Command | Change | LimitChange) -> Wallet:
         wallet = self._posted_to(asked.wallet_id, asked.livemode)
         if wallet is None:
             sends = isinstance(asked, Command) and isinstance(asked.operation, Transfer)

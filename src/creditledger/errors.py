@@ -221,6 +221,18 @@ class SpendLimitExceeded(Refusal):
     reason, kind = "SPEND_LIMIT_EXCEEDED", ErrorKind.TOO_MUCH
 
 
+class GrantVoided(Refusal):
+    """The grant was taken back. Metadata: voided_at."""
+
+    reason, kind = "GRANT_VOIDED", ErrorKind.WRONG_STATE
+
+
+class GrantExpired(Refusal):
+    """The grant's time is over. Metadata: expired_at."""
+
+    reason, kind = "GRANT_EXPIRED", ErrorKind.WRONG_STATE
+
+
 class OutOfRange(Refusal):
     """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
 

@@ -24,14 +24,17 @@ from typing import Any
 
 import structlog
 
-from creditledger.deciding import Budget, Deciding, Posted, wanted
+from creditledger.budget import Budget
+from creditledger.deciding import Deciding, Posted, wanted
 from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
 from creditledger.limits import LimitView
 from creditledger.model import WalletView
 from creditledger.operations import (
     Asked,
+    Change,
     Command,
     DropLimit,
+    GrantChange,
     LimitChange,
     SetLimit,
     Sweep,
@@ -139,8 +142,8 @@ class Ledger:
         assert 0 < len(commands) <= BATCH_MAX
         return self._submit(commands, Budget(), many=True)
 
-    def change(self, change: WalletChange) -> asyncio.Future[WalletView]:
-        """Queue a change of a wallet's limit, status or metadata, in line with its postings."""
+    def change(self, change: Change) -> asyncio.Future[WalletView]:
+        """Queue a change of a wallet's or a grant's terms, in line with the wallet's postings."""
         return self._submit([change], Budget(), many=False)
 
     def limit(self, change: LimitChange) -> asyncio.Future[LimitView]:
@@ -313,7 +316,7 @@ class _Batch:
                     answers.append(deciding.post(command, left[id(budget)][1]))
                 elif isinstance(command, SetLimit | DropLimit):
                     answers.append(deciding.limit(command))
-                elif isinstance(command, WalletChange):
+                elif isinstance(command, WalletChange | GrantChange):
                     answers.append(deciding.change(command))
                 else:
                     answers.append(deciding.sweep(command))

@@ -129,9 +129,28 @@ class GrantScope(NamedTuple):
         )
 
 
+class GrantStatus(Word):
+    """What a grant is at a moment. Nowhere stored."""
+
+    PENDING = 1
+    GRANTED = 2
+    DEPLETED = 3
+    EXPIRED = 4
+    VOIDED = 5
+
+
+class GrantTerms(NamedTuple):
+    """What revisions change of a grant, its metadata aside."""
+
+    name: str | None
+    priority: int
+    expires_at: int | None
+    voided_at: int | None
+
+
 @dataclass(slots=True, eq=False)
 class Grant:
-    """A lot of credit given once; only `remaining` changes in its life."""
+    """A lot of credit given once: `remaining` changes in its life, and its terms by revisions."""
 
     number: int  #: Sequence of the row that created it; 0 until that row is appended.
     amount: int  #: Given, in smallest units. > 0.
@@ -144,6 +163,8 @@ class Grant:
     expires_at: int | None  #: ... to here, excluded; None is never.
     created_at: int
     scope: GrantScope | None = None  #: None: it pays for everything.
+    voided_at: int | None = None  #: Taken back then, so that it ended; before expires_at.
+    revision: int = 0  #: How often its terms have changed.
     held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
@@ -157,13 +178,38 @@ class Grant:
             self.number,
         )
 
+    def terms(self) -> GrantTerms:
+        """What revisions change, as it is."""
+        return GrantTerms(self.name, self.priority, self.expires_at, self.voided_at)
+
     def is_open(self, now: int) -> bool:
         """Whether a consumption may draw on it at `now`, if anything remains."""
-        return self.effective_at <= now and (self.expires_at is None or now < self.expires_at)
+        return (
+            self.effective_at <= now
+            and (self.expires_at is None or now < self.expires_at)
+            and self.voided_at is None
+        )
+
+    @property
+    def ends_at(self) -> int | None:
+        """The first moment without it; None is never."""
+        return self.expires_at if self.voided_at is None else self.voided_at
 
     def has_ended(self, now: int) -> bool:
-        """Whether its time is over: expires_at is the first moment without it."""
-        return self.expires_at is not None and self.expires_at <= now
+        """Whether its time is over, or it was voided: a wallet's time is never before that."""
+        return self.voided_at is not None or (
+            self.expires_at is not None and self.expires_at <= now
+        )
+
+    def status(self, now: int) -> GrantStatus:
+        """What it is at `now`, a moment of its wallet."""
+        if self.voided_at is not None:
+            return GrantStatus.VOIDED
+        if self.has_ended(now):
+            return GrantStatus.EXPIRED
+        if not self.remaining:
+            return GrantStatus.DEPLETED
+        return GrantStatus.GRANTED if self.effective_at <= now else GrantStatus.PENDING
 
 
 @dataclass(slots=True, eq=False)
@@ -317,8 +363,8 @@ class Wallet:
                 held += hold.left
                 until = min(until, hold.deadline)
         for grant in self.burning:
-            turns = grant.expires_at
-            if grant.effective_at > now:
+            turns = grant.ends_at
+            if grant.effective_at > now and grant.voided_at is None:
                 pending += grant.remaining
                 turns = grant.effective_at
             elif turns is not None and turns <= now:

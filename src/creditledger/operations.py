@@ -9,7 +9,12 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger.durations import Duration
+from creditledger.errors import InvalidField
 from creditledger.model import Category, GrantScope, Kind, Period, Status
+
+#: Metadata a wallet may have, as a request may bring.
+METADATA_KEYS_MAX = 50
+METADATA_BYTES_MAX = 8_192
 
 
 class Usage(NamedTuple):
@@ -113,6 +118,13 @@ class Extend:
 
 
 @dataclass(frozen=True, slots=True)
+class VoidGrant:
+    """Operation: take back what is left of a grant, and let nobody have it any more."""
+
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class Transfer:
     """Operation: move credit to another wallet of the same currency and mode."""
 
@@ -130,7 +142,9 @@ class ReportEvent:
 
 
 OnHold = Capture | Release | Extend
-Operation = GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | Transfer | ReportEvent
+Operation = (
+    GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | VoidGrant | Transfer | ReportEvent
+)
 
 #: Stored as their index; the name is the field of the request.
 OPERATIONS: dict[type, tuple[int, str]] = {
@@ -142,6 +156,7 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     Capture: (7, "capture"),
     Release: (8, "release"),
     Extend: (9, "extend"),
+    VoidGrant: (10, "void"),
     Transfer: (11, "transfer"),
     ReportEvent: (13, "meter_event"),
 }
@@ -195,6 +210,27 @@ class WalletChange:
 
 
 @dataclass(frozen=True, slots=True)
+class GrantChange:
+    """What is to change of a grant; None leaves as it is, an empty value removes its metadata key.
+
+    Not `expires_at` and `never_expires` at once.
+    """
+
+    wallet_id: str
+    grant_id: str
+    livemode: bool | None  #: The mode its wallet must have; None: either.
+    changed_by: int | None  #: Number of the API key that asks; None: the command line.
+    name: str | None = None
+    priority: int | None = None
+    expires_at: int | None = None
+    never_expires: bool = False
+    metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+Change = WalletChange | GrantChange
+
+
+@dataclass(frozen=True, slots=True)
 class SetLimit:
     """What SetSpendLimit asks for: a limit of this kind with this amount, made or changed."""
 
@@ -218,4 +254,16 @@ class DropLimit:
 
 LimitChange = SetLimit | DropLimit
 #: What the ledger may be asked for.
-Asked = Command | WalletChange | LimitChange | Sweep
+Asked = Command | Change | LimitChange | Sweep
+
+
+def merged(metadata: Mapping[str, str], change: Mapping[str, str]) -> dict[str, str]:
+    """Metadata after a change of it. Raises InvalidField where it would become too much."""
+    after = {name: value for name, value in {**metadata, **change}.items() if value}
+    size = sum(len(k.encode()) + len(v.encode()) for k, v in after.items())
+    if len(after) > METADATA_KEYS_MAX or size > METADATA_BYTES_MAX:
+        raise InvalidField(
+            f"metadata would pass {METADATA_KEYS_MAX} keys or {METADATA_BYTES_MAX} bytes",
+            param="metadata",
+        )
+    return after

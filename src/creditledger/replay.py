@@ -26,11 +26,12 @@ from creditledger.operations import (
     ReportEvent,
     Transfer,
     Usage,
+    VoidGrant,
 )
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
-#: Requests of holds and transfers are flat; a posting's operation has a name of its own.
-_FLAT = {PlaceHold, Capture, Release, Extend, Transfer}
+#: Requests of holds, voids and transfers are flat; a posting's operation has a name of its own.
+_FLAT = {PlaceHold, Capture, Release, Extend, VoidGrant, Transfer}
 _AMOUNTS = {
     operation: "amount" if operation in _FLAT else f"{name}.amount"
     for operation, (_, name) in OPERATIONS.items()
@@ -45,7 +46,7 @@ _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 def amount(command: Command, scale: int) -> int | None:
     """The operation's amount in smallest units. Raises InvalidField, naming the field."""
     operation = command.operation
-    if isinstance(operation, Release | Extend) or operation.amount is None:
+    if isinstance(operation, Release | Extend | VoidGrant) or operation.amount is None:
         return None
     return money.parse(operation.amount, scale, field=_AMOUNTS[type(operation)])
 
@@ -78,6 +79,8 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
         return Dimension(operation.kind.value, Type.GRANT.value)
     if isinstance(operation, Transfer):
         return SENT
+    if isinstance(operation, VoidGrant):
+        return Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
     kind = Kind.ADMIN_DEBIT if operation.amount.startswith("-") else Kind.ADMIN_CREDIT
     return Dimension(kind.value, Type.ADJUSTMENT.value)
 
@@ -104,7 +107,7 @@ def _used(meter_id: str | None, subscription_id: str | None, usage: Usage | None
 def source(command: Command) -> Mapping[str, str]:
     """The source as the posting shows it: the keys of its kind; who did it where nobody said."""
     operation = command.operation
-    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold, ReportEvent)):
+    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold, VoidGrant, ReportEvent)):
         return {}
     if isinstance(operation, Transfer):
         return {"wallet_id": operation.to_wallet_id}
@@ -118,7 +121,7 @@ def terms(command: Command) -> dict[str, object]:
     operation = command.operation
     if isinstance(operation, (Consume, Transfer)):
         return {}
-    if isinstance(operation, (PlaceHold, OnHold)):
+    if isinstance(operation, (PlaceHold, OnHold, VoidGrant)):
         return _present(_flat(operation))
     if isinstance(operation, ReportEvent):
         # It may have no row that would tell.
@@ -244,8 +247,8 @@ def _dimension_fields(dimension: Dimension) -> dict[str, object]:
     }
 
 
-def _flat(operation: PlaceHold | OnHold) -> dict[str, object]:
-    """Every field of a hold's request but its amount."""
+def _flat(operation: PlaceHold | OnHold | VoidGrant) -> dict[str, object]:
+    """Every field of a flat request but its amount."""
     fields: dict[str, object] = {}
     for name in operation.__slots__:
         value = getattr(operation, name)

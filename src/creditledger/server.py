@@ -28,6 +28,8 @@ from credit.v1 import (
     api_key_service_pb2_grpc,
     billing_service_pb2,
     billing_service_pb2_grpc,
+    credit_grant_service_pb2,
+    credit_grant_service_pb2_grpc,
     credit_transaction_service_pb2,
     credit_transaction_service_pb2_grpc,
     payment_kit_service_pb2,
@@ -46,6 +48,7 @@ from creditledger import store, transport
 from creditledger.api.api_key_service import ApiKeyService
 from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
+from creditledger.api.credit_grant_service import CreditGrantService
 from creditledger.api.credit_transaction_service import CreditTransactionService
 from creditledger.api.exporting import Exports
 from creditledger.api.payment_kit_service import PaymentKitService
@@ -89,6 +92,7 @@ SERVICES = tuple(
     for module in (
         api_key_service_pb2,
         billing_service_pb2,
+        credit_grant_service_pb2,
         credit_transaction_service_pb2,
         payment_kit_service_pb2,
         registry_service_pb2,
@@ -216,6 +220,7 @@ class Server:
         clock = self._clock or time.now
         callers = Callers(store, clock)
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
+        grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
         exports = Exports(store)
         transactions = CreditTransactionService(
             store=store, callers=callers, exports=exports, clock=clock
@@ -234,6 +239,7 @@ class Server:
         for entrance in entrances:
             edge: Any = entrance.boundary  # a server, to what was generated
             wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallets, edge)
+            credit_grant_service_pb2_grpc.add_CreditGrantServiceServicer_to_server(grants, edge)
             credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
                 transactions, edge
             )

@@ -1,4 +1,4 @@
-"""What lists show of a credit transaction beside its row."""
+"""What lists show of a credit transaction, and of a grant, beside its row."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,6 +29,20 @@ class Transaction:
     customer: tuple[str, str]  #: Name and e-mail address.
     meter_name: str | None
     grant: Grant | None
+
+
+@dataclass(frozen=True, slots=True)
+class GivenGrant:
+    """A grant with all that is shown of it, at the time of its wallet."""
+
+    wallet_number: int
+    grant: Grant  #: With what open holds have of it.
+    wallet: WalletPlace
+    now: int  #: The wallet's time.
+    kind: int  #: Of the row that made it.
+    posting: Posting  #: That gave it; without its rows.
+    metadata: Mapping[str, str]
+    updated_at: int  #: When its terms last changed.
 
 
 def source(

@@ -1,14 +1,24 @@
-"""What a batch writes, put together posting by posting: rows, grants, sums, holds that are over.
+"""What a batch writes, put together posting by posting: rows, grants, terms, sums, ended holds.
 
 `Writing` carries out what was decided, on the wallets and in `Changes`; `Deciding` is one. No I/O.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from creditledger import books, clock, holds, limits, settling
-from creditledger.model import Category, Dimension, MeterEvent, Posting, Row, Wallet
+from creditledger import books, clock, grants, holds, limits, settling
+from creditledger.model import (
+    Category,
+    Dimension,
+    Grant,
+    GrantTerms,
+    MeterEvent,
+    Posting,
+    Row,
+    Wallet,
+)
 from creditledger.operations import SETTLE, ReportEvent
-from creditledger.store import SUMS, Changes, Loaded
+from creditledger.store import SUMS, Changes, GrantRevision, Loaded
 
 _PROMOTIONAL = Category.PROMOTIONAL
 
@@ -112,6 +122,41 @@ class Writing:
                 original = loaded.originals[wallet.number, posting.refund_of].rows[0]
             self.spending.count(wallet, posting, dimension, original, now=now)
         self._roll_up(posting, moves, quantity or 0)
+
+    def _words(self, wallet: Wallet, grant: Grant) -> Mapping[str, str]:
+        """The grant's metadata; until it is changed, that of the posting that gave it."""
+        found = self.loaded.words.get((wallet.number, grant.number))
+        if found is not None:
+            return found
+        # Given in this very batch.
+        return next(
+            posting.metadata
+            for posting in self.changes.postings
+            for row in posting.rows
+            if (row.wallet, row.sequence) == (wallet.number, grant.number)
+        )
+
+    def _revise(
+        self,
+        wallet: Wallet,
+        grant: Grant,
+        terms: GrantTerms,
+        metadata: Mapping[str, str],
+        now: int,
+        *,
+        by: int | None,
+        posting: int | None = None,
+    ) -> None:
+        place = wallet.number, grant.number
+        became = self.changes.grant_revisions
+        if not grant.revision:
+            words, before = self._words(wallet, grant), grant.terms()
+            first = GrantRevision(*place, 0, grant.created_at, None, None, before, words)
+            became.append(first)
+        grants.revise(wallet, grant, terms)
+        became.append(GrantRevision(*place, grant.revision, now, by, posting, terms, metadata))
+        self.changes.revised[place] = grant
+        self.loaded.words[place] = metadata
 
     def _dimension_number(self, wallet: int, dimension: Dimension) -> int:
         number = self.loaded.numbers.get((wallet, dimension))

@@ -226,6 +226,18 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
       "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
       "2026-05-22T00:00:00.000Z"}}
     """
+    ERROR_REASON_GRANT_VOIDED: _ErrorReason.ValueType  # 35
+    """The grant was voided: nothing of it can be had or changed but its name and metadata.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `voided_at`, RFC 3339.
+    Example: {"reason": "GRANT_VOIDED", "domain": "creditledger", "metadata": {"voided_at":
+      "2026-05-21T14:12:40.000Z"}}
+    """
+    ERROR_REASON_GRANT_EXPIRED: _ErrorReason.ValueType  # 36
+    """The grant has expired: nothing of it can be had or changed but its name and metadata.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `expired_at`, RFC 3339.
+    Example: {"reason": "GRANT_EXPIRED", "domain": "creditledger", "metadata": {"expired_at":
+      "2026-05-21T14:18:11.000Z"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. The gRPC code, the HTTP status and the `error.type` of each are given
@@ -430,5 +442,17 @@ Example: {"reason": "SPEND_LIMIT_EXCEEDED", "domain": "creditledger", "metadata"
   {"spend_limit_id": "spl_00000000000010000000000001", "limit": "50.00", "spent": "48.00",
   "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
   "2026-05-22T00:00:00.000Z"}}
+"""
+ERROR_REASON_GRANT_VOIDED: ErrorReason.ValueType  # 35
+"""The grant was voided: nothing of it can be had or changed but its name and metadata.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `voided_at`, RFC 3339.
+Example: {"reason": "GRANT_VOIDED", "domain": "creditledger", "metadata": {"voided_at":
+  "2026-05-21T14:12:40.000Z"}}
+"""
+ERROR_REASON_GRANT_EXPIRED: ErrorReason.ValueType  # 36
+"""The grant has expired: nothing of it can be had or changed but its name and metadata.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `expired_at`, RFC 3339.
+Example: {"reason": "GRANT_EXPIRED", "domain": "creditledger", "metadata": {"expired_at":
+  "2026-05-21T14:18:11.000Z"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -22,7 +22,6 @@ from creditledger.api.rpc import Service, rpc, rpc_stream
 from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
 from creditledger.exports import FORMATS, Export, Format, Shown
 from creditledger.registry import Scope
-from creditledger.shown import Transaction
 from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums
 from creditledger.store.lists import Cursor, Page
 from creditledger.store.reads import Filters
@@ -192,7 +191,7 @@ class CreditTransactionService(
             or caller.livemode not in (None, found.wallet.livemode)
         ):
             raise NotFound(f"no credit transaction {echo(id_)}", param="id")
-        return expanded(found)
+        return wire.expanded(found)
 
     @rpc(_list, scope=Scope.CUSTOMER)
     async def List(  # noqa: N802
@@ -225,7 +224,7 @@ class CreditTransactionService(
             token = pages.token(filters, [*at, number + 1])
         return pb.CreditTransactionServiceListResponse(
             count=page.count,
-            list=[expanded(one) for one in page.transactions],
+            list=[wire.expanded(one) for one in page.transactions],
             paging=pb.CreditTransactionPaging(page=number, page_size=size, next_page_token=token),
         )
 
@@ -325,35 +324,3 @@ def _quantity(total: Sums, scale: int) -> str:
     """Quantities and, of what has none, credits: as one number without trailing zeros."""
     text = money.text(total.quantity * 10**scale + total.unmetered_amount, scale)
     return text.rstrip("0").rstrip(".") if "." in text else text
-
-
-def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
-    """The transaction with what its ids stand for."""
-    message = wire.transaction(found.row, found.posting, found.dimension, found.wallet)
-    name, email = found.customer
-    message.customer.CopyFrom(
-        credit_transaction_pb2.TransactionCustomer(
-            id=found.wallet.customer_id, name=name, email=email
-        )
-    )
-    if found.dimension.meter_id is not None:
-        message.meter.CopyFrom(
-            credit_transaction_pb2.TransactionMeter(
-                id=found.dimension.meter_id, name=found.meter_name or ""
-            )
-        )
-    if found.dimension.subscription_id is not None:
-        message.subscription.id = found.dimension.subscription_id
-    if found.grant is not None:
-        grant = found.grant
-        message.credit_grant.CopyFrom(
-            credit_transaction_pb2.TransactionGrant(
-                id=ids.compose("cg", found.row.wallet, grant.number),
-                name=grant.name,
-                category=grant.category.word,
-                priority=grant.priority,
-                amount=money.text(grant.amount, found.wallet.scale),
-                expires_at=None if grant.expires_at is None else time.text(grant.expires_at),
-            )
-        )
-    return message

@@ -12,8 +12,8 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from creditledger import clock, ids, money
-from creditledger.deciding import METADATA_BYTES_MAX, METADATA_KEYS_MAX
 from creditledger.errors import InvalidField, MissingField, echo
+from creditledger.operations import METADATA_BYTES_MAX, METADATA_KEYS_MAX
 
 T = TypeVar("T")
 

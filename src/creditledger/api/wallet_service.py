@@ -14,7 +14,8 @@ from creditledger import ids, money
 from creditledger.api import balances, fields, held, limits, pages, transferred, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
-from creditledger.deciding import Budget, Posted
+from creditledger.budget import Budget
+from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
 from creditledger.model import Status, Wallet, view

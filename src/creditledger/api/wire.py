@@ -40,6 +40,7 @@ from creditledger.operations import (
     Usage,
 )
 from creditledger.registry import Scope
+from creditledger.shown import Transaction
 
 #: Words of the requests.
 GRANT_KINDS = {k.word: k for k in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT)}
@@ -327,6 +328,38 @@ def transaction(
     posting_id = ids.compose("pst", row.wallet, row.posting) if row.posting else ""
     found = _transaction(row, posting_id, posting, dimension, wallet)
     return credit_transaction_pb2.CreditTransaction(**found)
+
+
+def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
+    """The transaction with what its ids stand for."""
+    message = transaction(found.row, found.posting, found.dimension, found.wallet)
+    name, email = found.customer
+    message.customer.CopyFrom(
+        credit_transaction_pb2.TransactionCustomer(
+            id=found.wallet.customer_id, name=name, email=email
+        )
+    )
+    if found.dimension.meter_id is not None:
+        message.meter.CopyFrom(
+            credit_transaction_pb2.TransactionMeter(
+                id=found.dimension.meter_id, name=found.meter_name or ""
+            )
+        )
+    if found.dimension.subscription_id is not None:
+        message.subscription.id = found.dimension.subscription_id
+    if found.grant is not None:
+        grant = found.grant
+        message.credit_grant.CopyFrom(
+            credit_transaction_pb2.TransactionGrant(
+                id=ids.compose("cg", found.row.wallet, grant.number),
+                name=grant.name,
+                category=grant.category.word,
+                priority=grant.priority,
+                amount=money.text(grant.amount, found.wallet.scale),
+                expires_at=None if grant.expires_at is None else clock.text(grant.expires_at),
+            )
+        )
+    return message
 
 
 def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:

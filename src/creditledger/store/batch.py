@@ -4,13 +4,14 @@ ledger.py fills `Wanted`, a writer answers `Loaded` under the wallets' locks, th
 the writer stores `Changes`. Imports the model only; every database's writer speaks these.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger.model import (
     Dimension,
     Grant,
+    GrantTerms,
     Hold,
     MeterEvent,
     Posting,
@@ -57,6 +58,8 @@ class Loaded:
     dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)  #: Of the postings.
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
+    #: Metadata of the grants whose terms change, by wallet and number.
+    words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
 
     def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
         """(wallet number, hold number) of holds that the batch's commands, or replays, speak of.
@@ -94,12 +97,13 @@ class Wanted:
     meters: frozenset[str]
     subscriptions: frozenset[str]
     originals: frozenset[tuple[int, int]]  #: (wallet number, posting number)
-    grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) named by adjustments
+    grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) that are named
     holds: frozenset[tuple[int, int]]  #: (wallet number, hold number) named by what is about one
     #: The dimensions the batch may write under, once the wallets and originals are loaded; one
     #: may come more than once.
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
     limited: frozenset[str] = frozenset()  #: Wallet ids whose spend limits may change.
+    revised: frozenset[tuple[int, int]] = frozenset()  #: Of `grants`: whose terms change.
 
 
 class Revision(NamedTuple):
@@ -109,6 +113,19 @@ class Revision(NamedTuple):
     posting: int
     hold: Hold
     created_at: int
+
+
+class GrantRevision(NamedTuple):
+    """A grant's terms as a change left them."""
+
+    wallet: int
+    grant: int
+    number: int  #: 0: as it was given; then 1, 2, 3 ...
+    created_at: int
+    changed_by: int | None
+    posting: int | None  #: The one that voided it; None: no posting.
+    terms: GrantTerms
+    metadata: Mapping[str, str]
 
 
 #: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
@@ -135,6 +152,8 @@ class Changes:
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
     #: Spend limits made, changed or moved on; None: gone.
     limits: dict[tuple[int, int], SpendLimit | None] = field(default_factory=dict)
+    revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: With other terms.
+    grant_revisions: list[GrantRevision] = field(default_factory=list)  #: What they became.
 
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
 
@@ -145,4 +164,6 @@ class Changes:
             self.revisions.append(Revision(wallet, posting, hold, now))
 
     def __bool__(self) -> bool:
-        return bool(self.rows or self.terms or self.holds or self.events or self.limits)
+        return bool(
+            self.rows or self.terms or self.holds or self.events or self.limits or self.revised
+        )

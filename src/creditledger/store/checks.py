@@ -81,7 +81,7 @@ NO_SUCH_KIND = """NOT (
       AND t.amount < 0
    OR p.operation = $OP_RECEIVE AND t.type = $TYPE_ADJUSTMENT AND t.kind = $TRANSFER_IN
       AND t.amount > 0
-   OR p.operation = $OP_EXPIRY AND t.type = $TYPE_EXPIRATION AND t.kind = $EXPIRY
+   OR p.operation IN ($OP_EXPIRY, $OP_VOID) AND t.type = $TYPE_EXPIRATION AND t.kind = $EXPIRY
       AND t.amount < 0)"""
 OTHER_DIMENSION = """d.kind <> t.kind OR d.type <> t.type
     OR p.quantities IS NOT NULL AND NOT d.has_usage"""
@@ -90,14 +90,20 @@ NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
     OR t.kind IN ($EXPIRY, $TRANSFER_OUT) AND t.grant_number IS NULL
     OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT, $TRANSFER_IN)
        AND coalesce(t.grant_number, 0) <> t.sequence"""
+#: The first moment at which the grant `g` could not be drawn on; other rows of the moment at which
+#: it was voided may lie before that.
+GONE_AT = "coalesce(g.voided_at + 1, g.expires_at)"
 #: What is wrong with an expiration. It is of the moment at which its grant ends or, of what a hold
 #: had set aside, at which the hold does.
-NOT_EXPIRED = """t.kind = $EXPIRY AND (g.expires_at IS NULL OR g.expires_at > t.created_at
-      OR CASE WHEN g.expires_at = coalesce(t.effective_at, t.created_at)
+NOT_EXPIRED = """t.kind = $EXPIRY AND (coalesce(g.voided_at, g.expires_at) IS NULL
+      OR coalesce(g.voided_at, g.expires_at) > t.created_at
+      OR CASE WHEN p.operation = $OP_VOID
+         THEN t.effective_at IS NOT NULL OR coalesce(g.voided_at, 0) <> t.created_at
+         WHEN g.voided_at IS NULL AND g.expires_at = coalesce(t.effective_at, t.created_at)
          THEN t.posting_number <> b.posting_number AND g.expires_at <= b.created_at
          ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
            AND h.ended_at = coalesce(t.effective_at, t.created_at)
-           AND h.ended_at > g.expires_at) END)"""
+           AND h.ended_at >= coalesce(g.voided_at, g.expires_at + 1)) END)"""
 #: What is wrong with a grant beside the row that made it.
 OTHER_ORIGIN = """g.amount <> t.amount OR g.created_at <> t.created_at
     OR g.effective_at <> CASE t.type
@@ -145,11 +151,11 @@ grant: t.grant_number IS NOT NULL AND g.number IS NULL OR {NO_SUCH_GRANT}
     -- it cannot be of grant {{t.grant_number}}
 grant_origin: t.grant_number = t.sequence AND ({OTHER_ORIGIN})
     -- the grant it made has another amount or time
-grant_time: t.kind <> $EXPIRY AND g.expires_at <= t.created_at AND p.operation <> $OP_CAPTURE
+grant_time: t.kind <> $EXPIRY AND {GONE_AT} <= t.created_at AND p.operation <> $OP_CAPTURE
     OR t.kind IN ($USAGE, $TRANSFER_OUT) AND g.effective_at > t.created_at
     -- grant {{g.number}} was not open at {{t.created_at}}
 expiration: {NOT_EXPIRED}
-    -- it is too early or too late for grant {{g.number}}, which ends at {{g.expires_at}}
+    -- it is too early or too late for grant {{g.number}}, gone at {{{GONE_AT}}}
 """,
 )
 
@@ -183,9 +189,10 @@ POSTING_SHAPE = f"""
     OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
     OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE) AND p.quantities IS NOT NULL
     OR p.operation NOT IN ($SPENDING) AND p.meter_event_id IS NOT NULL"""
-#: A meter event has none where there was no credit at all.
-POSTING_COUNT = f"""p.row_count < 0 OR p.operation <> $OP_METER_EVENT
-    AND (p.row_count = 0) <> ({_ROWLESS})"""
+#: A meter event has none where there was no credit at all, and a void where nothing was left that
+#: no hold had set aside.
+POSTING_COUNT = f"""p.row_count < 0 OR p.operation = $OP_VOID AND p.row_count > 1
+    OR p.operation NOT IN ($OP_METER_EVENT, $OP_VOID) AND (p.row_count = 0) <> ({_ROWLESS})"""
 #: What every posting of a meter event, and what is paid for one later, is about.
 POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
       SELECT 1 FROM meter_events AS e WHERE e.wallet_number = p.wallet_number
@@ -196,6 +203,11 @@ POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
 POSTING_HOLD = """p.hold_number IS NOT NULL AND NOT EXISTS (
       SELECT 1 FROM hold_revisions AS r WHERE r.wallet_number = p.wallet_number
       AND r.hold_number = p.hold_number AND r.posting_number = p.number)"""
+
+#: A posting that voids is one that a grant's revision names.
+POSTING_VOID = """p.operation = $OP_VOID AND NOT EXISTS (
+      SELECT 1 FROM grant_revisions AS r WHERE r.wallet_number = p.wallet_number
+      AND r.posting_number = p.number)"""
 
 
 def posting_amount(total: str) -> str:
@@ -211,6 +223,7 @@ def posting_amount(total: str) -> str:
       WHEN $OP_EXPIRY THEN p.amount IS NOT NULL
       WHEN $OP_SETTLE THEN p.amount IS NOT NULL
       WHEN $OP_METER_EVENT THEN p.amount IS NULL OR -p.amount > {total}
+      WHEN $OP_VOID THEN p.amount IS NOT NULL
       ELSE p.amount IS NULL OR p.amount <> {total} END"""
 
 
@@ -228,6 +241,7 @@ posting_hold: {POSTING_HOLD}
     -- posting {{p.number}} left nothing of hold {{p.hold_number}}
 posting_event: {POSTING_EVENT}
     -- posting {{p.number}} is of meter event {{p.meter_event_id}}, which does not say so
+posting_void: {POSTING_VOID} -- posting {{p.number}} voided no grant
 posting_amount: {posting_amount(POSTING_SUM)}
     -- posting {{p.number}} is of {{p.amount}}, its rows of {{{POSTING_SUM}}}
 """,

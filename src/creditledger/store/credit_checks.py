@@ -26,6 +26,10 @@ GRANT_SUMS = """(SELECT wallet_number, grant_number, sum(amount) AS amount,
                FROM credit_transactions WHERE grant_number IS NOT NULL
                GROUP BY wallet_number * 1000003 + grant_number, wallet_number, grant_number)"""
 
+#: What the last change of the grant `g` made of it.
+LAST_REVISION = """LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
+      AND r.grant_number = g.number AND r.number = g.revision"""
+
 GRANTS = Pass(
     "grants",
     f"""grants AS g
@@ -33,6 +37,7 @@ GRANTS = Pass(
     LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
     LEFT JOIN credit_transactions AS t
       ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+    {LAST_REVISION}
     LEFT JOIN {GRANT_SUMS} AS s
       ON s.wallet_number = g.wallet_number AND s.grant_number = g.number""",
     ("g.wallet_number", "g.number"),
@@ -50,6 +55,15 @@ grant_expired: s.expirations > 1
       AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = g.wallet_number)
     OR g.remaining > $HELD AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
     -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
+grant_voided: g.voided_at > v.posted_at OR g.voided_at >= g.expires_at
+    OR g.voided_at IS NOT NULL AND g.remaining > $HELD
+    -- it was voided at {g.voided_at} with {g.remaining} left, of which {$HELD} are held
+grant_revision: CASE WHEN g.revision = 0 THEN r.number IS NOT NULL OR g.voided_at IS NOT NULL
+    ELSE r.number IS NULL OR r.priority <> g.priority
+      OR coalesce(r.name, '') <> coalesce(g.name, '')
+      OR coalesce(r.expires_at, -1) <> coalesce(g.expires_at, -1)
+      OR coalesce(r.voided_at, -1) <> coalesce(g.voided_at, -1) END
+    -- it is not what revision {g.revision} made of it
 """,
 )
 
@@ -85,7 +99,8 @@ _COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
 _KIND_LAST = ", ".join(
     f"max(CASE kind WHEN {kind:d} THEN kind_count END) AS {kind.word}" for kind in _COUNTED
 )
-#: Of its last row, the last posting about a hold or the last meter event, whichever is the latest.
+#: Of its last row, of the last posting about a hold, the last change of a grant or the last meter
+#: event, whichever is the latest.
 _POSTED_AT = "coalesce(z.at, 0)"
 for _other in ("l.created_at", "m.at"):
     _POSTED_AT = f"CASE WHEN {_other} > {_POSTED_AT} THEN {_other} ELSE {_POSTED_AT} END"
@@ -115,7 +130,9 @@ WALLETS = Pass(
     LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS}
                FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number
-    LEFT JOIN (SELECT wallet_number, max(created_at) AS at FROM hold_revisions
+    LEFT JOIN (SELECT wallet_number, max(created_at) AS at
+               FROM (SELECT wallet_number, created_at FROM hold_revisions
+                     UNION ALL SELECT wallet_number, created_at FROM grant_revisions) AS y
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at, sum(unpaid) AS unpaid FROM meter_events
                GROUP BY wallet_number) AS m ON m.wallet_number = w.number""",  # noqa: S608 # constants
@@ -296,10 +313,40 @@ limit_spent: x.amount <> 0
 """,
 )
 
+# --- what grants have been ------------------------------------------------------------------------
+
+GRANT_REVISIONS = Pass(
+    "grant revisions",
+    """grant_revisions AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN grants AS g ON g.wallet_number = r.wallet_number AND g.number = r.grant_number
+    LEFT JOIN grant_revisions AS b ON b.wallet_number = r.wallet_number
+      AND b.grant_number = r.grant_number AND b.number = r.number - 1
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = r.wallet_number AND t.sequence = r.grant_number
+    LEFT JOIN postings AS o ON o.wallet_number = t.wallet_number AND o.number = t.posting_number
+    LEFT JOIN postings AS p
+      ON p.wallet_number = r.wallet_number AND p.number = r.posting_number""",
+    ("r.wallet_number", "r.grant_number"),
+    """
+grant_history: g.number IS NULL OR r.number < 0 OR r.number > g.revision
+    OR CASE WHEN r.number = 0
+       THEN r.created_at <> g.created_at OR r.voided_at IS NOT NULL OR r.changed_by IS NOT NULL
+         OR coalesce(r.metadata, '') <> coalesce(o.metadata, '')
+       ELSE b.number IS NULL OR r.created_at < b.created_at END
+    -- revision {r.number} is not what the grant was, or one is missing before it
+revision_void: CASE WHEN b.voided_at IS NULL AND r.voided_at IS NOT NULL
+       THEN p.number IS NULL OR p.operation <> $OP_VOID OR r.voided_at <> r.created_at
+       ELSE r.posting_number IS NOT NULL OR coalesce(r.voided_at, -1) <> coalesce(b.voided_at, -1)
+       END
+    -- posting {r.posting_number} did not void it in revision {r.number}
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
-    *(TRANSFERS, EVENTS, LIMITS),
+    *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

@@ -1,13 +1,14 @@
 """A wallet as it was at a moment of the past, put together from what is never changed.
 
-Its rows say what remained of each grant, the revisions of its holds what was set aside. The value
-that comes out is a wallet like one read now, so the same rules print its figures. What rows do not
-tell is as it is today: status, limit and metadata. Functions of a connection on one snapshot.
+Its rows say what remained of each grant, revisions what its terms were and what holds had set
+aside. The value that comes out is a wallet like one read now, so the same rules print its figures.
+What these do not tell is as it is today: status, limit and metadata. Functions of a connection on
+one snapshot.
 """
 
 from dataclasses import replace
 
-from sqlalchemy import ColumnElement, Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
 from creditledger.model import HOLD_MS_MAX, Grant, Hold, Wallet
 from creditledger.store import schema
@@ -15,13 +16,14 @@ from creditledger.store.reads import last_before
 from creditledger.store.values import GRANT_COLUMNS, grant_value, hold_value
 
 t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
+v = schema.grant_revisions.c
 
 
 def at_time(connection: Connection, now: Wallet, moment: int) -> Wallet:
     """The wallet that is like `now` by today as it was at the end of this millisecond."""
     sequence = last_before(connection, now.number, now.sequence, moment + 1)
     held = and_(r.created_at <= moment, r.created_at > moment - HOLD_MS_MAX)
-    return _as_it_was(connection, now, sequence, moment, held)
+    return _as_it_was(connection, now, sequence, moment, held, v.created_at <= moment)
 
 
 def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wallet, int]:
@@ -36,7 +38,10 @@ def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wal
     ).one_or_none()
     moment, posting = (now.created_at, 0) if row is None else row
     held = and_(r.posting_number <= posting, r.created_at > moment - HOLD_MS_MAX)
-    return _as_it_was(connection, now, sequence, moment, held), moment
+    changed = and_(
+        v.created_at <= moment, or_(v.posting_number.is_(None), v.posting_number <= posting)
+    )
+    return _as_it_was(connection, now, sequence, moment, held, changed), moment
 
 
 def _as_it_was(
@@ -45,6 +50,7 @@ def _as_it_was(
     sequence: int,
     moment: int,
     held: ColumnElement[bool],
+    changed: ColumnElement[bool],
 ) -> Wallet:
     balance, posted_at = 0, 0
     if sequence:
@@ -65,6 +71,7 @@ def _as_it_was(
         burning=[],
         quiet_until=0,
     )
+    _give_terms(connection, now.number, grants, changed)
     was.fill(grants, _holds(connection, now.number, moment, held))
     return was
 
@@ -103,6 +110,35 @@ def _grants(connection: Connection, now: Wallet, sequence: int) -> list[Grant]:
             if grant.number <= sequence and grant.number not in grants:
                 grants[grant.number] = replace(grant, held=0)
     return [grant for grant in grants.values() if grant.remaining]
+
+
+def _give_terms(
+    connection: Connection, wallet: int, grants: list[Grant], when: ColumnElement[bool]
+) -> None:
+    """Of grants whose terms have changed, what the last change by then made of them."""
+    changed = {grant.number: grant for grant in grants if grant.revision}
+    if not changed:
+        return
+    last = (
+        select(v.grant_number, func.max(v.number).label("number"))
+        .where(v.wallet_number == wallet, v.grant_number.in_(list(changed)), when)
+        .group_by(v.grant_number)
+        .subquery("last")
+    )
+    found = connection.execute(
+        select(v.grant_number, v.name, v.priority, v.expires_at, v.voided_at).join_from(
+            last,
+            schema.grant_revisions,
+            and_(
+                v.wallet_number == wallet,
+                v.grant_number == last.c.grant_number,
+                v.number == last.c.number,
+            ),
+        )
+    )
+    for number, *terms in found:
+        grant = changed[number]
+        grant.name, grant.priority, grant.expires_at, grant.voided_at = terms
 
 
 def _holds(

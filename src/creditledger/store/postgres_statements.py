@@ -14,7 +14,9 @@ from creditledger.store.values import (
     DIMENSION_COLUMNS,
     EVENT_CHANGED,
     EVENT_COLUMNS,
+    GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_REVISION_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
     LIMIT_CHANGED,
@@ -85,6 +87,16 @@ NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number"""
+
+#: Until it is changed, a grant's metadata is that of the posting that gave it.
+WORDS = """
+SELECT g.wallet_number, g.number, CASE WHEN g.revision > 0 THEN r.metadata ELSE p.metadata END
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number
+LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
+ AND r.grant_number = g.number AND r.number = g.revision
+LEFT JOIN credit_transactions AS t ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+LEFT JOIN postings AS p ON p.wallet_number = t.wallet_number AND p.number = t.posting_number"""
 
 _POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_COLUMNS)}"
 POSTINGS_BY_KEY = f"""
@@ -205,6 +217,7 @@ _PARTS = {
     ),
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
+    "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
     "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
     "added": lambda n: (
         n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
@@ -232,3 +245,6 @@ WRITE_TERMS = _Numbered().update(
     ["wallet_number"],
     ["overdraft_limit", "status", "metadata", "updated_at"],
 )
+
+#: Apart, since one statement changes a row only once, and of these some are drawn on as well.
+WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)

@@ -24,12 +24,15 @@ from creditledger.store.values import (
     dimension_value,
     event_columns,
     event_value,
+    grant_changed,
     grant_columns,
+    grant_revision_columns,
     grant_value,
     hold_columns,
     hold_value,
     limit_columns,
     limit_value,
+    load,
     posting_columns,
     posting_value,
     revision_columns,
@@ -185,6 +188,9 @@ class Writer:
             await _load_open(connection, moved)
         if wanted.grants:
             await _load_named_grants(connection, loaded, wanted.grants)
+        if wanted.revised:
+            found = await connection.fetch(sql.WORDS, *_columns(wanted.revised))
+            loaded.words = {(wallet, number): load(words, {}) for wallet, number, words in found}
         # A statement sees what was committed before it began, not during its wait for the locks.
         # That is all there is of a wallet which nobody has moved since this connection did.
         if moved or seen:
@@ -357,13 +363,21 @@ async def _load_postings(
 
 
 async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
-    """At most two statements however many postings."""
+    """At most three statements however many postings."""
     if changes.terms:
         terms = [
             (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
             for n, w in changes.terms.items()
         ]
         await connection.fetch(sql.WRITE_TERMS, *_columns(terms))
+    # What is given in the same batch is inserted as it has become.
+    revised = [
+        (*place, *grant_changed(grant))
+        for place, grant in changes.revised.items()
+        if place not in changes.given
+    ]
+    if revised:
+        await connection.fetch(sql.WRITE_REVISED, *_columns(revised))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
@@ -378,6 +392,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
         "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
         "unlimited": [place for place, one in changes.limits.items() if one is None],
         "became": list(map(revision_columns, changes.revisions)),
+        "revised": list(map(grant_revision_columns, changes.grant_revisions)),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],
         "written": list(changes.rows),

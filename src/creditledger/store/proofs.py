@@ -17,6 +17,7 @@ from creditledger.store.checks import (
     CARRIED,
     FIRST,
     FIRST_QUANTITIES,
+    GONE_AT,
     KIND_COUNTS,
     MOVED_ROLLUPS,
     NO_SUCH_GRANT,
@@ -30,6 +31,7 @@ from creditledger.store.checks import (
     POSTING_HOLD,
     POSTING_SHAPE,
     POSTING_SUM,
+    POSTING_VOID,
     POSTINGS,
     QUANTITIES,
     REFUNDS,
@@ -41,8 +43,10 @@ from creditledger.store.checks import (
 )
 from creditledger.store.credit_checks import (
     EVENTS,
+    GRANT_REVISIONS,
     GRANTS,
     HOLDS,
+    LAST_REVISION,
     LIMITS,
     REVISIONS,
     SCOPES,
@@ -101,7 +105,7 @@ _POSTINGS = Proof(
     (
         _how_many(
             "postings AS p",
-            *(POSTING_COUNT, POSTING_SHAPE, POSTING_HOLD, POSTING_EVENT),
+            *(POSTING_COUNT, POSTING_SHAPE, POSTING_HOLD, POSTING_EVENT, POSTING_VOID),
             f"p.row_count = 0 AND ({posting_amount('NULL')})",
         ),
         _differ("SELECT coalesce(sum(row_count), 0) FROM postings", _ROW_COUNT),
@@ -171,6 +175,7 @@ _SQLITE_EXPIRATIONS = Proof(
             """credit_transactions AS t NOT INDEXED
             LEFT JOIN credit_transactions AS b
               ON b.wallet_number = t.wallet_number AND b.sequence = t.sequence - 1
+            LEFT JOIN postings AS p ON p.number = t.posting_number
             LEFT JOIN grants AS g
               ON g.wallet_number = t.wallet_number AND g.number = t.grant_number""",
             NOT_EXPIRED,
@@ -186,10 +191,10 @@ _GRANT = f"{1 << 32} * {{0}}.wallet_number + {{0}}.{{1}}".format
 _DRAWN = f"LEFT JOIN drawn AS s ON s.grant_ = {_GRANT('g', 'number')}"
 
 #: Captures may draw on what has ended; a grant that somebody did is looked at row by row.
-_DRAWN_LATE = """CASE WHEN g.expires_at <= s.last_at THEN EXISTS (
+_DRAWN_LATE = f"""CASE WHEN {GONE_AT} <= s.last_at THEN EXISTS (
       SELECT 1 FROM credit_transactions AS t JOIN postings AS p ON p.number = t.posting_number
       WHERE t.wallet_number = g.wallet_number AND t.grant_number = g.number
-      AND t.kind <> $EXPIRY AND t.created_at >= g.expires_at AND p.operation <> $OP_CAPTURE) END"""
+      AND t.kind <> $EXPIRY AND t.created_at >= {GONE_AT} AND p.operation <> $OP_CAPTURE) END"""  # noqa: S608 # constants
 
 _SQLITE_GRANTS = Proof(
     "grants",
@@ -199,6 +204,7 @@ _SQLITE_GRANTS = Proof(
             LEFT JOIN wallet_states AS v ON v.wallet_number = g.wallet_number
             LEFT JOIN credit_transactions AS t
               ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+            {LAST_REVISION}
             {_DRAWN}""",
             *wrong(GRANTS),
             f"t.grant_number = g.number AND ({OTHER_ORIGIN})",
@@ -330,11 +336,13 @@ _SQLITE = (
         _whole(LIMITS),
         _whole(SCOPES),
     ),
+    _whole(GRANT_REVISIONS),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
+    _whole(GRANT_REVISIONS),
 )
 
 

@@ -228,6 +228,9 @@ grants = Table(
     Column("created_at", BigInteger, nullable=False),
     # What it pays for, as JSON: lists by name, none of them empty; NULL is everything.
     Column("scope", Text),
+    Column("voided_at", BigInteger),
+    # The number of the last of its revisions; 0 where its terms were never changed.
+    Column("revision", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
@@ -250,6 +253,30 @@ Index(
     *(grants.c.expires_at, grants.c.wallet_number, grants.c.number),
     sqlite_where=text("open = 1 AND expires_at IS NOT NULL"),
     postgresql_where=text("open AND expires_at IS NOT NULL"),
+)
+#: The order of the list over all wallets; grants come in this order, so it grows at its end only.
+Index("grants_created", grants.c.created_at, grants.c.wallet_number, grants.c.number)
+
+#: What changes of a grant's terms made of them, number 1 and on; number 0 is what it was given as.
+#: A grant whose terms were never changed has none. How a grant at a past moment is known.
+grant_revisions = Table(
+    "grant_revisions",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("grant_number", BigInteger, nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # The API key that asked for it; of number 0 the grant's own posting knows.
+    Column("changed_by", BigInteger),
+    # Of the posting that voided it; what only changes terms is no posting.
+    Column("posting_number", BigInteger),
+    Column("name", Text),
+    Column("priority", SmallInteger, nullable=False),
+    Column("expires_at", BigInteger),
+    Column("voided_at", BigInteger),
+    Column("metadata", Text),
+    PrimaryKeyConstraint("wallet_number", "grant_number", "number"),
+    sqlite_with_rowid=False,
 )
 
 #: Credit set aside, as it is now; by number of the posting that made it. `parts` is JSON: pairs of

@@ -19,7 +19,9 @@ from creditledger.store.values import (
     DIMENSION_COLUMNS,
     EVENT_CHANGED,
     EVENT_COLUMNS,
+    GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_REVISION_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
     LIMIT_CHANGED,
@@ -35,12 +37,15 @@ from creditledger.store.values import (
     dimension_value,
     event_columns,
     event_value,
+    grant_changed,
     grant_columns,
+    grant_revision_columns,
     grant_value,
     hold_columns,
     hold_value,
     limit_columns,
     limit_value,
+    load,
     posting_columns,
     posting_value,
     revision_columns,
@@ -91,6 +96,17 @@ _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
  AND g.number = json_extract(j.value, '$[1]')"""
+
+#: Until it is changed, a grant's metadata is that of the posting that gave it.
+_WORDS = """
+SELECT g.wallet_number, g.number, CASE WHEN g.revision > 0 THEN r.metadata ELSE p.metadata END
+FROM json_each(?) AS j
+CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
+ AND g.number = json_extract(j.value, '$[1]')
+LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
+ AND r.grant_number = g.number AND r.number = g.revision
+LEFT JOIN credit_transactions AS t ON t.wallet_number = g.wallet_number AND t.sequence = g.number
+LEFT JOIN postings AS p ON p.number = t.posting_number"""
 
 _POSTINGS_BY_KEY = f"""
 SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
@@ -169,9 +185,12 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to fifteen statements."""
+    """What the commands name beside their wallets, which are loaded. One to sixteen statements."""
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
+    if wanted.revised:
+        for wallet, number, words in driver.execute(_WORDS, (json.dumps(list(wanted.revised)),)):
+            loaded.words[wallet, number] = load(words, {})
     _load_replays(driver, wanted, loaded)
     named = loaded.held(wanted)
     if named:
@@ -339,6 +358,8 @@ _UNLIMIT = """
 DELETE FROM spend_limits WHERE (wallet_number, number) IN
  (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
 _REVISION = _insert("hold_revisions", REVISION_COLUMNS)
+_REVISE = _update("grants", GRANT_CHANGED, ["wallet_number", "number"])
+_GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
 _MOVE = _update(
@@ -385,6 +406,12 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         gone = [place for place, one in limits if one is None]
         if gone:
             driver.execute(_UNLIMIT, (json.dumps(gone),))
+    if changes.revised:
+        # What is given in the same batch is inserted as it has become.
+        there = [item for item in changes.revised.items() if item[0] not in changes.given]
+        _write(driver, _REVISE, [(*grant_changed(grant), *place) for place, grant in there])
+        revisions = map(grant_revision_columns, changes.grant_revisions)
+        _write(driver, _GRANT_REVISION, list(revisions))
     if not changes.touched:
         return
     _write(

@@ -26,7 +26,7 @@ from creditledger.model import (
     Status,
     Wallet,
 )
-from creditledger.store.batch import Revision
+from creditledger.store.batch import GrantRevision, Revision
 
 T = TypeVar("T")
 
@@ -77,6 +77,23 @@ GRANT_COLUMNS = [
     "expires_at",
     "created_at",
     "scope",
+    "voided_at",
+    "revision",
+]
+#: What changes of a grant's terms.
+GRANT_CHANGED = ["name", "priority", "expires_at", "voided_at", "revision"]
+GRANT_REVISION_COLUMNS = [
+    "wallet_number",
+    "grant_number",
+    "number",
+    "created_at",
+    "changed_by",
+    "posting_number",
+    "name",
+    "priority",
+    "expires_at",
+    "voided_at",
+    "metadata",
 ]
 POSTING_COLUMNS = [
     "wallet_number",
@@ -285,8 +302,9 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
 
 def grant_value(columns: Iterable[Any]) -> Grant:
     """A grant of its columns."""
-    number, amount, paid, remaining, category, *terms, scope = columns
+    number, amount, paid, remaining, category, *terms, scope, voided_at, revision = columns
     one = Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
+    one.voided_at, one.revision = voided_at, revision
     if scope is not None:
         one.scope = GrantScope(**{name: tuple(found) for name, found in json.loads(scope).items()})
     return one
@@ -306,12 +324,25 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
         grant.expires_at,
         grant.created_at,
         None if grant.scope is None else _scope(grant.scope),
+        grant.voided_at,
+        grant.revision,
         grant.remaining > 0,
     )
 
 
 def _scope(scope: GrantScope) -> str | None:
     return dump({name: found for name, found in scope._asdict().items() if found})
+
+
+def grant_changed(grant: Grant) -> tuple[object, ...]:
+    """What changes of a grant's terms."""
+    return (*grant.terms(), grant.revision)
+
+
+def grant_revision_columns(revision: GrantRevision) -> tuple[object, ...]:
+    """The columns of what a change left of a grant's terms."""
+    *place, terms, metadata = revision
+    return (*place, *terms, dump(metadata))
 
 
 def posting_value(columns: Iterable[Any]) -> Posting:
