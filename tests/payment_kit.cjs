@@ -92,6 +92,8 @@ async function main() {
     payment.creditGrants.verifyAvailability({ customer_id: KIT_CUSTOMER, currency_id: 'CREDIT', pending_amount: '78' }),
   );
   await call('event paid', () => payment.meterEvents.retrieve(event.id));
+  await call('grant updated', () => payment.creditGrants.update(grant.id, { metadata: { order: 'order-2' } }));
+  await call('grant changed', () => payment.creditGrants.retrieve(grant.id));
   const rows = await call('transactions', () =>
     payment.creditTransactions.list({ customer_id: KIT_CUSTOMER, limit: 10 }),
   );

@@ -306,6 +306,12 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         kit_pb.PaymentKitServiceListGrantsRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "PaymentKitService.UpdateGrant": (
+        kit_pb.PaymentKitServiceUpdateGrantRequest(
+            id=ids.compose("cg", 1, 1), metadata={"seen": "yes"}
+        ),
+        FROM_SERVICE_LIVE,
+    ),
     "PaymentKitService.GetGrantSummary": (
         kit_pb.PaymentKitServiceGetGrantSummaryRequest(customer_id=CUSTOMER),
         NOT_OTHERS,

@@ -130,6 +130,7 @@ ROUTES = {
     "PaymentKitService.CreateGrant": "post /api/credit-grants *",
     "PaymentKitService.GetGrant": "get /api/credit-grants/{id}",
     "PaymentKitService.ListGrants": "get /api/credit-grants",
+    "PaymentKitService.UpdateGrant": "put /api/credit-grants/{id} *",
     "PaymentKitService.GetGrantSummary": "get /api/credit-grants/summary",
     "PaymentKitService.GetGrantAvailability": "get /api/credit-grants/verify-availability",
     "RegistryService.CreateCustomer": "post /v1/customers *",

@@ -131,6 +131,8 @@ async def test_the_published_client(seen: Json) -> None:
     assert seen["grant summary"]["CREDIT"]["remainingAmount"] == "77.50"
     assert seen["availability"] == {"can_continue": True}
     assert seen["too much"] == {"can_continue": False, "reason": "insufficient_credit"}
+    assert seen["grant updated"] == {"success": True}
+    assert seen["grant changed"]["metadata"] == {"order": "order-2"}
     paid = seen["event paid"]
     assert (paid["status"], paid["credit_consumed"], paid["credit_pending"]) == (
         *("completed", "12.50", "0.00"),

@@ -218,6 +218,35 @@ async def test_lists(giving: Giving) -> None:
     assert (found["count"], found["paging"]) == (4, {"page": 1, "pageSize": 2})
 
 
+async def test_an_update(giving: Giving) -> None:
+    """Metadata is merged; what is ended is voided, once, and nobody spends what was left of it."""
+    made = await giving.give("5", metadata={"order": "1", "shop": "web"})
+    path = f"{GRANTS}/{made['id']}"
+
+    async def put(body: Json, **query: Any) -> Any:
+        return await giving.served.ask("PUT", path, key=giving.key, json=body, query=query)
+
+    giving.served.clock.advance(time.MINUTE)
+    done = await put({"metadata": {"order": "2", "shop": ""}}, livemode="true")
+    assert done.json() == {"success": True}
+    now = await giving.get(f"/{made['id']}")
+    assert now["metadata"] == {"order": "2"}
+    assert (now["updated_at"], now["created_at"]) == (time.text(NOW + time.MINUTE), time.text(NOW))
+
+    for _ in range(2):
+        assert (await put({"expired": True})).json() == {"success": True}
+    ended = await giving.get(f"/{made['id']}")
+    assert (ended["status"], ended["remaining_amount"]) == ("voided", "0.00")
+    assert ended["voided_at"] == SECOND + 60
+    assert (await giving.get(customer_id=giving.customer, status="voided"))["count"] == 1
+    asked = {"customer_id": giving.customer, "currency_id": "CREDIT"}
+    assert (await giving.get("/verify-availability", **asked))["can_continue"] is False
+
+    assert failure(await put({})) == Failure(400, "MISSING_FIELD", "metadata")
+    path = f"{GRANTS}/cg_{'0' * 26}"
+    assert failure(await put({"expired": True})) == Failure(404, "NOT_FOUND", "id")
+
+
 async def test_what_can_be_spent(giving: Giving) -> None:
     """Summed by currency over the grants that are open now."""
     assert await giving.get("/summary", customer_id=giving.customer) == {}

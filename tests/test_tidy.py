@@ -38,9 +38,9 @@ sweeper
 transport
 api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
  api.registry_service api.payment_kit_service api.wallet_service
-api.balances api.exporting api.granted api.held api.limits api.pages api.payment_kit_grants\
- api.transferred api.usage
-api.payment_kit
+api.balances api.exporting api.held api.limits api.pages api.payment_kit_grants api.transferred\
+ api.usage
+api.granted api.payment_kit
 api.wire
 api.fields api.rpc
 api.auth log
@@ -50,9 +50,10 @@ writing
 holds grants limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.given store.meter_events
+store.meter_events
 store.walks store.meters
-store.due store.lists store.grants store.registry store.sqlite store.migrations.env
+store.grants
+store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments
 store.reads

@@ -1475,6 +1475,7 @@ class PaymentKitGrant(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    VOIDED_AT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     APPLICABILITY_CONFIG_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
@@ -1505,9 +1506,11 @@ class PaymentKitGrant(_message.Message):
     """From when on it can be spent, Unix time in whole seconds."""
     expires_at: _builtins.float
     """The first second without it, Unix time in whole seconds. Absent means never."""
+    voided_at: _builtins.float
+    """When it was voided, Unix time in whole seconds. Absent where it was not."""
     status: _builtins.str
-    """`expired` from its end on; else `depleted` where nothing is left; else `pending` before its
-    beginning; else `granted`.
+    """`voided`; else `expired` from its end on; else `depleted` where nothing is left; else `pending`
+    before its beginning; else `granted`.
     """
     livemode: _builtins.bool
     """Mode: true live, false test."""
@@ -1545,6 +1548,7 @@ class PaymentKitGrant(_message.Message):
         priority: _builtins.int = ...,
         effective_at: _builtins.float = ...,
         expires_at: _builtins.float | None = ...,
+        voided_at: _builtins.float | None = ...,
         status: _builtins.str = ...,
         applicability_config: Global___ApplicabilityConfig | None = ...,
         livemode: _builtins.bool = ...,
@@ -1554,9 +1558,9 @@ class PaymentKitGrant(_message.Message):
         wallet_id: _builtins.str = ...,
         payment_currency: Global___CreditCurrency | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "applicability_config", b"applicability_config", "expires_at", b"expires_at", "name", b"name", "payment_currency", b"payment_currency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "applicability_config", b"applicability_config", "expires_at", b"expires_at", "name", b"name", "payment_currency", b"payment_currency", "voided_at", b"voided_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "created_at", b"created_at", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "priority", b"priority", "remaining_amount", b"remaining_amount", "status", b"status", "updated_at", b"updated_at", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "created_at", b"created_at", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "priority", b"priority", "remaining_amount", b"remaining_amount", "status", b"status", "updated_at", b"updated_at", "voided_at", b"voided_at", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__applicability_config: _TypeAlias = _typing.Literal["applicability_config"]  # noqa: Y015
     _WhichOneofArgType__applicability_config: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config"]  # noqa: Y015
@@ -1564,12 +1568,16 @@ class PaymentKitGrant(_message.Message):
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__voided_at: _TypeAlias = _typing.Literal["voided_at"]  # noqa: Y015
+    _WhichOneofArgType__voided_at: _TypeAlias = _typing.Literal["_voided_at", b"_voided_at"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__applicability_config) -> _WhichOneofReturnType__applicability_config | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__voided_at) -> _WhichOneofReturnType__voided_at | None: ...
 
 Global___PaymentKitGrant: _TypeAlias = PaymentKitGrant  # noqa: Y015
 
@@ -1631,7 +1639,7 @@ class PaymentKitServiceListGrantsRequest(_message.Message):
     currency_id: _builtins.str
     """Only grants in this currency. Absent means all."""
     status: _builtins.str
-    """Only grants that are now `pending`, `granted`, `depleted` or `expired`; several are
+    """Only grants that are now `pending`, `granted`, `depleted`, `expired` or `voided`; several are
     joined by commas. Absent means all.
     """
     q: _builtins.str
@@ -1724,6 +1732,97 @@ class PaymentKitServiceListGrantsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PaymentKitServiceListGrantsResponse: _TypeAlias = PaymentKitServiceListGrantsResponse  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceUpdateGrantRequest(_message.Message):
+    """What is to become of a grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ID_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    EXPIRED_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the grant. Required."""
+    expired: _builtins.bool
+    """True ends the grant: it is voided, and what is left of it and not held leaves the balance.
+    Absent, and false, means that it goes on.
+    """
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Words to merge into the metadata; an empty value removes its key. Absent means unchanged."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        expired: _builtins.bool | None = ...,
+        livemode: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "livemode", b"livemode", "metadata", b"metadata"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__expired: _TypeAlias = _typing.Literal["expired"]  # noqa: Y015
+    _WhichOneofArgType__expired: _TypeAlias = _typing.Literal["_expired", b"_expired"]  # noqa: Y015
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expired) -> _WhichOneofReturnType__expired | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+
+Global___PaymentKitServiceUpdateGrantRequest: _TypeAlias = PaymentKitServiceUpdateGrantRequest  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceUpdateGrantResponse(_message.Message):
+    """That it was done."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SUCCESS_FIELD_NUMBER: _builtins.int
+    success: _builtins.bool
+    """Always true."""
+    def __init__(
+        self,
+        *,
+        success: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["success", b"success"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentKitServiceUpdateGrantResponse: _TypeAlias = PaymentKitServiceUpdateGrantResponse  # noqa: Y015
 
 @_typing.final
 class PaymentKitServiceGetGrantSummaryRequest(_message.Message):

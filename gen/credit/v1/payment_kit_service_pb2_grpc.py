@@ -107,6 +107,11 @@ class PaymentKitServiceStub:
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.FromString,
                 _registered_method=True)
+        self.UpdateGrant = channel.unary_unary(
+                '/credit.v1.PaymentKitService/UpdateGrant',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantResponse.FromString,
+                _registered_method=True)
         self.GetGrantSummary = channel.unary_unary(
                 '/credit.v1.PaymentKitService/GetGrantSummary',
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.SerializeToString,
@@ -231,6 +236,13 @@ class PaymentKitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateGrant(self, request, context):
+        """Changes a grant's metadata, or ends it. Needs a service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGrantSummary(self, request, context):
         """Adds up a customer's grants that can be spent now: an object of currency ids and, of each,
         paymentCurrency, totalAmount, remainingAmount and grantCount; without currencies that have
@@ -320,6 +332,11 @@ def add_PaymentKitServiceServicer_to_server(servicer, server):
                     servicer.ListGrants,
                     request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.FromString,
                     response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.SerializeToString,
+            ),
+            'UpdateGrant': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateGrant,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantResponse.SerializeToString,
             ),
             'GetGrantSummary': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGrantSummary,
@@ -712,6 +729,33 @@ class PaymentKitService:
             '/credit.v1.PaymentKitService/ListGrants',
             credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsRequest.SerializeToString,
             credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateGrant(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/UpdateGrant',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceUpdateGrantResponse.FromString,
             options,
             channel_credentials,
             insecure,

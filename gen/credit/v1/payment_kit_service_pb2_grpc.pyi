@@ -62,6 +62,8 @@ class PaymentKitServiceStub:
     """Answers one grant as it is now. A customer key sees its own customer's."""
     ListGrants: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceListGrantsRequest, _payment_kit_service_pb2.PaymentKitServiceListGrantsResponse]
     """Answers a page of grants as they are now, newest first. A customer key sees its own customer's."""
+    UpdateGrant: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceUpdateGrantRequest, _payment_kit_service_pb2.PaymentKitServiceUpdateGrantResponse]
+    """Changes a grant's metadata, or ends it. Needs a service or admin key."""
     GetGrantSummary: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetGrantSummaryRequest, _struct_pb2.Struct]
     """Adds up a customer's grants that can be spent now: an object of currency ids and, of each,
     paymentCurrency, totalAmount, remainingAmount and grantCount; without currencies that have
@@ -203,6 +205,14 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceListGrantsRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceListGrantsResponse]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceListGrantsResponse]:
         """Answers a page of grants as they are now, newest first. A customer key sees its own customer's."""
+
+    @_abc_1.abstractmethod
+    def UpdateGrant(
+        self,
+        request: _payment_kit_service_pb2.PaymentKitServiceUpdateGrantRequest,
+        context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceUpdateGrantRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceUpdateGrantResponse]],
+    ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceUpdateGrantResponse]:
+        """Changes a grant's metadata, or ends it. Needs a service or admin key."""
 
     @_abc_1.abstractmethod
     def GetGrantSummary(

@@ -10,12 +10,14 @@ from google.protobuf.struct_pb2 import Struct
 from creditledger import clock as time
 from creditledger import ids, money
 from creditledger.api import fields, payment_kit, wire
-from creditledger.errors import IdempotencyKeyReused, InvalidField, Refusal
+from creditledger.api.granted import GRANT_STATUSES
+from creditledger.errors import IdempotencyKeyReused, InvalidField, MissingField, Refusal
 from creditledger.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
     Category,
     GrantScope,
+    GrantStatus,
     Kind,
     Status,
     Wallet,
@@ -23,7 +25,7 @@ from creditledger.model import (
 )
 from creditledger.operations import GiveGrant
 from creditledger.registry import Currency
-from creditledger.store.given import STATUSES, Given
+from creditledger.shown import GivenGrant
 
 #: The kind of the posting by which a grant is given.
 _KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
@@ -101,23 +103,46 @@ class GrantList:
     page: payment_kit.Page
     customer_id: str | None
     currency: str | None
-    statuses: tuple[str, ...]  #: Empty: all.
+    statuses: tuple[GrantStatus, ...]  #: Empty: all.
     q: str | None
     livemode: bool | None
 
 
 def grant_list(request: pb.PaymentKitServiceListGrantsRequest) -> GrantList:
     """Raises InvalidField."""
-    statuses: list[str] = []
+    statuses: list[GrantStatus] = []
     if request.HasField("status"):
-        words = {status: status for status in STATUSES}
-        statuses = [fields.word(one, words, field="status") for one in request.status.split(",")]
+        words = request.status.split(",")
+        statuses = [fields.word(one, GRANT_STATUSES, field="status") for one in words]
     return GrantList(
         payment_kit.page(request),
         fields.optional_reference("cus", request, "customer_id", field="customer_id"),
         fields.optional_currency(request, "currency_id", field="currency_id"),
         tuple(statuses),
         fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+        fields.optional(request, "livemode", None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GrantUpdate:
+    """What is to become of a grant."""
+
+    id: str
+    metadata: dict[str, str]
+    expired: bool
+    livemode: bool | None
+
+
+def grant_update(request: pb.PaymentKitServiceUpdateGrantRequest) -> GrantUpdate:
+    """Raises InvalidField, MissingField."""
+    id_ = fields.made("cg", request.id, field="id")
+    if not request.metadata and not request.expired:
+        raise MissingField("metadata")
+    return GrantUpdate(
+        id_,
+        fields.metadata(request.metadata),
+        request.expired,
         fields.optional(request, "livemode", None),
     )
 
@@ -171,9 +196,13 @@ def availability(request: pb.PaymentKitServiceGetGrantAvailabilityRequest) -> Av
     )
 
 
-def grant(one: Given) -> pb.PaymentKitGrant:
+def grant(one: GivenGrant, currency: Currency) -> pb.PaymentKitGrant:
     """A grant, as of its wallet's time."""
     given, scale = one.grant, one.wallet.scale
+
+    def seconds(at: int | None) -> int | None:
+        return None if at is None else at // time.SECOND
+
     config = None
     if given.scope is not None:
         # Of a scope that was given otherwise, all that it names.
@@ -183,22 +212,25 @@ def grant(one: Given) -> pb.PaymentKitGrant:
         id=ids.compose("cg", one.wallet_number, given.number),
         object="credit_grant",
         amount=money.text(given.amount, scale),
-        remaining_amount=money.text(0 if one.status == "expired" else given.remaining, scale),
+        remaining_amount=money.text(
+            given.held if given.has_ended(one.now) else given.remaining, scale
+        ),
         currency_id=one.wallet.currency,
         customer_id=one.wallet.customer_id,
         name=given.name,
         category=given.category.word,
         priority=given.priority,
         effective_at=given.effective_at // time.SECOND,
-        expires_at=None if given.expires_at is None else given.expires_at // time.SECOND,
-        status=one.status,
+        expires_at=seconds(given.expires_at),
+        voided_at=seconds(given.voided_at),
+        status=given.status(one.now).word,
         applicability_config=config,
         livemode=one.wallet.livemode,
         metadata=one.metadata,
         created_at=time.text(given.created_at),
-        updated_at=time.text(given.created_at),
+        updated_at=time.text(one.updated_at),
         wallet_id=one.wallet.id,
-        payment_currency=payment_kit.shown_currency(one.currency),
+        payment_currency=payment_kit.shown_currency(currency),
     )
 
 

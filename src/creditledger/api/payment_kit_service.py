@@ -26,11 +26,11 @@ from creditledger.errors import (
 )
 from creditledger.ledger import Ledger
 from creditledger.model import Posting
-from creditledger.operations import Command, ReportEvent
+from creditledger.operations import Command, GrantChange, ReportEvent, VoidGrant
 from creditledger.registry import Currency, Meter, Scope
-from creditledger.shown import WalletPlace
-from creditledger.store import READ_SECONDS_MAX, Store, given, meter_events, meters, registry
-from creditledger.store.given import GivenFilters
+from creditledger.shown import GivenGrant, WalletPlace
+from creditledger.store import READ_SECONDS_MAX, Store, grants, meter_events, meters, registry
+from creditledger.store.grants import GrantFilters
 from creditledger.store.meter_events import EventFilters, Reported
 
 SEARCH_SECONDS_MAX = 2.0
@@ -340,11 +340,17 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self, place: tuple[int, int], caller: Caller | None = None
     ) -> pb.PaymentKitGrant:
         now = self._clock()
-        found = await self._store.read(lambda c: given.grant(c, *place, clock=now))
-        unseen = caller is not None and found is not None and not _may_see(caller, found.wallet)
-        if found is None or unseen:
+
+        def read(connection: Connection) -> pb.PaymentKitGrant | None:
+            found = grants.grant(connection, *place, clock=now)
+            if found is None or (caller is not None and not _may_see(caller, found.wallet)):
+                return None
+            return _shown(connection, found)
+
+        found = await self._store.read(read)
+        if found is None:
             raise NotFound(f"no grant {echo(ids.compose('cg', *place))}", param="id")
-        return payment_kit_grants.grant(found)
+        return found
 
     @rpc(payment_kit_grants.named_grant, scope=Scope.CUSTOMER)
     async def GetGrant(  # noqa: N802
@@ -361,7 +367,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self, wanted: payment_kit_grants.GrantList, caller: Caller
     ) -> pb.PaymentKitServiceListGrantsResponse:
         """Newest first. Raises NotFound for another customer's id, QueryTooBroad."""
-        filters = GivenFilters(
+        filters = GrantFilters(
             livemode=caller.mode(wanted.livemode),
             customer_id=caller.own(wanted.customer_id),
             currency=wanted.currency,
@@ -371,12 +377,44 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         if filters.q is not None and filters.customer_id is None:
             raise QueryTooBroad("q needs a customer beside it", param="q")
         now, page = self._clock(), wanted.page
-        count, found = await self._store.read(
-            lambda c: given.page(c, filters, offset=page.offset, size=page.size, clock=now)
-        )
+
+        def read(connection: Connection) -> tuple[int, list[pb.PaymentKitGrant]]:
+            count, found = grants.numbered(
+                connection, filters, offset=page.offset, size=page.size, clock=now
+            )
+            return count, [_shown(connection, one) for one in found]
+
+        count, found = await self._store.read(read)
         return pb.PaymentKitServiceListGrantsResponse(
-            count=count, list=map(payment_kit_grants.grant, found), paging=page.message()
+            count=count, list=found, paging=page.message()
         )
+
+    @rpc(payment_kit_grants.grant_update, scope=Scope.SERVICE)
+    async def UpdateGrant(  # noqa: N802
+        self, update: payment_kit_grants.GrantUpdate, caller: Caller
+    ) -> pb.PaymentKitServiceUpdateGrantResponse:
+        """Raises NotFound, GrantVoided, GrantExpired, WalletClosed, InvalidField."""
+        caller.mode(update.livemode)
+        id_, livemode = update.id, caller.livemode
+        place = ids.resolve("cg", id_)
+        assert place is not None
+        wallet_id = await self._store.read(lambda c: registry.wallet_id(c, place[0])) or ""
+        try:
+            if update.metadata:
+                change = GrantChange(
+                    wallet_id, id_, livemode, caller.number, metadata=update.metadata
+                )
+                await self._ledger.change(change)
+            if update.expired:
+                # A key of its own, so that a repetition is a replay.
+                key = f"expired {id_}"
+                await self._ledger.post(
+                    Command(wallet_id, key, VoidGrant(id_), livemode, caller.number, caller.name)
+                )
+        except NotFound:
+            # The caller named a grant, and no wallet.
+            raise NotFound(f"no grant {echo(id_)}", param="id") from None
+        return pb.PaymentKitServiceUpdateGrantResponse(success=True)
 
     @rpc(payment_kit_grants.whose, scope=Scope.CUSTOMER)
     async def GetGrantSummary(  # noqa: N802
@@ -424,6 +462,12 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
 def _currency_of(connection: Connection, meter: Meter) -> Currency | None:
     return None if meter.currency is None else registry.currency(connection, meter.currency)
+
+
+def _shown(connection: Connection, found: GivenGrant) -> pb.PaymentKitGrant:
+    currency = registry.currency(connection, found.wallet.currency)
+    assert currency is not None
+    return payment_kit_grants.grant(found, currency)
 
 
 def _customer(caller: Caller, customer_id: str | None) -> str:

@@ -29,7 +29,8 @@ from creditledger.clock import DAY
 from creditledger.model import Category, Grant, GrantStatus
 from creditledger.shown import GivenGrant, Transaction, WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import by_index
+from creditledger.store.dialects import by_index, holds
+from creditledger.store.lists import fold
 from creditledger.store.reads import OF_POSTING, expand
 from creditledger.store.values import (
     GRANT_COLUMNS,
@@ -65,6 +66,9 @@ class GrantFilters:
     status: GrantStatus | None = None
     category: Category | None = None
     expiring_before: int | None = None
+    currency: str | None = None
+    statuses: tuple[GrantStatus, ...] = ()  #: Any of these; empty does not narrow.
+    q: str | None = None  #: What the name holds, whatever the case of ASCII letters.
 
 
 _PLACE = (w.id, w.customer_id, w.currency, schema.currencies.c.scale, w.livemode)
@@ -178,6 +182,12 @@ def _narrowed(query: Select[Any], filters: GrantFilters, clock: int) -> Select[A
         query = query.where(g.category == filters.category.value)
     if filters.expiring_before is not None:
         query = query.where(g.expires_at < filters.expiring_before)
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    if filters.statuses:
+        query = query.where(or_(*(_is(one, _now(clock)) for one in filters.statuses)))
+    if filters.q is not None:
+        query = query.where(holds(func.lower(func.coalesce(g.name, "")), fold(filters.q)))
     return query
 
 
@@ -219,6 +229,29 @@ def page(
         rows += connection.execute(own.order_by(g.number.desc()))
     given = _given(connection, rows, clock)
     return sorted(given, key=position, reverse=True)[: size + 1]
+
+
+def numbered(
+    connection: Connection, filters: GrantFilters, *, offset: int, size: int, clock: int
+) -> tuple[int, list[GivenGrant]]:
+    """How many grants there are, and those of a page, newest first.
+
+    Counting reads what the filters leave, so the caller bounds the time.
+    """
+    scope = [w.livemode == filters.livemode]
+    wallets = wallets_in(connection, filters)
+    if wallets is not None:
+        scope.append(g.wallet_number.in_(wallets))
+    counted = (
+        select(func.count())
+        .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
+        .join(schema.wallet_states, s.wallet_number == g.wallet_number)
+    )
+    count = connection.execute(_narrowed(counted, filters, clock).where(*scope)).scalar_one()
+    query = _narrowed(_GRANTS, filters, clock).where(*scope)
+    order = (g.created_at.desc(), g.wallet_number.desc(), g.number.desc())
+    rows = connection.execute(query.order_by(*order).limit(size).offset(offset)).all()
+    return count, _given(connection, rows, clock)
 
 
 def _before(before: Position, wallet: int) -> ColumnElement[bool]:
