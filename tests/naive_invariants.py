@@ -47,20 +47,21 @@ def check(ledger: NaiveLedger) -> None:
 def check_transfers(ledger: NaiveLedger) -> None:
     """What went out of one wallet came into another: category, end, time and all."""
     moved: dict[str, dict[int, list[tuple[object, ...]]]] = {"transfer": {}, "received": {}}
+    ends: dict[int, list[tuple[bool, int | None]]] = {}
     for wallet in ledger.wallets.values():
+        revised = {grant.ref for _, _, grant in wallet.revisions}
         for posting in [p for p in wallet.postings.values() if p.name in moved]:
+            drawn = [(row, wallet.grant(row.grant or 0)) for row in wallet.rows_of(posting.ref)]
             moved[posting.name][posting.ref] = [
-                (
-                    abs(row.amount),
-                    row.created_at,
-                    row.effective_at,
-                    grant.category,
-                    grant.expires_at,
-                )
-                for row in wallet.rows_of(posting.ref)
-                for grant in [wallet.grant(row.grant or 0)]
+                (abs(row.amount), row.created_at, row.effective_at, grant.category)
+                for row, grant in drawn
             ]
+            ends[posting.ref] = [(grant.ref in revised, grant.expires_at) for _, grant in drawn]
     assert moved["received"] == {ref + 1: rows for ref, rows in moved["transfer"].items()}
+    for ref in moved["transfer"]:
+        for (one, end), (other, same) in zip(ends[ref], ends[ref + 1], strict=True):
+            # Afterwards each may be given another end.
+            assert one or other or end == same
 
 
 def walk(wallet: Wallet) -> dict[int, int]:
