@@ -234,6 +234,24 @@ async def test_a_change_is_kept_and_moves_the_grant(
     assert not forever.HasField("expires_at")
 
 
+async def test_a_changed_grant_travels(grants: Grants, api: Api, clock: Clock) -> None:
+    """What a transfer makes of it has its terms, and a history of its own that begins there."""
+    await api.local.new_wallet("wal_other", "cus_other")
+    id_ = await grants.given("given", "5", metadata={"team": "red"})
+    await grants.update(id_, name="Gift", priority=10, metadata={"team": "blue"})
+    clock.advance(MINUTE)
+    move = pb.TransferRequest(
+        idempotency_key="move", from_wallet_id=WALLET, to_wallet_id="wal_other", amount="2"
+    )
+    await api.wallets.Transfer(move, metadata=api.service)
+
+    (arrived,) = (await grants.page(wallet_id="wal_other")).credit_grants
+    assert (arrived.name, arrived.priority, arrived.kind) == ("Gift", 10, "transfer_in")
+    assert (dict(arrived.metadata), arrived.updated_at) == ({}, time.text(clock.now))
+    changed = await grants.update(arrived.id, metadata={"team": "green"})
+    assert changed.metadata == {"team": "green"}
+
+
 async def test_an_end_can_come_sooner_or_later(grants: Grants, clock: Clock) -> None:
     """The credit is there until the end that the grant has by then."""
     end = clock.now + HOUR

@@ -71,6 +71,8 @@ def transfer(
             remaining=part - paid,
             effective_at=now,
             created_at=now,
+            # What it has been is the other one's history.
+            revision=0,
             held=0,
         )
         received.append(Move(_IN, _ADJUSTMENT, part, arriving, None, fresh=True))
