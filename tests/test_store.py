@@ -189,7 +189,7 @@ SELECT 'wal_2', customer_id, currency, livemode, 1 FROM wallets"""
         checked_in_a_file(another_row(dimension_number=77) + " WHERE sequence = 4"),
         checked_in_a_file(another_row(posting_number=77) + " WHERE sequence = 4"),
         checked_in_a_file(another_row(wallet_number=77) + " WHERE sequence = 4"),
-        another_row(kind=8) + " WHERE sequence = 4",
+        another_row(kind=10) + " WHERE sequence = 4",
         another_row(type=5) + " WHERE sequence = 4",
         another_row(kind_count="NULL") + " WHERE sequence = 4",
         another_posting(number=77),
