@@ -34,7 +34,7 @@ from typer.testing import CliRunner
 from creditledger import __version__
 from creditledger.cli import app
 from creditledger.config import Config, load, spelled
-from creditledger.server import CannotStart, build, local_channel, local_socket
+from creditledger.server import SERVICES, CannotStart, build, local_channel, local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
 from tests.running import Services
@@ -451,7 +451,7 @@ def test_a_drain_is_told_and_waits(
 
 
 def test_health_and_reflection_speak_of_every_service(database_url: str, tmp_path: Path) -> None:
-    """Both need no key; grpcurl finds the five services by asking."""
+    """Both need no key; grpcurl finds every service by asking."""
     beside = Path(sys.executable).parent / "grpcurl"
     grpcurl = str(beside) if beside.exists() else "grpcurl"
     with served(tmp_path, database_url) as (_, address):
@@ -470,7 +470,7 @@ def test_health_and_reflection_speak_of_every_service(database_url: str, tmp_pat
                 request = health_pb2.HealthCheckRequest(service=name)
                 assert stub.Check(request, timeout=PATIENCE_SECONDS).status == SERVING
 
-    assert len(ours) == 5
+    assert ours == sorted(SERVICES)
     assert "grpc.health.v1.Health" in names
 
 

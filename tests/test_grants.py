@@ -132,14 +132,16 @@ async def test_a_grant_shows_all_of_it(grants: Grants, api: Api, clock: Clock) -
     """Its metadata is that of its posting; its overdraft was paid by it; others do not see it."""
     ends = time.text(clock.now + DAY)
     source = TransactionSource(provider="stripe", receipt_id="ch_1")
+    scope = pb.GrantScope(categories=["llm"])
     given = await api.post(
         "top-up",
-        **grant("10", name="Spring", priority=7, expires_at=ends, source=source),
+        **grant("10", name="Spring", priority=7, expires_at=ends, source=source, scope=scope),
         metadata={"team": "red"},
     )
     id_ = given.transactions[0].credit_grant_id
-    await api.post("spent", **consume("2.5"))
-    await grants.hold("hold", "1")
+    usage = pb.Usage(category="llm", quantities=[1])
+    await api.post("spent", **consume("2.5", usage=usage))
+    await grants.hold("hold", "1", usage=usage)
     now = time.text(clock.now)
 
     expected = grants_pb.CreditGrant(
@@ -164,6 +166,7 @@ async def test_a_grant_shows_all_of_it(grants: Grants, api: Api, clock: Clock) -
         metadata={"team": "red"},
         created_at=now,
         updated_at=now,
+        scope=scope,
     )
     assert await grants.get(id_) == expected
     assert await grants.get(id_, api.customer) == expected

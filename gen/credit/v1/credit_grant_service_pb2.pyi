@@ -68,6 +68,7 @@ class CreditGrant(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    SCOPE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `cg_` and 26 characters."""
     wallet_id: _builtins.str
@@ -120,6 +121,10 @@ class CreditGrant(_message.Message):
         that gave it. {} where there are none.
         """
 
+    @_builtins.property
+    def scope(self) -> _wallet_service_pb2.GrantScope:
+        """What it pays for. Absent means everything."""
+
     def __init__(
         self,
         *,
@@ -145,15 +150,18 @@ class CreditGrant(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         created_at: _builtins.str = ...,
         updated_at: _builtins.str = ...,
+        scope: _wallet_service_pb2.GrantScope | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_source", b"_source", "_voided_at", b"_voided_at", "expires_at", b"expires_at", "name", b"name", "source", b"source", "voided_at", b"voided_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_scope", b"_scope", "_source", b"_source", "_voided_at", b"_voided_at", "expires_at", b"expires_at", "name", b"name", "scope", b"scope", "source", b"source", "voided_at", b"voided_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_source", b"_source", "_voided_at", b"_voided_at", "amount", b"amount", "category", b"category", "created_at", b"created_at", "currency", b"currency", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "held", b"held", "id", b"id", "kind", b"kind", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "overdraft_paid", b"overdraft_paid", "posting_id", b"posting_id", "priority", b"priority", "remaining", b"remaining", "source", b"source", "status", b"status", "updated_at", b"updated_at", "voided_at", b"voided_at", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_name", b"_name", "_scope", b"_scope", "_source", b"_source", "_voided_at", b"_voided_at", "amount", b"amount", "category", b"category", "created_at", b"created_at", "currency", b"currency", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "held", b"held", "id", b"id", "kind", b"kind", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "overdraft_paid", b"overdraft_paid", "posting_id", b"posting_id", "priority", b"priority", "remaining", b"remaining", "scope", b"scope", "source", b"source", "status", b"status", "updated_at", b"updated_at", "voided_at", b"voided_at", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
+    _WhichOneofReturnType__scope: _TypeAlias = _typing.Literal["scope"]  # noqa: Y015
+    _WhichOneofArgType__scope: _TypeAlias = _typing.Literal["_scope", b"_scope"]  # noqa: Y015
     _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
     _WhichOneofReturnType__voided_at: _TypeAlias = _typing.Literal["voided_at"]  # noqa: Y015
@@ -162,6 +170,8 @@ class CreditGrant(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scope) -> _WhichOneofReturnType__scope | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
     @_typing.overload

@@ -101,6 +101,7 @@ def grant(one: GivenGrant) -> pb.CreditGrant:
         metadata=one.metadata,
         created_at=clock.text(given.created_at),
         updated_at=clock.text(one.updated_at),
+        scope=wire.scope(given.scope),
     )
 
 
