@@ -36,6 +36,7 @@ _AMOUNTS = {
     operation: "amount" if operation in _FLAT else f"{name}.amount"
     for operation, (_, name) in OPERATIONS.items()
 } | {ReportEvent: "payload.value"}
+_WITHOUT_AMOUNT = (Release, Extend, VoidGrant)
 _AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
 #: What the two sides of a transfer are added up by.
 SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
@@ -46,7 +47,7 @@ _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 def amount(command: Command, scale: int) -> int | None:
     """The operation's amount in smallest units. Raises InvalidField, naming the field."""
     operation = command.operation
-    if isinstance(operation, Release | Extend | VoidGrant) or operation.amount is None:
+    if isinstance(operation, _WITHOUT_AMOUNT) or operation.amount is None:
         return None
     return money.parse(operation.amount, scale, field=_AMOUNTS[type(operation)])
 

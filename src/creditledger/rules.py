@@ -259,11 +259,12 @@ def draw(
         part = grant.remaining - grant.held
         if freed:
             part += freed.get(grant.number, 0)
-        part = min(part, missing)
         if grant.scope is None:
-            part = min(part, room)
+            part = min(part, missing, room)
             room -= part
-        elif not grant.scope.covers(spent_on):
+        elif grant.scope.covers(spent_on):
+            part = min(part, missing)
+        else:
             continue
         if not part:
             continue

@@ -22,7 +22,7 @@ def settle(wallet: Wallet, *, now: int) -> Iterator[tuple[list[Move], MeterEvent
     Each has to be carried out before the next is asked for. Only what is available pays, with the
     grants whose scope covers the meter, no overdraft; a wallet that may not spend pays nothing.
     """
-    if not wallet.unpaid or wallet.status is not Status.ACTIVE:
+    if wallet.status is not Status.ACTIVE:
         return
     dry = set()  # meters whose events get nothing: the first one had it all
     for event in list(wallet.unpaid.values()):

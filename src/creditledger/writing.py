@@ -67,6 +67,8 @@ class Writing:
 
     def _settle(self, wallet: Wallet, now: int, *, write: bool = True) -> None:
         """Pay what is available to the wallet's unpaid events: the end of whatever is written."""
+        if not wallet.unpaid:
+            return
         for moves, event in settling.settle(wallet, now=now):
             if not write:
                 books.append(wallet, moves, posting=0, dimension=0, quantity=None, now=now)
