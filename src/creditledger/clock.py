@@ -7,6 +7,7 @@ import re
 import time
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from zoneinfo import ZoneInfo, available_timezones
 
 from creditledger.errors import InvalidField, echo
 
@@ -17,6 +18,7 @@ DAY = 24 * HOUR
 #: Every zone's offset is a multiple of a quarter of an hour, so buckets of any zone are whole ones.
 QUARTER = 15 * MINUTE
 
+_ZONES = available_timezones()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 # beside moments that are UTC already
 _MS = timedelta(milliseconds=1)
@@ -82,3 +84,10 @@ def text(milliseconds: int) -> str:
 def text_seconds(milliseconds: int) -> str:
     """RFC 3339 in UTC, whole seconds, the fraction cut off: 2026-05-21T14:08:11Z."""
     return moment(milliseconds // 1000 * 1000).isoformat(timespec="seconds")[:-6] + "Z"
+
+
+def zone(name: str, *, field: str) -> ZoneInfo:
+    """The zone of an IANA name. Raises InvalidField."""
+    if name not in _ZONES:
+        raise InvalidField(f"{field} must be an IANA name, not {echo(name)}", param=field)
+    return ZoneInfo(name)

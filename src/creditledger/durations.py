@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from dateutil.relativedelta import relativedelta
 
@@ -23,14 +23,6 @@ _DURATION = re.compile(
     r"(?:T(?=.)(?:(\d{1,9})H)?(?:(\d{1,9})M)?(?:(\d{1,9})S)?)?",
     re.ASCII,
 )
-_ZONES = available_timezones()
-
-
-def zone(name: str, *, field: str) -> ZoneInfo:
-    """The zone of an IANA name. Raises InvalidField."""
-    if name not in _ZONES:
-        raise InvalidField(f"{field} must be an IANA name, not {echo(name)}", param=field)
-    return ZoneInfo(name)
 
 
 @dataclass(frozen=True, slots=True)

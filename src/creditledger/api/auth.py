@@ -68,6 +68,10 @@ class Caller:
         """Whether this customer's affairs exist for the caller."""
         return self.customer_id in (None, customer_id)
 
+    def may_see_wallet(self, customer_id: str, livemode: bool) -> bool:  # of a wallet
+        """Whether a wallet of this customer and mode, and what is on it, exist for the caller."""
+        return self.may_see(customer_id) and self.livemode in (None, livemode)
+
     def own(self, customer_id: str | None, *, field: str = "customer_id") -> str | None:
         """The customer a list is narrowed to. Raises NotFound for another one's id."""
         if self.customer_id is None or customer_id is None:

@@ -17,7 +17,7 @@ from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import struct_pb2
 from sqlalchemy import Connection
 
-from creditledger import bills, durations, money
+from creditledger import bills, money
 from creditledger import clock as time
 from creditledger.api import fields, usage, wire
 from creditledger.api.auth import Caller, Callers
@@ -125,7 +125,7 @@ def _bill_query(request: pb.ListApiKeyBillsRequest) -> _BillQuery:
         cycle=fields.word(cycle, _CYCLES, field="cycleType"),
         start=start,
         end=end + time.SECOND,
-        zone=durations.zone(fields.optional(request, "time_zone", "UTC"), field="timeZone"),
+        zone=time.zone(fields.optional(request, "time_zone", "UTC"), field="timeZone"),
         category=fields.optional_text(request, "category", field="category"),
         product_name=fields.optional_text(request, "product_name", field="productName"),
         api_key_id=fields.optional_text(request, "apikey_id", field="apikeyId"),

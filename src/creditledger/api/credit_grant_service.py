@@ -18,7 +18,7 @@ from creditledger.ledger import Ledger
 from creditledger.model import Category, GrantStatus, WalletView
 from creditledger.operations import Command, GrantChange
 from creditledger.registry import Scope
-from creditledger.shown import GivenGrant, WalletPlace
+from creditledger.shown import GivenGrant
 from creditledger.store import Store, grants, registry
 from creditledger.store.grants import GrantFilters, GrantSums
 
@@ -151,7 +151,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
             livemode=caller.mode(wanted.livemode),
             customer_id=caller.own(wanted.customer_id),
             wallet_id=wanted.wallet_id,
-            status=wanted.status,
+            statuses=() if wanted.status is None else (wanted.status,),
             category=wanted.category,
             expiring_before=wanted.expiring_before,
         )
@@ -239,7 +239,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
         place = ids.resolve("pst", posting_id)
         assert place is not None
         found = await self._store.read(lambda connection: grants.moved(connection, *place))
-        if found is None or not _may_see(caller, found[0]):
+        if found is None or not caller.may_see_wallet(found[0].customer_id, found[0].livemode):
             raise NotFound(f"no posting {echo(posting_id)}", param="posting_id")
         wallet, rows = found
         return granted.moved(posting_id, place[0], wallet, rows)
@@ -249,7 +249,9 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
         assert place is not None
         now = self._clock()
         found = await self._store.read(lambda c: grants.grant(c, *place, clock=now))
-        if found is None or not _may_see(caller, found.wallet):
+        if found is None or not caller.may_see_wallet(
+            found.wallet.customer_id, found.wallet.livemode
+        ):
             raise _no_grant(id_)
         return found
 
@@ -273,10 +275,6 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
 
 def _no_grant(id_: str) -> NotFound:
     return NotFound(f"no grant {echo(id_)}", param="id")
-
-
-def _may_see(caller: Caller, wallet: WalletPlace) -> bool:
-    return caller.may_see(wallet.customer_id) and caller.livemode in (None, wallet.livemode)
 
 
 def _require_wallet(connection: Connection, filters: GrantFilters) -> None:

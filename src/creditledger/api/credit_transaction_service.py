@@ -139,7 +139,7 @@ def _export(request: pb.CreditTransactionServiceExportRequest) -> _Export:
         rows=_rows(request),
         format=fields.word(request.format or "csv", FORMATS, field="format"),
         columns=exporting.columns(request.columns),
-        zone=exporting.zone(request.time_zone),
+        zone=time.zone(fields.optional(request, "time_zone", "UTC"), field="time_zone"),
     )
 
 
@@ -185,10 +185,8 @@ class CreditTransactionService(
         found = None
         if place is not None:
             found = await self._store.read(lambda c: reads.transaction(c, *place))
-        if (
-            found is None
-            or not caller.may_see(found.wallet.customer_id)
-            or caller.livemode not in (None, found.wallet.livemode)
+        if found is None or not caller.may_see_wallet(
+            found.wallet.customer_id, found.wallet.livemode
         ):
             raise NotFound(f"no credit transaction {echo(id_)}", param="id")
         return wire.expanded(found)

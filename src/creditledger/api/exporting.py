@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
-from zoneinfo import ZoneInfo, available_timezones
+from zoneinfo import ZoneInfo
 
 from google.api.httpbody_pb2 import HttpBody
 from sqlalchemy import Connection
@@ -29,7 +29,6 @@ EXPORTS_MAX = 4
 STEP_ROWS = 2_000
 #: Bytes of one message: a row may have 8 kB of metadata and more.
 PIECE_BYTES = 256 * 1024
-_ZONES = available_timezones()
 UTC = ZoneInfo("UTC")
 
 
@@ -103,13 +102,6 @@ class Exports:
             yield
         finally:
             self._under_way -= 1
-
-
-def zone(key: str) -> ZoneInfo:
-    """The IANA zone of this name; UTC for an empty one."""
-    if key and key not in _ZONES:
-        raise InvalidField(f"time_zone is no zone: {echo(key)}", param="time_zone")
-    return ZoneInfo(key) if key else UTC
 
 
 def columns(names: str) -> dict[str, Callable[[Shown], object]]:

@@ -1,20 +1,18 @@
 """Messages of spend limits to values and back: what wire.py does for postings."""
 
 from collections.abc import Mapping
-from zoneinfo import available_timezones
 
 from credit.v1 import spend_limit_pb2 as pb
 
 from creditledger import clock, ids, money
 from creditledger.api import fields
-from creditledger.errors import InvalidField, MissingField, echo
+from creditledger.errors import InvalidField, MissingField
 from creditledger.limits import HOURS_MAX, LimitView, held, view
 from creditledger.model import Period, Wallet
 from creditledger.operations import DropLimit, SetLimit
 
 _PERIODS = {period.word: period for period in Period}
 _CALENDAR = (Period.DAY, Period.WEEK, Period.MONTH)
-_ZONES = available_timezones()
 
 
 def set_limit(request: pb.SetSpendLimitRequest) -> SetLimit:
@@ -42,9 +40,7 @@ def _time_zone(request: pb.SetSpendLimitRequest, period: Period) -> str | None:
             raise InvalidField("time_zone belongs to day, week and month", param="time_zone")
         return None
     zone = fields.optional(request, "time_zone", "UTC")
-    if zone not in _ZONES:
-        raise InvalidField(f"time_zone must be an IANA name, not {echo(zone)}", param="time_zone")
-    return zone
+    return clock.zone(zone, field="time_zone").key
 
 
 def _hours(request: pb.SetSpendLimitRequest, period: Period) -> int | None:

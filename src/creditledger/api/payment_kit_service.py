@@ -213,7 +213,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         place = ids.resolve("me", wanted.id)
         assert place is not None
         found = await self._event(*place)
-        if found is None or not _may_see(caller, found.wallet):
+        if found is None or not caller.may_see_wallet(
+            found.wallet.customer_id, found.wallet.livemode
+        ):
             raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
         return payment_kit.event(found)
 
@@ -343,7 +345,10 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         def read(connection: Connection) -> pb.PaymentKitGrant | None:
             found = grants.grant(connection, *place, clock=now)
-            if found is None or (caller is not None and not _may_see(caller, found.wallet)):
+            if found is None or (
+                caller is not None
+                and not caller.may_see_wallet(found.wallet.customer_id, found.wallet.livemode)
+            ):
                 return None
             return _shown(connection, found)
 
@@ -476,7 +481,3 @@ def _customer(caller: Caller, customer_id: str | None) -> str:
     if found is None:
         raise MissingField("customer_id")
     return found
-
-
-def _may_see(caller: Caller, wallet: WalletPlace) -> bool:
-    return caller.may_see(wallet.customer_id) and caller.livemode in (None, wallet.livemode)

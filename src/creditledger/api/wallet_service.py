@@ -21,7 +21,6 @@ from creditledger.ledger import BATCH_MAX, Ledger
 from creditledger.model import Status, Wallet, view
 from creditledger.operations import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
 from creditledger.registry import Scope
-from creditledger.shown import WalletPlace
 from creditledger.store import Store, reads, registry
 
 log = structlog.get_logger()
@@ -366,7 +365,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         assert place is not None
 
         found = await self._store.read(lambda connection: reads.hold(connection, *place))
-        if found is None or not _may_see(caller, found[1]):
+        if found is None or not caller.may_see_wallet(found[1].customer_id, found[1].livemode):
             raise _no_hold(hold_id)
         hold, wallet, dimension = found
         return held.hold(hold, wallet, place[0], dimension, self._clock())
@@ -442,10 +441,6 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
 
 def _no_hold(hold_id: str) -> NotFound:
     return NotFound(f"no hold {echo(hold_id)}", param="hold_id")
-
-
-def _may_see(caller: Caller, wallet: WalletPlace) -> bool:
-    return caller.may_see(wallet.customer_id) and caller.livemode in (None, wallet.livemode)
 
 
 #: Stands where the ledger's answer will; never told.

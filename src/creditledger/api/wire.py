@@ -252,7 +252,7 @@ def _expires_after(message: wallet_service_pb2.GrantOperation) -> durations.Dura
     field = "grant.expires_after"
     if given("expires_at"):
         raise InvalidField(f"{field} and expires_at exclude each other", param=field)
-    zone = durations.zone(fields.optional(message, "time_zone", "UTC"), field=zone_field)
+    zone = clock.zone(fields.optional(message, "time_zone", "UTC"), field=zone_field)
     return durations.parse(message.expires_after, zone, field=field)
 
 
@@ -364,11 +364,7 @@ def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
 
 def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:
     """A wallet that the caller may see. Raises NotFound."""
-    if (
-        found is None
-        or not caller.may_see(found.customer_id)
-        or caller.livemode not in (None, found.livemode)
-    ):
+    if found is None or not caller.may_see_wallet(found.customer_id, found.livemode):
         raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
     return found
 

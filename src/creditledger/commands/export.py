@@ -11,6 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
+from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
@@ -65,7 +66,7 @@ class Asked:
                 file=file,
                 format=fields.word(format, FORMATS, field="format"),
                 columns=",".join(exporting.columns(columns)),
-                time_zone=exporting.zone(time_zone).key,
+                time_zone=clock.zone(time_zone, field="time_zone").key,
                 filters=Filters(
                     livemode=livemode,
                     start=None if start is None else clock.parse(start, field="start"),
@@ -127,7 +128,7 @@ async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, in
     if asked.file.exists():
         raise CannotExport(f"{asked.file} is there already; take it away, or name another file.")
     columns = exporting.columns(asked.columns)
-    export = Export(asked.format, columns, exporting.zone(asked.time_zone))
+    export = Export(asked.format, columns, ZoneInfo(asked.time_zone))
     walk = Walk(asked.filters, size=STEP_ROWS)
     try:
         with asked.part.open("ab+") as out:

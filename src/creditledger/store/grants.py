@@ -63,7 +63,6 @@ class GrantFilters:
     livemode: bool
     customer_id: str | None = None
     wallet_id: str | None = None
-    status: GrantStatus | None = None
     category: Category | None = None
     expiring_before: int | None = None
     currency: str | None = None
@@ -176,8 +175,6 @@ def _is(status: GrantStatus, now: ColumnElement[int]) -> ColumnElement[bool]:
 
 
 def _narrowed(query: Select[Any], filters: GrantFilters, clock: int) -> Select[Any]:
-    if filters.status is not None:
-        query = query.where(_is(filters.status, _now(clock)))
     if filters.category is not None:
         query = query.where(g.category == filters.category.value)
     if filters.expiring_before is not None:
