@@ -72,6 +72,7 @@ store.proofs
 store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
+store.tables
 registry shown
 books budget
 operations

@@ -9,8 +9,6 @@ starts with the wallet, so that the tables can be spread by it, and a row says w
 transaction wrote it. Queries name columns only, and the few that are not shared in dialects.py.
 """
 
-from typing import Any
-
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -29,34 +27,11 @@ from sqlalchemy import (
     text,
     true,
 )
-from sqlalchemy import Text as _Text
 from sqlalchemy.schema import SchemaItem
-from sqlalchemy.types import UserDefinedType
 
-_CONVENTION = {
-    "pk": "%(table_name)s_pk",
-    "uq": "%(table_name)s_%(column_0_N_name)s_unique",
-    "fk": "%(table_name)s_%(column_0_N_name)s_fk",
-    "ck": "%(table_name)s_%(constraint_name)s_check",
-    "ix": "%(table_name)s_%(column_0_N_name)s",
-}
-metadata = MetaData(naming_convention=_CONVENTION)
+from creditledger.store import tables
 
-#: SQLite makes a column the row's own number only if it is declared INTEGER.
-Number = BigInteger().with_variant(Integer(), "sqlite")
-#: Ordered by bytes and folded as ASCII on every database, whatever its locale.
-Text = _Text().with_variant(_Text(collation="C"), "postgresql")
-
-
-class Xid8(UserDefinedType[int]):
-    """PostgreSQL's number of a transaction, never used again."""
-
-    cache_ok = True
-
-    def get_col_spec(self, **_: Any) -> str:
-        """As SQL spells it."""
-        return "xid8"
-
+metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
 
 currencies = Table(
     "currencies",
@@ -541,7 +516,7 @@ transactions = _transactions(
 # --- PostgreSQL: keyed by wallet ---
 
 #: The same tables as PostgreSQL has them; queries are written with those above.
-postgresql = MetaData(naming_convention=_CONVENTION)
+postgresql = MetaData(naming_convention=tables.CONVENTION)
 for _table in metadata.sorted_tables:
     if _table not in (postings, transactions):
         _table.to_metadata(postgresql)

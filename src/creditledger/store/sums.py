@@ -12,7 +12,7 @@ from creditledger import clock
 from creditledger.model import NEVER, Kind
 from creditledger.store import schema
 from creditledger.store.reads import Filters, Span, span, wallets_of
-from creditledger.store.schema import Text
+from creditledger.store.tables import Text
 
 t, d = schema.transactions.c, schema.dimensions.c
 w, s = schema.wallets.c, schema.wallet_states.c
