@@ -42,7 +42,7 @@ SMALL = {"currencies", "customers", "meters", "subscriptions", "api_keys", "wall
 BY = "wallet_number"
 #: Not by wallet, nor unique: of each part by itself, for who reads all wallets.
 OVER_ALL = {
-    *("credit_transactions_created", "credit_transactions_written", "grants_created"),
+    *("credit_transactions_created", "credit_transactions_place", "grants_created"),
     *("meter_events_created", "meter_events_meter"),
     *("grants_due", "holds_due"),
 }

@@ -51,7 +51,7 @@ holds grants limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
 store.meter_events
-store.walks store.meters
+store.walks store.meters store.tail
 store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
@@ -65,7 +65,8 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0006_meter_events store.migrations.versions.0007_spend_limits\
  store.migrations.versions.0008_scopes\
  store.migrations.versions.0009_due\
- store.migrations.versions.0010_terms_of_grants
+ store.migrations.versions.0010_terms_of_grants\
+ store.migrations.versions.0011_places_in_commit_order
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs

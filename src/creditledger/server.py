@@ -56,7 +56,7 @@ from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
-from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations
+from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail
 from creditledger.sweeper import Sweeper
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -360,6 +360,12 @@ async def require_schema(config: Config) -> None:
             f"The database has {has}, this version needs {needed}: run `creditledger migrate`,"
             " or a creditledger as new as the database."
         )
+    if await look(config, tail.is_foreign):
+        raise CannotStart(
+            "The database was restored from a dump of another server of PostgreSQL, whose"
+            " transactions are numbered higher: run `creditledger migrate`, which numbers its rows"
+            " anew."
+        )
 
 
 async def look(config: Config, query: Callable[[Connection], T]) -> T:
@@ -389,9 +395,16 @@ async def migrate(config: Config) -> tuple[str | None, str]:
     Raises CannotStart, and DatabaseLocked where another process has the database for itself.
     """
     try:
-        return await store.migrate(config.database_url, migrations.migrate)
+        return await store.migrate(config.database_url, _migrate)
     except CannotOpen as error:
         raise CannotStart(f"{spelled('database_url')}: {error}") from None
+
+
+def _migrate(connection: Connection) -> tuple[str | None, str]:
+    found = migrations.migrate(connection)
+    if tail.is_foreign(connection):
+        tail.adopt(connection)
+    return found
 
 
 @asynccontextmanager

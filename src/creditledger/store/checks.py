@@ -131,8 +131,8 @@ sequence: b.sequence IS NULL AND t.sequence <> 1 -- there is no row {t.sequence 
     + _carries("running_balance")
     + f"""
 created_at: t.created_at < b.created_at -- its time {{t.created_at}} is before {{b.created_at}}
-position: t.$POSITION < b.$POSITION
-    -- its place in commit order {{t.$POSITION}} is before {{b.$POSITION}}
+position: $PLACE < $PLACE_BEFORE
+    -- its place in commit order {{$PLACE}} is before {{$PLACE_BEFORE}}
 posting: p.number IS NULL OR {OUTSIDE} OR t.posting_number < b.posting_number
     -- it is no row of posting {{t.posting_number}}
 one_posting: t.posting_number = b.posting_number AND (
@@ -352,7 +352,8 @@ def words(dialect: str) -> dict[str, str]:
     negative = ", ".join(f"-{name}" for name in QUANTITIES)
     if dialect == "sqlite":
         total, each = "sum(q.value)", f"json_each({FIRST_QUANTITIES})"
-        words = {"JS_STORED": f"json_array({negative})", "POSITION": "position"}
+        words = {"JS_STORED": f"json_array({negative})"}
+        words |= {"PLACE": "t.position", "PLACE_BEFORE": "b.position"}
         words["OF_POSTING"] = "p.number = t.posting_number"
         # The plus keeps it from the index: these rows lie anywhere, so all are read.
         words["MOVED"] = "+t.effective_at"
@@ -376,8 +377,8 @@ def words(dialect: str) -> dict[str, str]:
         total = "sum(CAST(q.value AS bigint))"
         each = f"json_array_elements_text(CAST({FIRST_QUANTITIES} AS json))"
         words = {"JS_STORED": f"CAST(json_build_array({negative}) AS text)"}
-        # Taken under the wallet's lock, as the sequence is.
-        words["POSITION"] = "posting_number"
+        words["PLACE"] = "coalesce(t.position, t.written_in)"
+        words["PLACE_BEFORE"] = "coalesce(b.position, b.written_in)"
         words["OF_POSTING"] = "p.wallet_number = t.wallet_number AND p.number = t.posting_number"
         words["MOVED"] = "t.effective_at"
         words |= {f"JS_{i}": f"CAST(CAST(js AS json) ->> {i} AS bigint)" for i in range(6)}

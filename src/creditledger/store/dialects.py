@@ -9,7 +9,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import Boolean, Connection, Text, TextClause, text
+from sqlalchemy import BigInteger, Boolean, Connection, Text, TextClause, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -49,6 +49,57 @@ def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
 def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
     pin = compiler.process(element.clauses, **kw)
     return f"pg_visible_in_snapshot(credit_transactions.written_in, CAST({pin} AS pg_snapshot))"
+
+
+class place(FunctionElement[int]):  # noqa: N801 # the same
+    """Where a row of credit_transactions stands in the order of commits, to be compared."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(place, "sqlite")
+def _(_element: place, _compiler: SQLCompiler, **_: Any) -> str:
+    return "credit_transactions.position"
+
+
+@compiles(place, "postgresql")
+def _(_element: place, _compiler: SQLCompiler, **_: Any) -> str:
+    return "coalesce(credit_transactions.position, credit_transactions.written_in)"
+
+
+class at_place(FunctionElement[int]):  # noqa: N801 # the same
+    """A number, given as text, to compare places with."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(at_place, "sqlite")
+def _(element: at_place, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST({compiler.process(element.clauses, **kw)} AS INTEGER)"
+
+
+@compiles(at_place, "postgresql")
+def _(element: at_place, compiler: SQLCompiler, **kw: Any) -> str:
+    return f"CAST(CAST({compiler.process(element.clauses, **kw)} AS text) AS xid8)"
+
+
+class horizon(FunctionElement[int]):  # noqa: N801 # the same
+    """The place from which on rows may still appear; all before it that ever will be are seen."""
+
+    type = BigInteger()
+    inherit_cache = True
+
+
+@compiles(horizon, "sqlite")
+def _(_element: horizon, _compiler: SQLCompiler, **_: Any) -> str:
+    return "(SELECT coalesce(max(position), 0) + 1 FROM credit_transactions)"
+
+
+@compiles(horizon, "postgresql")
+def _(_element: horizon, _compiler: SQLCompiler, **_: Any) -> str:
+    return "pg_snapshot_xmin(pg_current_snapshot())"
 
 
 def is_snapshot(text: str, dialect: str) -> bool:

@@ -46,18 +46,22 @@ JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 
 #: The first three columns are the same in every row, and one row is there without any wallet: the
 #: time and a number for postings, both taken when all are locked, and whether any key is there.
+#: The last is the database transaction that wrote on the wallet, if it began after this one, which
+#: may have waited for another wallet meanwhile.
 LOCK = f"""
 WITH locked AS MATERIALIZED (
- SELECT s.wallet_number, {_of("s", STATE_COLUMNS)} FROM wallet_states AS s
+ SELECT s.wallet_number, {_of("s", STATE_COLUMNS)}, s.written_in FROM wallet_states AS s
  WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
 ), turn AS MATERIALIZED (
  SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
-        nextval('posting_numbers') AS number, every.count
+        nextval('posting_numbers') AS number, every.count, pg_current_xact_id() AS own
  FROM (SELECT count(*) FROM locked) AS every
 )
 SELECT turn.clock, turn.number, EXISTS (
  SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
- JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key), locked.*
+ JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key),
+ locked.wallet_number, {_of("locked", STATE_COLUMNS)},
+ CASE WHEN locked.written_in > turn.own THEN CAST(locked.written_in AS text) END
 FROM turn LEFT JOIN locked ON turn.count > 0"""
 
 OPEN_GRANTS = f"""
@@ -170,11 +174,20 @@ class _Numbered:
         into = f"INSERT INTO {table.name} ({', '.join(columns)})"
         return f"{into} SELECT * FROM {self.unnest(table, columns)}"
 
-    def update(self, table: Table, key: Sequence[str], columns: Sequence[str]) -> str:
-        """UPDATE of the rows with the next arrays' keys."""
+    def insert_placed(self) -> str:
+        """INSERT of credit transactions of which some stand behind others of their wallet."""
+        table, names = schema.postgresql.tables["credit_transactions"], ", ".join(ROW_COLUMNS)
+        values = self.unnest(table, [*ROW_COLUMNS, "position"])
+        return (
+            f"INSERT INTO {table.name} ({names}, position)"
+            f" SELECT {names}, CAST(position AS xid8) FROM {values} AS j ({names}, position)"
+        )
+
+    def update(self, table: Table, key: Sequence[str], columns: Sequence[str], *more: str) -> str:
+        """UPDATE of the rows with the next arrays' keys; `more` is set as it says."""
         values = self.unnest(table, [*key, *columns])
         return (
-            f"UPDATE {table.name} AS o SET {', '.join(f'{c} = j.{c}' for c in columns)}"
+            f"UPDATE {table.name} AS o SET {', '.join([*(f'{c} = j.{c}' for c in columns), *more])}"
             f" FROM {values} AS j ({', '.join([*key, *columns])})"
             f" WHERE {' AND '.join(f'o.{c} = j.{c}' for c in key)}"
         )
@@ -225,6 +238,7 @@ _PARTS = {
         + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)
     ),
     "written": lambda n: n.insert(schema.transactions, ROW_COLUMNS),
+    "placed": lambda n: n.insert_placed(),
 }
 
 
@@ -236,7 +250,8 @@ def write_statement(parts: tuple[str, ...]) -> str:
     """
     n = _Numbered()
     own = ",\n".join(f"{name} AS ({_PARTS[name](n)})" for name in parts)
-    moved = n.update(schema.wallet_states, ["wallet_number"], COUNTERS)
+    last = "written_in = greatest(o.written_in, pg_current_xact_id())"
+    moved = n.update(schema.wallet_states, ["wallet_number"], COUNTERS, last)
     return f"WITH {own}\n{moved}"
 
 

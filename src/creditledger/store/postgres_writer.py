@@ -133,9 +133,9 @@ class Writer:
             raise StoreUnavailable(error) from error
         try:
             async with self._transaction(connection):
-                loaded = await self._load(connection, wanted)
+                loaded, behind = await self._load(connection, wanted)
                 changes = decide(loaded)
-                await _store(connection, changes)
+                await _store(connection, changes, behind)
         except BaseException:
             self._known.forget()
             raise
@@ -171,7 +171,14 @@ class Writer:
             connection.terminate()
             self._connection = None
 
-    async def _load(self, connection: asyncpg.Connection, wanted: Wanted) -> Loaded:
+    async def _load(
+        self, connection: asyncpg.Connection, wanted: Wanted
+    ) -> tuple[Loaded, dict[int, str]]:
+        """What is there, and where rows of those wallets stand whose place is not their own.
+
+        A transaction is numbered when it locks its first wallet, and may wait for another one that
+        a later number is writing on: its rows there are placed behind that one's.
+        """
         places = await self._found(connection, wanted.wallets)
         numbers = {place[2]: number for number, place in places.items()}
         keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
@@ -213,7 +220,7 @@ class Writer:
             found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
         await self._load_dimensions(connection, wanted, loaded)
-        return loaded
+        return loaded, {number: last for _, _, _, number, *_, last in records if last is not None}
 
     def _locked(
         self, wanted: Wanted, places: dict[int, tuple[Any, ...]], records: Iterable[Sequence[Any]]
@@ -225,7 +232,7 @@ class Writer:
         """
         known = self._known.take(wanted.wallets)
         locked, moved = {}, []
-        for _, _, _, number, *state in records:
+        for _, _, _, number, *state, _ in records:
             if number is None:
                 continue
             scale, *place = places[number]
@@ -362,7 +369,7 @@ async def _load_postings(
     return list(postings.values())
 
 
-async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
+async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[int, str]) -> None:
     """At most three statements however many postings."""
     if changes.terms:
         terms = [
@@ -395,7 +402,8 @@ async def _store(connection: asyncpg.Connection, changes: Changes) -> None:
         "revised": list(map(grant_revision_columns, changes.grant_revisions)),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],
-        "written": list(changes.rows),
+        "written": [] if behind else list(changes.rows),
+        "placed": [(*row, behind.get(row.wallet)) for row in changes.rows] if behind else [],
     }
     there = tuple(name for name, rows in parts.items() if rows)
     moved = [(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]

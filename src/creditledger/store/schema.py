@@ -24,6 +24,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     UniqueConstraint,
+    func,
     text,
     true,
 )
@@ -521,10 +522,21 @@ for _table in metadata.sorted_tables:
     if _table not in (postings, transactions):
         _table.to_metadata(postgresql)
 _postings(postgresql, PrimaryKeyConstraint("wallet_number", "number"))
+_NOBODY = text("CAST('0' AS xid8)")
+#: The database transaction that wrote its last row, or an earlier one, whichever began last.
+postgresql.tables["wallet_states"].append_column(
+    Column("written_in", Xid8, nullable=False, server_default=_NOBODY)
+)
 _in_commit_order = _transactions(
     postgresql,
-    # What a reader of everything follows: no row appears later below the oldest that still runs.
+    # Which snapshots it belongs to.
     Column("written_in", Xid8, nullable=False, server_default=text("pg_current_xact_id()")),
+    # Where it stands in commit order, if a transaction that began later wrote on the wallet before.
+    Column("position", Xid8),
     PrimaryKeyConstraint("wallet_number", "sequence"),
 )
-Index("credit_transactions_written", _in_commit_order.c.written_in)
+#: What a reader of everything follows: no row appears later below the oldest that still runs.
+Index(
+    "credit_transactions_place",
+    func.coalesce(_in_commit_order.c.position, _in_commit_order.c.written_in),
+)

@@ -1,0 +1,164 @@
+"""Credit transactions in the order of their commits: what watchers and webhooks follow.
+
+A row's place is (position, wallet number, sequence). On SQLite the position counts rows. On
+PostgreSQL it is the number of the database transaction that wrote the row, or that of the last one
+which wrote on its wallet before, if that is higher; and only what lies before the oldest number
+still under way is read. So no row ever appears behind a mark that was reached, and those of a
+wallet come in order of their sequence. Functions of a connection on one snapshot of the primary.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import NamedTuple, Self
+
+from sqlalchemy import Connection, or_, select, text, tuple_
+
+from creditledger.errors import InvalidField
+from creditledger.store import schema
+from creditledger.store.dialects import at_place, horizon, place
+
+t = schema.transactions.c
+
+_MARK = re.compile(r"(\d{1,18})-(\d{1,18})-(\d{1,18})", re.ASCII)
+
+
+class Mark(NamedTuple):
+    """A place in the order of commits: what lies behind it comes next."""
+
+    position: int
+    wallet: int
+    sequence: int
+
+    def text(self) -> str:
+        """As clients keep it."""
+        return f"{self.position}-{self.wallet}-{self.sequence}"
+
+    @classmethod
+    def parse(cls, given: str, *, field: str) -> Self:
+        """What `text` wrote. Raises InvalidField."""
+        found = _MARK.fullmatch(given)
+        if found is None:
+            raise InvalidField(f"{field} is no cursor of this ledger", param=field)
+        return cls(*map(int, found.groups()))
+
+
+#: Before the first row.
+START = Mark(0, 0, 0)
+
+
+class Passed(NamedTuple):
+    """A row that the tail went past, as far as it takes to know whether it is wanted."""
+
+    mark: Mark
+    kind: int
+    grant: int | None
+    dimension: int
+
+    @property
+    def wallet(self) -> int:
+        """Number of its wallet."""
+        return self.mark.wallet
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where the row is looked up: wallet number, sequence."""
+        return self.mark.wallet, self.mark.sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Some rows, in the order of commits."""
+
+    rows: list[Passed]
+    mark: Mark  #: Where to go on.
+    more: bool  #: Whether there is more already.
+
+
+def end(connection: Connection) -> Mark:
+    """Behind everything that is settled: what is being written now comes after it."""
+    return Mark(connection.execute(select(horizon())).scalar_one(), 0, 0)
+
+
+def newest(connection: Connection) -> int:
+    """The position of the last row that can be read; 0 without any."""
+    query = select(place()).select_from(schema.transactions).where(place() < horizon())
+    query = query.order_by(place().desc()).limit(1)
+    return connection.execute(query).scalar_one_or_none() or 0
+
+
+def step(connection: Connection, after: Mark, size: int) -> Step:
+    """The next rows behind a mark, at most `size`.
+
+    Raises InvalidField(after) for a mark that lies in the future: of another ledger, or of this one
+    before its database was put back to an earlier state.
+    """
+    last = end(connection)
+    if after > last:
+        raise InvalidField(
+            "after lies beyond the end of this ledger: it is of another one, or of this one"
+            " before an older state of its database was restored",
+            param="after",
+        )
+    begin = at_place(str(after.position))
+    behind = or_(
+        place() > begin, tuple_(t.wallet_number, t.sequence) > (after.wallet, after.sequence)
+    )
+    query = (
+        select(place(), t.wallet_number, t.sequence, t.kind, t.grant_number, t.dimension_number)
+        .where(place() >= begin, place() < at_place(str(last.position)), behind)
+        .order_by(place(), t.wallet_number, t.sequence)
+        .limit(size)
+    )
+    rows = [
+        Passed(Mark(position, wallet, sequence), *rest)
+        for position, wallet, sequence, *rest in connection.execute(query)
+    ]
+    if len(rows) == size:
+        return Step(rows, rows[-1].mark, more=True)
+    return Step(rows, last, more=False)
+
+
+# --- rows of another PostgreSQL -------------------------------------------------------------------
+
+
+def is_foreign(connection: Connection) -> bool:
+    """Whether rows were written by transactions that this server has not begun yet.
+
+    So it is after a dump was restored to a server younger than the one it is of: what is read by
+    snapshot would not be there.
+    """
+    if connection.dialect.name == "sqlite":
+        return False
+    found: bool = connection.execute(
+        text(
+            "SELECT EXISTS (SELECT FROM credit_transactions WHERE coalesce(position, written_in)"
+            " >= pg_snapshot_xmax(pg_current_snapshot()))"
+        )
+    ).scalar_one()
+    return found
+
+
+#: In their order, over the numbers that this server has used up, which no transaction can have.
+_RENUMBERED = """
+UPDATE credit_transactions AS t
+SET position = NULL, written_in = CAST(CAST(3 + (b.nth * b.below) / b.count AS text) AS xid8)
+FROM (SELECT wallet_number, sequence, count(*) OVER () AS count,
+             row_number() OVER (ORDER BY coalesce(position, written_in), wallet_number, sequence)
+               - 1 AS nth,
+             CAST(CAST(pg_snapshot_xmin(pg_current_snapshot()) AS text) AS bigint) - 3 AS below
+      FROM credit_transactions) AS b
+WHERE t.wallet_number = b.wallet_number AND t.sequence = b.sequence"""
+
+
+def adopt(connection: Connection) -> None:
+    """Make rows of another server this one's: marks and page tokens of that one mean nothing here.
+
+    Writes every row anew, in the connection's transaction, which needs the tables for itself.
+    """
+    for statement in (
+        "ALTER TABLE credit_transactions DISABLE TRIGGER credit_transactions_no_update",
+        _RENUMBERED,
+        "ALTER TABLE credit_transactions ENABLE TRIGGER credit_transactions_no_update",
+        "UPDATE wallet_states SET written_in = CAST('0' AS xid8)",
+    ):
+        connection.execute(text(statement))
