@@ -77,10 +77,16 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
     """Rows for people."""
     table = Table(*names)
     for row in rows:
-        table.add_row(*row)
+        # Other people's words: they must neither style the table nor speak to the terminal.
+        table.add_row(*(_printable(cell) for cell in row))
     # Off a terminal nothing is cut: whoever pipes a table wants all of it.
-    console = Console() if sys.stdout.isatty() else Console(width=10_000)
+    width = None if sys.stdout.isatty() else 10_000
+    console = Console(width=width, markup=False, emoji=False)
     console.print(table, crop=False)
+
+
+def _printable(cell: str) -> str:
+    return "".join(c if c.isprintable() else "�" for c in cell)
 
 
 def progress_bar() -> Progress:
