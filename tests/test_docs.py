@@ -56,7 +56,7 @@ PAGES = sorted(
     for path in (ROOT / "README.md", ROOT / "CHANGELOG.md", *(ROOT / "docs").rglob("*.md"))
 )
 #: Pages with a session.
-SESSIONS = ("README.md", "docs/api.md", "docs/operating.md")
+SESSIONS = ("README.md", "docs/accounting.md", "docs/api.md", "docs/operating.md")
 SERVICES = [
     service
     for module in (

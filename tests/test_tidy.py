@@ -30,7 +30,8 @@ EXCUSE = re.compile(r"  # (noqa|type)\b")
 ORDER = """
 __main__
 cli
-commands.export commands.import_report commands.keys commands.seed commands.up commands.verify
+commands.export commands.import_report commands.keys commands.reconcile commands.seed\
+ commands.up commands.verify
 console
 workers
 server demo import_usage seeding
@@ -45,12 +46,12 @@ api.wire
 api.fields api.rpc
 api.auth log
 ledger config
-deciding exports
+deciding exports receipts
 writing
 holds grants limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.meter_events
+store.meter_events store.topups
 store.walks store.meters store.tail
 store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
@@ -74,6 +75,7 @@ store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
 store.tables
+reconciling
 registry shown
 books budget
 operations

@@ -24,6 +24,7 @@ from creditledger import __version__, clock, server, workers
 from creditledger.commands import export as export_commands
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
+from creditledger.commands import reconcile as reconcile_command
 from creditledger.commands import seed as seed_command
 from creditledger.commands import verify as verify_command
 from creditledger.commands.up import private_postgres
@@ -31,6 +32,7 @@ from creditledger.commands.up import up as run_up
 from creditledger.config import Config, WrongSetting
 from creditledger.console import AsJson, print_json, print_table, progress_bar, say, with_settings
 from creditledger.import_usage import CannotImport, Plan, Prices, Report, import_usage
+from creditledger.reconciling import CannotReconcile
 from creditledger.store import DatabaseLocked, migrations
 
 REFUSED, USAGE = 1, 2
@@ -401,6 +403,9 @@ def export_command(
         say(done.as_text())
 
 
+app.command("reconcile")(reconcile_command.reconcile)
+
+
 @bench.command("seed")
 @with_settings(*DATABASE)
 def bench_seed(
@@ -472,7 +477,7 @@ def main() -> None:
     """Run the command; what goes wrong is one sentence on standard error, and an exit code."""
     try:
         app()
-    except (WrongSetting, CannotImport) as error:
+    except (WrongSetting, CannotImport, CannotReconcile) as error:
         _fail(str(error), USAGE)
     except (server.CannotStart, export_commands.CannotExport) as error:
         _fail(str(error))

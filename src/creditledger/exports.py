@@ -274,11 +274,15 @@ def _cell(value: object, is_text: bool) -> object:  # a flag of the column
     if value is None:
         return ""
     if is_text:
-        text = str(value)
-        return f"'{text}" if text.startswith(_COMPUTED) else text
+        return safe(str(value))
     if isinstance(value, bool):
         return "true" if value else "false"
     return value if isinstance(value, str | int) else _compact(value)
+
+
+def safe(text: str) -> str:
+    """Other people's text as a cell of a CSV, so that no spreadsheet computes it."""
+    return f"'{text}" if text.startswith(_COMPUTED) else text
 
 
 def _value(value: object, _is_text: bool) -> object:  # as _cell
