@@ -38,6 +38,7 @@ from creditledger.reconciling import (
     window_of,
 )
 from creditledger.shown import WalletPlace
+from creditledger.store import topups
 from tests.commands import creditledger
 from tests.running import Services, adjust, consume, grant, post, running
 from tests.support import START, Clock, finished
@@ -619,6 +620,7 @@ def test_every_receipt_and_top_up_has_its_outcome(
 ) -> None:
     """One of each, whatever the size of a read; counts say what findings say."""
     monkeypatch.setattr(command, "STEP_ROWS", rows)
+    monkeypatch.setattr(topups, "WALLETS_MAX", rows // 2)
     url, file = books
 
     answer = told(url, file, "--all")
@@ -631,6 +633,7 @@ def test_every_receipt_and_top_up_has_its_outcome(
         time.text(START + 9 * HOUR + 1),
     )
     assert run(url, file)[0] == 1
+    assert told(url, file, "--mode", "test")["matched"] == 1
 
 
 def test_findings_say_both_sides(books: tuple[str, Path]) -> None:

@@ -16,7 +16,8 @@ from creditledger.shown import WalletPlace
 
 #: Of ten: what makes an amount of any scale, or of a file, one of the finest.
 POWERS: list[int] = [10**digits for digits in range(money.SCALE_MAX + 1)]
-#: Receipts of a file, and top-ups of a window: about 300 bytes each are kept.
+#: Receipts of a file, and top-ups that it does not explain: with what it takes to keep a receipt
+#: and its top-up, 900 bytes, that is as much memory as a small machine has.
 RECEIPTS_MAX = 2_000_000
 
 

@@ -1,7 +1,7 @@
 """`creditledger reconcile`: a payment provider's receipts against the top-ups of the ledger.
 
-The file is read once and kept, about 300 bytes a payment; the ledger is walked in short reads of
-one snapshot, whether a server runs or not. Findings are printed as they are made.
+The file is read once and kept; the ledger is walked past it in short reads, whether a server runs
+or not. Findings are printed as they are made.
 """
 
 import csv
@@ -38,7 +38,7 @@ from creditledger.reconciling import (
     window_of,
 )
 from creditledger.server import CannotStart, look, require_schema, run
-from creditledger.store import topups, walks
+from creditledger.store import topups
 
 #: Exit code where not everything is as it should be; 2 is for what could not be compared.
 DIFFERENCES = 1
@@ -186,27 +186,26 @@ async def _walk(
 ) -> None:
     """Everything of the ledger that is compared. Raises CannotStart, CannotReconcile."""
     await require_schema(config)
-    pinned, last = await look(config, lambda c: (walks.pin(c), topups.last_wallet(c)))
+    last = await look(config, topups.last_wallet)
     times = [receipt.created_at for receipt in compared.receipts.values()]
     since = min([compared.window.start, *times]) - EARLIER_MAX
     walk = partial(
         topups.step,
-        pinned=pinned,
         size=STEP_ROWS,
         provider=provider,
         livemode=livemode,
         since=since,
     )
-    found, place = await look(config, partial(walk, after=None))
-    while place is not None:
+    place = topups.BEGINNING
+    while place.wallet <= last:
+        found, place = await look(config, partial(walk, after=place))
         for one in found:
             compared.credit(one)
         on_progress(place.wallet, last)
-        found, place = await look(config, partial(walk, after=place))
     refunded = compared.refunded()
     for first in range(0, len(refunded), STEP_WALLETS):
         some = refunded[first : first + STEP_WALLETS]
-        for row in await look(config, partial(topups.taken_back, wallets=some, pinned=pinned)):
+        for row in await look(config, partial(topups.taken_back, wallets=some)):
             compared.take_back(row)
 
 

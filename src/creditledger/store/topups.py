@@ -1,7 +1,9 @@
 """Top-ups by the receipts that they name, and what was taken back of them: what is reconciled.
 
 Rows that are not usage have an index of their own, so what a ledger is mostly made of is not read.
-A walk goes by wallet, in short reads of one snapshot. Functions of a connection on one snapshot.
+A walk goes by wallet in short reads. What is written meanwhile it may find or not, but all that was
+taken back of a top-up that it found is there when that is asked for. Functions of a connection on
+one snapshot.
 """
 
 import json
@@ -23,7 +25,6 @@ from sqlalchemy import (
 from creditledger.model import Kind
 from creditledger.reconciling import TakenBack, TopUp
 from creditledger.store import schema, walks
-from creditledger.store.dialects import was_in
 from creditledger.store.reads import OF_POSTING
 
 t, p, w = schema.transactions.c, schema.postings.c, schema.wallets.c
@@ -34,17 +35,25 @@ _CREDITS = (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW)
 _DEBITS = (Kind.ADMIN_DEBIT, Kind.EXPIRY)
 _ORDER = (t.wallet_number, t.kind, t.sequence)
 
+#: Wallets of one read at most. Without an end to them a database that thinks that few rows are left
+#: sorts all of them, in each read.
+WALLETS_MAX = 1_000
+
 
 class Place(NamedTuple):
-    """Where a walk stands: the last row that it read."""
+    """Where a walk stands: all that comes before has been read."""
 
     wallet: int
     kind: int
     sequence: int
 
 
+#: Before every row.
+BEGINNING = Place(0, 0, 0)
+
+
 def last_wallet(connection: Connection) -> int:
-    """The highest number of a wallet: where a walk ends."""
+    """The highest number of a wallet."""
     return connection.execute(select(func.max(w.number))).scalar_one() or 0
 
 
@@ -59,7 +68,6 @@ def _of_kinds(kinds: Iterable[Kind]) -> ColumnElement[bool]:
 _LINES = (
     select(*_ORDER, t.grant_number, t.amount, t.created_at, p.source)
     .join_from(schema.transactions, schema.postings, OF_POSTING)
-    .join(schema.wallets, w.number == t.wallet_number)
     .where(_of_kinds(_CREDITS))
     .order_by(*_ORDER)
 )
@@ -67,44 +75,32 @@ _LINES = (
 
 def step(
     connection: Connection,
-    pinned: str,
-    after: Place | None,
+    after: Place,
     size: int,
     *,
     provider: str,
     livemode: bool,
     since: int,
-) -> tuple[list[TopUp], Place | None]:
-    """The provider's top-ups among the next `size` rows written from `since` on, and the place.
+) -> tuple[list[TopUp], Place]:
+    """The provider's top-ups among the next rows, at most `size`, written from `since` on.
 
-    No place: there are no more.
+    And where the walk stands then; it begins at BEGINNING and ends behind `last_wallet`.
     """
-    query = _LINES.where(w.livemode == livemode, t.created_at >= since, was_in(pinned))
-    if after is not None:
-        query = query.where(tuple_(*_ORDER) > tuple_(*map(literal, after)))
+    last = after.wallet + WALLETS_MAX
+    query = _LINES.where(
+        t.wallet_number.between(after.wallet, last),
+        tuple_(*_ORDER) > tuple_(*map(literal, after)),
+        t.created_at >= since,
+    )
     rows = connection.execute(query.limit(size)).all()
-    if not rows:
-        return [], None
-    sources = [json.loads(row.source) if row.source else {} for row in rows]
-    named = [
-        (row, source.get("receipt_id", ""))
-        for row, source in zip(rows, sources, strict=True)
-        if source.get("provider") == provider
-    ]
-    places = walks.wallets(connection, {row.wallet_number for row, _ in named})
-    found = [
-        TopUp(
-            row.wallet_number,
-            row.sequence,
-            row.grant_number,
-            places[row.wallet_number],
-            row.amount,
-            row.created_at,
-            receipt_id,
-        )
-        for row, receipt_id in named
-    ]
-    return found, Place(*rows[-1][:3])
+    places = walks.wallets(connection, {row.wallet_number for row in rows})
+    found = []
+    for wallet, _, sequence, grant, amount, created_at, source in rows:
+        said, place = json.loads(source or "{}"), places[wallet]
+        if said.get("provider") == provider and place.livemode == livemode:
+            name = said.get("receipt_id", "")
+            found.append(TopUp(wallet, sequence, grant, place, amount, created_at, name))
+    return found, Place(*rows[-1][:3]) if len(rows) == size else Place(last + 1, 0, 0)
 
 
 _TAKEN = (
@@ -114,9 +110,9 @@ _TAKEN = (
 )
 
 
-def taken_back(connection: Connection, wallets: Sequence[int], pinned: str) -> list[TakenBack]:
+def taken_back(connection: Connection, wallets: Sequence[int]) -> list[TakenBack]:
     """Debits, expirations and voids of these wallets."""
-    query = _TAKEN.where(t.wallet_number.in_(wallets), was_in(pinned))
+    query = _TAKEN.where(t.wallet_number.in_(wallets))
     return [
         TakenBack(wallet, grant, -amount, json.loads(metadata or "{}").get("receipt_id"))
         for wallet, grant, amount, metadata in connection.execute(query)
