@@ -205,6 +205,14 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         transactions_pb.CreditTransactionServiceExportRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "CreditTransactionService.Watch": (
+        transactions_pb.CreditTransactionServiceWatchRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "CreditTransactionService.WatchEvents": (
+        transactions_pb.CreditTransactionServiceWatchEventsRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
     "BillingService.ListTransactions": (billing_pb.ListTransactionsRequest(), CUSTOMERS),
     "BillingService.ExportTransactions": (billing_pb.ExportTransactionsRequest(), CUSTOMERS),
     "BillingService.GetMyUsage": (billing_pb.GetMyUsageRequest(), CUSTOMERS),

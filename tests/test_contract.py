@@ -89,6 +89,8 @@ ROUTES = {
     "CreditGrantService.ListTransactions": "get /v1/credit-grants/{id}/transactions",
     "CreditGrantService.ListPostingGrants": "get /v1/postings/{posting_id}/grants",
     "CreditTransactionService.Export": "get /api/credit-transactions:export",
+    "CreditTransactionService.Watch": "",
+    "CreditTransactionService.WatchEvents": "get /api/credit-transactions:watch",
     "WalletService.CreateWallet": "post /v1/wallets *",
     "WalletService.GetWallet": "get /v1/wallets/{wallet_id}",
     "WalletService.ListWallets": "get /v1/wallets",

@@ -40,7 +40,7 @@ transport
 api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
  api.registry_service api.payment_kit_service api.wallet_service
 api.balances api.exporting api.held api.limits api.pages api.payment_kit_grants api.transferred\
- api.usage
+ api.usage api.watching
 api.granted api.payment_kit
 api.wire
 api.fields api.rpc

@@ -54,6 +54,7 @@ from creditledger.api.exporting import Exports
 from creditledger.api.payment_kit_service import PaymentKitService
 from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
+from creditledger.api.watching import Watches
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
 from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail
@@ -203,6 +204,7 @@ class Server:
 
     async def _drain(self, entrances: list[transport.Entrance]) -> None:
         await self._health.enter_graceful_shutdown()
+        await self._watches.close()
         # After a failure of the disk there is only the telling left.
         grace = 1.0 if self.failed.is_set() else self._config.drain_seconds
         await transport.stop(entrances, grace, self._refusing_seconds)
@@ -222,8 +224,9 @@ class Server:
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
         grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
         exports = Exports(store)
+        self._watches = Watches(store)
         transactions = CreditTransactionService(
-            store=store, callers=callers, exports=exports, clock=clock
+            store=store, callers=callers, exports=exports, watches=self._watches, clock=clock
         )
         billing = BillingService(
             store=store,

@@ -305,6 +305,218 @@ class CreditTransactionServiceExportRequest(_message.Message):
 Global___CreditTransactionServiceExportRequest: _TypeAlias = CreditTransactionServiceExportRequest  # noqa: Y015
 
 @_typing.final
+class CreditTransactionServiceWatchRequest(_message.Message):
+    """What to watch. Filters are joined by "and"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    CREDIT_GRANT_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
+    Absent means from now on. One that lies beyond the end of the ledger is an INVALID_FIELD: it is
+    of another ledger, or of this one before an older state was restored.
+    """
+    customer_id: _builtins.str
+    """Only rows of this customer. Absent means all that the key may see."""
+    wallet_id: _builtins.str
+    """Only rows of this wallet. Absent means all."""
+    subscription_id: _builtins.str
+    """Only rows that name this subscription. Absent means all."""
+    meter_id: _builtins.str
+    """Only rows that name this meter. Absent means all."""
+    credit_grant_id: _builtins.str
+    """Only rows of this grant. Absent means all."""
+    kinds: _builtins.str
+    """Only rows of these kinds, with commas between. Absent means all."""
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    heartbeat_seconds: _builtins.int
+    """Seconds after which a message comes even if there is nothing new, 1 to 30. Absent means 15."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.str | None = ...,
+        customer_id: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
+        subscription_id: _builtins.str | None = ...,
+        meter_id: _builtins.str | None = ...,
+        credit_grant_id: _builtins.str | None = ...,
+        kinds: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
+        heartbeat_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_heartbeat_seconds", b"_heartbeat_seconds", "_kinds", b"_kinds", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "after", b"after", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "heartbeat_seconds", b"heartbeat_seconds", "kinds", b"kinds", "livemode", b"livemode", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_heartbeat_seconds", b"_heartbeat_seconds", "_kinds", b"_kinds", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "after", b"after", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "heartbeat_seconds", b"heartbeat_seconds", "kinds", b"kinds", "livemode", b"livemode", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
+    _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
+    _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
+    _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__heartbeat_seconds: _TypeAlias = _typing.Literal["heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofArgType__heartbeat_seconds: _TypeAlias = _typing.Literal["_heartbeat_seconds", b"_heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__kinds: _TypeAlias = _typing.Literal["kinds"]  # noqa: Y015
+    _WhichOneofArgType__kinds: _TypeAlias = _typing.Literal["_kinds", b"_kinds"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant_id) -> _WhichOneofReturnType__credit_grant_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heartbeat_seconds) -> _WhichOneofReturnType__heartbeat_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kinds) -> _WhichOneofReturnType__kinds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___CreditTransactionServiceWatchRequest: _TypeAlias = CreditTransactionServiceWatchRequest  # noqa: Y015
+
+@_typing.final
+class CreditTransactionServiceWatchEventsRequest(_message.Message):
+    """What to watch as Server-Sent Events. Filters are joined by "and"."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AFTER_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    METER_ID_FIELD_NUMBER: _builtins.int
+    CREDIT_GRANT_ID_FIELD_NUMBER: _builtins.int
+    KINDS_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
+    after: _builtins.str
+    """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
+    Absent means from now on. One that lies beyond the end of the ledger is an INVALID_FIELD: it is
+    of another ledger, or of this one before an older state was restored.
+    """
+    customer_id: _builtins.str
+    """Only rows of this customer. Absent means all that the key may see."""
+    wallet_id: _builtins.str
+    """Only rows of this wallet. Absent means all."""
+    subscription_id: _builtins.str
+    """Only rows that name this subscription. Absent means all."""
+    meter_id: _builtins.str
+    """Only rows that name this meter. Absent means all."""
+    credit_grant_id: _builtins.str
+    """Only rows of this grant. Absent means all."""
+    kinds: _builtins.str
+    """Only rows of these kinds, with commas between. Absent means all."""
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    heartbeat_seconds: _builtins.int
+    """Seconds after which a message comes even if there is nothing new, 1 to 30. Absent means 15."""
+    def __init__(
+        self,
+        *,
+        after: _builtins.str | None = ...,
+        customer_id: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
+        subscription_id: _builtins.str | None = ...,
+        meter_id: _builtins.str | None = ...,
+        credit_grant_id: _builtins.str | None = ...,
+        kinds: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
+        heartbeat_seconds: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_heartbeat_seconds", b"_heartbeat_seconds", "_kinds", b"_kinds", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "after", b"after", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "heartbeat_seconds", b"heartbeat_seconds", "kinds", b"kinds", "livemode", b"livemode", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_after", b"_after", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_heartbeat_seconds", b"_heartbeat_seconds", "_kinds", b"_kinds", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "after", b"after", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "heartbeat_seconds", b"heartbeat_seconds", "kinds", b"kinds", "livemode", b"livemode", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__after: _TypeAlias = _typing.Literal["after"]  # noqa: Y015
+    _WhichOneofArgType__after: _TypeAlias = _typing.Literal["_after", b"_after"]  # noqa: Y015
+    _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
+    _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
+    _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
+    _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__heartbeat_seconds: _TypeAlias = _typing.Literal["heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofArgType__heartbeat_seconds: _TypeAlias = _typing.Literal["_heartbeat_seconds", b"_heartbeat_seconds"]  # noqa: Y015
+    _WhichOneofReturnType__kinds: _TypeAlias = _typing.Literal["kinds"]  # noqa: Y015
+    _WhichOneofArgType__kinds: _TypeAlias = _typing.Literal["_kinds", b"_kinds"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__after) -> _WhichOneofReturnType__after | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant_id) -> _WhichOneofReturnType__credit_grant_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__heartbeat_seconds) -> _WhichOneofReturnType__heartbeat_seconds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__kinds) -> _WhichOneofReturnType__kinds | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___CreditTransactionServiceWatchEventsRequest: _TypeAlias = CreditTransactionServiceWatchEventsRequest  # noqa: Y015
+
+@_typing.final
+class CreditTransactionServiceWatchResponse(_message.Message):
+    """What was committed since the message before."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTIONS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """Where this message ends: what to ask after when it has been dealt with."""
+    @_builtins.property
+    def transactions(self) -> _containers.RepeatedCompositeFieldContainer[_credit_transaction_pb2.CreditTransaction]:
+        """The transactions, in the order of their commits. Empty where there is nothing new."""
+
+    def __init__(
+        self,
+        *,
+        transactions: _abc.Iterable[_credit_transaction_pb2.CreditTransaction] | None = ...,
+        cursor: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "transactions", b"transactions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditTransactionServiceWatchResponse: _TypeAlias = CreditTransactionServiceWatchResponse  # noqa: Y015
+
+@_typing.final
 class CreditTransactionServiceListResponse(_message.Message):
     """One page of transactions."""
 

@@ -58,6 +58,16 @@ class CreditTransactionServiceStub:
                 request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.Watch = channel.unary_stream(
+                '/credit.v1.CreditTransactionService/Watch',
+                request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchResponse.FromString,
+                _registered_method=True)
+        self.WatchEvents = channel.unary_stream(
+                '/credit.v1.CreditTransactionService/WatchEvents',
+                request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchEventsRequest.SerializeToString,
+                response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+                _registered_method=True)
 
 
 class CreditTransactionServiceServicer:
@@ -99,6 +109,24 @@ class CreditTransactionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Watch(self, request, context):
+        """Answers transactions as they are committed, without end: each at least once, none left out,
+        those of a wallet in order. Begins with a message without transactions, which says where it
+        stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
+        it, at this server or another, has missed nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchEvents(self, request, context):
+        """The same as Server-Sent Events: `data` is a transaction as Retrieve answers it, `id` a cursor.
+        The header Last-Event-ID, which browsers send when they ask again, goes before `after`.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CreditTransactionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -120,6 +148,16 @@ def add_CreditTransactionServiceServicer_to_server(servicer, server):
             'Export': grpc.unary_stream_rpc_method_handler(
                     servicer.Export,
                     request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.FromString,
+                    response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'Watch': grpc.unary_stream_rpc_method_handler(
+                    servicer.Watch,
+                    request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchResponse.SerializeToString,
+            ),
+            'WatchEvents': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchEvents,
+                    request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchEventsRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
             ),
     }
@@ -232,6 +270,60 @@ class CreditTransactionService:
             target,
             '/credit.v1.CreditTransactionService/Export',
             credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
+            google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Watch(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/credit.v1.CreditTransactionService/Watch',
+            credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchRequest.SerializeToString,
+            credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchEvents(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/credit.v1.CreditTransactionService/WatchEvents',
+            credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchEventsRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
             options,
             channel_credentials,

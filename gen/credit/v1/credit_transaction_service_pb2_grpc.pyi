@@ -38,6 +38,16 @@ class CreditTransactionServiceStub:
     their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
     cut off.
     """
+    Watch: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceWatchRequest, _credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]
+    """Answers transactions as they are committed, without end: each at least once, none left out,
+    those of a wallet in order. Begins with a message without transactions, which says where it
+    stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
+    it, at this server or another, has missed nothing.
+    """
+    WatchEvents: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceWatchEventsRequest, _httpbody_pb2.HttpBody]
+    """The same as Server-Sent Events: `data` is a transaction as Retrieve answers it, `id` a cursor.
+    The header Last-Event-ID, which browsers send when they ask again, goes before `after`.
+    """
 
 class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads credit transactions. A customer key sees its own customer's rows only, and every key only
@@ -84,6 +94,28 @@ class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
         ledger as it was when the export began. Its last line holds the number of rows, the sum of
         their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
         cut off.
+        """
+
+    @_abc_1.abstractmethod
+    def Watch(
+        self,
+        request: _credit_transaction_service_pb2.CreditTransactionServiceWatchRequest,
+        context: _aio.ServicerContext[_credit_transaction_service_pb2.CreditTransactionServiceWatchRequest, _abc.AsyncIterator[_credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]],
+    ) -> _abc.AsyncIterator[_credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]:
+        """Answers transactions as they are committed, without end: each at least once, none left out,
+        those of a wallet in order. Begins with a message without transactions, which says where it
+        stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
+        it, at this server or another, has missed nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchEvents(
+        self,
+        request: _credit_transaction_service_pb2.CreditTransactionServiceWatchEventsRequest,
+        context: _aio.ServicerContext[_credit_transaction_service_pb2.CreditTransactionServiceWatchEventsRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
+    ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
+        """The same as Server-Sent Events: `data` is a transaction as Retrieve answers it, `id` a cursor.
+        The header Last-Event-ID, which browsers send when they ask again, goes before `after`.
         """
 
 def add_CreditTransactionServiceServicer_to_server(servicer: CreditTransactionServiceServicer, server: _aio.Server) -> None: ...

@@ -1,8 +1,9 @@
 """CreditTransactionService: the published credit-transaction API, over any wallet.
 
-Retrieve, List, Summary and Export, with names and shapes of the published API, plus page tokens.
+Retrieve, List, Summary, Export and Watch, with names and shapes of the published API.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -15,17 +16,20 @@ from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids, money
-from creditledger.api import exporting, fields, pages, wire
+from creditledger.api import exporting, fields, pages, watching, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.exporting import Exports, Walk
-from creditledger.api.rpc import Service, rpc, rpc_stream
+from creditledger.api.rpc import Service, current_header, rpc, rpc_stream
+from creditledger.api.watching import Seen, Watches
 from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
 from creditledger.exports import FORMATS, Export, Format, Shown
+from creditledger.model import Kind
 from creditledger.registry import Scope
-from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums
+from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums, tail
 from creditledger.store.lists import Cursor, Page
 from creditledger.store.reads import Filters
 from creditledger.store.sums import Sums
+from creditledger.store.tail import Mark
 
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 PAGE_MAX = 2**31 - 1
@@ -161,17 +165,71 @@ def _retrieve(request: pb.CreditTransactionServiceRetrieveRequest) -> tuple[str,
     return id_, fields.optional(request, "livemode", None)
 
 
+KINDS = {kind.word: kind for kind in Kind}
+#: What `after` says instead of a cursor.
+BEGINNING = "beginning"
+HEARTBEAT_SECONDS, HEARTBEAT_SECONDS_MAX = 15, 30
+
+
+@dataclass(frozen=True, slots=True)
+class _Watch:
+    window: _Window
+    credit_grant_id: str | None
+    wallet_id: str | None
+    after: str | None
+    kinds: frozenset[int]
+    heartbeat_seconds: int
+
+
+def _watch(
+    request: pb.CreditTransactionServiceWatchRequest
+    | pb.CreditTransactionServiceWatchEventsRequest,
+) -> _Watch:
+    reference = fields.optional_reference
+    names = fields.optional_text(request, "kinds", field="kinds", most=fields.NAME_MAX)
+    return _Watch(
+        window=_Window(
+            livemode=fields.optional(request, "livemode", None),
+            customer_id=reference("cus", request, "customer_id", field="customer_id"),
+            subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
+            meter_id=reference("mtr", request, "meter_id", field="meter_id"),
+            start=None,
+            end=None,
+        ),
+        credit_grant_id=reference("cg", request, "credit_grant_id", field="credit_grant_id"),
+        wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
+        after=fields.optional_text(request, "after", field="after", most=fields.NAME_MAX),
+        kinds=frozenset(
+            fields.word(one, KINDS, field="kinds").value
+            for one in ([] if names is None else names.split(","))
+        ),
+        heartbeat_seconds=fields.number(
+            fields.optional(request, "heartbeat_seconds", HEARTBEAT_SECONDS),
+            least=1,
+            most=HEARTBEAT_SECONDS_MAX,
+            field="heartbeat_seconds",
+        ),
+    )
+
+
 class CreditTransactionService(
     Service, credit_transaction_service_pb2_grpc.CreditTransactionServiceServicer
 ):
     """Served to consoles, accountants and the published API's clients."""
 
     def __init__(
-        self, *, store: Store, callers: Callers, exports: Exports, clock: Callable[[], int]
+        self,
+        *,
+        store: Store,
+        callers: Callers,
+        exports: Exports,
+        watches: Watches,
+        clock: Callable[[], int],
     ) -> None:
         self.callers = callers
         self._store = store
         self._exports = exports
+        self._watches = watches
         self._clock = clock
 
     @rpc(_retrieve, scope=Scope.CUSTOMER)
@@ -274,6 +332,39 @@ class CreditTransactionService(
             async for piece in pieces:
                 yield piece
 
+    @rpc_stream(_watch, scope=Scope.CUSTOMER)
+    async def Watch(  # noqa: N802
+        self, wanted: _Watch, caller: Caller
+    ) -> AsyncGenerator[pb.CreditTransactionServiceWatchResponse]:
+        """Rows as they come. Raises InvalidField(after), ModeMismatch, NotFound, Overloaded."""
+        async with aclosing(self._seen(wanted, wanted.after, caller)) as all_seen:
+            async for seen in all_seen:
+                # The loop has others to serve while rows become messages.
+                for message in await asyncio.to_thread(list, watching.messages(seen)):
+                    yield message
+
+    @rpc_stream(_watch, scope=Scope.CUSTOMER)
+    async def WatchEvents(self, wanted: _Watch, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
+        """The same as Server-Sent Events; a browser that asks again says how far it has come."""
+        after = current_header("last-event-id") or wanted.after
+        async with aclosing(self._seen(wanted, after, caller)) as all_seen:
+            async for seen in all_seen:
+                for piece in await asyncio.to_thread(list, watching.events(seen)):
+                    yield piece
+
+    def _seen(self, wanted: _Watch, after: str | None, caller: Caller) -> AsyncGenerator[Seen]:
+        mark = tail.START if after == BEGINNING else None
+        if after is not None and mark is None:
+            mark = Mark.parse(after, field="after")
+        watch = watching.Watch(
+            replace(_filters(wanted.window, caller), grant=_grant(wanted.credit_grant_id)),
+            mark,
+            wanted.wallet_id,
+            wanted.kinds,
+            wanted.heartbeat_seconds,
+        )
+        return self._watches.stream(watch, self.still_there)
+
 
 def _filters(window: _Window, caller: Caller, rows: _Rows | None = None) -> Filters:
     """What a caller may see of these. Raises ModeMismatch, NotFound, QueryTooBroad."""
@@ -289,11 +380,15 @@ def _filters(window: _Window, caller: Caller, rows: _Rows | None = None) -> Filt
         return filters
     if rows.searched:
         _require_narrow(rows)
-    grant = None
-    if rows.credit_grant_id is not None:
-        # An id that cannot be names nothing: wallet 0 does not exist.
-        grant = ids.resolve("cg", rows.credit_grant_id) or (0, 0)
-    return replace(filters, grant=grant, source=rows.source, q=rows.q)
+    return replace(filters, grant=_grant(rows.credit_grant_id), source=rows.source, q=rows.q)
+
+
+def _grant(id_: str | None) -> tuple[int, int] | None:
+    """The place of a grant that is asked for."""
+    if id_ is None:
+        return None
+    # An id that cannot be names nothing: wallet 0 does not exist.
+    return ids.resolve("cg", id_) or (0, 0)
 
 
 def _require_narrow(wanted: _Rows) -> None:

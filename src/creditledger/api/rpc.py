@@ -70,6 +70,11 @@ class Service:
         caller.require(scope)
         return caller
 
+    async def still_there(self) -> None:
+        """Of a call that lasts. Raises KeyInvalid where its key was revoked or expired since."""
+        call = _call.get()
+        await self.callers.identify(call.metadata, local=call.local)
+
 
 def rpc(
     shape: Callable[[Any], P], *, scope: Scope

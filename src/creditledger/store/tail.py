@@ -79,6 +79,24 @@ def end(connection: Connection) -> Mark:
     return Mark(connection.execute(select(horizon())).scalar_one(), 0, 0)
 
 
+def begin(connection: Connection, after: Mark | None) -> Mark:
+    """Where to begin: at this mark, or at the end.
+
+    Raises InvalidField(after) for a mark that lies in the future: of another ledger, or of this one
+    before its database was put back to an earlier state.
+    """
+    last = end(connection)
+    if after is None:
+        return last
+    if after > last:
+        raise InvalidField(
+            "after lies beyond the end of this ledger: it is of another one, or of this one"
+            " before an older state of its database was restored",
+            param="after",
+        )
+    return after
+
+
 def newest(connection: Connection) -> int:
     """The position of the last row that can be read; 0 without any."""
     query = select(place()).select_from(schema.transactions).where(place() < horizon())
@@ -87,25 +105,15 @@ def newest(connection: Connection) -> int:
 
 
 def step(connection: Connection, after: Mark, size: int) -> Step:
-    """The next rows behind a mark, at most `size`.
-
-    Raises InvalidField(after) for a mark that lies in the future: of another ledger, or of this one
-    before its database was put back to an earlier state.
-    """
+    """The next rows behind a mark that was begun at, at most `size`."""
     last = end(connection)
-    if after > last:
-        raise InvalidField(
-            "after lies beyond the end of this ledger: it is of another one, or of this one"
-            " before an older state of its database was restored",
-            param="after",
-        )
-    begin = at_place(str(after.position))
+    here = at_place(str(after.position))
     behind = or_(
-        place() > begin, tuple_(t.wallet_number, t.sequence) > (after.wallet, after.sequence)
+        place() > here, tuple_(t.wallet_number, t.sequence) > (after.wallet, after.sequence)
     )
     query = (
         select(place(), t.wallet_number, t.sequence, t.kind, t.grant_number, t.dimension_number)
-        .where(place() >= begin, place() < at_place(str(last.position)), behind)
+        .where(place() >= here, place() < at_place(str(last.position)), behind)
         .order_by(place(), t.wallet_number, t.sequence)
         .limit(size)
     )
