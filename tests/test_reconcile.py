@@ -257,6 +257,16 @@ def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes, says:
         read(tmp_path / "none.csv")
 
 
+def test_a_column_that_does_not_count_is_refused(tmp_path: Path) -> None:
+    """In a report of the balance nothing has a status: who names one expects what does not come."""
+    header = "source_id,created_utc,gross,currency,reporting_category,Status"
+    file = written(tmp_path / "a.csv", f"ch_1,{at(0)},1,usd,charge,Failed", header=header)
+
+    assert read(file).by_id["ch_1"].paid == 1
+    with pytest.raises(CannotReconcile, match="--status-column"):
+        read(file, Spelling({"status": "Status"}))
+
+
 def test_more_than_can_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payments of the file, and top-ups that it does not explain."""
     monkeypatch.setattr(receipts, "RECEIPTS_MAX", 2)

@@ -193,6 +193,10 @@ class _Layout:
         plain = [_plain(name) for name in header]
         is_balance = "reporting category" in plain or {"type", "source", "net"} <= set(plain)
         known = _BALANCE if is_balance else _PAYMENTS
+        for what in spelling.columns.keys() - known.keys():
+            raise CannotReconcile(
+                f"--{what}-column is of lists of payments, and {path} is a report of the balance."
+            )
         places = {}
         for what, names in known.items():
             said = spelling.columns.get(what)

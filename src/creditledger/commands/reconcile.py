@@ -46,7 +46,7 @@ DIFFERENCES = 1
 STEP_ROWS = 10_000
 #: Wallets asked at once for what was taken back.
 STEP_WALLETS = 500
-#: How much later than the clock of the ledger the provider's may be.
+#: How far the provider's clock may be ahead of the ledger's.
 EARLIER_MAX = clock.DAY
 #: Findings shown to people; programs get all of them.
 SHOWN_MAX = 200
@@ -58,7 +58,10 @@ _RATE = re.compile(
 
 def _column(what: str) -> typer.models.OptionInfo:
     option: typer.models.OptionInfo = typer.Option(
-        f"--{what}-column", metavar="NAME", rich_help_panel="How the file is written"
+        f"--{what}-column",
+        metavar="NAME",
+        help=f"The file's name for {what}.",
+        rich_help_panel="How the file is written",
     )
     return option
 
