@@ -132,7 +132,7 @@ def own(name: str) -> str | None:
 def texts() -> Iterator[tuple[Path, str]]:
     """Every text of the project that people write."""
     kinds = {".py", ".proto", ".md", ".yaml", ".toml"}
-    folders = ("src", "tests", "scripts", "protos", "docs")
+    folders = ("src", "tests", "scripts", "protos", "docs", "examples")
     paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
     for path in sorted([*paths, *ROOT.glob("*")]):
         if path.is_file() and (path.suffix in kinds or path.name in {"Makefile", "Dockerfile"}):
