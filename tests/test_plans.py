@@ -6,6 +6,7 @@ million. For PostgreSQL see test_distribution.py.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
@@ -18,9 +19,10 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger import clock as time
+from creditledger.api import watching
 from creditledger.clock import SECOND
 from tests.recorded import LARGE, Said, recorded
-from tests.running import TWO_DAYS_OF_BILLS, consume, grant, refund, serve
+from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support import START, file_of
 
 if TYPE_CHECKING:
@@ -240,6 +242,28 @@ async def test_what_is_used_up_is_not_read(database_url: str, clock: Clock) -> N
         with closing(sqlite3.connect(file_of(database_url))) as connection:
             plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
             assert f"INDEX {table}_open" in str(plan.fetchall())
+
+
+async def test_a_watch_reads_what_is_new(database_url: str, clock: Clock) -> None:
+    """Steps of a watch, however many rows they have, and the look whether there is more."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            await api.post("given", **grant("1000"))
+            await api.batch(post(f"{n}", **consume("1")) for n in range(watching.STEP_ROWS))
+
+            async def watched() -> None:
+                request = list_pb.CreditTransactionServiceWatchRequest(after="beginning")
+                call: Any = api.transactions.Watch(request, metadata=api.service)
+                rows = 0
+                while rows <= watching.STEP_ROWS:
+                    rows += len((await call.read()).transactions)
+                await asyncio.sleep(2 * watching.LOOK_SECONDS)
+                call.cancel()
+
+            statements = await asked(heard.reading, watched)
+
+    assert sum("coalesce(max(position)" in one.text for one in statements) > 2
+    assert scanned(database_url, statements) == []
 
 
 async def test_a_scan_is_seen(database_url: str) -> None:

@@ -236,18 +236,21 @@ def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ..
     return found, dict(connection.execute(labels).all())
 
 
+#: Rows expanded by one statement: for many more, SQLite would rather read the whole table.
+EXPANDED_MAX = 100
+
+
 def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:
     """The transactions at these places (wallet number, sequence), in this order."""
-    if not places:
-        return []
-    # Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
-    asked = values(column("wallet", BigInteger), column("sequence", BigInteger))
-    place = asked.data(list(places)).cte("place")
-    here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
     found = {}
-    for columns in connection.execute(_expanded(place.join(schema.transactions, here))):
-        one = _transaction(columns)
-        found[one.row.wallet, one.row.sequence] = one
+    for at in range(0, len(places), EXPANDED_MAX):
+        # Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
+        asked = values(column("wallet", BigInteger), column("sequence", BigInteger))
+        place = asked.data(list(places[at : at + EXPANDED_MAX])).cte("place")
+        here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
+        for columns in connection.execute(_expanded(place.join(schema.transactions, here))):
+            one = _transaction(columns)
+            found[one.row.wallet, one.row.sequence] = one
     return [found[place] for place in places]
 
 
