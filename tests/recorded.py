@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 LARGE = {
     *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
+    "webhook_deliveries",
 }
 #: What an application calls itself that writes postings.
 POSTING = "creditledger posting"

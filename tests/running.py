@@ -22,6 +22,7 @@ from credit.v1.credit_transaction_service_pb2_grpc import CreditTransactionServi
 from credit.v1.payment_kit_service_pb2_grpc import PaymentKitServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
+from credit.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
 from creditledger import clock as time
 from creditledger.config import Config
@@ -57,6 +58,7 @@ class Services:
         self.grants = CreditGrantServiceStub(channel)
         self.billing = BillingServiceStub(channel)
         self.kit = PaymentKitServiceStub(channel)
+        self.webhooks = WebhookServiceStub(channel)
 
     # What follows asks without a key, so only the local socket may.
 

@@ -18,6 +18,7 @@ from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import spend_limit_pb2 as limit_pb
 from credit.v1 import wallet_service_pb2 as pb
+from credit.v1 import webhook_service_pb2 as hooks_pb
 from google.protobuf import descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -100,6 +101,14 @@ OF_A_HOLD = (
     *(pb.CaptureHoldRequest, pb.ReleaseHoldRequest, pb.ExtendHoldRequest),
     pb.GetHoldRequest,
 )
+
+#: The same of a webhook endpoint, and of a delivery to it.
+OF_A_HOOK = (
+    *(hooks_pb.GetWebhookEndpointRequest, hooks_pb.UpdateWebhookEndpointRequest),
+    *(hooks_pb.DeleteWebhookEndpointRequest, hooks_pb.RotateWebhookSecretRequest),
+    *(hooks_pb.ListWebhookDeliveriesRequest, hooks_pb.ReplayWebhookDeliveriesRequest),
+)
+OF_A_DELIVERY = (hooks_pb.GetWebhookDeliveryRequest, hooks_pb.ReplayWebhookDeliveryRequest)
 
 METER = kit_pb.PaymentKitServiceCreateMeterRequest(
     name="Calls", event_name="calls", unit="call", currency_id="USD"
@@ -337,6 +346,43 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "ApiKeyService.ListApiKeys": (keys_pb.ListApiKeysRequest(), FROM_ADMIN),
     # Of the key that the fixture makes for it.
     "ApiKeyService.RevokeApiKey": (keys_pb.RevokeApiKeyRequest(id="apk_spare"), FROM_ADMIN_LIVE),
+    "WebhookService.CreateWebhookEndpoint": (
+        hooks_pb.CreateWebhookEndpointRequest(
+            url="https://acme.invalid/", customer_id=CUSTOMER, events=["hold.expired"]
+        ),
+        FROM_SERVICE,
+    ),
+    # Of the endpoint that the fixture makes, or of one that is made to be deleted.
+    "WebhookService.GetWebhookEndpoint": (hooks_pb.GetWebhookEndpointRequest(), NOT_OTHERS_LIVE),
+    "WebhookService.ListWebhookEndpoints": (
+        hooks_pb.ListWebhookEndpointsRequest(customer_id=CUSTOMER),
+        NOT_OTHERS,
+    ),
+    "WebhookService.UpdateWebhookEndpoint": (
+        hooks_pb.UpdateWebhookEndpointRequest(description="New"),
+        FROM_SERVICE_LIVE,
+    ),
+    "WebhookService.DeleteWebhookEndpoint": (
+        hooks_pb.DeleteWebhookEndpointRequest(),
+        FROM_SERVICE_LIVE,
+    ),
+    "WebhookService.RotateWebhookSecret": (
+        hooks_pb.RotateWebhookSecretRequest(),
+        FROM_SERVICE_LIVE,
+    ),
+    "WebhookService.ListWebhookDeliveries": (
+        hooks_pb.ListWebhookDeliveriesRequest(),
+        NOT_OTHERS_LIVE,
+    ),
+    "WebhookService.GetWebhookDelivery": (hooks_pb.GetWebhookDeliveryRequest(), NOT_OTHERS_LIVE),
+    "WebhookService.ReplayWebhookDelivery": (
+        hooks_pb.ReplayWebhookDeliveryRequest(),
+        FROM_SERVICE_LIVE,
+    ),
+    "WebhookService.ReplayWebhookDeliveries": (
+        hooks_pb.ReplayWebhookDeliveriesRequest(status="failed"),
+        FROM_SERVICE_LIVE,
+    ),
 }
 
 
@@ -355,6 +401,8 @@ class World:
     spare: str  #: Id of a live key that nobody uses.
     hold: str  #: Id of a hold of cus_acme.
     event: str  #: Id of a meter event of cus_acme.
+    hook: str  #: Id of a webhook endpoint of cus_acme.
+    delivery: str  #: Id of a delivery to it.
 
     async def call(self, name: str, caller: str) -> tuple[str, Message | None]:
         """What became of one RPC of TABLE: OK or the reason, and the answer."""
@@ -367,6 +415,12 @@ class World:
             made = limit_pb.SetSpendLimitRequest(wallet_id=WALLET, amount="90", period="week")
             limit = await self.api.local.wallets.SetSpendLimit(made)
             request = type(request)(wallet_id=WALLET, spend_limit_id=limit.id)
+        elif isinstance(request, OF_A_HOOK):
+            request.id = self.hook
+            if isinstance(request, hooks_pb.DeleteWebhookEndpointRequest):
+                request.id = (await new_hook(self.api)).webhook_endpoint.id
+        elif isinstance(request, OF_A_DELIVERY):
+            request.id = self.delivery
         elif isinstance(request, OF_A_HOLD):
             request = type(request)(hold_id=self.hold)
             if not isinstance(request, pb.GetHoldRequest):
@@ -431,6 +485,7 @@ async def world(
         await local.keys.RevokeApiKey(keys_pb.RevokeApiKeyRequest(id=revoked.api_key.id))
         expired = await local.key("admin", expires_at=time.text(START + 1))
         clock.advance(1)
+        hook = (await new_hook(api)).webhook_endpoint.id
         yield World(
             api,
             {
@@ -454,7 +509,27 @@ async def world(
             (await local.new_key("service")).api_key.id,
             (await api.wallets.Hold(HOLD, metadata=api.service)).hold.id,
             (await api.kit.CreateMeterEvent(EVENT, metadata=api.service)).id,
+            hook,
+            await delivered(api, hook),
         )
+
+
+async def new_hook(api: Api) -> hooks_pb.CreateWebhookEndpointResponse:
+    """A webhook endpoint of cus_acme that nobody answers at."""
+    new = hooks_pb.CreateWebhookEndpointRequest(
+        url="https://acme.invalid/", customer_id=CUSTOMER, events=["transaction.created"]
+    )
+    return await api.webhooks.CreateWebhookEndpoint(new, metadata=api.service)
+
+
+async def delivered(api: Api, hook: str) -> str:
+    """Id of the first delivery to the endpoint, as soon as there is one."""
+    wanted = hooks_pb.ListWebhookDeliveriesRequest(id=hook)
+    async with asyncio.timeout(PATIENCE_SECONDS):
+        while True:
+            log = await api.webhooks.ListWebhookDeliveries(wanted, metadata=api.service)
+            if log.webhook_deliveries:
+                return log.webhook_deliveries[-1].id
 
 
 def test_every_rpc_is_in_the_table() -> None:

@@ -150,6 +150,18 @@ ROUTES = {
     "ApiKeyService.CreateApiKey": "post /v1/api-keys *",
     "ApiKeyService.ListApiKeys": "get /v1/api-keys",
     "ApiKeyService.RevokeApiKey": "delete /v1/api-keys/{id}",
+    "WebhookService.CreateWebhookEndpoint": "post /v1/webhook-endpoints *",
+    "WebhookService.GetWebhookEndpoint": "get /v1/webhook-endpoints/{id}",
+    "WebhookService.ListWebhookEndpoints": "get /v1/webhook-endpoints",
+    "WebhookService.UpdateWebhookEndpoint": "patch /v1/webhook-endpoints/{id} *",
+    "WebhookService.DeleteWebhookEndpoint": "delete /v1/webhook-endpoints/{id}",
+    "WebhookService.RotateWebhookSecret": "post /v1/webhook-endpoints/{id}:rotate-secret *",
+    "WebhookService.ListWebhookDeliveries": "get /v1/webhook-endpoints/{id}/deliveries",
+    "WebhookService.GetWebhookDelivery": "get /v1/webhook-deliveries/{id}",
+    "WebhookService.ReplayWebhookDelivery": "post /v1/webhook-deliveries/{id}:replay *",
+    "WebhookService.ReplayWebhookDeliveries": (
+        "post /v1/webhook-endpoints/{id}/deliveries:replay *"
+    ),
 }
 
 

@@ -38,6 +38,7 @@ from credit.v1 import (
     payment_kit_service_pb2,
     registry_service_pb2,
     wallet_service_pb2,
+    webhook_service_pb2,
 )
 from google.api import annotations_pb2
 
@@ -67,6 +68,7 @@ SERVICES = [
         payment_kit_service_pb2,
         registry_service_pb2,
         wallet_service_pb2,
+        webhook_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 ]

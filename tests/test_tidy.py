@@ -35,13 +35,14 @@ commands.export commands.import_report commands.keys commands.reconcile commands
 console
 workers
 server demo import_usage seeding
-sweeper
+unasked
+deliverer notifier sweeper
 transport
 api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
- api.registry_service api.payment_kit_service api.wallet_service
-api.balances api.exporting api.held api.limits api.pages api.payment_kit_grants api.transferred\
+ api.registry_service api.payment_kit_service api.wallet_service api.webhook_service
+api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grants api.transferred\
  api.usage api.watching
-api.granted api.payment_kit
+api.granted api.held api.payment_kit
 api.wire
 api.fields api.rpc
 api.auth log
@@ -51,7 +52,8 @@ writing
 holds grants limits settling transfers
 rules replay store
 store.postgres store.sqlite_database
-store.meter_events store.topups
+store.webhook_feed
+store.meter_events store.topups store.webhooks
 store.walks store.meters store.tail
 store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
@@ -67,16 +69,18 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0008_scopes\
  store.migrations.versions.0009_due\
  store.migrations.versions.0010_terms_of_grants\
- store.migrations.versions.0011_places_in_commit_order
+ store.migrations.versions.0011_places_in_commit_order\
+ store.migrations.versions.0012_webhooks
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs
 store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
+store.webhook_tables
 store.tables
 reconciling
-registry shown
+registry shown targets webhooks
 books budget
 operations
 model bills
@@ -319,5 +323,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
             if not isinstance(getattr(getattr(service, method.name), "scope", None), Scope)
         ]
 
-    assert len(server.SERVICES) == 7
+    assert len(server.SERVICES) == 8
     assert missing == []

@@ -37,12 +37,22 @@ from creditledger.operations import (
     VoidGrant,
     WalletChange,
 )
-from creditledger.store import CannotOpen, Store, postgres, schema, sqlite_database
+from creditledger.store import (
+    CannotOpen,
+    Store,
+    postgres,
+    schema,
+    sqlite_database,
+    webhook_feed,
+    webhooks,
+)
 from creditledger.store import verify as verify_module
 from creditledger.store.checks import named
 from creditledger.store.credit_checks import PASSES
 from creditledger.store.proofs import Proof, proofs
 from creditledger.store.verify import Finding, Verification, found_by, verify
+from creditledger.store.webhook_feed import New
+from creditledger.webhooks import EventType, Place, Secret
 from tests.support import (
     BACKDATING_MS_MAX,
     START,
@@ -188,6 +198,26 @@ async def change_and_void(ledger: Ledger, post: Callable[[Operation], Awaitable[
     await post(VoidGrant(ids.compose("cg", MANAGED, 8)))
 
 
+def told(connection: Connection) -> None:
+    """Of a row, a balance and a grant of wal_managed, an endpoint of its customer's."""
+    endpoint = webhooks.create(
+        connection,
+        id_="whe_managed",
+        customer_id="cus_of_wal_managed",
+        livemode=True,
+        secret=Secret("whsec_1"),
+        now=START,
+        terms={"url": "https://acme.invalid/", "events": "[1]", "expiring_days": 7},
+    )
+    told_of = ((EventType.TRANSACTION_CREATED, 9), (EventType.GRANT_EXPIRING, 5))
+    new = [
+        New(number, endpoint.number, Place(type_, MANAGED, subject), "{}", 0)
+        for number, (type_, subject) in enumerate(told_of, 1)
+    ]
+    feed = webhook_feed.feed(connection)
+    assert webhook_feed.make(connection, feed, feed._replace(made=len(new)), new, START)
+
+
 async def written(url: str) -> None:
     clock = Clock()
     writing = Store(url, clock=clock)
@@ -202,6 +232,7 @@ async def written(url: str) -> None:
     await ledger.start()
     await story(ledger, clock)
     await ledger.close()
+    await writing.write(told)
     await writing.close()
 
 
@@ -295,6 +326,10 @@ def grant(grant_number: int, changed: str) -> str:
 
 def registered(changed: str) -> str:
     return f"UPDATE wallets SET {changed} WHERE number = {ACME}"
+
+
+#: The number of wal_managed's hold.
+HELD = f"(SELECT number FROM holds WHERE wallet_number = {MANAGED})"
 
 
 def wallet(changed: str) -> str:
@@ -520,6 +555,40 @@ def test_a_damage_of_meter_events_is_named(
     assert {one.wallet_id for one in found} == {"wal_beta"}
 
 
+def delivery(type_: int, changed: str) -> str:
+    return f"UPDATE webhook_deliveries SET {changed} WHERE type = {type_}"
+
+
+def hook(changed: str) -> str:
+    return f"UPDATE webhook_endpoints SET {changed}"
+
+
+#: The same of what wal_managed's customer is told.
+HOOK_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
+    ("delivery_subject", (delivery(1, "subject = 99"),)),
+    ("delivery_subject", (delivery(4, "subject = 9"),)),
+    # A hold that was given back, and none.
+    ("delivery_subject", (delivery(1, f"type = 6, subject = {HELD}"),)),
+    ("delivery_subject", (delivery(1, "type = 6"),)),
+    ("delivery_endpoint", (delivery(1, "endpoint_number = 9"),)),
+    ("delivery_endpoint", (hook("livemode = false"),)),
+    ("delivery_endpoint", (hook("customer_id = 'cus_of_wal_acme'"),)),
+    ("delivery_number", ("UPDATE webhook_feed SET made = 1",)),
+    ("delivery_number", ("DELETE FROM webhook_feed",)),
+]
+
+
+@pytest.mark.parametrize(("check", "statements"), HOOK_DAMAGES)
+def test_a_damage_of_webhooks_is_named(
+    damaged: Damaged, check: str, statements: tuple[str, ...]
+) -> None:
+    """Nobody is told of what is not there, nor of a wallet that is not his to know of."""
+    found = damaged(*statements)
+
+    assert {one.check for one in found} == {check}
+    assert {one.wallet_id for one in found} == {"wal_managed"}
+
+
 def test_a_ledger_that_the_ledger_wrote_has_nothing_wrong(ledger: str) -> None:
     """Grants, draws, overdraft, refunds, expiry, backdating before 1970: nothing is found."""
     assert findings(ledger) == []
@@ -642,7 +711,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
     listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES, *DAMAGED_TERMS)]
-    listed += EVENT_DAMAGES
+    listed += [*EVENT_DAMAGES, *HOOK_DAMAGES]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown

@@ -151,6 +151,16 @@ class Config(BaseSettings):
         float,
         Field(ge=0, le=86_400, description="How often expirations due are written down; 0: never."),
     ] = 60.0
+    webhook_connections: Annotated[
+        int,
+        Field(ge=0, le=1_000, description="Webhooks sent at the same time; 0: none made or sent."),
+    ] = 64
+    webhook_allow_private: Annotated[
+        bool, Field(description="Send webhooks also to this machine and private networks.")
+    ] = False
+    webhook_retention_days: Annotated[
+        int, Field(ge=2, le=36_500, description="How long webhook deliveries are kept.")
+    ] = 30
     drain_seconds: Annotated[
         float, Field(ge=0, le=3_600, description="How long a stop waits for calls under way.")
     ] = 10.0

@@ -38,6 +38,8 @@ from credit.v1 import (
     registry_service_pb2_grpc,
     wallet_service_pb2,
     wallet_service_pb2_grpc,
+    webhook_service_pb2,
+    webhook_service_pb2_grpc,
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -55,10 +57,12 @@ from creditledger.api.payment_kit_service import PaymentKitService
 from creditledger.api.registry_service import RegistryService
 from creditledger.api.wallet_service import WalletService
 from creditledger.api.watching import Watches
+from creditledger.api.webhook_service import WebhookService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
 from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail
 from creditledger.sweeper import Sweeper
+from creditledger.unasked import Unasked
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
 try:
@@ -98,6 +102,7 @@ SERVICES = tuple(
         payment_kit_service_pb2,
         registry_service_pb2,
         wallet_service_pb2,
+        webhook_service_pb2,
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
@@ -131,13 +136,19 @@ class Server:
         self._health = health.aio.HealthServicer()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
-        #: What writes down what has expired; None where nobody does unasked.
-        self.sweeper: Sweeper | None = None
+        #: What it does unasked; None before it has started, and where it takes local calls alone.
+        self.unasked: Unasked | None = None
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
         #: The Unix socket for commands of the database's owner; where it is nobody's business but
         #: this process's, it gets its place as it starts.
         self.local_socket = local_socket(config.path) if config.path else Path()
+
+    @property
+    def sweeper(self) -> Sweeper | None:
+        """What writes down what has expired; None where nobody does unasked."""
+        swept = self.unasked is not None and self._config.sweep_interval_seconds > 0
+        return self.unasked.sweeper if swept and self.unasked is not None else None
 
     async def start(self) -> None:
         """Open the database and serve.
@@ -179,15 +190,10 @@ class Server:
         )
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
-        if config.sweep_interval_seconds and not self._local_only:
-            self.sweeper = Sweeper(
-                opened,
-                ledger,
-                clock=self._clock or time.now,
-                interval_seconds=config.sweep_interval_seconds,
-            )
-            self.sweeper.start()
-            self._closing.push_async_callback(self.sweeper.stop)
+        if not self._local_only:
+            self.unasked = Unasked(config, opened, ledger, self._clock or time.now)
+            self.unasked.start()
+            self._closing.push_async_callback(self.unasked.stop)
         local = transport.local()
         entrances = [local] if self._local_only else [transport.network(config.transport), local]
         self._register(entrances, opened, ledger)
@@ -238,6 +244,13 @@ class Server:
         registry = RegistryService(store=store, callers=callers, clock=clock)
         kit = PaymentKitService(store=store, ledger=ledger, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
+        webhooks = WebhookService(
+            store=store,
+            callers=callers,
+            clock=clock,
+            allow_private=self._config.webhook_allow_private,
+            on_change=self.unasked.look_for_webhooks if self.unasked else lambda: None,
+        )
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         for entrance in entrances:
             edge: Any = entrance.boundary  # a server, to what was generated
@@ -250,6 +263,7 @@ class Server:
             registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, edge)
             payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server(kit, edge)
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
+            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhooks, edge)
             # These answer whoever asks, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
             reflection.enable_server_reflection(names, entrance.server)

@@ -17,6 +17,7 @@ from creditledger.errors import Overloaded
 from creditledger.ledger import Ledger
 from creditledger.operations import Sweep
 from creditledger.store import Store, due
+from creditledger.store.due import What
 
 log = structlog.get_logger()
 
@@ -59,14 +60,18 @@ class Sweeper:
                 # The next one finds what this one has left.
                 log.warning("sweep failed", exc_info=True)
 
-    async def sweep(self) -> int:
-        """One pass over all that is due now; how much of it was written down.
+    async def sweep_holds(self) -> int:
+        """One pass over the holds that are over. Raises as `sweep` does."""
+        return await self.sweep((due.HOLDS,))
+
+    async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS)) -> int:
+        """One pass over all of these that is due now; how much of it was written down.
 
         Raises what the store raises, and Unavailable where the ledger is closing.
         """
         now = self._clock()
         written = 0
-        for what in (due.GRANTS, due.HOLDS):
+        for what in kinds:
             last = due.NOTHING
             while True:
                 look = partial(due.due, what=what, now=now, after=last, size=PAGE)

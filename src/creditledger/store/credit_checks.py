@@ -1,4 +1,4 @@
-"""The invariants of what wallets have, as queries that must find nothing: grants to transfers.
+"""The invariants of what wallets have, as queries that must find nothing: grants to webhooks.
 
 As checks.py, which has those of rows, postings and roll-ups. The end of the file lists all passes.
 """
@@ -343,10 +343,38 @@ revision_void: CASE WHEN b.voided_at IS NULL AND r.voided_at IS NOT NULL
 """,
 )
 
+# --- webhooks -------------------------------------------------------------------------------------
+
+#: What is told is there, and whoever is told may know of it.
+WEBHOOKS = Pass(
+    "webhook deliveries",
+    """webhook_deliveries AS y
+    LEFT JOIN wallets AS w ON w.number = y.wallet_number
+    LEFT JOIN webhook_endpoints AS e ON e.number = y.endpoint_number
+    LEFT JOIN webhook_feed AS f ON f.number = 1
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = y.wallet_number AND t.sequence = y.subject AND y.type NOT IN (4, 6)
+    LEFT JOIN grants AS g
+      ON g.wallet_number = y.wallet_number AND g.number = y.subject AND y.type = 4
+    LEFT JOIN holds AS h
+      ON h.wallet_number = y.wallet_number AND h.number = y.subject AND y.type = 6
+        AND h.ended = $HOLD_EXPIRED""",
+    ("y.wallet_number", "NULL"),
+    """
+delivery_subject: t.sequence IS NULL AND g.number IS NULL AND h.number IS NULL
+    -- delivery {y.number} of type {y.type} is about {y.subject}, which is not there
+delivery_endpoint: e.number IS NULL OR w.number IS NULL OR e.livemode <> w.livemode
+    OR coalesce(e.customer_id, w.customer_id) <> w.customer_id
+    -- delivery {y.number} is for endpoint {y.endpoint_number}, which does not hear of its wallet
+delivery_number: f.number IS NULL OR y.number > f.made
+    -- delivery {y.number} was not made yet
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
-    *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS),
+    *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, WEBHOOKS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

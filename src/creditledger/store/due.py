@@ -20,6 +20,7 @@ class Due(NamedTuple):
 
 #: Before every other.
 NOTHING = Due(-(1 << 62), 0, 0, "")
+What = tuple[str, str, str, str]
 #: Table, index, the column with its end, and what is true of those not written down as ended. Of a
 #: grant that has ended there may be left what is held, and that is not due.
 GRANTS = ("grants", "grants_due", "expires_at", "o.open")
@@ -33,9 +34,7 @@ WHERE {is_open} AND o.{moment} IS NOT NULL AND o.{moment} <= :now
 ORDER BY o.{moment}, o.wallet_number, o.number LIMIT :size"""
 
 
-def due(
-    connection: Connection, what: tuple[str, str, str, str], now: int, after: Due, size: int
-) -> Sequence[Due]:
+def due(connection: Connection, what: What, now: int, after: Due, size: int) -> Sequence[Due]:
     """Up to `size` of those over by `now`, in order, from behind `after` on."""
     table, index, moment, is_open = what
     if connection.dialect.name == "sqlite":

@@ -52,6 +52,7 @@ from creditledger.store.credit_checks import (
     SCOPES,
     TRANSFERS,
     WALLETS,
+    WEBHOOKS,
 )
 
 
@@ -336,13 +337,13 @@ _SQLITE = (
         _whole(LIMITS),
         _whole(SCOPES),
     ),
-    _whole(GRANT_REVISIONS),
+    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
-    _whole(GRANT_REVISIONS),
+    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS)),
 )
 
 

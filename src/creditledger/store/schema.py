@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import SchemaItem
 
-from creditledger.store import tables
+from creditledger.store import tables, webhook_tables
 
 metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
 
@@ -290,6 +290,15 @@ Index(
     postgresql_where=_is_open,
 )
 
+#: The same of those that are written down as over by their deadline: what webhooks tell of.
+_has_expired = text("ended = 3")
+Index(
+    "holds_expired",
+    *(holds.c.deadline, holds.c.wallet_number, holds.c.number),
+    sqlite_where=_has_expired,
+    postgresql_where=_has_expired,
+)
+
 #: What each posting about a hold left of it: how a balance at a past moment is known.
 hold_revisions = Table(
     "hold_revisions",
@@ -390,6 +399,10 @@ rollups = Table(
     PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number"),
     sqlite_with_rowid=False,
 )
+
+webhook_endpoints = webhook_tables.endpoints
+webhook_deliveries = webhook_tables.deliveries
+webhook_feed = webhook_tables.feed
 
 
 def _postings(to: MetaData, *key: SchemaItem) -> Table:

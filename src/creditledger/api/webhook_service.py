@@ -1,0 +1,421 @@
+"""WebhookService: where events are sent, and how the sending went."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+from credit.v1 import webhook_service_pb2 as pb
+from credit.v1 import webhook_service_pb2_grpc
+from sqlalchemy import Connection
+
+from creditledger import clock as time
+from creditledger import ids, money
+from creditledger.api import fields, hooked, pages
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.errors import MissingField, NotFound, echo
+from creditledger.registry import Scope
+from creditledger.store import Store, registry, webhooks
+from creditledger.targets import URL_MAX
+from creditledger.webhooks import (
+    EXPIRING_DAYS,
+    OVERLAP_MS,
+    OVERLAP_MS_MAX,
+    DeliveryStatus,
+    Endpoint,
+    EventType,
+    Threshold,
+    new_secret,
+)
+
+#: Deliveries looked at in one transaction as many are sent again.
+REPLAY_ROWS = 1_000
+
+
+@dataclass(frozen=True, slots=True)
+class _New:
+    url: str
+    description: str | None
+    customer_id: str | None
+    livemode: bool | None
+    events: tuple[EventType, ...]
+    thresholds: tuple[hooked.Line, ...]
+    expiring_days: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    id: str
+    url: str | None
+    description: str | None
+    events: tuple[EventType, ...]
+    thresholds: tuple[hooked.Line, ...]
+    expiring_days: int | None
+    enabled: bool | None
+
+
+# What is allowed of a URL depends on a setting, so the service checks it.
+
+
+def _new(request: pb.CreateWebhookEndpointRequest) -> _New:
+    new = _New(
+        url=fields.required(request.url, field="url"),
+        description=fields.optional_text(request, "description", field="description"),
+        customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+        livemode=fields.optional(request, "livemode", None),
+        events=hooked.events(request.events),
+        thresholds=hooked.thresholds(request.thresholds),
+        expiring_days=hooked.expiring_days(request),
+    )
+    if not new.events:
+        raise MissingField("events")
+    hooked.require_thresholds(new.events, len(new.thresholds))
+    return new
+
+
+def _change(request: pb.UpdateWebhookEndpointRequest) -> _Change:
+    return _Change(
+        id=_id(request),
+        url=fields.optional_text(request, "url", field="url", most=URL_MAX),
+        description=fields.optional_text(request, "description", field="description"),
+        events=hooked.events(request.events),
+        thresholds=hooked.thresholds(request.thresholds),
+        expiring_days=hooked.expiring_days(request),
+        enabled=fields.optional(request, "enabled", None),
+    )
+
+
+def _id(
+    request: pb.GetWebhookEndpointRequest
+    | pb.UpdateWebhookEndpointRequest
+    | pb.DeleteWebhookEndpointRequest
+    | pb.RotateWebhookSecretRequest
+    | pb.ListWebhookDeliveriesRequest
+    | pb.ReplayWebhookDeliveriesRequest,
+) -> str:
+    return fields.reference("whe", request.id, field="id")
+
+
+def _delivery_id(request: pb.GetWebhookDeliveryRequest | pb.ReplayWebhookDeliveryRequest) -> str:
+    return fields.made("evt", request.id, field="id")
+
+
+@dataclass(frozen=True, slots=True)
+class _EndpointList:
+    page: pages.Asked
+    livemode: bool | None
+    customer_id: str | None
+
+
+def _endpoint_list(request: pb.ListWebhookEndpointsRequest) -> _EndpointList:
+    return _EndpointList(
+        page=pages.asked(request),
+        livemode=fields.optional(request, "livemode", None),
+        customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _DeliveryList:
+    id: str
+    page: pages.Asked
+    status: DeliveryStatus | None
+
+
+def _status(
+    request: pb.ListWebhookDeliveriesRequest | pb.ReplayWebhookDeliveriesRequest,
+    allowed: dict[str, DeliveryStatus],
+) -> DeliveryStatus | None:
+    if not request.HasField("status"):
+        return None
+    return fields.word(request.status, allowed, field="status")
+
+
+def _delivery_list(request: pb.ListWebhookDeliveriesRequest) -> _DeliveryList:
+    return _DeliveryList(_id(request), pages.asked(request), _status(request, hooked.STATUSES))
+
+
+def _rotation(request: pb.RotateWebhookSecretRequest) -> tuple[str, int]:
+    overlap = OVERLAP_MS
+    if request.HasField("overlap_seconds"):
+        most = OVERLAP_MS_MAX // time.SECOND
+        seconds = request.overlap_seconds
+        overlap = fields.number(seconds, least=0, most=most, field="overlap_seconds") * time.SECOND
+    return _id(request), overlap
+
+
+@dataclass(frozen=True, slots=True)
+class _Replay:
+    id: str
+    status: DeliveryStatus | None
+    since: int | None
+
+
+def _replay(request: pb.ReplayWebhookDeliveriesRequest) -> _Replay:
+    done = {word: one for word, one in hooked.STATUSES.items() if word != "pending"}
+    wanted = _Replay(
+        id=_id(request),
+        status=_status(request, done),
+        since=fields.optional_time(request, "since", field="since"),
+    )
+    if wanted.since is None and wanted.status is not DeliveryStatus.FAILED:
+        raise MissingField("since")
+    return wanted
+
+
+class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
+    """Served to internal services and, to be read, to customers; over gRPC and over REST."""
+
+    def __init__(
+        self,
+        *,
+        store: Store,
+        callers: Callers,
+        clock: Callable[[], int],
+        allow_private: bool,
+        on_change: Callable[[], None],
+    ) -> None:
+        """`on_change` is told that there is something new to be made or sent."""
+        self.callers = callers
+        self._store = store
+        self._clock = clock
+        self._allow_private = allow_private
+        self._on_change = on_change
+
+    @rpc(_new, scope=Scope.SERVICE)
+    async def CreateWebhookEndpoint(  # noqa: N802
+        self, new: _New, caller: Caller
+    ) -> pb.CreateWebhookEndpointResponse:
+        """The endpoint and its secret, which only this answer holds. Two calls make two.
+
+        Raises ModeMismatch, InvalidField, NotFound for the customer and currencies, OutOfRange.
+        """
+        livemode = caller.mode(new.livemode)
+        url = hooked.url(new.url, allow_private=self._allow_private)
+        now, secret = self._clock(), new_secret()
+
+        def create(connection: Connection) -> Endpoint:
+            return webhooks.create(
+                connection,
+                id_=ids.random("whe"),
+                customer_id=new.customer_id,
+                livemode=livemode,
+                secret=secret,
+                now=now,
+                terms=webhooks.columns(
+                    url=url,
+                    description=new.description,
+                    events=new.events,
+                    thresholds=_scaled(connection, new.thresholds),
+                    expiring_days=new.expiring_days or EXPIRING_DAYS,
+                ),
+            )
+
+        made = await self._store.write(create)
+        self._on_change()
+        return pb.CreateWebhookEndpointResponse(
+            webhook_endpoint=(await self._shown([made], now))[0], secret=secret
+        )
+
+    @rpc(_id, scope=Scope.CUSTOMER)
+    async def GetWebhookEndpoint(  # noqa: N802
+        self, id_: str, caller: Caller
+    ) -> pb.WebhookEndpoint:
+        """Raises NotFound."""
+        return await self._show(await self._store.read(lambda c: _own(c, id_, caller)))
+
+    @rpc(_endpoint_list, scope=Scope.CUSTOMER)
+    async def ListWebhookEndpoints(  # noqa: N802
+        self, wanted: _EndpointList, caller: Caller
+    ) -> pb.ListWebhookEndpointsResponse:
+        """Ordered by id. Raises ModeMismatch, NotFound for another customer's id."""
+        livemode = wanted.livemode
+        if caller.livemode is not None:
+            livemode = caller.mode(livemode)
+        customer_id = caller.own(wanted.customer_id)
+        filters = ("webhook_endpoints", livemode, customer_id)
+        after = wanted.page.after(filters)
+        found = await self._store.read(
+            lambda c: webhooks.endpoints(
+                c, after, wanted.page.size, livemode=livemode, customer_id=customer_id
+            )
+        )
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.id])
+        return pb.ListWebhookEndpointsResponse(
+            webhook_endpoints=await self._shown(page, self._clock()), next_page_token=token
+        )
+
+    @rpc(_change, scope=Scope.SERVICE)
+    async def UpdateWebhookEndpoint(  # noqa: N802
+        self, wanted: _Change, caller: Caller
+    ) -> pb.WebhookEndpoint:
+        """Raises NotFound, InvalidField, MissingField for thresholds that its events need."""
+        url, now = wanted.url, self._clock()
+        if url is not None:
+            hooked.url(url, allow_private=self._allow_private)
+
+        def change(connection: Connection) -> Endpoint | None:
+            one = _own(connection, wanted.id, caller)
+            lines = wanted.thresholds or one.thresholds
+            hooked.require_thresholds(wanted.events or one.events, len(lines))
+            terms = webhooks.columns(
+                url=url,
+                description=wanted.description,
+                events=wanted.events,
+                thresholds=_scaled(connection, wanted.thresholds),
+                expiring_days=wanted.expiring_days,
+            )
+            return webhooks.change(connection, one, terms, enabled=wanted.enabled, now=now)
+
+        changed = await self._store.write(change)
+        self._on_change()
+        return await self._show(_there(changed, wanted.id))
+
+    @rpc(_id, scope=Scope.SERVICE)
+    async def DeleteWebhookEndpoint(  # noqa: N802
+        self, id_: str, caller: Caller
+    ) -> pb.WebhookEndpoint:
+        """The endpoint as it was. Raises NotFound."""
+        now = self._clock()
+
+        def delete(connection: Connection) -> Endpoint:
+            one = _own(connection, id_, caller)
+            webhooks.delete(connection, one.number, now=now)
+            return one
+
+        return await self._show(await self._store.write(delete))
+
+    @rpc(_rotation, scope=Scope.SERVICE)
+    async def RotateWebhookSecret(  # noqa: N802
+        self, wanted: tuple[str, int], caller: Caller
+    ) -> pb.RotateWebhookSecretResponse:
+        """The new secret, which only this answer holds. Raises NotFound."""
+        id_, overlap_ms = wanted
+        now, secret = self._clock(), new_secret()
+
+        def rotate(connection: Connection) -> Endpoint | None:
+            one = _own(connection, id_, caller)
+            return webhooks.rotate(connection, one, secret=secret, overlap_ms=overlap_ms, now=now)
+
+        rotated = _there(await self._store.write(rotate), id_)
+        return pb.RotateWebhookSecretResponse(
+            webhook_endpoint=await self._show(rotated), secret=secret
+        )
+
+    @rpc(_delivery_list, scope=Scope.CUSTOMER)
+    async def ListWebhookDeliveries(  # noqa: N802
+        self, wanted: _DeliveryList, caller: Caller
+    ) -> pb.ListWebhookDeliveriesResponse:
+        """Newest first. Raises NotFound."""
+        filters = ("webhook_deliveries", wanted.id, wanted.status)
+        before, size = wanted.page.before(filters), wanted.page.size
+
+        def read(connection: Connection) -> list[webhooks.Delivery]:
+            one = _own(connection, wanted.id, caller)
+            return webhooks.deliveries(connection, one.number, before, size, status=wanted.status)
+
+        found = await self._store.read(read)
+        page, token = pages.cut(found, size, filters, lambda one: [one.number])
+        return pb.ListWebhookDeliveriesResponse(
+            webhook_deliveries=map(hooked.delivery, page), next_page_token=token
+        )
+
+    @rpc(_delivery_id, scope=Scope.CUSTOMER)
+    async def GetWebhookDelivery(  # noqa: N802
+        self, id_: str, caller: Caller
+    ) -> pb.WebhookDelivery:
+        """With what is sent. Raises NotFound."""
+        found = await self._store.read(lambda c: _own_delivery(c, id_, caller))
+        return hooked.delivery(found, whole=True)
+
+    @rpc(_delivery_id, scope=Scope.SERVICE)
+    async def ReplayWebhookDelivery(  # noqa: N802
+        self, id_: str, caller: Caller
+    ) -> pb.WebhookDelivery:
+        """The delivery, pending again. Raises NotFound."""
+        now = self._clock()
+
+        def replay(connection: Connection) -> webhooks.Delivery:
+            found = _own_delivery(connection, id_, caller)
+            webhooks.replay(connection, found.wallet, found.number, now=now)
+            return _own_delivery(connection, id_, caller)
+
+        found = await self._store.write(replay)
+        self._on_change()
+        return hooked.delivery(found)
+
+    @rpc(_replay, scope=Scope.SERVICE)
+    async def ReplayWebhookDeliveries(  # noqa: N802
+        self, wanted: _Replay, caller: Caller
+    ) -> pb.ReplayWebhookDeliveriesResponse:
+        """How many are sent again. One that was cut off may be asked again. Raises NotFound."""
+        one = await self._store.read(lambda c: _own(c, wanted.id, caller))
+        now = self._clock()
+        replayed = 0
+        last: int | None = 0
+        while last is not None:
+            replay = partial(
+                webhooks.replay_many,
+                endpoint_number=one.number,
+                status=wanted.status,
+                since=wanted.since,
+                after=last,
+                size=REPLAY_ROWS,
+                now=now,
+            )
+            count, last = await self._store.write(replay)
+            replayed += count
+            self._on_change()
+        return pb.ReplayWebhookDeliveriesResponse(replayed=replayed)
+
+    async def _show(self, one: Endpoint) -> pb.WebhookEndpoint:
+        return (await self._shown([one], self._clock()))[0]
+
+    async def _shown(self, found: Sequence[Endpoint], now: int) -> list[pb.WebhookEndpoint]:
+        codes = {line.currency for one in found for line in one.thresholds if line.currency}
+        scales: dict[str, int] = {}
+        if codes:
+            scales = await self._store.read(
+                lambda c: {code: registry.scale(c, code, field="thresholds") for code in codes}
+            )
+        return [hooked.endpoint(one, scales, now) for one in found]
+
+
+def _scaled(connection: Connection, lines: Sequence[hooked.Line]) -> list[Threshold]:
+    """Thresholds in smallest units, each once. Raises NotFound, InvalidField."""
+    found = []
+    for i, (amount, currency, percent) in enumerate(lines):
+        if amount is None or currency is None:
+            found.append(Threshold(None, None, percent))
+            continue
+        scale = registry.scale(connection, currency, field=f"thresholds[{i}].currency_id")
+        units = money.parse(amount, scale, field=f"thresholds[{i}].amount")
+        found.append(Threshold(currency, units, None))
+    return list(dict.fromkeys(found))
+
+
+def _there(found: Endpoint | None, id_: str) -> Endpoint:
+    if found is None:
+        raise NotFound(f"no webhook endpoint {echo(id_)}", param="id")
+    return found
+
+
+def _own(connection: Connection, id_: str, caller: Caller) -> Endpoint:
+    """The endpoint, if the caller may see it. Raises NotFound."""
+    one = _there(webhooks.endpoint(connection, id_), id_)
+    return _there(one if _may_see(caller, one) else None, id_)
+
+
+def _may_see(caller: Caller, one: Endpoint) -> bool:
+    if caller.livemode not in (None, one.livemode):
+        return False
+    # What hears of all wallets is no customer's.
+    return caller.customer_id in (None, one.customer_id)
+
+
+def _own_delivery(connection: Connection, id_: str, caller: Caller) -> webhooks.Delivery:
+    place = ids.resolve("evt", id_)
+    found = None if place is None else webhooks.delivery(connection, *place)
+    if found is None or not _may_see(caller, found[1]):
+        raise NotFound(f"no webhook delivery {echo(id_)}", param="id")
+    return found[0]

@@ -1,0 +1,304 @@
+"""The deliverer: sends what the notifier made, signed, until it is taken or a day is over.
+
+A delivery is claimed in the database for a while before it is sent, and how it went is written
+after: a server that dies in between leaves it to be sent again, which is why events have ids. Each
+endpoint has a few places of its own and all failing ones together at most half of all places, so
+who does not answer delays nobody else. No redirect is followed and no proxy used; names are looked
+up here, and only an address that may be called is connected to. Started by the server.
+"""
+
+import asyncio
+import contextlib
+import random
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpcore
+import structlog
+from sqlalchemy import Connection
+
+from creditledger import clock as time
+from creditledger import ids, targets
+from creditledger.store import Store, webhook_feed
+from creditledger.store.webhook_feed import Claimed, Outcome
+from creditledger.webhooks import (
+    EVENT_HEADER,
+    SIGNATURE_HEADER,
+    Endpoint,
+    next_attempt,
+    signature,
+)
+
+log = structlog.get_logger()
+
+#: What an attempt may take in all, and for how long nobody else makes one.
+ATTEMPT_SECONDS_MAX = 10.0
+CLAIM_MS = 60 * time.SECOND
+#: What the connection to one of several addresses may take.
+CONNECT_SECONDS_MAX = 3.0
+#: What is sent to one endpoint at the same time: as long as it answers, and while it does not.
+PLACES, PLACES_FAILING = 8, 1
+#: Endpoints with something to send that are looked at in one transaction.
+ENDPOINTS_MAX = 100
+#: How often it looks unasked: for what is due again, and for what other servers made.
+LOOK_SECONDS = 1.0
+#: Outcomes written together wait so long for each other: on SQLite each transaction is an fsync.
+GATHER_SECONDS = 0.02
+#: Of an answer only its status matters; what is read beyond is for the connection to be used again.
+ANSWER_BYTES_MAX = 4_096
+#: What is too old goes so often, so much at a time.
+FORGET_SECONDS, FORGET_ROWS = 60.0, 500
+GONE = 410
+
+_HEADERS = (("Content-Type", "application/json"), ("User-Agent", "creditledger"))
+_EXTENSIONS = {"timeout": {"connect": CONNECT_SECONDS_MAX}}
+
+
+class _NotAllowed(Exception):
+    """The endpoint's name leads to an address that is not to be called."""
+
+
+class _Network(httpcore.AsyncNetworkBackend):
+    """Connects to addresses that may be called, whatever the name is said to be a moment later."""
+
+    def __init__(self, resolver: ThreadPoolExecutor, *, allow_private: bool) -> None:
+        self._backend = httpcore.AnyIOBackend()
+        self._resolver = resolver
+        self._allow_private = allow_private
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109 # as the base class has it
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        """The first address that takes the connection. Raises _NotAllowed, httpcore's errors."""
+        loop = asyncio.get_running_loop()
+        try:
+            # In threads of its own: a name server that is silent keeps one for half a minute.
+            found = await loop.run_in_executor(
+                self._resolver,
+                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
+            )
+        except (OSError, UnicodeError):
+            raise httpcore.ConnectError("the name is not known") from None
+        addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
+        if not self._allow_private and not all(map(targets.is_public, addresses)):
+            raise _NotAllowed
+        failed: Exception = httpcore.ConnectError("the name has no address")
+        for address in addresses:
+            try:
+                return await self._backend.connect_tcp(
+                    address, port, timeout, local_address, socket_options
+                )
+            except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
+                failed = error
+        raise failed
+
+    async def sleep(self, seconds: float) -> None:
+        """As it says."""
+        await asyncio.sleep(seconds)
+
+
+class Deliverer:
+    """One per server; several share the work, each delivery claimed by one of them."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        clock: Callable[[], int],
+        connections: int,
+        allow_private: bool,
+        retention_ms: int,
+    ) -> None:
+        self._store = store
+        self._clock = clock
+        self._places = connections
+        self._retention_ms = retention_ms
+        self._resolver = ThreadPoolExecutor(connections, thread_name_prefix="webhook names")
+        self._http = httpcore.AsyncConnectionPool(
+            max_connections=connections,
+            max_keepalive_connections=connections,
+            keepalive_expiry=15.0,
+            network_backend=_Network(self._resolver, allow_private=allow_private),
+        )
+        self._changed = asyncio.Event()
+        self._sending: dict[asyncio.Task[Outcome], Claimed] = {}
+        self._ended: list[Outcome] = []
+        self._failing: set[int] = set()  #: Endpoints whose last attempt did not succeed.
+        self._last = 0  #: The endpoint that was last looked at: the next one comes first.
+        self._task: asyncio.Task[None] | None = None
+        # Nobody gains by guessing when something is sent again.
+        self._chance = random.Random()  # noqa: S311 # as said
+
+    def start(self) -> None:
+        """Send from now on."""
+        self._task = asyncio.create_task(self._run(), name="deliverer")
+
+    async def stop(self) -> None:
+        """Send no more; what is under way is given up and sent again later."""
+        if self._task is None:
+            return
+        self._task.cancel()
+        for task in self._sending:
+            task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
+        await asyncio.gather(*self._sending, return_exceptions=True)
+        now = self._clock()
+        for claimed in self._sending.values():
+            self._ended.append(Outcome(claimed, False, None, "the server stopped", now))
+        with contextlib.suppress(Exception):  # else another server sends it after the claim
+            await self._exchange({})
+        await self._http.aclose()
+        self._resolver.shutdown(wait=False, cancel_futures=True)
+
+    def wake(self) -> None:
+        """Look at once: there is something to send."""
+        self._changed.set()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        forgot_at = loop.time()
+        while True:
+            try:
+                while await self.send():
+                    pass
+                if loop.time() - forgot_at >= FORGET_SECONDS:
+                    forgot_at = loop.time()
+                    await self.forget()
+            except Exception:
+                # What was claimed is sent again when the claim is over.
+                log.warning("webhooks not sent", exc_info=True)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_SECONDS):
+                    await self._changed.wait()
+                await asyncio.sleep(GATHER_SECONDS)
+            self._changed.clear()
+
+    async def send(self) -> bool:
+        """Write down what has ended and begin to send what there is room for; whether any began.
+
+        Raises what the store raises.
+        """
+        now, after = self._clock(), self._last
+        found = await self._store.read(lambda c: webhook_feed.due(c, now, after, ENDPOINTS_MAX))
+        self._last = found[-1].number if len(found) == ENDPOINTS_MAX else 0
+        endpoints = {one.number: one for one in found}
+        rooms = self._rooms(endpoints)
+        if not rooms and not self._ended:
+            return False
+        claimed = await self._exchange(rooms)
+        for one in claimed:
+            task = asyncio.create_task(self._attempt(endpoints[one.endpoint], one))
+            self._sending[task] = one
+            task.add_done_callback(self._done)
+        # Where there are many endpoints, the next ones are looked at while there is room.
+        return bool(claimed) or (self._last != 0 and len(self._sending) < self._places)
+
+    async def forget(self) -> int:
+        """Take away what is older than it is kept for; how many."""
+        before, forgotten = self._clock() - self._retention_ms, 0
+        while True:
+            count = await self._store.write(lambda c: webhook_feed.forget(c, before, FORGET_ROWS))
+            forgotten += count
+            if count < FORGET_ROWS:
+                return forgotten
+
+    def _rooms(self, endpoints: Iterable[int]) -> dict[int, int]:
+        """How many more may be sent, by endpoint."""
+        under_way: dict[int, int] = {}
+        for one in self._sending.values():
+            under_way[one.endpoint] = under_way.get(one.endpoint, 0) + 1
+        free = self._places - len(self._sending)
+        failing = self._places // 2 - sum(
+            count for number, count in under_way.items() if number in self._failing
+        )
+        rooms = {}
+        for number in endpoints:
+            fails = number in self._failing
+            room = (PLACES_FAILING if fails else PLACES) - under_way.get(number, 0)
+            room = min(room, free, failing if fails else room)
+            if room > 0:
+                rooms[number] = room
+                free -= room
+                failing -= room if fails else 0
+        return rooms
+
+    async def _exchange(self, rooms: dict[int, int]) -> list[Claimed]:
+        """Outcomes for claims, in one transaction."""
+        ended, self._ended = self._ended, []
+        now = self._clock()
+
+        def change(connection: Connection) -> list[Claimed]:
+            webhook_feed.settle(connection, ended, now)
+            return webhook_feed.claim(connection, rooms, now=now, until=now + CLAIM_MS)
+
+        try:
+            return await self._store.write(change)
+        except BaseException:
+            self._ended = ended + self._ended
+            raise
+
+    def _done(self, task: "asyncio.Task[Outcome]") -> None:
+        if task.cancelled():
+            return
+        claimed = self._sending.pop(task)
+        outcome = task.result()
+        self._ended.append(outcome)
+        if outcome.delivered:
+            self._failing.discard(claimed.endpoint)
+        else:
+            self._failing.add(claimed.endpoint)
+        self._changed.set()
+
+    async def _attempt(self, endpoint: Endpoint, claimed: Claimed) -> Outcome:
+        status: int | None = None
+        error: str | None = None
+        try:
+            async with asyncio.timeout(ATTEMPT_SECONDS_MAX):
+                status = await self._post(endpoint, claimed)
+            if not 200 <= status <= 299:
+                error = f"the answer was {status}"
+        except TimeoutError:
+            error = f"no answer within {ATTEMPT_SECONDS_MAX:g} seconds"
+        except _NotAllowed:
+            error = "the name leads to this machine or a private network"
+        except (httpcore.ConnectError, httpcore.ConnectTimeout) as failed:
+            error = "no connection"
+            if isinstance(failed.__cause__, ssl.SSLError):
+                error = "no connection: its certificate or its TLS is not accepted"
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException):
+            error = "the connection broke before an answer"
+        except Exception:
+            log.error("webhook attempt", endpoint=endpoint.id, exc_info=True)
+            error = "it could not be sent"
+        now, gone = self._clock(), status == GONE
+        again = None
+        if error is not None and not gone:
+            again = next_attempt(now, claimed.give_up_at, self._chance.random())
+        id_ = ids.compose("evt", claimed.wallet, claimed.number)
+        log.info("webhook", endpoint=endpoint.id, event_id=id_, status=status, error=error)
+        return Outcome(claimed, error is None, status, error, again, gone)
+
+    async def _post(self, endpoint: Endpoint, claimed: Claimed) -> int:
+        """The status of the answer."""
+        now, body = self._clock(), claimed.body.encode()
+        headers = [
+            *_HEADERS,
+            (EVENT_HEADER, ids.compose("evt", claimed.wallet, claimed.number)),
+            (SIGNATURE_HEADER, signature(body, endpoint.secrets(now), now)),
+        ]
+        async with self._http.stream("POST", endpoint.url, headers=headers, content=body) as answer:
+            size = 0
+            async for piece in answer.aiter_stream():
+                size += len(piece)
+                if size > ANSWER_BYTES_MAX:
+                    break
+            return int(answer.status)

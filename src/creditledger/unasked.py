@@ -1,0 +1,62 @@
+"""What a server does unasked: writes down what has expired, makes webhooks and sends them.
+
+Put together here, started and stopped by the server.
+"""
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+
+from creditledger import clock as time
+from creditledger.config import Config
+from creditledger.deliverer import Deliverer
+from creditledger.ledger import Ledger
+from creditledger.notifier import Notifier
+from creditledger.store import Store
+from creditledger.sweeper import Sweeper
+
+
+class Unasked:
+    """The tasks of one process, as its settings have them."""
+
+    def __init__(
+        self, config: Config, store: Store, ledger: Ledger, clock: Callable[[], int]
+    ) -> None:
+        self._config = config
+        self._running = AsyncExitStack()
+        self.sweeper = Sweeper(
+            store, ledger, clock=clock, interval_seconds=config.sweep_interval_seconds
+        )
+        # Without places it is not started.
+        self.deliverer = Deliverer(
+            store,
+            clock=clock,
+            connections=config.webhook_connections or 1,
+            allow_private=config.webhook_allow_private,
+            retention_ms=config.webhook_retention_days * time.DAY,
+        )
+        self.notifier = Notifier(
+            store,
+            clock=clock,
+            sweep_holds=self.sweeper.sweep_holds,
+            on_made=self.deliverer.wake,
+        )
+
+    def start(self) -> None:
+        """Begin with what the settings say."""
+        if self._config.sweep_interval_seconds:
+            self.sweeper.start()
+            self._running.push_async_callback(self.sweeper.stop)
+        if self._config.webhook_connections:
+            self.deliverer.start()
+            self._running.push_async_callback(self.deliverer.stop)
+            self.notifier.start()
+            self._running.push_async_callback(self.notifier.stop)
+
+    async def stop(self) -> None:
+        """End it all; what is under way is done or it is not."""
+        await self._running.aclose()
+
+    def look_for_webhooks(self) -> None:
+        """There is something new to be made or sent."""
+        self.notifier.wake()
+        self.deliverer.wake()
