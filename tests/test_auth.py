@@ -17,8 +17,10 @@ from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import spend_limit_pb2 as limit_pb
+from credit.v1 import statement_service_pb2 as statements_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1 import webhook_service_pb2 as hooks_pb
+from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from google.protobuf import descriptor_pool
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -119,6 +121,8 @@ EVENT = kit_pb.PaymentKitServiceCreateMeterEventRequest(
     identifier="event",
 )
 
+AUGUST = statements_pb.StatementServiceCloseRequest(wallet_id=WALLET, month="2026-08")
+
 #: RPC -> a request for what is cus_acme's and live, and what each of CALLERS gets for it.
 TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "WalletService.CreateWallet": (
@@ -196,6 +200,31 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     ),
     "CreditGrantService.ListPostingGrants": (
         grants_pb.CreditGrantServiceListPostingGrantsRequest(posting_id=ids.compose("pst", 1, 1)),
+        NOT_OTHERS_LIVE,
+    ),
+    "StatementService.Get": (
+        statements_pb.StatementServiceGetRequest(wallet_id=WALLET, month="2026-09"),
+        NOT_OTHERS_LIVE,
+    ),
+    "StatementService.Close": (
+        AUGUST,
+        FROM_SERVICE_LIVE,
+    ),
+    "StatementService.List": (
+        statements_pb.StatementServiceListRequest(wallet_id=WALLET),
+        NOT_OTHERS_LIVE,
+    ),
+    # Of the statement that the fixture closes.
+    "StatementService.Retrieve": (
+        statements_pb.StatementServiceRetrieveRequest(id=ids.compose("stm", 1, 1)),
+        NOT_OTHERS_LIVE,
+    ),
+    "StatementService.Render": (
+        statements_pb.StatementServiceRenderRequest(wallet_id=WALLET, month="2026-09"),
+        NOT_OTHERS_LIVE,
+    ),
+    "StatementService.RenderClosed": (
+        statements_pb.StatementServiceRenderClosedRequest(id=ids.compose("stm", 1, 1)),
         NOT_OTHERS_LIVE,
     ),
     "CreditTransactionService.Retrieve": (
@@ -481,6 +510,7 @@ async def world(
         await local.registry.CreateSubscription(
             registry_pb.CreateSubscriptionRequest(id="sub_pro", customer_id=CUSTOMER, name="Pro")
         )
+        await StatementServiceStub(local.channel).Close(AUGUST)
         revoked = await local.new_key("admin")
         await local.keys.RevokeApiKey(keys_pb.RevokeApiKeyRequest(id=revoked.api_key.id))
         expired = await local.key("admin", expires_at=time.text(START + 1))

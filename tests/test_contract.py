@@ -76,6 +76,7 @@ REASONS = (
     "SPEND_LIMIT_EXCEEDED",
     "GRANT_VOIDED",
     "GRANT_EXPIRED",
+    "PERIOD_NOT_NEXT",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",
@@ -147,6 +148,12 @@ ROUTES = {
     "RegistryService.CreateCurrency": "post /v1/currencies *",
     "RegistryService.GetCurrency": "get /v1/currencies/{currency_id}",
     "RegistryService.ListCurrencies": "get /v1/currencies",
+    "StatementService.Get": "get /v1/wallets/{wallet_id}/statement",
+    "StatementService.Close": "post /v1/wallets/{wallet_id}/statements *",
+    "StatementService.List": "get /v1/wallets/{wallet_id}/statements",
+    "StatementService.Retrieve": "get /v1/statements/{id}",
+    "StatementService.Render": "get /v1/wallets/{wallet_id}/statement:render",
+    "StatementService.RenderClosed": "get /v1/statements/{id}:render",
     "ApiKeyService.CreateApiKey": "post /v1/api-keys *",
     "ApiKeyService.ListApiKeys": "get /v1/api-keys",
     "ApiKeyService.RevokeApiKey": "delete /v1/api-keys/{id}",

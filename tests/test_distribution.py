@@ -17,9 +17,12 @@ from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import spend_limit_pb2 as limit_pb
+from credit.v1 import statement_service_pb2 as statement_pb
 from credit.v1 import wallet_service_pb2 as pb
+from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from sqlalchemy import UniqueConstraint
 
+from creditledger import clock as time
 from creditledger import ids
 from creditledger.clock import SECOND
 from creditledger.store import schema
@@ -256,7 +259,7 @@ async def test_a_batch_names_its_wallets(
         for one in statements
         for table, columns in re.findall(r"INSERT INTO (\w+) \(([^)]+)\)", one.text)
     }
-    assert inserted == dict.fromkeys(LARGE - {"wallet_states"} - BEHIND, BY)
+    assert inserted == dict.fromkeys(LARGE - {"wallet_states", "statements"} - BEHIND, BY)
 
 
 async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], plans: Plans) -> None:
@@ -320,8 +323,19 @@ async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], pla
         paid = grants_pb.CreditGrantServiceListPostingGrantsRequest(posting_id=posted.posting_id)
         return await api.grants.ListPostingGrants(paid, metadata=owner)
 
+    async def stated() -> object:
+        stub = StatementServiceStub(api.channel)
+        period = {"wallet_id": SHOP, "start": "2026-01-01T00:00:00Z", "end": time.text(START)}
+        await stub.Get(statement_pb.StatementServiceGetRequest(**period), metadata=owner)
+        request = statement_pb.StatementServiceCloseRequest(**period)
+        closed = await stub.Close(request, metadata=api.service)
+        page = statement_pb.StatementServiceListRequest(wallet_id=SHOP)
+        await stub.List(page, metadata=owner)
+        one = statement_pb.StatementServiceRetrieveRequest(id=closed.id)
+        return await stub.Retrieve(one, metadata=owner)
+
     of_me = (history, bills, usage, account, balance)
-    for ask in (retrieve, by_key, listed, summed, *of_me, wallet, stood, granted):
+    for ask in (retrieve, by_key, listed, summed, *of_me, wallet, stood, granted, stated):
         heard.reading.clear()
         await ask()
         statements = of_large(heard.reading)

@@ -7,8 +7,11 @@ every refusal and every figure is compared, and at the end the invariants are ch
 from __future__ import annotations
 
 import asyncio
+import json
 from decimal import Decimal
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from hypothesis import event, note, settings
@@ -17,7 +20,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import select
 
 from creditledger import clock as time
-from creditledger import ids, limits
+from creditledger import ids, limits, statements
+from creditledger.api.auth import LOCAL
+from creditledger.api.stating import Period as StatedPeriod
+from creditledger.api.stating import Statements
+from creditledger.bills import Bucket
 from creditledger.clock import DAY, SECOND
 from creditledger.deciding import Posted
 from creditledger.errors import Refusal
@@ -58,7 +65,7 @@ from creditledger.operations import (
 from creditledger.store import Changes, Loaded, Store, Wanted, moments, reads, registry, schema
 from creditledger.store.values import ROW_COLUMNS, load
 from creditledger.sweeper import Sweeper
-from tests import asking, naive, naive_bills, naive_invariants
+from tests import asking, naive, naive_bills, naive_invariants, naive_statements
 from tests.asking import WALLETS, Asking, Change, GrantUpdate, Request
 from tests.databases import Databases
 from tests.support import (
@@ -78,6 +85,7 @@ if TYPE_CHECKING:
     from creditledger import operations
     from creditledger.limits import LimitView
     from creditledger.operations import Operation
+    from creditledger.store.closed import Closed
     from tests.databases import Files
 
 
@@ -116,6 +124,8 @@ class LedgerMachine(RuleBasedStateMachine):
         #: What each wallet had, by moment, and how often it had moved when that was last right.
         self.past: dict[str, dict[int, naive.WalletView]] = {wallet_id: {} for wallet_id in WALLETS}
         self.known: dict[str, int] = {}
+        self.closes: dict[str, list[naive_statements.Close]] = {name: [] for name in WALLETS}
+        self.closed: dict[str, list[Closed]] = {wallet_id: [] for wallet_id in WALLETS}
         self.asked: list[Request] = []
         self.accepted: list[Request] = []
         for wallet_id, (letter, currency, _) in WALLETS.items():
@@ -251,6 +261,69 @@ class LedgerMachine(RuleBasedStateMachine):
 
         expected = self.past[wallet_id][moment]
         assert self.run(self.store.read(read)) == expected[:6]
+
+    @rule(data=st.data())
+    def state(self, data: st.DataObject) -> None:
+        """Periods of a wallet have the model's figures, and each closes with what the next has."""
+        self.sweep()
+        wallet_id = data.draw(st.sampled_from(list(WALLETS)))
+        edges = sorted({self._moment(data, wallet_id) for _ in range(3)})
+        said = [self._statement(wallet_id, *period) for period in pairwise(edges)]
+        closes = self.closes[wallet_id]
+        wallet = self.model.wallets[wallet_id]
+        assert said == [
+            naive_statements.statement(wallet, closes, *period) for period in pairwise(edges)
+        ]
+        for before, after in pairwise(said):
+            assert before["closing_balance"] == after["opening_balance"]
+
+    @rule(data=st.data())
+    def close_period(self, data: st.DataObject) -> None:
+        """A period is closed with the figures it has; asked for again, it is as it was closed."""
+        self.sweep()
+        wallet_id = data.draw(st.sampled_from(list(WALLETS)))
+        closes = self.closes[wallet_id]
+        start = closes[-1].end if closes else self._moment(data, wallet_id)
+        ends = [self._moment(data, wallet_id), self.clock.now]
+        end = data.draw(st.sampled_from(ends))
+        if not start < end <= self.clock.now:
+            return
+        expected = self._statement(wallet_id, start, end)
+        closed = self.run(self._statements().close(self._period(wallet_id, start, end), LOCAL))
+        assert figures_of(json.loads(closed.content), WALLETS[wallet_id][2]) == expected
+        assert statements.digest(closed.content) == closed.sha256
+        rows = len(self.model.wallets[wallet_id].rows)
+        closes.append(naive_statements.Close(start, end, rows))
+        self.closed[wallet_id].append(closed)
+
+    @rule(data=st.data())
+    def closed_ones_stay(self, data: st.DataObject) -> None:
+        """Whatever came since: what was closed, and what the period is said to have been."""
+        wallet_id = data.draw(st.sampled_from(list(WALLETS)))
+        if self.closed[wallet_id]:
+            one = data.draw(st.sampled_from(self.closed[wallet_id]))
+            period = one.starts_at, one.ends_at
+            again = self._statements().close(self._period(wallet_id, *period), LOCAL)
+            assert self.run(again) == one
+            said = figures_of(json.loads(one.content), WALLETS[wallet_id][2])
+            assert self._statement(wallet_id, *period) == said
+
+    def _moment(self, data: st.DataObject, wallet_id: str) -> int:
+        """One at which something of the wallet happened or was written, or beside it."""
+        rows = self.model.wallets[wallet_id].rows
+        moments = {self.clock.now, START, *(close.end for close in self.closes[wallet_id])}
+        moments |= {row.created_at for row in rows} | {row.effective_at for row in rows}
+        return data.draw(st.sampled_from(sorted(moments))) + data.draw(st.sampled_from([-1, 0, 1]))
+
+    def _statements(self) -> Statements:
+        return Statements(self.store, self.ledger, self.clock)
+
+    def _period(self, wallet_id: str, start: int, end: int) -> StatedPeriod:
+        return StatedPeriod(wallet_id, Bucket(start, end), ZoneInfo("UTC"), is_month=False)
+
+    def _statement(self, wallet_id: str, start: int, end: int) -> dict[str, Any]:
+        wanted = self._period(wallet_id, start, end)
+        return figures_of(self.run(self._statements().open(wanted, LOCAL)), WALLETS[wallet_id][2])
 
     @rule()
     def reopen(self) -> None:
@@ -702,6 +775,38 @@ def compare(expected: naive.Accepted | naive.Answer, answer: Any, scale: int) ->
         assert (expected.received is None) == (answer.received is None)
         if expected.received is not None:
             compare(expected.received, answer.received, scale)
+
+
+def figures_of(said: dict[str, Any], scale: int) -> dict[str, Any]:
+    """A statement's figures in smallest units, without those that are 0."""
+
+    def units(name: str, value: str) -> int:
+        return int(value) if name == "count" else int(Decimal(value).scaleb(scale))
+
+    def line(one: dict[str, str]) -> dict[str, int]:
+        texts = ("kind", "api_key_id", "credit_grant_id", "name", "category")
+        figures = {
+            name: units(name, value)
+            for name, value in one.items()
+            if name not in texts and not name.endswith("_at")
+        }
+        return {name: value for name, value in figures.items() if value}
+
+    def number(one: dict[str, str]) -> int:
+        place = ids.resolve("cg", one["credit_grant_id"])
+        assert place is not None
+        return place[1]
+
+    return {
+        **{name: units(name, said[name]) for name in ("opening_balance", "closing_balance")},
+        **{
+            name: {one["kind"]: [int(one["count"]), units("", one["amount"])] for one in said[name]}
+            for name in ("by_kind", "prior_period_adjustments")
+        },
+        "by_api_key": {one.get("api_key_id", ""): line(one) for one in said["by_api_key"]},
+        "grants": {number(one): line(one) for one in said["grants"]},
+        "overdraft": line(said["overdraft"]),
+    }
 
 
 def written(value: object) -> object:

@@ -39,15 +39,17 @@ unasked
 deliverer notifier sweeper
 transport
 api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
- api.registry_service api.payment_kit_service api.wallet_service api.webhook_service
+ api.registry_service api.payment_kit_service api.statement_service api.wallet_service\
+ api.webhook_service
 api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grants api.transferred\
  api.usage api.watching
-api.granted api.held api.payment_kit
+api.granted api.held api.payment_kit api.stating
 api.wire
 api.fields api.rpc
 api.auth log
 ledger config
-deciding exports receipts
+deciding statement_files receipts
+exports
 writing
 holds grants limits settling transfers
 rules replay store
@@ -59,8 +61,6 @@ store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
 store.multiply store.sums store.billed store.moments
-store.reads
-store.dialects
 store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0003_sums_of_kinds_and_postings\
  store.migrations.versions.0004_holds_by_time\
@@ -70,15 +70,20 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0009_due\
  store.migrations.versions.0010_terms_of_grants\
  store.migrations.versions.0011_places_in_commit_order\
- store.migrations.versions.0012_webhooks
+ store.migrations.versions.0012_webhooks\
+ store.migrations.versions.0013_statements
 store.known store.replica store.postgres_statements
 store.verify
 store.proofs
+store.closed_checks
+store.periods
+store.reads
+store.dialects
 store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
-store.webhook_tables
-store.tables
+store.webhook_tables store.closed
+store.tables statements
 reconciling
 registry shown targets webhooks
 books budget
@@ -323,5 +328,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
             if not isinstance(getattr(getattr(service, method.name), "scope", None), Scope)
         ]
 
-    assert len(server.SERVICES) == 8
+    assert len(server.SERVICES) == 9
     assert missing == []

@@ -12,9 +12,10 @@ import shutil
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import replace
-from itertools import count
+from itertools import count, pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any
+from zoneinfo import ZoneInfo
 
 import pytest
 from sqlalchemy import Boolean, Integer, create_engine, delete, select, update
@@ -22,6 +23,10 @@ from sqlalchemy.exc import DBAPIError
 
 from creditledger import clock as time
 from creditledger import ids, store
+from creditledger.api.auth import LOCAL
+from creditledger.api.stating import Period as StatedPeriod
+from creditledger.api.stating import Statements
+from creditledger.bills import Bucket
 from creditledger.ledger import Ledger
 from creditledger.model import Category, Kind, Period, Status
 from creditledger.operations import (
@@ -40,6 +45,7 @@ from creditledger.operations import (
 from creditledger.store import (
     CannotOpen,
     Store,
+    closed_checks,
     postgres,
     schema,
     sqlite_database,
@@ -86,7 +92,7 @@ if TYPE_CHECKING:
     Damaged = Callable[..., list[Finding]]
 
 ACME, BETA, GIVING, TAKING, MANAGED = 1, 2, 4, 5, 6
-CHECKS = [name for one in PASSES for name, *_ in named(one.checks)]
+CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *closed_checks.CHECKS]
 
 
 def metered(amount: str, *quantities: int) -> Consume:
@@ -231,6 +237,12 @@ async def written(url: str) -> None:
     )
     await ledger.start()
     await story(ledger, clock)
+    closing = Statements(writing, ledger, clock)
+    for bucket in pairwise([START - time.DAY, START + time.HOUR, START + 2 * time.HOUR, clock.now]):
+        await closing.close(
+            StatedPeriod("wal_acme", Bucket(*bucket), ZoneInfo("Asia/Kathmandu"), is_month=False),
+            LOCAL,
+        )
     await ledger.close()
     await writing.write(told)
     await writing.close()
@@ -674,6 +686,44 @@ def test_a_damage_of_a_grant_s_terms_is_named(
     ]
 
 
+def statement(statement_number: int, changed: str) -> str:
+    where = f"wallet_number = {ACME} AND number = {statement_number}"
+    return f"UPDATE statements SET {changed} WHERE {where}"
+
+
+#: (check, what is done to the three statements of wal_acme).
+STATEMENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
+    ("statement_chain", (statement(2, "starts_at = starts_at + 1"),)),
+    ("statement_chain", (statement(2, "closed_sequence = 20"),)),
+    ("statement_chain", (f"DELETE FROM statements WHERE wallet_number = {ACME} AND number = 1",)),
+    ("statement_chain", (statement(3, "opening_balance = opening_balance + 1"),)),
+    ("statement_chain", (statement(3, "wallet_number = 99"),)),
+    ("statement_digest", (statement(3, "content = content || ' '"),)),
+    ("statement_digest", (statement(3, "sha256 = '00'"),)),
+    ("statement_content", (statement(3, "closing_balance = closing_balance + 1"),)),
+    ("statement_content", (statement(3, "closed_at = closed_at + 1"),)),
+    ("statement_content", (statement(3, "time_zone = 'UTC'"),)),
+    ("statement_content", (statement(2, "sha256 = '00'"),)),
+    ("statement_content", (statement(3, "content = '[]'"),)),
+    ("statement_figures", (statement(1, "content = replace(content, '\"usage\"', '\"refund\"')"),)),
+    ("statement_figures", (statement(1, "content = replace(content, '\"apk_1\"', '\"apk_2\"')"),)),
+    ("statement_figures", (statement(1, "content = replace(content, '\"paid\"', '\"gift\"')"),)),
+    ("statement_figures", (row(4, f"effective_at = {START + time.HOUR}"),)),
+    ("statement_figures", (grant(14, "overdraft_paid = overdraft_paid - 1"),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "statements"), STATEMENT_DAMAGES)
+def test_a_damage_of_a_statement_is_named(
+    damaged: Damaged, check: str, statements: tuple[str, ...]
+) -> None:
+    """A statement goes on where the last one ended, has its digest, and says what its rows do."""
+    found = damaged(*statements)
+
+    assert check in [one.check for one in found]
+    assert {one.wallet_number for one in found} <= {ACME, 99}
+
+
 def test_a_row_of_no_wallet_is_named(damaged: Damaged) -> None:
     """A row whose wallet does not exist is found under the number that it has."""
     found = damaged(row(3, "wallet_number = 99", BETA))
@@ -711,7 +761,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
     listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES, *DAMAGED_TERMS)]
-    listed += [*EVENT_DAMAGES, *HOOK_DAMAGES]
+    listed += [*EVENT_DAMAGES, *HOOK_DAMAGES, *STATEMENT_DAMAGES]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown
@@ -755,7 +805,9 @@ def proofs_fail(connection: Connection) -> bool:
 def passes_find(connection: Connection) -> bool:
     try:
         with connection.begin_nested():
-            return any(True for one in PASSES for _ in found_by(connection, one))
+            return any(True for one in PASSES for _ in found_by(connection, one)) or any(
+                closed_checks.found(connection)
+            )
     except DBAPIError:
         return True  # a figure or text that it cannot work with
 
@@ -766,7 +818,7 @@ def passes_find(connection: Connection) -> bool:
         *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
         *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
         "spend_limits",
-        "grant_revisions",
+        *("grant_revisions", "statements"),
     ],
 )
 def test_proofs_fail_where_and_only_where_passes_find(

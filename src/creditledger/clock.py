@@ -81,6 +81,13 @@ def text(milliseconds: int) -> str:
     return f"{_date(day)}T{_CLOCK[minute]}:{rest // SECOND:02d}.{rest % SECOND:03d}Z"
 
 
+def text_in(milliseconds: int, zone: ZoneInfo) -> str:
+    """`text`, by the clocks of a zone and with its offset: 2026-05-21T16:08:11.000+02:00."""
+    if zone.key == "UTC":
+        return text(milliseconds)
+    return moment(milliseconds).astimezone(zone).isoformat(timespec="milliseconds")
+
+
 def text_seconds(milliseconds: int) -> str:
     """RFC 3339 in UTC, whole seconds, the fraction cut off: 2026-05-21T14:08:11Z."""
     return moment(milliseconds // 1000 * 1000).isoformat(timespec="seconds")[:-6] + "Z"

@@ -233,6 +233,12 @@ class GrantExpired(Refusal):
     reason, kind = "GRANT_EXPIRED", ErrorKind.WRONG_STATE
 
 
+class PeriodNotNext(Refusal):
+    """The period does not begin where the last closed one ends. Metadata: next_start."""
+
+    reason, kind = "PERIOD_NOT_NEXT", ErrorKind.WRONG_STATE
+
+
 class OutOfRange(Refusal):
     """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
 

@@ -69,9 +69,7 @@ class Shown(NamedTuple):
 # Rows come in the order of time, so their times repeat.
 @lru_cache(maxsize=4_096)
 def _time(moment: int, zone: ZoneInfo) -> str:
-    if zone.key == "UTC":
-        return clock.text(moment)
-    return clock.moment(moment).astimezone(zone).isoformat(timespec="milliseconds")
+    return clock.text_in(moment, zone)
 
 
 def _json(text: str | None) -> Mapping[str, str]:
@@ -163,7 +161,7 @@ class Export:
 
     def head(self) -> bytes:
         """What comes before the rows."""
-        return self._written(_csv([list(self.columns)]) if self.format == "csv" else "")
+        return self._written(csv_text([list(self.columns)]) if self.format == "csv" else "")
 
     def body(
         self,
@@ -172,7 +170,7 @@ class Export:
         dimensions: Mapping[tuple[int, int], Dimension],
     ) -> bytes:
         """These lines as text; of each its wallet and dimension must be there."""
-        cell = _cell if self.format == "csv" else _value
+        shown = cell if self.format == "csv" else _value
         own = [
             (place, value, name in TEXTS)
             for place, (name, value) in enumerate(self.columns.items())
@@ -188,11 +186,11 @@ class Export:
             for place, value, is_text in own:
                 what = value(one)
                 # Numbers and ids are text already, and need no look.
-                row[place] = what if type(what) is str and not is_text else cell(what, is_text)
+                row[place] = what if type(what) is str and not is_text else shown(what, is_text)
             found.append(row)
         self.rows += len(lines)
         if self.format == "csv":
-            return self._written(_csv(found))
+            return self._written(csv_text(found))
         return self._written("".join(_object(zip(self.columns, row, strict=True)) for row in found))
 
     def _alike(self, one: Shown) -> list[object]:
@@ -200,9 +198,9 @@ class Export:
         place = one.line.wallet, one.line.dimension
         row = self._same.get(place)
         if row is None:
-            cell = _cell if self.format == "csv" else _value
+            shown = cell if self.format == "csv" else _value
             row = [
-                cell(value(one), name in TEXTS) if name in SAME else None
+                shown(value(one), name in TEXTS) if name in SAME else None
                 for name, value in self.columns.items()
             ]
             if len(self._same) >= _SAME_MAX:
@@ -264,13 +262,15 @@ def check(file: BinaryIO) -> str:
     return digest.hexdigest()
 
 
-def _csv(rows: Iterable[Sequence[object]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]]) -> str:
+    """Rows of cells as lines of a CSV."""
     out = io.StringIO()
     csv.writer(out, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 
-def _cell(value: object, is_text: bool) -> object:  # a flag of the column
+def cell(value: object, is_text: bool) -> object:  # a flag of the column
+    """A value as a cell of a CSV; of a client's text nothing that a spreadsheet would compute."""
     if value is None:
         return ""
     if is_text:
@@ -285,7 +285,7 @@ def safe(text: str) -> str:
     return f"'{text}" if text.startswith(_COMPUTED) else text
 
 
-def _value(value: object, _is_text: bool) -> object:  # as _cell
+def _value(value: object, _is_text: bool) -> object:  # as cell
     return value
 
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from creditledger import clock
 from creditledger.durations import Duration
 from creditledger.errors import InvalidField
 from creditledger.model import Category, GrantScope, Kind, Period, Status
@@ -15,6 +16,8 @@ from creditledger.model import Category, GrantScope, Kind, Period, Status
 #: Metadata a wallet may have, as a request may bring.
 METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8_192
+#: How far ahead a client's clock may run.
+AHEAD_MS_MAX = 60 * clock.SECOND
 
 
 class Usage(NamedTuple):

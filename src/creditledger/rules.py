@@ -42,6 +42,7 @@ from creditledger.model import (
     standing,
 )
 from creditledger.operations import (
+    AHEAD_MS_MAX,
     Adjust,
     Command,
     Consume,
@@ -64,9 +65,6 @@ _NOTHING: Mapping[int, int] = {}
 
 #: Where the fields of an operation lie that names what is metered.
 _PREFIXES = {Consume: "consumption.", ReportEvent: "payload."}
-
-#: How far ahead a client's clock may run.
-AHEAD_MS_MAX = 60 * clock.SECOND
 
 
 @dataclass(frozen=True, slots=True)

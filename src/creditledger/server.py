@@ -36,6 +36,8 @@ from credit.v1 import (
     payment_kit_service_pb2_grpc,
     registry_service_pb2,
     registry_service_pb2_grpc,
+    statement_service_pb2,
+    statement_service_pb2_grpc,
     wallet_service_pb2,
     wallet_service_pb2_grpc,
     webhook_service_pb2,
@@ -55,6 +57,7 @@ from creditledger.api.credit_transaction_service import CreditTransactionService
 from creditledger.api.exporting import Exports
 from creditledger.api.payment_kit_service import PaymentKitService
 from creditledger.api.registry_service import RegistryService
+from creditledger.api.statement_service import StatementService
 from creditledger.api.wallet_service import WalletService
 from creditledger.api.watching import Watches
 from creditledger.api.webhook_service import WebhookService
@@ -101,6 +104,7 @@ SERVICES = tuple(
         credit_transaction_service_pb2,
         payment_kit_service_pb2,
         registry_service_pb2,
+        statement_service_pb2,
         wallet_service_pb2,
         webhook_service_pb2,
     )
@@ -243,6 +247,7 @@ class Server:
         )
         registry = RegistryService(store=store, callers=callers, clock=clock)
         kit = PaymentKitService(store=store, ledger=ledger, callers=callers, clock=clock)
+        statements = StatementService(store=store, ledger=ledger, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
         webhooks = WebhookService(
             store=store,
@@ -262,6 +267,7 @@ class Server:
             billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, edge)
             registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, edge)
             payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server(kit, edge)
+            statement_service_pb2_grpc.add_StatementServiceServicer_to_server(statements, edge)
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
             webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhooks, edge)
             # These answer whoever asks, to the end.

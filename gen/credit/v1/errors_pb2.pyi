@@ -58,8 +58,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """
     ERROR_REASON_RESULT_TOO_LARGE: _ErrorReason.ValueType  # 6
     """The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for usage
-    and for bills without a page). A posting refused for this is not booked; of a batch, those
-    before it are.
+    and for bills without a page, 5,000 grants or API keys for a statement). A posting refused for
+    this is not booked; of a batch, those before it are.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
     """
@@ -238,6 +238,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "GRANT_EXPIRED", "domain": "creditledger", "metadata": {"expired_at":
       "2026-05-21T14:18:11.000Z"}}
     """
+    ERROR_REASON_PERIOD_NOT_NEXT: _ErrorReason.ValueType  # 37
+    """The period to close does not begin where the wallet's last closed one ends.
+    [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `next_start`, RFC 3339.
+    Example: {"reason": "PERIOD_NOT_NEXT", "domain": "creditledger", "metadata": {"next_start":
+      "2026-06-01T00:00:00.000+02:00"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. The gRPC code, the HTTP status and the `error.type` of each are given
@@ -275,8 +281,8 @@ Example: {"reason": "BODY_TOO_LARGE", "domain": "creditledger"}
 """
 ERROR_REASON_RESULT_TOO_LARGE: ErrorReason.ValueType  # 6
 """The answer would be larger than one answer may be (4 MiB for postings, 10,000 rows for usage
-and for bills without a page). A posting refused for this is not booked; of a batch, those
-before it are.
+and for bills without a page, 5,000 grants or API keys for a statement). A posting refused for
+this is not booked; of a batch, those before it are.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "RESULT_TOO_LARGE", "domain": "creditledger"}
 """
@@ -454,5 +460,11 @@ ERROR_REASON_GRANT_EXPIRED: ErrorReason.ValueType  # 36
 [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `expired_at`, RFC 3339.
 Example: {"reason": "GRANT_EXPIRED", "domain": "creditledger", "metadata": {"expired_at":
   "2026-05-21T14:18:11.000Z"}}
+"""
+ERROR_REASON_PERIOD_NOT_NEXT: ErrorReason.ValueType  # 37
+"""The period to close does not begin where the wallet's last closed one ends.
+[FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `next_start`, RFC 3339.
+Example: {"reason": "PERIOD_NOT_NEXT", "domain": "creditledger", "metadata": {"next_start":
+  "2026-06-01T00:00:00.000+02:00"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -9,10 +9,13 @@ it left. PostgreSQL joins and groups whole tables by hashing, so there most pass
 Imports these two.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+from sqlalchemy import Connection
+
 from creditledger.model import Category
-from creditledger.store import checks
+from creditledger.store import checks, closed_checks
 from creditledger.store.checks import (
     CARRIED,
     FIRST,
@@ -63,6 +66,8 @@ class Proof(NamedTuple):
     questions: tuple[str, ...]
     statements: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()  #: Made by `statements`; taken away afterwards.
+    #: What SQL cannot ask: whether all is well.
+    holds: Callable[[Connection], bool] | None = None
 
 
 def _how_many(source: str, *conditions: str) -> str:
@@ -323,6 +328,10 @@ _POSTGRES_ROLLUPS = Proof(
     ),
 )
 
+_STATEMENTS = Proof(
+    "closed statements", (), holds=lambda connection: not any(closed_checks.found(connection))
+)
+
 # --- what has to hold -----------------------------------------------------------------------------
 
 #: What takes longest first, so that those who share the work end together.
@@ -337,13 +346,13 @@ _SQLITE = (
         _whole(LIMITS),
         _whole(SCOPES),
     ),
-    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS)),
+    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS), _STATEMENTS),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
-    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS)),
+    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS), _STATEMENTS),
 )
 
 

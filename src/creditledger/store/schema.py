@@ -30,7 +30,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import SchemaItem
 
-from creditledger.store import tables, webhook_tables
+from creditledger.store import closed, tables, webhook_tables
 
 metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
 
@@ -526,6 +526,9 @@ transactions = _transactions(
     Column("position", Integer, primary_key=True),
     UniqueConstraint("wallet_number", "sequence", name="credit_transactions_sequence_unique"),
 )
+
+#: Made in a module of its own, and one of all tables.
+statements = closed.statements
 
 # --- PostgreSQL: keyed by wallet ---
 

@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
-from creditledger.store import checks
+from creditledger.store import checks, closed_checks
 from creditledger.store import proofs as proving
 from creditledger.store.checks import Pass, named
 from creditledger.store.credit_checks import PASSES
@@ -104,6 +104,9 @@ class Verification:
                 for finding in found_by(connection, one):
                     none = False
                     yield finding
+            for wrong in closed_checks.found(connection):
+                none = False
+                yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
             if none:
                 _require_sound(connection, "integrity_check")
                 if self._error is not None:
@@ -131,6 +134,8 @@ def _holds(connection: Connection, proof: Proof) -> bool:
         with _undone_if_it_fails(connection):
             for statement in proof.statements:
                 run(statement)
+            if proof.holds is not None and not proof.holds(connection):
+                return False
             return not any(run(question).scalar_one() for question in proof.questions)
     finally:
         for table in proof.tables:

@@ -1,0 +1,183 @@
+"""StatementService: what a wallet's credit did in a period, and periods that are closed."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass
+
+from credit.v1 import statement_service_pb2 as pb
+from credit.v1 import statement_service_pb2_grpc
+from google.api.httpbody_pb2 import HttpBody
+from google.protobuf import json_format
+from sqlalchemy import Connection
+
+from creditledger import clock as time
+from creditledger import ids, money
+from creditledger.api import fields, pages, wire
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.exporting import PIECE_BYTES
+from creditledger.api.rpc import Service, rpc, rpc_stream
+from creditledger.api.stating import Period, Statements, period
+from creditledger.errors import NotFound, echo
+from creditledger.ledger import Ledger
+from creditledger.registry import Scope
+from creditledger.statement_files import CONTENT_TYPES, FORMATS, Format, file
+from creditledger.statements import Document
+from creditledger.store import Store, closed, registry
+from creditledger.store.closed import Closed
+
+
+@dataclass(frozen=True, slots=True)
+class _List:
+    wallet_id: str
+    page: pages.Asked
+
+
+def _list(request: pb.StatementServiceListRequest) -> _List:
+    wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
+    return _List(wallet_id, pages.asked(request))
+
+
+def _id(request: pb.StatementServiceRetrieveRequest) -> str:
+    return fields.made("stm", request.id, field="id")
+
+
+@dataclass(frozen=True, slots=True)
+class _Render:
+    period: Period
+    format: Format
+
+
+def _render(request: pb.StatementServiceRenderRequest) -> _Render:
+    return _Render(period(request), _format(request))
+
+
+@dataclass(frozen=True, slots=True)
+class _RenderClosed:
+    id: str
+    format: Format
+
+
+def _render_closed(request: pb.StatementServiceRenderClosedRequest) -> _RenderClosed:
+    return _RenderClosed(fields.made("stm", request.id, field="id"), _format(request))
+
+
+def _format(
+    request: pb.StatementServiceRenderRequest | pb.StatementServiceRenderClosedRequest,
+) -> Format:
+    return fields.word(fields.optional(request, "format", "csv"), FORMATS, field="format")
+
+
+class StatementService(Service, statement_service_pb2_grpc.StatementServiceServicer):
+    """Served to accountants, and to what closes months."""
+
+    def __init__(
+        self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
+    ) -> None:
+        self.callers = callers
+        self._store = store
+        self._statements = Statements(store, ledger, clock)
+
+    @rpc(period, scope=Scope.CUSTOMER)
+    async def Get(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
+        """The statement of a period as of now. Raises NotFound, Overloaded, ResultTooLarge."""
+        return _message(await self._statements.open(wanted, caller))
+
+    @rpc(period, scope=Scope.SERVICE)
+    async def Close(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
+        """Close a period. As Get, and PeriodNotNext, Conflict."""
+        return _closed(await self._statements.close(wanted, caller))
+
+    @rpc(_list, scope=Scope.CUSTOMER)
+    async def List(  # noqa: N802
+        self, wanted: _List, caller: Caller
+    ) -> pb.StatementServiceListResponse:
+        """A page of a wallet's closed statements, newest first. Raises NotFound, InvalidField."""
+        page = wanted.page
+        before = page.before(wanted.wallet_id)
+
+        def read(connection: Connection) -> tuple[str, int, list[Closed]]:
+            wallet = wire.own(
+                registry.wallet(connection, wanted.wallet_id), wanted.wallet_id, caller
+            )
+            found = closed.page(connection, wallet.number, before, page.size)
+            return wallet.id, wallet.scale, found
+
+        wallet_id, scale, found = await self._store.read(read)
+        shown, token = pages.cut(found, page.size, wanted.wallet_id, lambda one: [one.number])
+        return pb.StatementServiceListResponse(
+            statements=[_short(one, wallet_id, scale) for one in shown], next_page_token=token
+        )
+
+    @rpc(_id, scope=Scope.CUSTOMER)
+    async def Retrieve(self, id_: str, caller: Caller) -> pb.Statement:  # noqa: N802
+        """A closed statement. Raises NotFound."""
+        return _closed(await self._closed(id_, caller))
+
+    @rpc_stream(_render, scope=Scope.CUSTOMER)
+    async def Render(  # noqa: N802
+        self, wanted: _Render, caller: Caller
+    ) -> AsyncGenerator[HttpBody]:
+        """The statement of a period as of now, as a file. Raises as Get does."""
+        said = await self._statements.open(wanted.period, caller)
+        for piece in await asyncio.to_thread(_pieces, said, wanted.format, None):
+            yield piece
+
+    @rpc_stream(_render_closed, scope=Scope.CUSTOMER)
+    async def RenderClosed(  # noqa: N802
+        self, wanted: _RenderClosed, caller: Caller
+    ) -> AsyncGenerator[HttpBody]:
+        """A closed statement as a file. Raises NotFound."""
+        found = await self._closed(wanted.id, caller)
+        said = json.loads(found.content)
+        for piece in await asyncio.to_thread(_pieces, said, wanted.format, found.sha256):
+            yield piece
+
+    async def _closed(self, id_: str, caller: Caller) -> Closed:
+        place = ids.resolve("stm", id_)
+        assert place is not None
+
+        def read(connection: Connection) -> Closed | None:
+            wallet_id = registry.wallet_id(connection, place[0])
+            wallet = None if wallet_id is None else registry.wallet(connection, wallet_id)
+            if wallet is None or not caller.may_see_wallet(wallet.customer_id, wallet.livemode):
+                return None
+            return closed.one(connection, *place)
+
+        found = await self._store.read(read)
+        if found is None:
+            raise NotFound(f"no closed statement {echo(id_)}", param="id")
+        return found
+
+
+def _message(said: Document) -> pb.Statement:
+    return json_format.ParseDict(said, pb.Statement())
+
+
+def _closed(one: Closed) -> pb.Statement:
+    return _message({**json.loads(one.content), "sha256": one.sha256})
+
+
+def _pieces(said: Document, format_: Format, sha256: str | None) -> list[HttpBody]:
+    data, type_ = file(said, format_, sha256), CONTENT_TYPES[format_]
+    return [
+        HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
+        for at in range(0, len(data), PIECE_BYTES)
+    ]
+
+
+def _short(one: Closed, wallet_id: str, scale: int) -> pb.ClosedStatement:
+    zone = time.zone(one.time_zone, field="time_zone")
+    return pb.ClosedStatement(
+        id=ids.compose("stm", one.wallet, one.number),
+        number=one.number,
+        wallet_id=wallet_id,
+        start=time.text_in(one.starts_at, zone),
+        end=time.text_in(one.ends_at, zone),
+        time_zone=one.time_zone,
+        sequence=one.closed_sequence,
+        opening_balance=money.text(one.opening_balance, scale),
+        closing_balance=money.text(one.closing_balance, scale),
+        closed_at=time.text_in(one.closed_at, zone),
+        sha256=one.sha256,
+    )

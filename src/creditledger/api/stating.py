@@ -1,0 +1,206 @@
+"""Statements made and closed: the request, what is written down before, and what is read for it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from zoneinfo import ZoneInfo
+
+from credit.v1 import statement_service_pb2 as pb
+from sqlalchemy import Connection
+
+from creditledger import clock as time
+from creditledger import statements
+from creditledger.api import fields, wire
+from creditledger.api.auth import Caller
+from creditledger.bills import Bucket
+from creditledger.errors import Conflict, InvalidField, MissingField, Overloaded, PeriodNotNext
+from creditledger.ledger import Ledger
+from creditledger.model import Wallet, standing
+from creditledger.operations import Sweep
+from creditledger.shown import WalletPlace
+from creditledger.statements import About, Closing, Document, Figures, GrantFacts, Moved
+from creditledger.store import Store, closed, periods, registry
+from creditledger.store.closed import Closed
+from creditledger.store.periods import NAMED_MAX, Basis
+
+#: Statements added up by one process at the same time.
+STATEMENTS_MAX = 4
+#: The last moment that is a year of four digits in every zone.
+MOMENT_MAX = 253_402_300_799_000 - 2 * time.DAY
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """Which wallet, and which period of it."""
+
+    wallet_id: str
+    bucket: Bucket
+    zone: ZoneInfo
+    is_month: bool
+
+    def fault(self, name: str) -> str:
+        """The field that says where the period begins or ends."""
+        return "month" if self.is_month else name
+
+
+def period(
+    request: pb.StatementServiceGetRequest
+    | pb.StatementServiceCloseRequest
+    | pb.StatementServiceRenderRequest,
+) -> Period:
+    """What a request asks for. Raises InvalidField, MissingField."""
+    wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
+    zone = time.zone(fields.optional(request, "time_zone", "UTC"), field="time_zone")
+    start = fields.optional_time(request, "start", field="start")
+    end = fields.optional_time(request, "end", field="end")
+    if request.HasField("month"):
+        if start is not None or end is not None:
+            raise InvalidField("month excludes start and end", param="month")
+        bucket = statements.month(request.month, zone, field="month")
+        return Period(wallet_id, bucket, zone, is_month=True)
+    if start is None or end is None:
+        raise MissingField("start" if start is None else "end")
+    for name, moment in (("start", start), ("end", end)):
+        fields.number(moment, least=0, most=MOMENT_MAX, field=name)
+    if start >= end:
+        raise InvalidField("end must be after start", param="end")
+    return Period(wallet_id, Bucket(start, end), zone, is_month=False)
+
+
+class Statements:
+    """The statements of one process; those that are being added up are bounded in number."""
+
+    def __init__(self, store: Store, ledger: Ledger, clock: Callable[[], int]) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._under_way = 0
+
+    async def open(self, wanted: Period, caller: Caller) -> Document:
+        """The statement of a period as of now. Raises NotFound, Overloaded, ResultTooLarge."""
+        with self._place():
+            await self._write_down(wanted, caller)
+            basis = await self._store.read(lambda c: _basis(c, wanted, caller))
+            return statements.document(_about(basis, wanted), await self._figures(basis, wanted))
+
+    async def close(self, wanted: Period, caller: Caller) -> Closed:
+        """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
+        with self._place():
+            await self._write_down(wanted, caller)
+            basis = await self._store.read(lambda c: _basis(c, wanted, caller))
+            before = await self._store.read(lambda c: _closed_before(c, basis, wanted))
+            if before is not None:
+                return before
+            now = self._clock()
+            if wanted.bucket.end > now:
+                field = wanted.fault("end")
+                raise InvalidField(f"{field}: only what has ended can be closed", param=field)
+            figures = await self._figures(basis, wanted)
+            new = _closed(basis, wanted, figures, caller, now)
+            written = await self._store.write(lambda c: closed.add(c, new))
+        if (written.starts_at, written.ends_at) != (new.starts_at, new.ends_at):
+            raise Conflict("another period was closed at the same time; look at the list")
+        return written
+
+    async def _write_down(self, wanted: Period, caller: Caller) -> None:
+        """The expirations that are due: a statement is of rows only."""
+        now = self._clock()
+
+        def due(connection: Connection) -> bool:
+            wallet = _wallet(connection, wanted, caller)
+            return standing(wallet, now).balance != wallet.running_balance
+
+        if await self._store.read(due):
+            (answer,) = await self._ledger.sweep([Sweep(wanted.wallet_id)])
+            if isinstance(answer, Exception):
+                raise answer
+
+    async def _figures(self, basis: Basis, wanted: Period) -> Figures:
+        moved: list[Moved] = []
+        for step in periods.steps(basis):
+            read = partial(periods.step, one=step, period=wanted.bucket)
+            found = await self._store.read(read)
+            moved = periods.together([*moved, *found])
+        known: dict[int, GrantFacts] = {}
+        numbers = periods.named(basis, moved)
+        for at in range(0, len(numbers), NAMED_MAX):
+            some = numbers[at : at + NAMED_MAX]
+            look = partial(periods.facts, wallet=basis.wallet.number, numbers=some)
+            known |= await self._store.read(look)
+        return periods.add_up(basis, moved, known)
+
+    @contextmanager
+    def _place(self) -> Iterator[None]:
+        if self._under_way >= STATEMENTS_MAX:
+            raise Overloaded(f"{STATEMENTS_MAX} statements are under way already", retry_after="2")
+        self._under_way += 1
+        try:
+            yield
+        finally:
+            self._under_way -= 1
+
+
+def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:
+    return wire.own(registry.wallet(connection, wanted.wallet_id), wanted.wallet_id, caller)
+
+
+def _basis(connection: Connection, wanted: Period, caller: Caller) -> Basis:
+    return periods.basis(connection, _wallet(connection, wanted, caller), wanted.bucket.start)
+
+
+def _closed_before(connection: Connection, basis: Basis, wanted: Period) -> Closed | None:
+    """The period's statement, if it is closed. Raises PeriodNotNext if it cannot be the next."""
+    bucket = wanted.bucket
+    for mark in basis.marks:
+        if (mark.starts_at, mark.ends_at) == (bucket.start, bucket.end):
+            return closed.one(connection, basis.wallet.number, mark.number)
+    if basis.marks and basis.marks[-1].ends_at != bucket.start:
+        next_start = time.text_in(basis.marks[-1].ends_at, wanted.zone)
+        raise PeriodNotNext(
+            f"the next period to close begins at {next_start}",
+            param=wanted.fault("start"),
+            next_start=next_start,
+        )
+    return None
+
+
+def _about(basis: Basis, wanted: Period) -> About:
+    wallet = basis.wallet
+    return About(
+        wallet_number=wallet.number,
+        wallet=WalletPlace(
+            wallet.id, wallet.customer_id, wallet.currency, wallet.scale, wallet.livemode
+        ),
+        customer_name=basis.customer_name,
+        period=wanted.bucket,
+        zone=wanted.zone,
+        sequence=wallet.sequence,
+    )
+
+
+def _closed(basis: Basis, wanted: Period, figures: Figures, caller: Caller, now: int) -> Closed:
+    last = basis.marks[-1] if basis.marks else None
+    number = 1 if last is None else last.number + 1
+    closing = Closing(
+        number=number,
+        closed_at=now,
+        closed_by=None if caller.number is None else caller.id,
+        previous_sha256=None if last is None else last.sha256,
+    )
+    about = replace(_about(basis, wanted), closing=closing)
+    content = statements.canonical(statements.document(about, figures))
+    return Closed(
+        wallet=basis.wallet.number,
+        number=number,
+        starts_at=wanted.bucket.start,
+        ends_at=wanted.bucket.end,
+        time_zone=wanted.zone.key,
+        closed_sequence=basis.wallet.sequence,
+        opening_balance=figures.opening_balance,
+        closing_balance=figures.closing_balance,
+        closed_at=now,
+        closed_by=caller.number,
+        content=content,
+        sha256=statements.digest(content),
+    )

@@ -1,0 +1,234 @@
+"""A statement as a file: CSV for a spreadsheet, HTML for printing, or the very text that is hashed.
+
+All are made of the same document, so they show the same figures. Pure; called by the API.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from html import escape
+from typing import Literal
+
+from creditledger.exports import cell, csv_text
+from creditledger.statements import COLUMNS, OVERDRAFT_COLUMNS, Document, canonical
+
+Format = Literal["csv", "html", "json"]
+FORMATS: Mapping[str, Format] = {"csv": "csv", "html": "html", "json": "json"}
+CONTENT_TYPES: Mapping[Format, str] = {
+    "csv": "text/csv; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "json": "application/json",
+}
+
+#: What a statement says of itself before its figures, in this order, where it is there.
+ABOUT = (
+    *("customer_name", "customer_id", "wallet_id", "currency", "livemode"),
+    *("start", "end", "time_zone", "sequence"),
+    *("id", "number", "closed_at", "closed_by", "previous_sha256", "sha256"),
+)
+_LINE = ("opening", *COLUMNS, "drawn", "repaid", "closing")
+#: The columns of the CSV. A row fills those that it has; `item` is what it is about.
+CSV_COLUMNS = ("section", "item", "name", "category", "count", "amount", *_LINE)
+#: Of these the texts are people's own, which a spreadsheet might take for a formula.
+_TEXTS = frozenset({"item", "name"})
+
+
+def file(said: Document, format_: Format, sha256: str | None) -> bytes:
+    """The whole file; `sha256` is a closed statement's."""
+    if format_ == "json":
+        return canonical(said).encode()
+    shown = said if sha256 is None else {**said, "sha256": sha256}
+    return _csv(shown) if format_ == "csv" else _html(shown).encode()
+
+
+# --- CSV ------------------------------------------------------------------------------------------
+
+
+def _csv(said: Document) -> bytes:
+    rows = list(_rows(said))
+    head = csv_text([CSV_COLUMNS])
+    body = csv_text([cell(row.get(name), name in _TEXTS) for name in CSV_COLUMNS] for row in rows)
+    data = (head + body).encode()
+    return data + f"# rows={len(rows)} sha256={hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def _rows(said: Document) -> Iterator[Document]:
+    """What the CSV has a row for, in order."""
+    for name in ABOUT:
+        if name in said:
+            yield {"section": "about", "item": name, "name": cell(said[name], False)}
+    yield {"section": "balance", "item": "opening", "amount": said["opening_balance"]}
+    for section, name in (("kind", "by_kind"), ("prior_period", "prior_period_adjustments")):
+        for one in said[name]:
+            yield {"section": section, "item": one["kind"], **_figures(one, ("count", "amount"))}
+    yield {"section": "balance", "item": "closing", "amount": said["closing_balance"]}
+    for one in said["by_api_key"]:
+        figures = _figures(one, ("count", "consumed", "refunded", "prior_period"))
+        yield {"section": "api_key", "item": one.get("api_key_id"), **figures}
+    for one in said["grants"]:
+        words = {name: one.get(name) for name in ("name", "category")}
+        figures = _figures(one, _LINE)
+        yield {"section": "grant", "item": one["credit_grant_id"], **words, **figures}
+    yield {"section": "grants_total", **_figures(said["grants_total"], _LINE)}
+    yield {"section": "overdraft", **_figures(said["overdraft"], _LINE)}
+
+
+def _figures(one: Document, names: Iterable[str]) -> Document:
+    return {name: one[name] for name in names if name in one}
+
+
+# --- HTML -----------------------------------------------------------------------------------------
+
+_STYLE = """\
+@page { size: A4 landscape; margin: 14mm }
+body { font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 72em; margin: 2em auto;
+       padding: 0 1em }
+h1 { font-size: 1.6em; margin: 0 } h2 { font-size: 1.1em; margin: 2em 0 .4em }
+p { margin: .3em 0 } .quiet { color: #555; overflow-wrap: anywhere }
+table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums }
+th, td { text-align: left; padding: .25em .6em; border-bottom: 1px solid #ddd; vertical-align: top }
+th { font-weight: 600; border-bottom-color: #555 } td.n, th.n { text-align: right }
+td.n { white-space: nowrap } tr.sum td { font-weight: 600; border-top: 1px solid #555 }
+thead { display: table-header-group } tr { break-inside: avoid }
+.wide { overflow-x: auto }
+@media print {
+  body { font-size: 9.5px; margin: 0; max-width: none; padding: 0 }
+  .wide { overflow: visible } h2 { break-after: avoid }
+}"""
+#: The columns of grants that are shown only where some grant has a figure in them.
+_SELDOM = frozenset(COLUMNS) - {"granted", "consumed", "expired"}
+
+
+def _html(said: Document) -> str:
+    title = f"Statement of {said['customer_name']}"
+    total = said["grants_total"]
+    columns = [name for name in COLUMNS if name not in _SELDOM or not _is_zero(total[name])]
+    body = "\n".join(
+        (
+            f"<h1>{escape(title)}</h1>",
+            _paragraph(f"{said['start']} to {said['end']} ({said['time_zone']}), the end excluded"),
+            _paragraph(
+                f"Wallet {said['wallet_id']} of customer {said['customer_id']}, amounts in"
+                f" {said['currency']}" + ("" if said["livemode"] else ", test mode")
+            ),
+            _paragraph(_standing(said), "quiet"),
+            _balance(said),
+            _keys(said),
+            _grants(said, columns),
+            _overdraft(said),
+        )
+    )
+    return (
+        f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n"
+        f"<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def _standing(said: Document) -> str:
+    """Whether it is closed, and how it can be told from another."""
+    if "id" not in said:
+        return f"Not closed: the wallet as of its row {said['sequence']}; figures may still change."
+    before = said.get("previous_sha256", "none")
+    return (
+        f"Statement {said['number']} ({said['id']}), closed {said['closed_at']} at row"
+        f" {said['sequence']}. SHA-256 {said['sha256']}; of the statement before: {before}."
+    )
+
+
+def _balance(said: Document) -> str:
+    rows = [("Opening balance", "", said["opening_balance"])]
+    rows += [(_words(one["kind"]), one["count"], one["amount"]) for one in said["by_kind"]]
+    rows += [
+        (f"Prior period: {_words(one['kind'])}", one["count"], one["amount"])
+        for one in said["prior_period_adjustments"]
+    ]
+    last = ("Closing balance", "", said["closing_balance"])
+    return _section("Balance", ("", "Rows", "Amount"), 1, rows, last)
+
+
+def _keys(said: Document) -> str:
+    if not said["by_api_key"]:
+        return ""
+    figures = ("count", "consumed", "refunded", "prior_period")
+    rows = [
+        [one.get("api_key_id", "(none)"), *(one[name] for name in figures)]
+        for one in said["by_api_key"]
+    ]
+    names = ("API key", "Rows", *map(_words, figures[1:]))
+    return _section("Usage by API key", names, 1, rows)
+
+
+def _grants(said: Document, columns: Sequence[str]) -> str:
+    shown = ("opening", *columns, "closing")
+
+    def line(words: Sequence[str], figures: Document) -> list[str]:
+        return [*words, *(_signed(name, figures[name]) for name in shown)]
+
+    rows = [
+        line([one.get("name", ""), one["credit_grant_id"], one["category"], _ends(one)], one)
+        for one in said["grants"]
+    ]
+    names = ("Grant", "Id", "Category", "Ends", *map(_words, shown))
+    last = line(["All grants", "", "", ""], said["grants_total"])
+    return _section("Grants", names, 4, rows, last)
+
+
+def _ends(one: Document) -> str:
+    if "voided_at" in one:
+        return f"voided {one['voided_at']}"
+    ends: str = one.get("expires_at", "never")
+    return ends
+
+
+def _overdraft(said: Document) -> str:
+    figures = said["overdraft"]
+    if all(_is_zero(value) for value in figures.values()):
+        return ""
+    shown = ("opening", *OVERDRAFT_COLUMNS, "closing")
+    rows = [[figures[name] for name in shown]]
+    return _section("Overdraft used", list(map(_words, shown)), 0, rows)
+
+
+def _signed(column: str, value: str) -> str:
+    """A figure that takes away as such; one that is 0 is not worth the ink."""
+    if _is_zero(value):
+        return value if column in ("opening", "closing") else ""
+    return f"-{value}" if COLUMNS.get(column) == -1 else value
+
+
+def _is_zero(value: str) -> bool:
+    return not value.strip("0.")
+
+
+def _section(
+    title: str,
+    names: Sequence[str],
+    words: int,
+    rows: Iterable[Sequence[str]],
+    last: Sequence[str] | None = None,
+) -> str:
+    """A table whose first `words` columns are words and whose others are figures."""
+
+    def cells(tag: str, values: Sequence[str]) -> str:
+        return "".join(
+            f"<{tag}{'' if i < words else ' class=n'}>{escape(value)}</{tag}>"
+            for i, value in enumerate(values)
+        )
+
+    lines = [f"<tr>{cells('td', row)}</tr>" for row in rows]
+    if last is not None:
+        lines.append(f"<tr class=sum>{cells('td', last)}</tr>")
+    body = "\n".join(lines)
+    return (
+        f"<h2>{escape(title)}</h2>\n<div class=wide><table>\n"
+        f"<thead><tr>{cells('th', names)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+    )
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ").capitalize()
+
+
+def _paragraph(text: str, style: str = "") -> str:
+    return f"<p{f' class={style}' if style else ''}>{escape(text)}</p>"

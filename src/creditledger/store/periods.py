@@ -1,0 +1,173 @@
+"""What a statement is made of, read backwards: what there is now, less what came since.
+
+The first read pins the wallet's last row, what its grants have left and its closed statements; the
+rows from the period's beginning on are then added up in short reads of their own, since rows do not
+change. So a statement costs the rows since its period began, however large the ledger is before
+that. Functions of a connection on one snapshot.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from sqlalchemy import BigInteger, Connection, and_, case, func, literal, select
+
+from creditledger.bills import Bucket
+from creditledger.model import Category, Kind, Type, Wallet
+from creditledger.operations import AHEAD_MS_MAX
+from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, figures
+from creditledger.store import closed, schema
+from creditledger.store.reads import Span, last_before
+
+t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
+
+#: Rows added up in one read.
+STEP_ROWS = 50_000
+#: Grants named in one query.
+NAMED_MAX = 500
+
+#: The moment of account of a row that no closed statement moves.
+happened = case(
+    (and_(t.type == Type.GRANT.value, t.effective_at > t.created_at), t.created_at),
+    else_=func.coalesce(t.effective_at, t.created_at),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """A wallet at one snapshot, and its closed statements."""
+
+    wallet: Wallet
+    customer_name: str
+    marks: list[Mark]
+    first: int  #: No row before it belongs to the period, or after it.
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Rows to be added up in one read, all written after the same closed statements."""
+
+    rows: Span
+    moved_to: int | None  #: The end of the last of those.
+
+
+def basis(connection: Connection, wallet: Wallet, start: int) -> Basis:
+    """What a statement from `start` on begins with; `wallet` was read on the same snapshot."""
+    customers = schema.customers.c
+    name = connection.execute(
+        select(customers.name).where(customers.id == wallet.customer_id)
+    ).scalar_one()
+    marks = closed.marks(connection, wallet.number)
+    # Rows may say that they happened a little after they were written, and those that a closed
+    # statement moved are behind its last row.
+    before = last_before(connection, wallet.number, wallet.sequence, start - AHEAD_MS_MAX)
+    first = min([before, *(mark.closed_sequence for mark in marks if mark.ends_at >= start)]) + 1
+    return Basis(wallet, name, marks, first)
+
+
+def steps(found: Basis) -> Iterator[Step]:
+    """The rows from `first` on, in pieces for one read each."""
+    number, last = found.wallet.number, found.wallet.sequence
+    moved_to, at = None, found.first
+    for mark in [*found.marks, None]:
+        through = last if mark is None else min(mark.closed_sequence, last)
+        while at <= through:
+            end = min(through, at + STEP_ROWS - 1)
+            yield Step(Span(number, at, end), moved_to)
+            at = end + 1
+        moved_to = None if mark is None else mark.ends_at
+
+
+def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
+    """What these rows add up to, as far as they are of the period or after it."""
+    start, end = (literal(moment, BigInteger) for moment in (period.start, period.end))
+    whens = [
+        (happened < start, Part.BEFORE.value),
+        (happened < end, Part.PERIOD.value),
+    ]
+    if one.moved_to is not None:
+        moved_to = literal(one.moved_to, BigInteger)
+        whens.insert(0, (happened < moved_to, _part(one.moved_to, period).value))
+    rows = (
+        select(
+            case(*whens, else_=Part.AFTER.value).label("part"),
+            *(t.grant_number, t.kind, t.dimension_number, t.amount),
+            case((t.grant_number == t.sequence, 1), else_=0).label("began"),
+        )
+        .where(
+            t.wallet_number == one.rows.wallet,
+            t.sequence.between(one.rows.first, one.rows.last),
+        )
+        .subquery("rows")
+    )
+    keys = (rows.c.part, rows.c.grant_number, rows.c.kind, rows.c.dimension_number)
+    sums = (
+        select(
+            *keys,
+            func.count().label("count"),
+            func.sum(rows.c.amount).label("amount"),
+            func.sum(rows.c.began).label("began"),
+        )
+        .where(rows.c.part != Part.BEFORE.value)
+        .group_by(*keys)
+        .subquery("sums")
+    )
+    of_dimension = and_(d.wallet_number == one.rows.wallet, d.number == sums.c.dimension_number)
+    query = select(
+        *(sums.c.part, sums.c.grant_number, sums.c.kind, d.api_key_id),
+        *(sums.c.count, sums.c.amount, sums.c.began),
+    ).join_from(sums, schema.dimensions, of_dimension)
+    return [
+        Moved(Part(part), grant, Kind(kind), key, count, int(amount), bool(began))
+        for part, grant, kind, key, count, amount, began in connection.execute(query)
+    ]
+
+
+def _part(moment: int, period: Bucket) -> Part:
+    """Where rows lie that were moved to this moment."""
+    if moment < period.start:
+        return Part.BEFORE
+    return Part.PRIOR if moment < period.end else Part.AFTER
+
+
+def together(moved: Iterable[Moved]) -> list[Moved]:
+    """Those of the same rows in all but their step in one."""
+    found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool]] = {}
+    for one in moved:
+        count, amount, began = found.get(one[:4], (0, 0, False))
+        found[one[:4]] = count + one.rows, amount + one.amount, began or one.began
+    return [Moved(*place, *sums) for place, sums in found.items()]
+
+
+def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
+    """The grants that a statement has to know of."""
+    numbers = {grant.number for grant in found.wallet.burning}
+    return sorted(numbers | {one.grant for one in moved if one.grant is not None})
+
+
+def facts(
+    connection: Connection, wallet: int, numbers: Sequence[int] | None
+) -> dict[int, GrantFacts]:
+    """Of these grants, at most NAMED_MAX, or of all what a statement says of them, as of now."""
+    columns = (g.overdraft_paid, g.category, g.name, g.effective_at, g.expires_at, g.voided_at)
+    query = select(g.number, *columns).where(g.wallet_number == wallet)
+    if numbers is not None:
+        query = query.where(g.number.in_(numbers))
+    return {
+        number: GrantFacts(paid, Category(category), *rest)
+        for number, paid, category, *rest in connection.execute(query)
+    }
+
+
+def add_up(found: Basis, moved: Sequence[Moved], known: dict[int, GrantFacts]) -> Figures:
+    """The period's figures: what is there now, less its rows and all after it, was there before."""
+    wallet = found.wallet
+    opening = {grant.number: grant.remaining for grant in wallet.burning}
+    overdraft = wallet.overdraft_used
+    for one in moved:
+        if one.grant is None:
+            overdraft += one.amount
+            continue
+        paid = known[one.grant].overdraft_paid if one.began else 0
+        opening[one.grant] = opening.get(one.grant, 0) - one.amount + paid
+        overdraft += paid
+    return figures(opening, overdraft, moved, known)
