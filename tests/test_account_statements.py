@@ -618,3 +618,20 @@ async def test_a_format_that_there_is_not_is_refused(served: Served) -> None:
         assert refused == Failure(400, "INVALID_FIELD", "format")
     gone = "/v1/statements/stm_00000000000010000000000099:render"
     assert await served.refusal(gone, key) == Failure(404, "NOT_FOUND", "id")
+
+
+async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement of too many grants or labels, what would keep too much, and too many at once."""
+    wallet, key = await served.wallet(), await served.key("service")
+    await served.post(wallet, {"grant": {"amount": "1"}}, {"grant": {"amount": "1"}})
+    path = f"/v1/wallets/{wallet}/statement"
+    period = {"start": "2026-01-01T00:00:00Z", "end": "2030-01-01T00:00:00Z"}
+    for name, most, code, status in (
+        ("statements.LINES_MAX", 1, "RESULT_TOO_LARGE", 400),
+        ("store.periods.SUMS_MAX", 1, "RESULT_TOO_LARGE", 400),
+        ("api.stating.STATEMENTS_MAX", 0, "OVERLOADED", 429),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"creditledger.{name}", most)
+            assert await served.refusal(path, key, **period) == Failure(status, code)
+    assert len((await served.body(path, key, **period))["grants"]) == 2

@@ -1,5 +1,6 @@
 """Statements made and closed: the request, what is written down before, and what is read for it."""
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,10 +20,10 @@ from creditledger.ledger import Ledger
 from creditledger.model import Wallet, standing
 from creditledger.operations import Sweep
 from creditledger.shown import WalletPlace
-from creditledger.statements import About, Closing, Document, Figures, GrantFacts, Moved
+from creditledger.statements import About, Closing, Document, Figures, GrantFacts
 from creditledger.store import Store, closed, periods, registry
 from creditledger.store.closed import Closed
-from creditledger.store.periods import NAMED_MAX, Basis
+from creditledger.store.periods import NAMED_MAX, Basis, Sums
 
 #: Statements added up by one process at the same time.
 STATEMENTS_MAX = 4
@@ -82,7 +83,8 @@ class Statements:
         with self._place():
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
-            return statements.document(_about(basis, wanted), await self._figures(basis, wanted))
+            figures = await self._figures(basis, wanted)
+            return await asyncio.to_thread(statements.document, _about(basis, wanted), figures)
 
     async def close(self, wanted: Period, caller: Caller) -> Closed:
         """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
@@ -97,7 +99,7 @@ class Statements:
                 field = wanted.fault("end")
                 raise InvalidField(f"{field}: only what has ended can be closed", param=field)
             figures = await self._figures(basis, wanted)
-            new = _closed(basis, wanted, figures, caller, now)
+            new = await asyncio.to_thread(_closed, basis, wanted, figures, caller, now)
             written = await self._store.write(lambda c: closed.add(c, new))
         if (written.starts_at, written.ends_at) != (new.starts_at, new.ends_at):
             raise Conflict("another period was closed at the same time; look at the list")
@@ -117,18 +119,19 @@ class Statements:
                 raise answer
 
     async def _figures(self, basis: Basis, wanted: Period) -> Figures:
-        moved: list[Moved] = []
+        sums = Sums()
         for step in periods.steps(basis):
             read = partial(periods.step, one=step, period=wanted.bucket)
-            found = await self._store.read(read)
-            moved = periods.together([*moved, *found])
+            sums.add(await self._store.read(read))
+        moved = sums.moved()
         known: dict[int, GrantFacts] = {}
         numbers = periods.named(basis, moved)
         for at in range(0, len(numbers), NAMED_MAX):
             some = numbers[at : at + NAMED_MAX]
             look = partial(periods.facts, wallet=basis.wallet.number, numbers=some)
             known |= await self._store.read(look)
-        return periods.add_up(basis, moved, known)
+        # The loop has others to serve meanwhile.
+        return await asyncio.to_thread(periods.add_up, basis, moved, known)
 
     @contextmanager
     def _place(self) -> Iterator[None]:

@@ -154,7 +154,7 @@ def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | 
                     opening[one.grant] = opening.get(one.grant, 0) + one.amount - paid
                 overdraft -= paid if one.grant is not None else one.amount
         for statement in every:
-            moved = periods.together(by_number.get(statement.number, []))
+            moved = by_number.get(statement.number, [])
             came = statements.figures(opening, overdraft, moved, known)
             yield came
             opening = {n: line.closing for n, line in came.grants.items() if line.closing}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from sqlalchemy import BigInteger, Connection, and_, case, func, literal, select
 
 from creditledger.bills import Bucket
+from creditledger.errors import ResultTooLarge
 from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
 from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, figures
@@ -24,6 +25,8 @@ t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
 STEP_ROWS = 50_000
 #: Grants named in one query.
 NAMED_MAX = 500
+#: What is kept of the rows while they are added up: by part, grant, kind and label.
+SUMS_MAX = 200_000
 
 #: The moment of account of a row that no closed statement moves.
 happened = case(
@@ -129,13 +132,24 @@ def _part(moment: int, period: Bucket) -> Part:
     return Part.PRIOR if moment < period.end else Part.AFTER
 
 
-def together(moved: Iterable[Moved]) -> list[Moved]:
-    """Those of the same rows in all but their step in one."""
-    found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool]] = {}
-    for one in moved:
-        count, amount, began = found.get(one[:4], (0, 0, False))
-        found[one[:4]] = count + one.rows, amount + one.amount, began or one.began
-    return [Moved(*place, *sums) for place, sums in found.items()]
+class Sums:
+    """What the rows of several reads add up to."""
+
+    def __init__(self) -> None:
+        self._found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool]] = {}
+
+    def add(self, moved: Iterable[Moved]) -> None:
+        """Add those of one read. Raises ResultTooLarge."""
+        found = self._found
+        for one in moved:
+            count, amount, began = found.get(one[:4], (0, 0, False))
+            found[one[:4]] = count + one.rows, amount + one.amount, began or one.began
+        if len(found) > SUMS_MAX:
+            raise ResultTooLarge("too many grants and API keys moved since: ask for a later period")
+
+    def moved(self) -> list[Moved]:
+        """All of them, each grant, kind and label once in each part."""
+        return [Moved(*place, *sums) for place, sums in self._found.items()]
 
 
 def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
