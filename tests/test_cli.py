@@ -180,6 +180,7 @@ def test_version_names_what_matters() -> None:
         "import-usage",
         "verify",
         "export",
+        "statement",
         "version",
     ],
 )

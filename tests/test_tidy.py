@@ -31,7 +31,7 @@ ORDER = """
 __main__
 cli
 commands.export commands.import_report commands.keys commands.reconcile commands.seed\
- commands.up commands.verify
+ commands.statement commands.up commands.verify
 console
 workers
 server demo import_usage seeding

@@ -26,6 +26,7 @@ from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import reconcile as reconcile_command
 from creditledger.commands import seed as seed_command
+from creditledger.commands import statement as statement_command
 from creditledger.commands import verify as verify_command
 from creditledger.commands.up import private_postgres
 from creditledger.commands.up import up as run_up
@@ -404,6 +405,7 @@ def export_command(
 
 
 app.command("reconcile")(reconcile_command.reconcile)
+app.command("statement")(statement_command.statement)
 
 
 @bench.command("seed")

@@ -6,7 +6,7 @@ All are made of the same document, so they show the same figures. Pure; called b
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from creditledger.exports import cell, csv_text
 from creditledger.statements import COLUMNS, OVERDRAFT_COLUMNS, Document, canonical
@@ -76,7 +76,7 @@ def _figures(one: Document, names: Iterable[str]) -> Document:
     return {name: one[name] for name in names if name in one}
 
 
-# --- HTML -----------------------------------------------------------------------------------------
+# --- for people -----------------------------------------------------------------------------------
 
 _STYLE = """\
 @page { size: A4 landscape; margin: 14mm }
@@ -100,23 +100,10 @@ _SELDOM = frozenset(COLUMNS) - {"granted", "consumed", "expired"}
 
 def _html(said: Document) -> str:
     title = f"Statement of {said['customer_name']}"
-    total = said["grants_total"]
-    columns = [name for name in COLUMNS if name not in _SELDOM or not _is_zero(total[name])]
-    body = "\n".join(
-        (
-            f"<h1>{escape(title)}</h1>",
-            _paragraph(f"{said['start']} to {said['end']} ({said['time_zone']}), the end excluded"),
-            _paragraph(
-                f"Wallet {said['wallet_id']} of customer {said['customer_id']}, amounts in"
-                f" {said['currency']}" + ("" if said["livemode"] else ", test mode")
-            ),
-            _paragraph(_standing(said), "quiet"),
-            _balance(said),
-            _keys(said),
-            _grants(said, columns),
-            _overdraft(said),
-        )
-    )
+    parts = [f"<h1>{escape(title)}</h1>"]
+    parts += [_paragraph(line) for line in heading(said)]
+    parts += [_paragraph(standing(said), "quiet"), *map(_section, tables(said))]
+    body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
@@ -125,7 +112,17 @@ def _html(said: Document) -> str:
     )
 
 
-def _standing(said: Document) -> str:
+def heading(said: Document) -> tuple[str, str]:
+    """Of which period a statement is, and of what."""
+    mode = "" if said["livemode"] else ", test mode"
+    wallet = f"Wallet {said['wallet_id']} of customer {said['customer_id']}"
+    return (
+        f"{said['start']} to {said['end']} ({said['time_zone']}), the end excluded",
+        f"{wallet}, amounts in {said['currency']}{mode}",
+    )
+
+
+def standing(said: Document) -> str:
     """Whether it is closed, and how it can be told from another."""
     if "id" not in said:
         return f"Not closed: the wallet as of its row {said['sequence']}; figures may still change."
@@ -136,7 +133,23 @@ def _standing(said: Document) -> str:
     )
 
 
-def _balance(said: Document) -> str:
+class Table(NamedTuple):
+    """A part of a statement for people: its first `words` columns are words, others figures."""
+
+    title: str
+    names: Sequence[str]
+    words: int
+    rows: Sequence[Sequence[str]]
+    total: Sequence[str] | None = None
+
+
+def tables(said: Document) -> list[Table]:
+    """What a statement shows to people; of what there is nothing of there is no table."""
+    found = [_balance(said), _keys(said), _grants(said), _overdraft(said)]
+    return [table for table in found if table.rows]
+
+
+def _balance(said: Document) -> Table:
     rows = [("Opening balance", "", said["opening_balance"])]
     rows += [(_words(one["kind"]), one["count"], one["amount"]) for one in said["by_kind"]]
     rows += [
@@ -144,22 +157,21 @@ def _balance(said: Document) -> str:
         for one in said["prior_period_adjustments"]
     ]
     last = ("Closing balance", "", said["closing_balance"])
-    return _section("Balance", ("", "Rows", "Amount"), 1, rows, last)
+    return Table("Balance", ("", "Rows", "Amount"), 1, rows, last)
 
 
-def _keys(said: Document) -> str:
-    if not said["by_api_key"]:
-        return ""
+def _keys(said: Document) -> Table:
     figures = ("count", "consumed", "refunded", "prior_period")
     rows = [
         [one.get("api_key_id", "(none)"), *(one[name] for name in figures)]
         for one in said["by_api_key"]
     ]
-    names = ("API key", "Rows", *map(_words, figures[1:]))
-    return _section("Usage by API key", names, 1, rows)
+    return Table("Usage by API key", ("API key", "Rows", *map(_words, figures[1:])), 1, rows)
 
 
-def _grants(said: Document, columns: Sequence[str]) -> str:
+def _grants(said: Document) -> Table:
+    total = said["grants_total"]
+    columns = [name for name in COLUMNS if name not in _SELDOM or not _is_zero(total[name])]
     shown = ("opening", *columns, "closing")
 
     def line(words: Sequence[str], figures: Document) -> list[str]:
@@ -170,8 +182,7 @@ def _grants(said: Document, columns: Sequence[str]) -> str:
         for one in said["grants"]
     ]
     names = ("Grant", "Id", "Category", "Ends", *map(_words, shown))
-    last = line(["All grants", "", "", ""], said["grants_total"])
-    return _section("Grants", names, 4, rows, last)
+    return Table("Grants", names, 4, rows, line(["All grants", "", "", ""], total))
 
 
 def _ends(one: Document) -> str:
@@ -181,13 +192,11 @@ def _ends(one: Document) -> str:
     return ends
 
 
-def _overdraft(said: Document) -> str:
+def _overdraft(said: Document) -> Table:
     figures = said["overdraft"]
-    if all(_is_zero(value) for value in figures.values()):
-        return ""
     shown = ("opening", *OVERDRAFT_COLUMNS, "closing")
-    rows = [[figures[name] for name in shown]]
-    return _section("Overdraft used", list(map(_words, shown)), 0, rows)
+    rows = [] if all(map(_is_zero, figures.values())) else [[figures[name] for name in shown]]
+    return Table("Overdraft used", list(map(_words, shown)), 0, rows)
 
 
 def _signed(column: str, value: str) -> str:
@@ -201,28 +210,21 @@ def _is_zero(value: str) -> bool:
     return not value.strip("0.")
 
 
-def _section(
-    title: str,
-    names: Sequence[str],
-    words: int,
-    rows: Iterable[Sequence[str]],
-    last: Sequence[str] | None = None,
-) -> str:
-    """A table whose first `words` columns are words and whose others are figures."""
-
+def _section(table: Table) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{'' if i < words else ' class=n'}>{escape(value)}</{tag}>"
+            f"<{tag}{'' if i < table.words else ' class=n'}>{escape(value)}</{tag}>"
             for i, value in enumerate(values)
         )
 
-    lines = [f"<tr>{cells('td', row)}</tr>" for row in rows]
-    if last is not None:
-        lines.append(f"<tr class=sum>{cells('td', last)}</tr>")
+    lines = [f"<tr>{cells('td', row)}</tr>" for row in table.rows]
+    if table.total is not None:
+        lines.append(f"<tr class=sum>{cells('td', table.total)}</tr>")
     body = "\n".join(lines)
     return (
-        f"<h2>{escape(title)}</h2>\n<div class=wide><table>\n"
-        f"<thead><tr>{cells('th', names)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>"
+        f"<h2>{escape(table.title)}</h2>\n<div class=wide><table>\n"
+        f"<thead><tr>{cells('th', table.names)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
+        f"</table></div>"
     )
 
 
