@@ -77,28 +77,30 @@ class Watch:
             self._wallets, self._dimensions = {}, {}
         wallets = {row.wallet for row in rows} - self._wallets.keys()
         self._wallets |= walks.wallets(connection, wallets)
-        if self.filters.meter_id is not None or self.filters.subscription_id is not None:
+        if self._asks_dimensions:
             places = {(row.wallet, row.dimension) for row in rows} - self._dimensions.keys()
             self._dimensions |= walks.dimensions(connection, places)
+
+    @property
+    def _asks_dimensions(self) -> bool:
+        return (self.filters.meter_id, self.filters.subscription_id) != (None, None)
 
     def _wants(self, row: Passed) -> bool:
         filters, wallet = self.filters, self._wallets[row.wallet]
         if wallet.livemode != filters.livemode or (self.kinds and row.kind not in self.kinds):
             return False
-        for asked, found in (
+        asked: list[tuple[object, object]] = [
             (filters.customer_id, wallet.customer_id),
             (self.wallet_id, wallet.id),
             (filters.grant, (row.wallet, row.grant)),
-        ):
-            if asked is not None and asked != found:
-                return False
-        if self._dimensions:
+        ]
+        if self._asks_dimensions:
             dimension = self._dimensions[row.wallet, row.dimension]
-            return filters.meter_id in (None, dimension.meter_id) and filters.subscription_id in (
-                None,
-                dimension.subscription_id,
-            )
-        return True
+            asked += [
+                (filters.meter_id, dimension.meter_id),
+                (filters.subscription_id, dimension.subscription_id),
+            ]
+        return all(wanted in (None, found) for wanted, found in asked)
 
 
 class Watches:
