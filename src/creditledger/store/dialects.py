@@ -172,6 +172,19 @@ def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
     )
 
 
+#: Pairs of numbers, given as one JSON text, as rows: one statement for any number of them.
+PAIRS = {
+    "sqlite": text(
+        "SELECT json_extract(value, '$[0]') AS wallet, json_extract(value, '$[1]') AS sequence"
+        " FROM json_each(:pairs)"
+    ),
+    "postgresql": text(
+        "SELECT CAST(value ->> 0 AS bigint) AS wallet, CAST(value ->> 1 AS bigint) AS sequence"
+        " FROM json_array_elements(CAST(:pairs AS json))"
+    ),
+}
+
+
 def by_index(connection: Connection, table: str, index: str) -> TextClause:
     """The table, to be read by that index.
 

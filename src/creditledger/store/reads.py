@@ -5,6 +5,7 @@ sequence, so a window of time is a `Span` of sequences, found by bisection in th
 Lists are in `lists.py`, sums in `sums.py`.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,19 @@ from sqlalchemy import (
     Connection,
     FromClause,
     Select,
+    TextClause,
     and_,
     bindparam,
     column,
     not_,
     select,
     text,
-    values,
 )
 
 from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import schema
+from creditledger.store.dialects import PAIRS
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
@@ -236,21 +238,27 @@ def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ..
     return found, dict(connection.execute(labels).all())
 
 
-#: Rows expanded by one statement: for many more, SQLite would rather read the whole table.
-EXPANDED_MAX = 100
+def _expanded_at(places: TextClause) -> Select[Any]:
+    place = places.columns(column("wallet", BigInteger), column("sequence", BigInteger)).cte(
+        "place"
+    )
+    here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
+    return _expanded(place.join(schema.transactions, here))
+
+
+#: Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
+_EXPANDED_AT = {dialect: _expanded_at(places) for dialect, places in PAIRS.items()}
 
 
 def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:
     """The transactions at these places (wallet number, sequence), in this order."""
+    if not places:
+        return []
     found = {}
-    for at in range(0, len(places), EXPANDED_MAX):
-        # Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
-        asked = values(column("wallet", BigInteger), column("sequence", BigInteger))
-        place = asked.data(list(places[at : at + EXPANDED_MAX])).cte("place")
-        here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
-        for columns in connection.execute(_expanded(place.join(schema.transactions, here))):
-            one = _transaction(columns)
-            found[one.row.wallet, one.row.sequence] = one
+    query = _EXPANDED_AT[connection.dialect.name]
+    for columns in connection.execute(query, {"pairs": json.dumps(places)}):
+        one = _transaction(columns)
+        found[one.row.wallet, one.row.sequence] = one
     return [found[place] for place in places]
 
 
