@@ -43,6 +43,8 @@ log = structlog.get_logger()
 
 #: Rows of a step, and grants or holds looked at in one transaction.
 STEP_ROWS, PAGE = 500, 500
+#: Grants of which it is known what is left; beyond, all are read again.
+LEFT_MAX = 20_000
 #: How often it looks where nothing waits: for rows, and where nobody listens for somebody.
 STEP_SECONDS, IDLE_SECONDS = 0.5, 5.0
 #: How often it looks for grants about to end and holds that are over.
@@ -91,6 +93,23 @@ class _Seen(NamedTuple):
     depleted: list[tuple[tuple[int, int], GivenGrant]]
 
 
+class _Left(NamedTuple):
+    """What was left of grants that rows were told of, behind the rows up to a mark.
+
+    Otherwise each step would add up what came after it, and the further it is behind, the slower it
+    would get on.
+    """
+
+    mark: Mark
+    wanting: tuple[Endpoint, ...]  #: What other endpoints do not hear of is not followed.
+    amounts: dict[tuple[int, int], int]  #: By wallet and grant number.
+
+    def known(self, mark: Mark, wanting: Sequence[Endpoint]) -> dict[tuple[int, int], int]:
+        """What still holds at this mark."""
+        holds = self.mark == mark and self.wanting == tuple(wanting)
+        return dict(self.amounts) if holds and len(self.amounts) < LEFT_MAX else {}
+
+
 class Notifier:
     """One per server."""
 
@@ -111,6 +130,7 @@ class Notifier:
         self._task: asyncio.Task[None] | None = None
         #: The mark that is stored, and where the rows behind it were looked at to without need.
         self._ahead: tuple[str, Mark] = "", tail.START
+        self._left = _Left(tail.START, (), {})
         self._stored_at = self._looked_at = 0.0
 
     def start(self) -> None:
@@ -187,13 +207,14 @@ class Notifier:
         if stored != feed.mark:
             begun = Mark.parse(feed.mark, field="mark") if feed.mark else tail.START
         try:
-            step = tail.step(connection, begun, STEP_ROWS)
+            tail.begin(connection, begun)
         except InvalidField:
             # The rows are those of an older state, or were numbered anew: what is told of twice is
             # worse here than what is told of late by lists.
             log.error("webhooks begin anew at the end of the ledger", mark=feed.mark)
             end = tail.end(connection)
             return _Seen(feed, end, end, False, endpoints, {}, {}, {}, [])
+        step = tail.step(connection, begun, STEP_ROWS)
         wallets = walks.wallets(connection, {row.wallet for row in step.rows})
         heard = [row for row in step.rows if _any_hears(endpoints, wallets[row.wallet])]
         rows = {
@@ -211,32 +232,39 @@ class Notifier:
             rows,
             wallets,
             _balances(connection, endpoints, wallets, heard),
-            self._depleted(connection, endpoints, wallets, heard, rows),
+            self._depleted(connection, step, begun, endpoints, wallets, rows),
         )
 
     def _depleted(
         self,
         connection: Connection,
+        step: tail.Step,
+        begun: Mark,
         endpoints: Sequence[Endpoint],
         wallets: dict[int, WalletPlace],
-        heard: Sequence[Passed],
         rows: dict[tuple[int, int], tuple[Mark, Transaction]],
     ) -> list[tuple[tuple[int, int], GivenGrant]]:
         wanting = [one for one in endpoints if EventType.GRANT_DEPLETED in one.events]
+        known = self._left.known(begun, wanting)
         drawn: dict[int, list[Drawn]] = {}
-        for row in heard:
-            one = rows[row.place][1].row
-            if one.grant is not None and _any_hears(wanting, wallets[row.wallet]):
+        for (wallet, _), (_, transaction) in rows.items():
+            one = transaction.row
+            if one.grant is not None and _any_hears(wanting, wallets[wallet]):
                 drew = Drawn(one.sequence, one.kind, one.grant, one.amount)
-                drawn.setdefault(row.wallet, []).append(drew)
+                drawn.setdefault(wallet, []).append(drew)
         found = []
         for wallet, moves in drawn.items():
-            spent = {one.grant for one in moves if one.amount < 0}
-            left = webhook_feed.remaining(connection, wallet, moves[-1].sequence, spent)
-            for drew in depletions(moves, left):
+            left = {one.grant: known.get((wallet, one.grant)) for one in moves}
+            moved = {grant: sum(d.amount for d in moves if d.grant == grant) for grant in left}
+            unknown = [grant for grant, amount in left.items() if amount is None]
+            behind = webhook_feed.remaining(connection, wallet, moves[-1].sequence, unknown)
+            behind |= {n: amount + moved[n] for n, amount in left.items() if amount is not None}
+            known |= {(wallet, grant): amount for grant, amount in behind.items()}
+            for drew in depletions(moves, behind):
                 grant = grants.grant(connection, wallet, drew.grant, clock=self._clock())
                 assert grant is not None
                 found.append(((wallet, drew.sequence), grant))
+        self._left = _Left(step.mark, tuple(wanting), known)
         return found
 
     # --- time -------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, Text, TextClause, text
+from sqlalchemy import CTE, BigInteger, Boolean, Connection, Text, TextClause, column, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -172,8 +172,7 @@ def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
     )
 
 
-#: Pairs of numbers, given as one JSON text, as rows: one statement for any number of them.
-PAIRS = {
+_PAIRS = {
     "sqlite": text(
         "SELECT json_extract(value, '$[0]') AS wallet, json_extract(value, '$[1]') AS sequence"
         " FROM json_each(:pairs)"
@@ -183,6 +182,16 @@ PAIRS = {
         " FROM json_array_elements(CAST(:pairs AS json))"
     ),
 }
+
+
+def pairs(dialect: str) -> CTE:
+    """Pairs (wallet, sequence), given as the JSON text `pairs`: to be joined to.
+
+    One statement for any number of them. By IN, or of a list of values that is long, SQLite would
+    read the whole table.
+    """
+    numbers = column("wallet", BigInteger), column("sequence", BigInteger)
+    return _PAIRS[dialect].columns(*numbers).cte("place")
 
 
 def by_index(connection: Connection, table: str, index: str) -> TextClause:

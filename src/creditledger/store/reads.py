@@ -11,14 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import (
+    CTE,
     BigInteger,
     Connection,
     FromClause,
     Select,
-    TextClause,
     and_,
     bindparam,
-    column,
     not_,
     select,
     text,
@@ -27,7 +26,7 @@ from sqlalchemy import (
 from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import PAIRS
+from creditledger.store.dialects import pairs
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     GRANT_COLUMNS,
@@ -238,16 +237,12 @@ def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ..
     return found, dict(connection.execute(labels).all())
 
 
-def _expanded_at(places: TextClause) -> Select[Any]:
-    place = places.columns(column("wallet", BigInteger), column("sequence", BigInteger)).cte(
-        "place"
-    )
+def _expanded_at(place: CTE) -> Select[Any]:
     here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
     return _expanded(place.join(schema.transactions, here))
 
 
-#: Joined to, not looked up by IN: for a list of pairs SQLite would read the whole table.
-_EXPANDED_AT = {dialect: _expanded_at(places) for dialect, places in PAIRS.items()}
+_EXPANDED_AT = {dialect: _expanded_at(pairs(dialect)) for dialect in ("sqlite", "postgresql")}
 
 
 def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:

@@ -5,15 +5,14 @@ several servers one does it, and what was made before a crash is not made again.
 SQLAlchemy connection.
 """
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
-    BigInteger,
     Connection,
     and_,
     bindparam,
-    column,
     delete,
     exists,
     func,
@@ -21,16 +20,21 @@ from sqlalchemy import (
     literal_column,
     select,
     update,
-    values,
 )
 
 from creditledger.store import schema
+from creditledger.store.dialects import pairs
 from creditledger.store.lists import is_kind
 from creditledger.store.reads import OF_POSTING
 from creditledger.store.webhooks import e, endpoint_value, f, y
 from creditledger.webhooks import GIVING, TRYING_MS, DeliveryStatus, Endpoint, Moved, Place
 
-t, p, g = schema.transactions.c, schema.postings.c, schema.grants.c
+t, p, g, s = (
+    schema.transactions.c,
+    schema.postings.c,
+    schema.grants.c,
+    schema.wallet_states.c,
+)
 
 #: Holds written down as over by their deadline, for `due`.
 EXPIRED_HOLDS = ("holds", "holds_expired", "deadline", "o.ended = 3")
@@ -133,13 +137,13 @@ def postings_of(
     """Of the rows at these places (wallet number, sequence): first and last of their posting."""
     if not places:
         return {}
-    asked = values(column("wallet", BigInteger), column("sequence", BigInteger))
-    place = asked.data(list(places)).cte("place")
+    place = pairs(connection.dialect.name)
     here = and_(t.wallet_number == place.c.wallet, t.sequence == place.c.sequence)
     found = connection.execute(
         select(place.c.wallet, place.c.sequence, p.first_sequence, p.row_count)
         .join_from(place, schema.transactions, here)
-        .join(schema.postings, OF_POSTING)
+        .join(schema.postings, OF_POSTING),
+        {"pairs": json.dumps(places)},
     )
     return {(wallet, row): (first, first + count - 1) for wallet, row, first, count in found}
 
@@ -168,19 +172,28 @@ def stood(connection: Connection, wallet: int, sequence: int) -> tuple[int, int]
 
 
 def remaining(
-    connection: Connection, wallet: int, last: int, grants: Collection[int]
+    connection: Connection, wallet: int, last: int, grants: Iterable[int]
 ) -> dict[int, int]:
-    """What was left of these grants of a wallet behind row `last`: reads the rows after it."""
-    now = select(g.number, g.remaining).where(g.wallet_number == wallet, g.number.in_(grants))
-    left: dict[int, int] = {row.number: row.remaining for row in connection.execute(now)}
-    since = (
-        select(t.grant_number, func.sum(t.amount))
-        .where(t.wallet_number == wallet, t.sequence > last, t.grant_number.in_(grants))
-        .group_by(t.grant_number)
-    )
-    for number, amount in connection.execute(since):
-        left[number] -= int(amount)
-    return left
+    """What was left of these grants of a wallet behind row `last`.
+
+    From the rows since a grant was given, or from those that came after, whichever are fewer.
+    """
+    found = {}
+    for number in grants:
+        query = select(g.overdraft_paid, g.remaining, s.sequence).join_from(
+            schema.grants, schema.wallet_states, s.wallet_number == g.wallet_number
+        )
+        here = g.wallet_number == wallet, g.number == number
+        paid, now, end = connection.execute(query.where(*here)).one()
+        forwards = last - number < end - last
+        moved = select(func.coalesce(func.sum(t.amount), 0)).where(
+            t.wallet_number == wallet,
+            t.sequence.between(*((number, last) if forwards else (last + 1, end))),
+            t.grant_number == number,
+        )
+        amount = int(connection.execute(moved).scalar_one())
+        found[number] = amount - paid if forwards else now - amount
+    return found
 
 
 # --- sending --------------------------------------------------------------------------------------
