@@ -6,6 +6,7 @@ import asyncio
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 from credit.v1 import webhook_service_pb2 as pb
@@ -34,8 +35,6 @@ from tests.test_webhooks import endpoint, log_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from random import Random
-
-    import pytest
 
     from creditledger.notifier import Notifier
     from tests.support import Clock
@@ -231,8 +230,15 @@ def test_crossings_are_those_of_a_naive_model(
 # --- grants ---------------------------------------------------------------------------------------
 
 
-async def test_a_grant_that_is_used_up_is_told(database_url: str, clock: Clock) -> None:
-    """By consumption, capture or transfer, again after a refund; not by end, void, correction."""
+@pytest.mark.parametrize("rows", [1, 3, notifier.STEP_ROWS])
+async def test_a_grant_that_is_used_up_is_told(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """By consumption, capture or transfer, again after a refund; not by end, void, correction.
+
+    What was left of a grant is known from step to step, however many rows one has.
+    """
+    monkeypatch.setattr(notifier, "STEP_ROWS", rows)
     async with serve(database_url, clock) as api:
         await api.local.new_wallet("wal_other", "cus_other")
         made = await endpoint(api, NOWHERE, "grant.depleted", customer_id=CUSTOMER)
