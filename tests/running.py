@@ -102,8 +102,9 @@ async def running(
     database_url: str, clock: Callable[[], int], **settings: Any
 ) -> AsyncIterator[Running]:
     """Serve the database from this process until the block ends."""
-    # Where rows stand would depend on how long a test takes.
-    settings = {"grpc_address": "127.0.0.1:0", "sweep_interval_seconds": 0, **settings}
+    # Where rows stand, and what is read, would depend on how long a test takes.
+    unasked = {"sweep_interval_seconds": 0, "webhook_connections": 0}
+    settings = {"grpc_address": "127.0.0.1:0", **unasked, **settings}
     config = Config(database_url=database_url, **settings)
     server = build(config, clock=clock)
     await server.start()

@@ -496,7 +496,7 @@ async def world(
     request: pytest.FixtureRequest, database_url: str, clock: Clock
 ) -> AsyncIterator[World]:
     """A server and everybody who may call it."""
-    async with serve(database_url, clock, transport=request.param) as api:
+    async with serve(database_url, clock, transport=request.param, webhook_connections=1) as api:
         local = api.local
         await local.new_wallet("wal_other", "cus_other")
         await api.post("topup", **grant("10"))

@@ -179,8 +179,7 @@ SHOP, OWNER = "wal_shop", "cus_shop"
 async def told(database_url: str, clock: Clock) -> AsyncIterator[tuple[Api, Recorded]]:
     """A server whose every statement is heard, and the fifth wallet, with a little credit."""
     with recorded() as heard:
-        # What a server looks for unasked, it looks for in all parts.
-        async with serve(database_url, clock, webhook_connections=0) as api:
+        async with serve(database_url, clock) as api:
             for n in range(WALLET_NUMBER - 2):
                 await api.local.new_wallet(f"wal_{n}", f"cus_{n}")
             await api.local.new_wallet(SHOP, OWNER)

@@ -17,10 +17,12 @@ from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
+from credit.v1 import webhook_service_pb2 as hooks_pb
 
 from creditledger import clock as time
 from creditledger.api import watching
 from creditledger.clock import SECOND
+from creditledger.webhooks import EventType
 from tests.recorded import LARGE, Said, recorded
 from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support import START, file_of
@@ -242,6 +244,53 @@ async def test_what_is_used_up_is_not_read(database_url: str, clock: Clock) -> N
         with closing(sqlite3.connect(file_of(database_url))) as connection:
             plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
             assert f"INDEX {table}_open" in str(plan.fetchall())
+
+
+async def test_webhooks_read_what_is_new_and_what_is_due(database_url: str, clock: Clock) -> None:
+    """Steps along the rows, looks by time, what is sent, replayed and forgotten."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            assert api.server.unasked is not None
+            notifier, deliverer = api.server.unasked.notifier, api.server.unasked.deliverer
+            events = [one.word for one in EventType]
+            thresholds = [
+                hooks_pb.WebhookThreshold(percent=50),
+                hooks_pb.WebhookThreshold(amount="3", currency_id="USD"),
+            ]
+            new = hooks_pb.CreateWebhookEndpointRequest(
+                url="https://acme.invalid/", events=events, thresholds=thresholds
+            )
+            made = await api.webhooks.CreateWebhookEndpoint(new, metadata=api.service)
+            for n in range(150):
+                await api.local.new_wallet(f"wal_{n}", f"cus_{n}")
+                end = time.text(clock.now + time.DAY)
+                await api.post(f"given {n}", f"wal_{n}", **grant("2", expires_at=end))
+            for n in range(150):
+                await api.post(f"spent {n}", f"wal_{n}", **consume("1"))
+            await api.wallets.Hold(
+                pb.HoldRequest(wallet_id="wal_1", idempotency_key="h", amount="1", ttl_seconds=1),
+                metadata=api.service,
+            )
+            clock.advance(2 * SECOND)
+            looked = await asked(heard.reading, notifier.follow)
+            assert any("first_sequence" in one.text for one in looked)
+            looked += await asked(heard.reading, notifier.look)
+            looked += await asked(heard.reading, deliverer.send)
+            looked += await asked(heard.reading, deliverer.forget)
+            hook = made.webhook_endpoint.id
+            log = hooks_pb.ListWebhookDeliveriesRequest(id=hook, page_size=100)
+            listed = await api.webhooks.ListWebhookDeliveries(log, metadata=api.service)
+            assert len(listed.webhook_deliveries) == 100
+
+            async def replay() -> None:
+                request = hooks_pb.ReplayWebhookDeliveriesRequest(id=hook, status="failed")
+                await api.webhooks.ReplayWebhookDeliveries(request, metadata=api.service)
+                log.page_token = listed.next_page_token
+                await api.webhooks.ListWebhookDeliveries(log, metadata=api.service)
+
+            looked += await asked(heard.reading, replay)
+
+    assert scanned(database_url, looked) == []
 
 
 async def test_a_watch_reads_what_is_new(database_url: str, clock: Clock) -> None:

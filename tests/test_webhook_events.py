@@ -12,11 +12,13 @@ from credit.v1 import wallet_service_pb2 as wallets_pb
 from credit.v1 import webhook_service_pb2 as pb
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sqlalchemy import update
 
 from creditledger import clock as time
 from creditledger import ids, notifier
 from creditledger.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.model import Kind
+from creditledger.store import schema
 from creditledger.webhooks import (
     JITTER,
     PAUSE_MS_MAX,
@@ -30,6 +32,7 @@ from creditledger.webhooks import (
     next_attempt,
 )
 from tests.running import CUSTOMER, WALLET, Api, adjust, consume, grant, refund, serve
+from tests.support import change
 from tests.test_webhooks import endpoint, log_of
 
 if TYPE_CHECKING:
@@ -329,16 +332,16 @@ async def test_a_grant_about_to_end_is_told(database_url: str, clock: Clock) -> 
         assert told.data.credit_grant.id == ids.compose("cg", 1, 2)
         assert await events(api, made, look=True) == [told]
 
-        update = grants_pb.CreditGrantServiceUpdateRequest(
+        moved = grants_pb.CreditGrantServiceUpdateRequest(
             id=told.data.credit_grant.id, expires_at=time.text(clock.now + 4 * DAY)
         )
-        await api.grants.Update(update, metadata=api.service)
+        await api.grants.Update(moved, metadata=api.service)
         assert await events(api, made, look=True) == [told]
         clock.advance(DAY)
         again = await events(api, made, look=True)
         assert [one.data.credit_grant.expires_at for one in again] == [
             told.data.credit_grant.expires_at,
-            update.expires_at,
+            moved.expires_at,
         ]
 
 
@@ -396,6 +399,20 @@ async def test_of_many_who_make_one_does(database_url: str, clock: Clock) -> Non
 
         assert len(told) == 40
         assert len({one.id for one in told}) == 40
+
+
+async def test_a_mark_of_another_ledger_does_not_stop_it(database_url: str, clock: Clock) -> None:
+    """Where the rows are those of an older state, what is told begins at their end."""
+    async with serve(database_url, clock) as api:
+        made = await endpoint(api, NOWHERE, "transaction.created")
+        await api.post("before", **grant("1"))
+        beyond = update(schema.webhook_feed).values(mark="900000000000-0-0")
+        change(database_url, lambda connection: connection.execute(beyond))
+        assert await events(api, made) == []
+        await api.post("after", **grant("2"))
+        (told,) = await events(api, made)
+
+        assert told.data.transaction.amount == "2.00"
 
 
 async def test_what_is_old_goes(database_url: str, clock: Clock) -> None:

@@ -7,14 +7,20 @@ import re
 import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from credit.v1 import webhook_service_pb2 as pb
+from sqlalchemy import insert
+from sqlalchemy.exc import IntegrityError
 
 from creditledger import clock as time
 from creditledger import deliverer
-from creditledger.clock import DAY, MINUTE, SECOND
+from creditledger.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.store import schema
+from creditledger.webhooks import Secret
+from tests.databases import contents
 from tests.receiving import Received, Receiver, receiving, verified
 from tests.running import (
     CUSTOMER,
@@ -28,14 +34,19 @@ from tests.running import (
     serve,
 )
 from tests.serving import Refused, refused
+from tests.support import change, is_file
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+    from sqlalchemy import Connection
 
     from tests.receiving import Answer
     from tests.support import Clock
 
 CREATED = "transaction.created"
+#: A server that may send to this machine.
+SENDING = {"webhook_connections": 64, "webhook_allow_private": True}
 API_PAGE = Path(__file__).parent.parent / "docs" / "api.md"
 
 
@@ -54,7 +65,7 @@ async def told(
     """A server that may send to this machine, and somebody who receives."""
     async with (
         receiving() as receiver,
-        serve(database_url, clock, webhook_allow_private=True, **settings) as api,
+        serve(database_url, clock, **{**SENDING, **settings}) as api,
     ):
         yield api, receiver
 
@@ -206,8 +217,8 @@ async def test_nothing_is_told_of_what_was_while_nobody_listened(
             await api.post(f"on {n}", **grant("1"))
             await receiver.wait(n + 1)
             for enabled in (False, True):
-                change = pb.UpdateWebhookEndpointRequest(id=id_, enabled=enabled)
-                await api.webhooks.UpdateWebhookEndpoint(change, metadata=api.service)
+                request = pb.UpdateWebhookEndpointRequest(id=id_, enabled=enabled)
+                await api.webhooks.UpdateWebhookEndpoint(request, metadata=api.service)
                 if not enabled:
                     await api.post(f"off {n}", **grant("1"))
         await api.post("last", **grant("1"))
@@ -320,7 +331,7 @@ async def test_who_is_dead_delays_nobody(
 
         assert took < 4.0
         assert no_connection.last_error == "no connection"
-        assert dead.under_way_max <= deliverer.PLACES
+        assert dead.under_way_max <= deliverer.PLACES < 40
         assert not [one for one in await log_of(api, made) if one.status == "delivered"]
 
 
@@ -344,8 +355,8 @@ async def test_two_servers_share_the_work(database_url: str, clock: Clock) -> No
     async with told(database_url, clock) as (api, receiver):
         made = await endpoint(api, receiver.url)
         async with (
-            running(database_url, clock, webhook_allow_private=True),
-            running(database_url, clock, webhook_allow_private=True),
+            running(database_url, clock, **SENDING),
+            running(database_url, clock, **SENDING),
         ):
             for n in range(60):
                 await api.post(f"given {n}", **grant("1"))
@@ -356,9 +367,67 @@ async def test_two_servers_share_the_work(database_url: str, clock: Clock) -> No
         assert sorted(sequences) == list(range(1, 61))
 
 
+async def test_a_name_counts_by_what_it_leads_to(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is looked up once for a connection, and refused if any of its addresses is private.
+
+    What was looked up is connected to: a name that leads elsewhere a moment later gains nothing.
+    """
+    asked: list[str] = []
+    answers = [["93.184.215.14", "127.0.0.1"], ["127.0.0.1", "10.0.0.1"], ["::ffff:127.0.0.1"]]
+
+    def look_up(host: str, port: int, **_: Any) -> list[Any]:
+        asked.append(host)
+        found = answers[len(asked) - 1] if len(asked) <= len(answers) else ["127.0.0.1"]
+        return [(0, 0, 0, "", (address, port)) for address in found]
+
+    monkeypatch.setattr(deliverer, "socket", SimpleNamespace(getaddrinfo=look_up, SOCK_STREAM=1))
+    async with (
+        receiving() as receiver,
+        serve(database_url, clock, webhook_connections=1) as api,
+    ):
+        port = receiver.url.rpartition(":")[2].partition("/")[0]
+        made = await endpoint(api, f"http://rebound.example.com:{port}/hooks")
+        await api.post("given", **grant("1"))
+        for attempt in (1, 2, 3):
+            (pending,) = await until(api, made, "pending", 1, attempts=attempt)
+            assert pending.last_error == "the name leads to this machine or a private network"
+            assert len(asked) == attempt
+            clock.advance(5 * HOUR)
+        assert receiver.received == []
+    # By who may call this machine, the name that was asked for is what the receiver is called.
+    async with told(database_url, clock) as (api, receiver):
+        port = receiver.url.rpartition(":")[2].partition("/")[0]
+        asked.clear()
+        answers[:] = [["127.0.0.1"]]
+        await endpoint(api, f"http://named.example.com:{port}/hooks")
+        await api.post("more", **grant("1"))
+        (came,) = await receiver.wait(1)
+        assert came.headers["host"] == f"named.example.com:{port}"
+        assert "named.example.com" in asked
+
+
+async def test_no_proxy_is_used(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the environment says of proxies is for others: one would look names up by itself."""
+    async with receiving("/proxy") as proxy, told(database_url, clock) as (api, receiver):
+        await endpoint(api, receiver.url)
+        for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, proxy.url)
+        await api.post("given", **grant("1"))
+        await receiver.wait(1)
+
+        assert proxy.received == []
+
+
 async def test_private_targets_are_refused(database_url: str, clock: Clock) -> None:
     """By what the URL says, at once; by what its name leads to, when it is to be called."""
-    async with receiving() as receiver, serve(database_url, clock) as api:
+    async with (
+        receiving() as receiver,
+        serve(database_url, clock, webhook_connections=8) as api,
+    ):
         wrong = Refused("INVALID_FIELD", "url")
         for url in (receiver.url, "http://[::ffff:127.0.0.1]/", "http://2130706433/"):
             assert await refused(endpoint(api, url)) == wrong
@@ -371,3 +440,126 @@ async def test_private_targets_are_refused(database_url: str, clock: Clock) -> N
 
         assert pending.last_error == "the name leads to this machine or a private network"
         assert receiver.received == []
+
+
+# --- what is asked for ----------------------------------------------------------------------------
+
+LOW = "balance.low"
+WRONG: list[tuple[dict[str, Any], Refused]] = [
+    ({"url": ""}, Refused("MISSING_FIELD", "url")),
+    ({"url": "ftp://example.com/"}, Refused("INVALID_FIELD", "url")),
+    ({"events": []}, Refused("MISSING_FIELD", "events")),
+    ({"events": ["wallet.created"]}, Refused("INVALID_FIELD", "events[0]")),
+    ({"events": [CREATED] * 7}, Refused("INVALID_FIELD", "events")),
+    ({"events": [LOW]}, Refused("MISSING_FIELD", "thresholds")),
+    ({"thresholds": [{}]}, Refused("MISSING_FIELD", "thresholds[0].amount")),
+    ({"thresholds": [{"amount": "1"}]}, Refused("MISSING_FIELD", "thresholds[0].currency_id")),
+    ({"thresholds": [{"percent": 100}]}, Refused("INVALID_FIELD", "thresholds[0].percent")),
+    (
+        {"thresholds": [{"percent": 9, "amount": "1"}]},
+        Refused("INVALID_FIELD", "thresholds[0].amount"),
+    ),
+    (
+        {"thresholds": [{"amount": "-1", "currency_id": "USD"}]},
+        Refused("INVALID_FIELD", "thresholds[0].amount"),
+    ),
+    (
+        {"thresholds": [{"percent": 9}, {"amount": "1", "currency_id": "XXX"}]},
+        Refused("NOT_FOUND", "thresholds[1].currency_id"),
+    ),
+    (
+        {"thresholds": [{"amount": "0.0000000001", "currency_id": "USD"}]},
+        Refused("INVALID_FIELD", "thresholds[0].amount"),
+    ),
+    ({"thresholds": [{"percent": 9}] * 11}, Refused("INVALID_FIELD", "thresholds")),
+    ({"expiring_days": 0}, Refused("INVALID_FIELD", "expiring_days")),
+    ({"expiring_days": 91}, Refused("INVALID_FIELD", "expiring_days")),
+    ({"customer_id": "cus_none"}, Refused("NOT_FOUND", "customer_id")),
+    ({"livemode": False}, Refused("MODE_MISMATCH", "livemode")),
+    ({"description": ""}, Refused("INVALID_FIELD", "description")),
+]
+
+
+async def test_what_is_wrong_is_named(database_url: str, clock: Clock) -> None:
+    """Each fault by its field, and nothing is made."""
+    async with serve(database_url, clock) as api:
+        good = {"url": "https://acme.invalid/", "events": [CREATED]}
+        for fault, expected in WRONG:
+            request = pb.CreateWebhookEndpointRequest(**{**good, **fault})
+            call: Any = api.webhooks.CreateWebhookEndpoint(request, metadata=api.service)
+            assert await refused(call) == expected, fault
+        every = await api.webhooks.ListWebhookEndpoints(
+            pb.ListWebhookEndpointsRequest(), metadata=api.service
+        )
+        assert list(every.webhook_endpoints) == []
+
+        made = await endpoint(api, "https://acme.invalid/")
+        id_ = made.webhook_endpoint.id
+        faults: list[tuple[dict[str, Any], Refused]] = [
+            ({"events": [LOW]}, Refused("MISSING_FIELD", "thresholds")),
+            ({"url": "http://localhost/"}, Refused("INVALID_FIELD", "url")),
+            ({"id": "whe_none"}, Refused("NOT_FOUND", "id")),
+        ]
+        for fault, expected in faults:
+            update = pb.UpdateWebhookEndpointRequest(**{"id": id_, **fault})
+            call = api.webhooks.UpdateWebhookEndpoint(update, metadata=api.service)
+            assert await refused(call) == expected, fault
+        replay = pb.ReplayWebhookDeliveriesRequest(id=id_)
+        call = api.webhooks.ReplayWebhookDeliveries(replay, metadata=api.service)
+        assert await refused(call) == Refused("MISSING_FIELD", "since")
+
+
+async def test_endpoints_are_bounded_changed_and_deleted(database_url: str, clock: Clock) -> None:
+    """At most 16 of a customer in a mode; one that is deleted is no more, and makes room."""
+    async with serve(database_url, clock) as api:
+        made = [
+            await endpoint(api, f"https://acme.invalid/{n}", customer_id=CUSTOMER)
+            for n in range(16)
+        ]
+        one_more = endpoint(api, "https://acme.invalid/16", customer_id=CUSTOMER)
+        assert await refused(one_more) == Refused("OUT_OF_RANGE")
+        await endpoint(api, "https://acme.invalid/operator")
+        id_ = made[0].webhook_endpoint.id
+        new = pb.UpdateWebhookEndpointRequest(
+            id=id_,
+            url="https://new.invalid/",
+            events=["balance.recovered", LOW, LOW],
+            thresholds=[pb.WebhookThreshold(percent=5)],
+        )
+        changed = await api.webhooks.UpdateWebhookEndpoint(new, metadata=api.service)
+        assert (changed.url, list(changed.events)) == (new.url, [LOW, "balance.recovered"])
+        assert changed.expiring_days == 7
+        deleted = await api.webhooks.DeleteWebhookEndpoint(
+            pb.DeleteWebhookEndpointRequest(id=id_), metadata=api.service
+        )
+        assert deleted.url == new.url
+        get = pb.GetWebhookEndpointRequest(id=id_)
+        for call in (
+            api.webhooks.GetWebhookEndpoint(get, metadata=api.service),
+            api.webhooks.RotateWebhookSecret(
+                pb.RotateWebhookSecretRequest(id=id_), metadata=api.service
+            ),
+        ):
+            assert await refused(call) == Refused("NOT_FOUND", "id")
+        await endpoint(api, "https://acme.invalid/16", customer_id=CUSTOMER)
+        stored = await contents(database_url)
+
+    assert made[0].secret not in stored or is_file(database_url)  # a file keeps old pages
+
+
+@pytest.mark.only("sqlite")
+def test_a_secret_is_in_no_error(database_url: str) -> None:
+    """Whatever fails as one is stored, the error shows the statement's values without it."""
+    secret = Secret("whsec_" + "s3cret" * 6)
+
+    def fail(connection: Connection) -> None:
+        connection.execute(
+            insert(schema.webhook_endpoints).values(id="whe_1", secret=secret, url=None)
+        )
+
+    with pytest.raises(IntegrityError) as caught:
+        change(database_url, fail)
+
+    assert "s3crets3cret" not in str(caught.value)
+    assert "s3crets3cret" not in repr(secret)
+    assert f"{secret}" == "whsec_" + "s3cret" * 6

@@ -12,6 +12,7 @@ import contextlib
 import random
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -36,11 +37,12 @@ log = structlog.get_logger()
 
 #: What an attempt may take in all, and for how long nobody else makes one.
 ATTEMPT_SECONDS_MAX = 10.0
-CLAIM_MS = 60 * time.SECOND
+CLAIM_MS = 20 * time.SECOND
 #: What the connection to one of several addresses may take.
 CONNECT_SECONDS_MAX = 3.0
-#: What is sent to one endpoint at the same time: as long as it answers, and while it does not.
-PLACES, PLACES_FAILING = 8, 1
+#: What is sent to one endpoint at the same time as long as it answers, and what is claimed of it,
+#: so that there is always something to send; and both while it does not answer.
+PLACES, CLAIMS, FAILING = 8, 64, 1
 #: Endpoints with something to send that are looked at in one transaction.
 ENDPOINTS_MAX = 100
 #: How often it looks unasked: for what is due again, and for what other servers made.
@@ -105,6 +107,11 @@ class _Network(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
+def _given_back(claimed: Claimed, now: int) -> Outcome:
+    """Not sent: it may be claimed again at once."""
+    return Outcome(claimed, False, None, None, now, unsent=True)
+
+
 class Deliverer:
     """One per server; several share the work, each delivery claimed by one of them."""
 
@@ -129,6 +136,8 @@ class Deliverer:
             network_backend=_Network(self._resolver, allow_private=allow_private),
         )
         self._changed = asyncio.Event()
+        self._connections = asyncio.Semaphore(connections)
+        self._places_of: dict[int, asyncio.Semaphore] = {}  #: By endpoint with something claimed.
         self._sending: dict[asyncio.Task[Outcome], Claimed] = {}
         self._ended: list[Outcome] = []
         self._failing: set[int] = set()  #: Endpoints whose last attempt did not succeed.
@@ -143,19 +152,18 @@ class Deliverer:
 
     async def stop(self) -> None:
         """Send no more; what is under way is given up and sent again later."""
-        if self._task is None:
-            return
-        self._task.cancel()
-        for task in self._sending:
+        tasks: list[asyncio.Task[Any]] = list(self._sending)
+        if self._task is not None:
+            tasks.append(self._task)
+        for task in tasks:
             task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
-        await asyncio.gather(*self._sending, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         now = self._clock()
         for claimed in self._sending.values():
-            self._ended.append(Outcome(claimed, False, None, "the server stopped", now))
-        with contextlib.suppress(Exception):  # else another server sends it after the claim
-            await self._exchange({})
+            self._ended.append(_given_back(claimed, now))
+        if self._ended:
+            with contextlib.suppress(Exception):  # else they are sent again after the claim
+                await self._exchange({})
         await self._http.aclose()
         self._resolver.shutdown(wait=False, cancel_futures=True)
 
@@ -183,7 +191,9 @@ class Deliverer:
             self._changed.clear()
 
     async def send(self) -> bool:
-        """Write down what has ended and begin to send what there is room for; whether any began.
+        """Write down what has ended and begin to send what there is room for.
+
+        Answers whether there are more endpoints to look at, and room.
 
         Raises what the store raises.
         """
@@ -196,11 +206,13 @@ class Deliverer:
             return False
         claimed = await self._exchange(rooms)
         for one in claimed:
-            task = asyncio.create_task(self._attempt(endpoints[one.endpoint], one))
+            places = self._places_of.setdefault(one.endpoint, asyncio.Semaphore(PLACES))
+            probe = one.endpoint in self._failing
+            attempt = self._in_turn(endpoints[one.endpoint], one, places, probe=probe)
+            task = asyncio.create_task(attempt)
             self._sending[task] = one
             task.add_done_callback(self._done)
-        # Where there are many endpoints, the next ones are looked at while there is room.
-        return bool(claimed) or (self._last != 0 and len(self._sending) < self._places)
+        return self._last != 0 and len(self._sending) < 4 * self._places
 
     async def forget(self) -> int:
         """Take away what is older than it is kept for; how many."""
@@ -212,23 +224,20 @@ class Deliverer:
                 return forgotten
 
     def _rooms(self, endpoints: Iterable[int]) -> dict[int, int]:
-        """How many more may be sent, by endpoint."""
-        under_way: dict[int, int] = {}
-        for one in self._sending.values():
-            under_way[one.endpoint] = under_way.get(one.endpoint, 0) + 1
-        free = self._places - len(self._sending)
-        failing = self._places // 2 - sum(
-            count for number, count in under_way.items() if number in self._failing
-        )
+        """How many more may be claimed, by endpoint."""
+        claimed = Counter(one.endpoint for one in self._sending.values())
+        free = 4 * self._places - len(self._sending)
+        failing = max(1, self._places // 2) - sum(claimed[number] for number in self._failing)
         rooms = {}
         for number in endpoints:
-            fails = number in self._failing
-            room = (PLACES_FAILING if fails else PLACES) - under_way.get(number, 0)
-            room = min(room, free, failing if fails else room)
+            if number in self._failing:
+                room = min(FAILING - claimed[number], failing, free)
+                failing -= max(room, 0)
+            else:
+                room = min(CLAIMS - claimed[number], free)
             if room > 0:
                 rooms[number] = room
                 free -= room
-                failing -= room if fails else 0
         return rooms
 
     async def _exchange(self, rooms: dict[int, int]) -> list[Claimed]:
@@ -250,13 +259,31 @@ class Deliverer:
         if task.cancelled():
             return
         claimed = self._sending.pop(task)
+        if all(one.endpoint != claimed.endpoint for one in self._sending.values()):
+            del self._places_of[claimed.endpoint]
         outcome = task.result()
         self._ended.append(outcome)
         if outcome.delivered:
             self._failing.discard(claimed.endpoint)
-        else:
+        elif not outcome.unsent:
             self._failing.add(claimed.endpoint)
         self._changed.set()
+
+    async def _in_turn(
+        self, endpoint: Endpoint, claimed: Claimed, places: asyncio.Semaphore, *, probe: bool
+    ) -> Outcome:
+        """An attempt when there is a place for it, unless the endpoint has begun to fail by then.
+
+        `probe`: it failed already, and this is to see whether it still does.
+        """
+        async with places:
+            if endpoint.number in self._failing and not probe:
+                return _given_back(claimed, self._clock())
+            async with self._connections:
+                now = self._clock()
+                if now + ATTEMPT_SECONDS_MAX * time.SECOND > claimed.until:
+                    return _given_back(claimed, now)
+                return await self._attempt(endpoint, claimed)
 
     async def _attempt(self, endpoint: Endpoint, claimed: Claimed) -> Outcome:
         status: int | None = None

@@ -46,11 +46,11 @@ class Unasked:
         if self._config.sweep_interval_seconds:
             self.sweeper.start()
             self._running.push_async_callback(self.sweeper.stop)
+        self._running.push_async_callback(self.deliverer.stop)
+        self._running.push_async_callback(self.notifier.stop)
         if self._config.webhook_connections:
             self.deliverer.start()
-            self._running.push_async_callback(self.deliverer.stop)
             self.notifier.start()
-            self._running.push_async_callback(self.notifier.stop)
 
     async def stop(self) -> None:
         """End it all; what is under way is done or it is not."""

@@ -125,7 +125,7 @@ class WebhookThreshold(_message.Message):
     """Currency of the amount. Required beside it, else refused."""
     percent: _builtins.int
     """1 to 99: so many per cent of what the balance was when credit last came into the wallet, by a
-    grant or a transfer.
+    grant, a correction upwards or a transfer.
     """
     def __init__(
         self,
@@ -688,7 +688,7 @@ class WebhookDelivery(_message.Message):
     status: _builtins.str
     """`pending`, `delivered` or `failed`: given up after a day, or at an answer 410."""
     attempts: _builtins.int
-    """How often it was sent, or was to be."""
+    """How often it was sent so far."""
     created_at: _builtins.str
     """When the event was made: RFC 3339 in UTC with three fraction digits."""
     next_attempt_at: _builtins.str

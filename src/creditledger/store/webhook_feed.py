@@ -205,9 +205,9 @@ class Claimed(NamedTuple):
     wallet: int
     number: int
     endpoint: int
-    attempt: int  #: 1 for the first.
     give_up_at: int
     body: str
+    until: int  #: Nobody else sends it before.
 
 
 class Outcome(NamedTuple):
@@ -219,6 +219,7 @@ class Outcome(NamedTuple):
     error: str | None
     next_attempt_at: int | None  #: None: it is delivered, or given up.
     gone: bool = False  #: Whoever answers wants no more.
+    unsent: bool = False  #: It was given back and not tried.
 
 
 def due(connection: Connection, now: int, after: int, size: int) -> list[Endpoint]:
@@ -240,9 +241,7 @@ def claim(
     found: list[Claimed] = []
     for endpoint, room in rooms.items():
         query = (
-            select(
-                y.wallet_number, y.number, y.endpoint_number, y.attempts + 1, y.give_up_at, y.body
-            )
+            select(y.wallet_number, y.number, y.endpoint_number, y.give_up_at, y.body)
             .where(
                 y.endpoint_number == endpoint,
                 y.status == literal_column("1"),
@@ -252,46 +251,35 @@ def claim(
             .limit(room)
             .with_for_update(skip_locked=True)
         )
-        found += [Claimed(*row) for row in connection.execute(query)]
+        found += [Claimed(*row, until) for row in connection.execute(query)]
     if found:
         connection.execute(
             update(schema.webhook_deliveries)
             .where(y.wallet_number == bindparam("wallet"), y.number == bindparam("its_number"))
-            .values(
-                next_attempt_at=until,
-                attempts=bindparam("attempt"),
-                last_attempt_at=now,
-                last_status=None,
-                last_error=None,
-            ),
-            [
-                {"wallet": one.wallet, "its_number": one.number, "attempt": one.attempt}
-                for one in found
-            ],
+            .values(next_attempt_at=until),
+            [{"wallet": one.wallet, "its_number": one.number} for one in found],
         )
     return found
 
 
 def settle(connection: Connection, outcomes: Sequence[Outcome], now: int) -> None:
-    """Write down how attempts ended, unless there has been another one since."""
+    """Write down how attempts ended, unless the claim was over before, or it was asked for anew."""
     for one in outcomes:
-        status = DeliveryStatus.PENDING
-        if one.delivered:
-            status = DeliveryStatus.DELIVERED
-        elif one.next_attempt_at is None:
-            status = DeliveryStatus.FAILED
         of = and_(y.wallet_number == one.sent.wallet, y.number == one.sent.number)
-        connection.execute(
-            update(schema.webhook_deliveries)
-            .where(of, y.attempts == one.sent.attempt, y.status == PENDING)
-            .values(
-                status=status.value,
-                last_status=one.http_status,
-                last_error=one.error,
-                next_attempt_at=one.next_attempt_at or now,
-                delivered_at=now if one.delivered else None,
-            )
-        )
+        ours = and_(of, y.next_attempt_at == one.sent.until, y.status == PENDING)
+        told: dict[str, object] = {"next_attempt_at": one.next_attempt_at or now}
+        if not one.unsent:
+            told |= {
+                "attempts": y.attempts + 1,
+                "last_attempt_at": now,
+                "last_status": one.http_status,
+                "last_error": one.error,
+            }
+        if one.delivered:
+            told |= {"status": DeliveryStatus.DELIVERED.value, "delivered_at": now}
+        elif one.next_attempt_at is None:
+            told["status"] = DeliveryStatus.FAILED.value
+        connection.execute(update(schema.webhook_deliveries).where(ours).values(**told))
         if one.gone:
             connection.execute(
                 update(schema.webhook_endpoints)
