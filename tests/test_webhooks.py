@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
+import threading
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -406,6 +407,37 @@ async def test_a_name_counts_by_what_it_leads_to(
         (came,) = await receiver.wait(1)
         assert came.headers["host"] == f"named.example.com:{port}"
         assert "named.example.com" in asked
+
+
+async def test_a_silent_name_server_holds_nobody_up(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An attempt ends while its name is looked up; others go on, and the server stops in time."""
+    monkeypatch.setattr(deliverer, "ATTEMPT_SECONDS_MAX", 0.5)
+    silence = threading.Event()
+    look_up = socket.getaddrinfo
+
+    def silent(host: str, *given: Any, **more: Any) -> Any:
+        if host == "silent.example.com":
+            silence.wait(PATIENCE_SECONDS)
+        return look_up(host, *given, **more)
+
+    fake = SimpleNamespace(getaddrinfo=silent, SOCK_STREAM=socket.SOCK_STREAM)
+    monkeypatch.setattr(deliverer, "socket", fake)
+    loop = asyncio.get_running_loop()
+    async with told(database_url, clock, webhook_connections=4) as (api, receiver):
+        made = await endpoint(api, "http://silent.example.com/")
+        await endpoint(api, receiver.url)
+        await api.post("given", **grant("1"))
+        await receiver.wait(1)
+        (pending,) = await until(api, made, "pending", 1)
+        waiting = [one for one in threading.enumerate() if "silent.example" in one.name]
+        begun = loop.time()
+
+    assert pending.last_error == "no answer within 0.5 seconds"
+    assert [one.daemon for one in waiting] == [True]
+    assert loop.time() - begun < PATIENCE_SECONDS / 2
+    silence.set()
 
 
 async def test_no_proxy_is_used(

@@ -12,9 +12,9 @@ import contextlib
 import random
 import socket
 import ssl
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpcore
@@ -47,6 +47,8 @@ PLACES, CLAIMS, FAILING = 8, 64, 1
 ENDPOINTS_MAX = 100
 #: How often it looks unasked: for what is due again, and for what other servers made.
 LOOK_SECONDS = 1.0
+#: How long it waits where the database does not answer.
+FAILED_SECONDS = 5.0
 #: Outcomes written together wait so long for each other: on SQLite each transaction is an fsync.
 GATHER_SECONDS = 0.02
 #: Of an answer only its status matters; what is read beyond is for the connection to be used again.
@@ -66,9 +68,9 @@ class _NotAllowed(Exception):
 class _Network(httpcore.AsyncNetworkBackend):
     """Connects to addresses that may be called, whatever the name is said to be a moment later."""
 
-    def __init__(self, resolver: ThreadPoolExecutor, *, allow_private: bool) -> None:
+    def __init__(self, look_ups: int, *, allow_private: bool) -> None:
         self._backend = httpcore.AnyIOBackend()
-        self._resolver = resolver
+        self._look_ups = asyncio.Semaphore(look_ups)
         self._allow_private = allow_private
 
     async def connect_tcp(
@@ -80,16 +82,10 @@ class _Network(httpcore.AsyncNetworkBackend):
         socket_options: Iterable[Any] | None = None,
     ) -> httpcore.AsyncNetworkStream:
         """The first address that takes the connection. Raises _NotAllowed, httpcore's errors."""
-        loop = asyncio.get_running_loop()
         try:
-            # In threads of its own: a name server that is silent keeps one for half a minute.
-            found = await loop.run_in_executor(
-                self._resolver,
-                lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM),
-            )
+            addresses = await self._addresses(host, port)
         except (OSError, UnicodeError):
             raise httpcore.ConnectError("the name is not known") from None
-        addresses = list(dict.fromkeys(str(one[4][0]) for one in found))
         if not self._allow_private and not all(map(targets.is_public, addresses)):
             raise _NotAllowed
         failed: Exception = httpcore.ConnectError("the name has no address")
@@ -101,6 +97,37 @@ class _Network(httpcore.AsyncNetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failed = error
         raise failed
+
+    async def _addresses(self, host: str, port: int) -> list[str]:
+        """What the name leads to. Raises OSError, UnicodeError."""
+        await self._look_ups.acquire()
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[list[str]] = loop.create_future()
+
+        def tell(found: list[str], error: Exception | None) -> None:
+            self._look_ups.release()
+            if done.done():
+                return  # nobody waits any more
+            if error is None:
+                done.set_result(found)
+            else:
+                done.set_exception(error)
+
+        def look_up() -> None:
+            found: list[str] = []
+            failed: Exception | None = None
+            try:
+                every = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+                found = list(dict.fromkeys(str(one[4][0]) for one in every))
+            except Exception as error:  # it is raised where it is waited for
+                failed = error
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(tell, found, failed)
+
+        # A thread of its own that a process does not wait for as it ends: a name server that is
+        # silent keeps it for half a minute.
+        threading.Thread(target=look_up, name=f"look up {host}", daemon=True).start()
+        return await done
 
     async def sleep(self, seconds: float) -> None:
         """As it says."""
@@ -128,12 +155,11 @@ class Deliverer:
         self._clock = clock
         self._places = connections
         self._retention_ms = retention_ms
-        self._resolver = ThreadPoolExecutor(connections, thread_name_prefix="webhook names")
         self._http = httpcore.AsyncConnectionPool(
             max_connections=connections,
             max_keepalive_connections=connections,
             keepalive_expiry=15.0,
-            network_backend=_Network(self._resolver, allow_private=allow_private),
+            network_backend=_Network(connections, allow_private=allow_private),
         )
         self._changed = asyncio.Event()
         self._connections = asyncio.Semaphore(connections)
@@ -165,7 +191,6 @@ class Deliverer:
             with contextlib.suppress(Exception):  # else they are sent again after the claim
                 await self._exchange({})
         await self._http.aclose()
-        self._resolver.shutdown(wait=False, cancel_futures=True)
 
     def wake(self) -> None:
         """Look at once: there is something to send."""
@@ -184,6 +209,7 @@ class Deliverer:
             except Exception:
                 # What was claimed is sent again when the claim is over.
                 log.warning("webhooks not sent", exc_info=True)
+                await asyncio.sleep(FAILED_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):
                     await self._changed.wait()
