@@ -14,6 +14,8 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 ARGS ?=
+# Tests wait for other processes now and then, so one more of them than there are processors.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 8 ? n + 1 : 8)))
 
 # A stamp is made when its packages are installed, and out of date when the lists of them change.
 INSTALLED := $(VENV)/installed.stamp
@@ -32,7 +34,7 @@ up-postgres: $(INSTALLED) $(POSTGRES)
 	@exec $(BIN)/creditledger up --postgres $(ARGS)
 
 test: $(DEVELOPING)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n logical --maxprocesses 8 $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 check: $(DEVELOPING) breaking
 	$(BIN)/ruff format --check .

@@ -31,6 +31,16 @@ INSERT_POSTING = (
     SQL["insert_posting"].replace("$2", "coalesce($2, nextval('posting_numbers'))")
     + " RETURNING number"
 )
+#: A transaction is numbered before it has waited for its lock, perhaps: its row stands behind those
+#: that its wallet has by then.
+INSERT_ROW = (
+    SQL["insert_row"].replace(") VALUES (", ", position) VALUES (").removesuffix(")")
+    + ", (SELECT CASE WHEN written_in > pg_current_xact_id() THEN written_in END"
+    " FROM wallet_states WHERE wallet_number = $1))"
+)
+UPDATE_WALLET = SQL["update_wallet"].replace(
+    " WHERE", ", written_in = greatest(written_in, pg_current_xact_id()) WHERE"
+)
 
 
 async def _connected(url: str) -> "asyncpg.Connection[Any]":
@@ -79,9 +89,9 @@ async def _post(
         figures.move()
         number = await connection.fetchval(INSERT_POSTING, *figures.posting(None, key))
         dimension = dimensions[place]
-        await connection.execute(SQL["insert_row"], *figures.row(number, grant, dimension, now))
+        await connection.execute(INSERT_ROW, *figures.row(number, grant, dimension, now))
         await connection.execute(SQL["update_grant"], AMOUNT, place, grant)
-        await connection.execute(SQL["update_wallet"], *figures.state(now))
+        await connection.execute(UPDATE_WALLET, *figures.state(now))
         await connection.execute(SQL["add_rollup"], *figures.rollup(dimension, now, 1))
 
 
