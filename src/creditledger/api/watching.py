@@ -11,6 +11,8 @@ import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
 from credit.v1 import credit_transaction_service_pb2 as pb
 from google.api.httpbody_pb2 import HttpBody
@@ -24,6 +26,8 @@ from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import Store, reads, tail, walks
 from creditledger.store.reads import Filters
 from creditledger.store.tail import Mark, Passed
+
+T = TypeVar("T")
 
 #: Watches of one process at the same time.
 WATCHES_MAX = 32
@@ -114,15 +118,14 @@ class Watches:
         self._news = asyncio.Event()
         self._waiting = 0
         self._looking: asyncio.Task[None] | None = None
+        self._reading: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """End them: their clients go on at another server, or at this one's successor."""
         self._closing = True
         self._tell()
-        if self._looking is not None:
-            self._looking.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._looking
+        looking = [] if self._looking is None else [self._looking]
+        await asyncio.gather(*looking, *self._reading, return_exceptions=True)
 
     async def stream(
         self, watch: Watch, is_allowed: Callable[[], Awaitable[object]]
@@ -134,14 +137,14 @@ class Watches:
         """
         with self._place():
             loop = asyncio.get_running_loop()
-            mark = await self._store.read(lambda c: tail.begin(c, watch.after))
+            mark = await self._read(lambda c: tail.begin(c, watch.after))
             yield Seen([], mark, more=True)
             told = asked = loop.time()
             while not self._closing:
                 if loop.time() - asked >= ALLOWED_SECONDS:
                     await is_allowed()
                     asked = loop.time()
-                seen = await self._store.read(lambda c, mark=mark: watch.step(c, mark))  # type: ignore[misc] # bound as it is now
+                seen = await self._read(partial(watch.step, after=mark))
                 mark = seen.mark
                 rest = told + watch.heartbeat_seconds - loop.time()
                 if seen.transactions or rest <= 0:
@@ -150,6 +153,22 @@ class Watches:
                 if not seen.more:
                     await self._wait(mark, min(rest, ALLOWED_SECONDS))
             raise ShuttingDown
+
+    async def _read(self, query: Callable[[Connection], T]) -> T:
+        """A read that is finished even if its client has gone.
+
+        Watches end in the middle of one as a rule, and a connection that is given up while it is
+        being made is not closed.
+        """
+        task = asyncio.create_task(self._store.read(query))
+        self._reading.add(task)
+        task.add_done_callback(self._read_is_over)
+        return await asyncio.shield(task)
+
+    def _read_is_over(self, task: "asyncio.Task[Any]") -> None:
+        self._reading.discard(task)
+        if not task.cancelled():
+            task.exception()  # perhaps nobody waits for it any more
 
     async def _wait(self, mark: Mark, seconds: float) -> None:
         """Until there is something behind the mark, or so long."""
@@ -166,7 +185,7 @@ class Watches:
 
     async def _look(self) -> None:
         """At the end of the ledger, as long as anybody waits there."""
-        while self._waiting:
+        while self._waiting and not self._closing:
             try:
                 newest = await self._store.read(tail.newest, urgent=True)
             except Exception:
