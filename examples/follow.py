@@ -88,7 +88,7 @@ def follow(database: sqlite3.Connection, address: str, key: str) -> Iterator[str
             yield cursor
 
 
-def main(address: str, file: str) -> None:
+def main(address: str, file: str, key: str) -> None:
     """Follow for ever, whatever comes between."""
     database = sqlite3.connect(file)
     database.execute("PRAGMA journal_mode = WAL")
@@ -96,11 +96,12 @@ def main(address: str, file: str) -> None:
     wait = WAIT_SECONDS
     while True:
         try:
-            for _ in follow(database, address, os.environ["CREDITLEDGER_KEY"]):
+            for _ in follow(database, address, key):
                 wait = WAIT_SECONDS
         except HTTPError as error:
             if error.code not in PASSING:
                 sys.exit(f"{error.code}: {error.read().decode()}")
+            print(f"{error}; once more in {wait:g} s", file=sys.stderr)
         except (OSError, HTTPException) as error:
             print(f"{error}; once more in {wait:g} s", file=sys.stderr)
         time.sleep(wait)
@@ -108,4 +109,6 @@ def main(address: str, file: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    if len(sys.argv) != 3 or "CREDITLEDGER_KEY" not in os.environ:
+        sys.exit("usage: CREDITLEDGER_KEY=sk-… follow.py ADDRESS FILE")
+    main(sys.argv[1], sys.argv[2], os.environ["CREDITLEDGER_KEY"])

@@ -64,9 +64,8 @@ async def test_what_is_due_is_found_by_its_end(database_url: str, clock: Clock) 
     with recorded() as heard:
         async with serve(database_url, clock, sweep_interval_seconds=86_400) as api:
             await api.post("given", **grant("100"))
-            sweeper = api.server.sweeper
-            assert sweeper is not None
-            looked = await asked(heard.reading, sweeper.sweep)
+            assert api.server.unasked is not None
+            looked = await asked(heard.reading, api.server.unasked.sweeper.sweep)
 
     grants, holds = [" ".join(one.text.split()) for one in looked]
     assert "FROM grants" in grants

@@ -45,7 +45,7 @@ api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grant
  api.usage api.watching
 api.granted api.held api.payment_kit api.stating
 api.wire
-api.fields api.rpc
+api.fields api.places api.rpc
 api.auth log
 ledger config
 deciding statement_files receipts

@@ -64,7 +64,6 @@ from creditledger.api.webhook_service import WebhookService
 from creditledger.config import Config, host_and_port, spelled
 from creditledger.ledger import Ledger
 from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail
-from creditledger.sweeper import Sweeper
 from creditledger.unasked import Unasked
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -147,12 +146,6 @@ class Server:
         #: The Unix socket for commands of the database's owner; where it is nobody's business but
         #: this process's, it gets its place as it starts.
         self.local_socket = local_socket(config.path) if config.path else Path()
-
-    @property
-    def sweeper(self) -> Sweeper | None:
-        """What writes down what has expired; None where nobody does unasked."""
-        swept = self.unasked is not None and self._config.sweep_interval_seconds > 0
-        return self.unasked.sweeper if swept and self.unasked is not None else None
 
     async def start(self) -> None:
         """Open the database and serve.

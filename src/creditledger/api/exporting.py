@@ -5,8 +5,7 @@ database feels how long the file is or how slow its reader. Called by the servic
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
@@ -15,7 +14,8 @@ from google.api.httpbody_pb2 import HttpBody
 from sqlalchemy import Connection
 
 from creditledger.api import fields
-from creditledger.errors import InvalidField, Overloaded, echo
+from creditledger.api.places import Places
+from creditledger.errors import InvalidField, echo
 from creditledger.exports import COLUMNS, CONTENT_TYPES, Export, Shown
 from creditledger.model import Dimension, Kind
 from creditledger.shown import WalletPlace
@@ -76,11 +76,11 @@ class Exports:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._under_way = 0
+        self._places = Places("exports", retry_after="5")
 
     async def stream(self, export: Export, walk: Walk) -> AsyncGenerator[HttpBody]:
         """The file in pieces. Raises Overloaded, QueryTooBroad."""
-        with self._place():
+        with self._places.one(EXPORTS_MAX):
             type_ = CONTENT_TYPES[export.format]
             step = await self._store.read(walk.step)
             # The first piece says what the others are; it is there even without a row.
@@ -92,16 +92,6 @@ class Exports:
                     yield HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
                 step = await self._store.read(walk.step)
             yield HttpBody(content_type=type_, data=export.tail())
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._under_way >= EXPORTS_MAX:
-            raise Overloaded(f"{EXPORTS_MAX} exports are under way already", retry_after="5")
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
 
 def columns(names: str) -> dict[str, Callable[[Shown], object]]:

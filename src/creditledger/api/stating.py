@@ -1,8 +1,7 @@
 """Statements made and closed: the request, what is written down before, and what is read for it."""
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from zoneinfo import ZoneInfo
@@ -14,8 +13,9 @@ from creditledger import clock as time
 from creditledger import statements
 from creditledger.api import fields, wire
 from creditledger.api.auth import Caller
+from creditledger.api.places import Places
 from creditledger.bills import Bucket
-from creditledger.errors import Conflict, InvalidField, MissingField, Overloaded, PeriodNotNext
+from creditledger.errors import Conflict, InvalidField, MissingField, PeriodNotNext
 from creditledger.ledger import Ledger
 from creditledger.model import Wallet, standing
 from creditledger.operations import Sweep
@@ -76,11 +76,11 @@ class Statements:
         self._store = store
         self._ledger = ledger
         self._clock = clock
-        self._under_way = 0
+        self._places = Places("statements", retry_after="2")
 
     async def open(self, wanted: Period, caller: Caller) -> Document:
         """The statement of a period as of now. Raises NotFound, Overloaded, ResultTooLarge."""
-        with self._place():
+        with self._places.one(STATEMENTS_MAX):
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             figures = await self._figures(basis, wanted)
@@ -88,7 +88,7 @@ class Statements:
 
     async def close(self, wanted: Period, caller: Caller) -> Closed:
         """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
-        with self._place():
+        with self._places.one(STATEMENTS_MAX):
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             before = await self._store.read(lambda c: _closed_before(c, basis, wanted))
@@ -132,16 +132,6 @@ class Statements:
             known |= await self._store.read(look)
         # The loop has others to serve meanwhile.
         return await asyncio.to_thread(periods.add_up, basis, moved, known)
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._under_way >= STATEMENTS_MAX:
-            raise Overloaded(f"{STATEMENTS_MAX} statements are under way already", retry_after="2")
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
 
 def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:

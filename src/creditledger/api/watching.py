@@ -9,7 +9,7 @@ the service that has the RPCs.
 import asyncio
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -20,7 +20,8 @@ from google.protobuf.json_format import MessageToDict
 from sqlalchemy import Connection
 
 from creditledger.api import wire
-from creditledger.errors import Overloaded, ShuttingDown
+from creditledger.api.places import Places
+from creditledger.errors import ShuttingDown
 from creditledger.model import Dimension
 from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import Store, reads, tail, walks
@@ -60,9 +61,9 @@ class Watch:
 
     filters: Filters
     after: Mark | None  #: None: behind what is there when it begins.
-    wallet_id: str | None = None
-    kinds: Collection[int] = ()  #: None of them: all.
-    heartbeat_seconds: float = 15.0
+    wallet_id: str | None
+    kinds: Collection[int]  #: None of them: all.
+    heartbeat_seconds: float
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
     _dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)
 
@@ -112,7 +113,7 @@ class Watches:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._under_way = 0
+        self._places = Places("watches", retry_after="5")
         self._closing = False
         self._newest = 0
         self._news = asyncio.Event()
@@ -135,7 +136,9 @@ class Watches:
         `is_allowed` raises where the caller may no longer. Raises InvalidField(after), Overloaded,
         ShuttingDown, and what the store raises.
         """
-        with self._place():
+        if self._closing:
+            raise ShuttingDown
+        with self._places.one(WATCHES_MAX):
             loop = asyncio.get_running_loop()
             mark = await self._read(lambda c: tail.begin(c, watch.after))
             yield Seen([], mark, more=True)
@@ -200,18 +203,6 @@ class Watches:
     def _tell(self) -> None:
         self._news.set()
         self._news = asyncio.Event()
-
-    @contextmanager
-    def _place(self) -> Iterator[None]:
-        if self._closing:
-            raise ShuttingDown
-        if self._under_way >= WATCHES_MAX:
-            raise Overloaded(f"{WATCHES_MAX} watches are under way already", retry_after="5")
-        self._under_way += 1
-        try:
-            yield
-        finally:
-            self._under_way -= 1
 
 
 def messages(seen: Seen) -> Iterator[pb.CreditTransactionServiceWatchResponse]:
