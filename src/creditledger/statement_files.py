@@ -171,7 +171,9 @@ def _keys(said: Document) -> Table:
 
 def _grants(said: Document) -> Table:
     total = said["grants_total"]
-    columns = [name for name in COLUMNS if name not in _SELDOM or not _is_zero(total[name])]
+    # Not by the total: what was booked late to several grants may cancel out in it.
+    seen = {name for one in said["grants"] for name in _SELDOM if not _is_zero(one[name])}
+    columns = [name for name in COLUMNS if name not in _SELDOM or name in seen]
     shown = ("opening", *columns, "closing")
 
     def line(words: Sequence[str], figures: Document) -> list[str]:
