@@ -285,11 +285,45 @@ async def test_a_closed_store_leaves_the_database_to_the_next(
         await store.write(lambda c, n=number: add_wallet(c, f"wal_{n}"))  # type: ignore[misc]  # bound now
         await store.close()
 
+    await nobody_is_left(database_url)
+    assert look(database_url, wallet_count) == 2
+
+
+async def test_who_reads_is_waited_for(database_url: str, clock: Clock) -> None:
+    """A store closes when the reads under way are over, and leaves no connection behind."""
+    store = Store(database_url, clock=clock)
+    await store.open()
+    begun, finish = asyncio.Semaphore(0), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def read(connection: Connection) -> int:
+        loop.call_soon_threadsafe(begun.release)
+        while not finish.is_set():
+            connection.execute(text("SELECT 1"))  # gives way to the others
+        return wallet_count(connection)
+
+    reading = [asyncio.create_task(store.read(read)) for _ in range(2)]
+    for _ in reading:
+        await begun.acquire()
+    closing = asyncio.create_task(store.close())
+    await asyncio.sleep(0.05)
+    assert not closing.done()
+    loop.call_later(0.05, finish.set)
+    reading[0].cancel()  # its client leaves
+
+    await closing
+    await nobody_is_left(database_url)
+    left, stayed = await asyncio.gather(*reading, return_exceptions=True)
+    assert isinstance(left, asyncio.CancelledError)
+    assert stayed == 0
+
+
+async def nobody_is_left(database_url: str) -> None:
+    """No connection to the database is open: where one was, a file has its journal beside it."""
     if is_file(database_url):
         assert not file_of(database_url).with_suffix(".db-wal").exists()
     else:
         assert await execute(database_url, OURS) == []
-    assert look(database_url, wallet_count) == 2
 
 
 @pytest.mark.only("sqlite")

@@ -73,6 +73,7 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0012_webhooks\
  store.migrations.versions.0013_statements
 store.known store.replica store.postgres_statements
+store.pool
 store.verify
 store.proofs
 store.closed_checks

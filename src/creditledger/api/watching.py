@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Ite
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
 
 from credit.v1 import credit_transaction_service_pb2 as pb
 from google.api.httpbody_pb2 import HttpBody
@@ -27,8 +26,6 @@ from creditledger.shown import Transaction, WalletPlace
 from creditledger.store import Store, reads, tail, walks
 from creditledger.store.reads import Filters
 from creditledger.store.tail import Mark, Passed
-
-T = TypeVar("T")
 
 #: Watches of one process at the same time.
 WATCHES_MAX = 32
@@ -119,14 +116,13 @@ class Watches:
         self._news = asyncio.Event()
         self._waiting = 0
         self._looking: asyncio.Task[None] | None = None
-        self._reading: set[asyncio.Task[Any]] = set()
 
     async def close(self) -> None:
         """End them: their clients go on at another server, or at this one's successor."""
         self._closing = True
         self._tell()
-        looking = [] if self._looking is None else [self._looking]
-        await asyncio.gather(*looking, *self._reading, return_exceptions=True)
+        if self._looking is not None:
+            await self._looking
 
     async def stream(
         self, watch: Watch, is_allowed: Callable[[], Awaitable[object]]
@@ -140,14 +136,14 @@ class Watches:
             raise ShuttingDown
         with self._places.one(WATCHES_MAX):
             loop = asyncio.get_running_loop()
-            mark = await self._read(lambda c: tail.begin(c, watch.after))
+            mark = await self._store.read(lambda c: tail.begin(c, watch.after))
             yield Seen([], mark, more=True)
             told = asked = loop.time()
             while not self._closing:
                 if loop.time() - asked >= ALLOWED_SECONDS:
                     await is_allowed()
                     asked = loop.time()
-                seen = await self._read(partial(watch.step, after=mark))
+                seen = await self._store.read(partial(watch.step, after=mark))
                 mark = seen.mark
                 rest = told + watch.heartbeat_seconds - loop.time()
                 if seen.transactions or rest <= 0:
@@ -156,22 +152,6 @@ class Watches:
                 if not seen.more:
                     await self._wait(mark, min(rest, ALLOWED_SECONDS))
             raise ShuttingDown
-
-    async def _read(self, query: Callable[[Connection], T]) -> T:
-        """A read that is finished even if its client has gone.
-
-        Watches end in the middle of one as a rule, and a connection that is given up while it is
-        being made is not closed.
-        """
-        task = asyncio.create_task(self._store.read(query))
-        self._reading.add(task)
-        task.add_done_callback(self._read_is_over)
-        return await asyncio.shield(task)
-
-    def _read_is_over(self, task: "asyncio.Task[Any]") -> None:
-        self._reading.discard(task)
-        if not task.cancelled():
-            task.exception()  # perhaps nobody waits for it any more
 
     async def _wait(self, mark: Mark, seconds: float) -> None:
         """Until there is something behind the mark, or so long."""

@@ -27,6 +27,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.pool import Pool
 from creditledger.store.postgres_writer import DISCARD_PLANS, LOST, Plans, Writer, is_not_now
 from creditledger.store.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
 
@@ -107,7 +108,7 @@ _WRITING = {
 }
 
 
-def _pool(url: str, size: int, isolation: str, connect_args: dict[str, Any]) -> AsyncEngine:
+def _engine(url: str, size: int, isolation: str, connect_args: dict[str, Any]) -> AsyncEngine:
     return create_async_engine(
         url,
         pool_size=size,
@@ -128,7 +129,7 @@ def _reader(
         statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
         default_transaction_read_only="on",
     )
-    engine = _pool(url, size, "REPEATABLE READ", reading)
+    engine = _engine(url, size, "REPEATABLE READ", reading)
     return engine.execution_options(postgresql_readonly=True)
 
 
@@ -221,11 +222,10 @@ class Postgres:
     ) -> None:
         """`clock`: for tests; without it the database's own, read after the locks."""
         self._url = url
-        self._registry = _pool(
-            url, REGISTRARS, "READ COMMITTED", {**_settings("registry"), **_PRIMARY}
-        )
-        self._readers = _reader(url, readers, read_seconds_max)
-        self._urgent = _reader(url, URGENT_READERS, read_seconds_max)
+        writing = {**_settings("registry"), **_PRIMARY}
+        self._registry = Pool(_engine(url, REGISTRARS, "READ COMMITTED", writing))
+        self._readers = Pool(_reader(url, readers, read_seconds_max))
+        self._urgent = Pool(_reader(url, URGENT_READERS, read_seconds_max))
         self._replica = _replica(replica_url, readers, read_seconds_max) if replica_url else None
         self._writer = Writer(self._connect, clock)
 
@@ -241,8 +241,8 @@ class Postgres:
     async def close(self) -> None:
         """Finish what is under way and disconnect."""
         await self._writer.close()
-        for engine in (self._registry, self._readers, self._urgent):
-            await engine.dispose()
+        for pool in (self._registry, self._readers, self._urgent):
+            await pool.close()
         if self._replica is not None:
             await self._replica.close()
 
@@ -266,7 +266,7 @@ class Postgres:
     async def _write(self, change: Callable[[Connection], T]) -> T:
         for last in (*[False] * (REGISTER_ATTEMPTS - 1), True):
             try:
-                async with self._registry.connect() as connection:
+                async with self._registry.connection() as connection:
                     done = await _answered(connection.run_sync(change))
                     try:
                         await _answered(connection.commit())
@@ -292,7 +292,7 @@ class Postgres:
         """
         if stale and self._replica is not None and self._replica.answers:
             try:
-                return await self._read(self._replica.engine, query, seconds)
+                return await self._read(self._replica.pool, query, seconds)
             except Unavailable as error:
                 self._replica.lost(error.__cause__ or error)
             except QueryTooBroad:
@@ -307,9 +307,7 @@ class Postgres:
                 log.warning("replica failed; the primary is asked", reason=_reason(error))
         return await self._read(self._urgent if urgent else self._readers, query, seconds)
 
-    async def _read(
-        self, engine: AsyncEngine, query: Callable[[Connection], T], seconds: float
-    ) -> T:
+    async def _read(self, pool: Pool, query: Callable[[Connection], T], seconds: float) -> T:
         def planned(connection: Connection) -> T:
             if connection.info.setdefault("plans", Plans()).are_old():
                 connection.exec_driver_sql(DISCARD_PLANS)
@@ -317,7 +315,7 @@ class Postgres:
 
         for last in (False, True):
             try:
-                async with engine.connect() as connection:
+                async with pool.connection() as connection:
                     return await _within(seconds, connection.run_sync(planned))
             except PoolTimeout:
                 raise Overloaded(TOO_MANY_READS, retry_after="1") from None

@@ -10,6 +10,8 @@ import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from creditledger.store.pool import Pool
+
 log = structlog.get_logger()
 
 #: How long it may take to say that it is there, and how often one that is away is asked.
@@ -28,7 +30,7 @@ class Replica:
 
     def __init__(self, engine: AsyncEngine, alone: AsyncEngine, name: str) -> None:
         """`alone`: an engine without a pool, to look whether the replica answers."""
-        self.engine = engine.execution_options(**{_OPTION: True})
+        self.pool = Pool(engine.execution_options(**{_OPTION: True}))
         self.answers = True
         self._alone = alone
         self._name = name
@@ -51,7 +53,7 @@ class Replica:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
-        await self.engine.dispose()
+        await self.pool.close()
         await self._alone.dispose()
 
     async def _look(self) -> None:
@@ -61,7 +63,7 @@ class Replica:
             await asyncio.sleep(LOOK_PAUSE_SECONDS)
         if not self.answers:
             # The connections from before are as dead as what they led to.
-            await self.engine.dispose()
+            await self.pool.renew()
             self.answers = True
             log.info("replica answers again", replica=self._name)
         self._looking = None

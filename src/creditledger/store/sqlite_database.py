@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from creditledger.errors import Overloaded, QueryTooBroad
 from creditledger.store import sqlite
 from creditledger.store.batch import TOO_MANY_READS, CannotOpen, Changes, Loaded, Wanted
+from creditledger.store.pool import Pool
 
 T = TypeVar("T")
 
@@ -151,9 +152,9 @@ class SQLite:
         file = path(url)
         self._lock = sqlite.lock(file)
         self._writer = sqlite.Writer(file, clock)
-        self._readers = sqlite.reader_engine(file, readers)
+        self._readers = Pool(sqlite.reader_engine(file, readers))
         # Who calls must be known whatever else is read.
-        self._urgent = sqlite.reader_engine(file, 1)
+        self._urgent = Pool(sqlite.reader_engine(file, 1))
 
     async def open(self) -> None:
         """Connect."""
@@ -161,8 +162,8 @@ class SQLite:
 
     async def close(self) -> None:
         """Finish what is under way and let go of the file."""
-        await self._readers.dispose()
-        await self._urgent.dispose()
+        await self._readers.close()
+        await self._urgent.close()
         await self._writer.close()
         self._lock.release()
 
@@ -186,7 +187,7 @@ class SQLite:
         Raises QueryTooBroad when it takes longer than `seconds`, Overloaded.
         """
         try:
-            async with (self._urgent if urgent else self._readers).connect() as connection:
+            async with (self._urgent if urgent else self._readers).connection() as connection:
                 return await _within(seconds, connection, query)
         except PoolTimeout:
             raise Overloaded(TOO_MANY_READS, retry_after="1") from None

@@ -1,0 +1,52 @@
+"""Connections for short work: lent for its length, and all back before the pool ends.
+
+Called by the two kinds of databases.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+
+
+class Pool:
+    """The connections of one engine."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._lent = 0
+        self._all_back = asyncio.Event()
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """One of them. Raises SQLAlchemy's TimeoutError where none becomes free, and DBAPIError."""
+        self._lent += 1
+        try:
+            connection = await self._engine.connect()
+        except BaseException:
+            self._given_back()
+            raise
+        try:
+            yield connection
+        finally:
+            # It is given back even if the one who had it leaves meanwhile.
+            giving = asyncio.create_task(connection.close())
+            giving.add_done_callback(self._given_back)
+            await asyncio.shield(giving)
+
+    async def renew(self) -> None:
+        """Connect anew for who comes from now on."""
+        await self._engine.dispose()
+
+    async def close(self) -> None:
+        """Wait until all are back, and disconnect: one that came back later would stay open."""
+        while self._lent:
+            self._all_back.clear()
+            await self._all_back.wait()
+        await self._engine.dispose()
+
+    def _given_back(self, _: object = None) -> None:
+        self._lent -= 1
+        if not self._lent:
+            self._all_back.set()
