@@ -257,8 +257,9 @@ def test_migrate_makes_the_database_once(tmp_path: Path) -> None:
 
     assert [done.returncode for done in (first, again, words)] == [0, 0, 0]
     database = str(tmp_path / "creditledger.db")
-    assert json.loads(first.stdout) == {"database": database, "before": None, "after": newest}
-    assert json.loads(again.stdout) == {"database": database, "before": newest, "after": newest}
+    made = {"database": database, "before": None, "after": newest, "rows_renumbered": 0}
+    assert json.loads(first.stdout) == made
+    assert json.loads(again.stdout) == {**made, "before": newest}
     assert newest in words.stdout
 
 

@@ -302,7 +302,8 @@ async def test_rows_of_another_server_are_adopted(database_url: str, clock: Cloc
 
     with pytest.raises(CannotStart, match="another server"):
         await require_schema(config)
-    await migrate(config)
+    assert (await migrate(config))[2] == len(rows)
+    assert (await migrate(config))[2] == 0
 
     await require_schema(config)
     async with opened(database_url, clock) as (store, ledger):

@@ -107,13 +107,16 @@ def migrate(config: Config, as_json: AsJson = False) -> None:
 
     Refused while a server runs on it.
     """
-    before, after = server.run(server.migrate(config))
+    before, after, renumbered = server.run(server.migrate(config))
     if as_json:
-        print_json({"database": config.database, "before": before, "after": after})
+        made = {"before": before, "after": after, "rows_renumbered": renumbered}
+        print_json({"database": config.database, **made})
     elif before == after:
         say(f"{config.database} has schema {after} already")
     else:
         say(f"{config.database}: schema {before or 'none'} → {after}")
+    if renumbered and not as_json:
+        say(f"It came from another server of PostgreSQL: {renumbered:,} rows are numbered anew.")
 
 
 _DURATION = re.compile(r"([1-9][0-9]{0,5})([mhd])", re.ASCII)

@@ -405,8 +405,10 @@ async def look_together(
         raise CannotStart(str(error)) from None
 
 
-async def migrate(config: Config) -> tuple[str | None, str]:
+async def migrate(config: Config) -> tuple[str | None, str, int]:
     """Bring the database, made if it is missing, to the newest schema: (before, after).
+
+    The third is how many rows were numbered anew because they came from another server.
 
     Raises CannotStart, and DatabaseLocked where another process has the database for itself.
     """
@@ -416,11 +418,9 @@ async def migrate(config: Config) -> tuple[str | None, str]:
         raise CannotStart(f"{spelled('database_url')}: {error}") from None
 
 
-def _migrate(connection: Connection) -> tuple[str | None, str]:
-    found = migrations.migrate(connection)
-    if tail.is_foreign(connection):
-        tail.adopt(connection)
-    return found
+def _migrate(connection: Connection) -> tuple[str | None, str, int]:
+    before, after = migrations.migrate(connection)
+    return before, after, tail.adopt(connection) if tail.is_foreign(connection) else 0
 
 
 @asynccontextmanager

@@ -146,6 +146,8 @@ def is_foreign(connection: Connection) -> bool:
     return found
 
 
+#: What keeps rows from being changed.
+_IMMUTABLE = "credit_transactions_no_update"
 #: In their order, over the numbers that this server has used up, which no transaction can have.
 _RENUMBERED = """
 UPDATE credit_transactions AS t
@@ -158,15 +160,14 @@ FROM (SELECT wallet_number, sequence, count(*) OVER () AS count,
 WHERE t.wallet_number = b.wallet_number AND t.sequence = b.sequence"""
 
 
-def adopt(connection: Connection) -> None:
+def adopt(connection: Connection) -> int:
     """Make rows of another server this one's: marks and page tokens of that one mean nothing here.
 
-    Writes every row anew, in the connection's transaction, which needs the tables for itself.
+    Writes every row anew, in the connection's transaction, which needs the tables for itself, and
+    says how many there are.
     """
-    for statement in (
-        "ALTER TABLE credit_transactions DISABLE TRIGGER credit_transactions_no_update",
-        _RENUMBERED,
-        "ALTER TABLE credit_transactions ENABLE TRIGGER credit_transactions_no_update",
-        "UPDATE wallet_states SET written_in = CAST('0' AS xid8)",
-    ):
-        connection.execute(text(statement))
+    connection.exec_driver_sql(f"ALTER TABLE credit_transactions DISABLE TRIGGER {_IMMUTABLE}")
+    rows = connection.execute(text(_RENUMBERED)).rowcount
+    connection.exec_driver_sql(f"ALTER TABLE credit_transactions ENABLE TRIGGER {_IMMUTABLE}")
+    connection.execute(text("UPDATE wallet_states SET written_in = CAST('0' AS xid8)"))
+    return rows
