@@ -17,7 +17,7 @@ import pytest
 from hypothesis import event, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 
 from creditledger import clock as time
 from creditledger import ids, limits, statements
@@ -80,7 +80,9 @@ from tests.support import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Collection, Coroutine, Sequence
+
+    from sqlalchemy import Connection
 
     from creditledger import operations
     from creditledger.limits import LimitView
@@ -337,24 +339,25 @@ class LedgerMachine(RuleBasedStateMachine):
     def wallets_are_the_same(self) -> None:
         """Figures, grants, rows and counters as they lie in the database."""
         wallets = self.run(self._loaded())
-        grants = self.run(self._grants())
+        lying = self.run(self.store.read(lambda c: self._lying(c, wallets.values())))
         for wallet_id in WALLETS:
             wallet = wallets[wallet_id]
+            grants, terms, limits_, rows = (part[wallet.number] for part in lying)
             expected = self.model.wallet(wallet_id, now=self.clock.now)
             assert expected == figures(view(wallet, self.clock.now))
             self._remember(wallet_id, expected)
             assert [
                 (g.ref, g.amount, g.overdraft_paid, g.remaining, g.effective_at, g.expires_at)
                 for g in self.model.grants(wallet_id)
-            ] == [tuple(grant[1:]) for grant in grants if grant[0] == wallet.number]
-            assert self._model_terms(wallet_id) == self._terms(wallet)
+            ] == grants
+            assert self._model_terms(wallet_id) == terms
             assert self._model_holds(wallet_id) == self._holds(wallet)
             own = self.model.wallets[wallet_id]
             unpaid = [(self.postings[e.ref], own.unpaid(e)) for e in own.events()]
             assert unpaid == [(one.number, one.unpaid) for one in wallet.unpaid.values()]
             assert wallet.unpaid_amount == sum(amount for _, amount in unpaid)
-            assert self._model_limits(wallet_id) == self._limits(wallet)
-            self._compare_rows(wallet)
+            assert self._model_limits(wallet_id) == limits_
+            self._compare_rows(wallet, rows)
             summary = naive_bills.summary(self.model, [wallet_id])
             assert summary == (
                 wallet.usage_quantity,
@@ -593,33 +596,29 @@ class LedgerMachine(RuleBasedStateMachine):
         )
         return found
 
-    async def _grants(self) -> list[tuple[Any, ...]]:
-        grants = schema.grants.c
-        query = select(
-            grants.wallet_number,
-            grants.number,
-            grants.amount,
-            grants.overdraft_paid,
-            grants.remaining,
-            grants.effective_at,
-            grants.expires_at,
-        ).order_by(grants.number)
-        return await self.store.read(lambda c: [tuple(row) for row in c.execute(query)])
+    def _lying(self, connection: Connection, wallets: Collection[Wallet]) -> list[dict[int, Any]]:
+        """What else there is, by wallet: grants, their terms, limits, and rows not seen yet."""
+        grants: dict[int, Any] = {wallet.number: [] for wallet in wallets}
+        terms: dict[int, Any] = {wallet.number: [] for wallet in wallets}
+        for number, *revision, metadata in connection.execute(REVISIONS):
+            terms[number].append((*revision, load(metadata, {})))
+        for number, *grant in connection.execute(GRANTS):
+            grants[number].append(tuple(grant[:6]))
+            terms[number].append((grant[0], *grant[6:]))
+        shown = {wallet.number: self._limits(connection, wallet) for wallet in wallets}
+        written = {wallet.number: self._rows(connection, wallet) for wallet in wallets}
+        return [grants, terms, shown, written]
 
     def _model_limits(self, wallet_id: str) -> list[naive.LimitView]:
         wallet = self.model.wallets[wallet_id]
         return [wallet.limit_view(limit, self.clock.now) for limit in wallet.limits]
 
-    def _limits(self, wallet: Wallet) -> list[naive.LimitView]:
+    def _limits(self, connection: Connection, wallet: Wallet) -> list[naive.LimitView]:
         """As they lie in the database, and are shown."""
-
-        def look(connection: Any) -> list[LimitView]:
-            wallet.limits, labels = reads.limits(connection, wallet)
-            now = wallet.time(self.clock.now)
-            held = limits.held(wallet, lambda hold: labels[hold.dimension], now)
-            return [limits.view(wallet, one, held, now) for one in wallet.limits]
-
-        return list(map(limit_figures, self.run(self.store.read(look))))
+        wallet.limits, labels = reads.limits(connection, wallet)
+        now = wallet.time(self.clock.now)
+        held = limits.held(wallet, lambda hold: labels[hold.dimension], now)
+        return [limit_figures(limits.view(wallet, one, held, now)) for one in wallet.limits]
 
     def _model_terms(self, wallet_id: str) -> list[tuple[Any, ...]]:
         """What became of grants, oldest first; and what they are."""
@@ -628,24 +627,6 @@ class LedgerMachine(RuleBasedStateMachine):
             *sorted((g.ref, number, at, *terms_of(g)) for number, at, g in wallet.revisions),
             *((g.ref, *terms_of(g)[:-1]) for g in wallet.grants),
         ]
-
-    def _terms(self, wallet: Wallet) -> list[tuple[Any, ...]]:
-        g, r = schema.grants.c, schema.grant_revisions.c
-        terms = ("name", "priority", "expires_at", "voided_at")
-        became = (
-            select(r.grant_number, r.number, r.created_at, *(r[name] for name in terms), r.metadata)
-            .where(r.wallet_number == wallet.number)
-            .order_by(r.grant_number, r.number)
-        )
-        are = select(g.number, *(g[name] for name in terms)).where(g.wallet_number == wallet.number)
-
-        def look(connection: Any) -> list[tuple[Any, ...]]:
-            revisions = [tuple(row) for row in connection.execute(became)]
-            grants = [tuple(row) for row in connection.execute(are.order_by(g.number))]
-            return [*((*row[:-1], load(row[-1], {})) for row in revisions), *grants]
-
-        found: list[tuple[Any, ...]] = self.run(self.store.read(look))
-        return found
 
     def _model_holds(self, wallet_id: str) -> dict[int, tuple[Any, ...]]:
         """Open ones, by the ledger's number: all that there is of them."""
@@ -663,25 +644,43 @@ class LedgerMachine(RuleBasedStateMachine):
             if hold.is_open(now)
         }
 
-    def _compare_rows(self, wallet: Wallet) -> None:
+    def _rows(self, connection: Connection, wallet: Wallet) -> list[Row]:
+        known = len(self.rows[wallet.id])
+        if wallet.sequence == known:
+            return []
+        after = {"wallet": wallet.number, "after": known}
+        return [Row(*row) for row in connection.execute(ROWS, after)]
+
+    def _compare_rows(self, wallet: Wallet, written: Sequence[Row]) -> None:
         """The rows written since the last look, and whose postings they are."""
         known = self.rows[wallet.id]
-        if wallet.sequence == len(known):
-            assert len(known) == len(self.model.rows(wallet.id))
-            return
-        rows = schema.transactions.c
-        query = (
-            select(*[rows[name] for name in ROW_COLUMNS])
-            .where(rows.wallet_number == wallet.number, rows.sequence > len(known))
-            .order_by(rows.sequence)
-        )
-        written = self.run(self.store.read(lambda c: [Row(*row) for row in c.execute(query)]))
         expected = self.model.rows(wallet.id)[len(known) :]
         assert [plain(row) for row in expected] == [seen(row) for row in written]
         for model_row, row in zip(expected, written, strict=True):
             assert self.postings.setdefault(model_row.posting, row.posting) == row.posting
         known.extend(written)
+        assert wallet.sequence == len(known)
 
+
+_TERMS = ("name", "priority", "expires_at", "voided_at")
+_OF_GRANTS = ("amount", "overdraft_paid", "remaining", "effective_at", "expires_at")
+_grants, _revisions, _rows = schema.grants.c, schema.grant_revisions.c, schema.transactions.c
+#: Of all wallets, oldest first: six columns of what is left, and the terms.
+GRANTS = select(
+    _grants.wallet_number, _grants.number, *(_grants[name] for name in (*_OF_GRANTS, *_TERMS))
+).order_by(_grants.number)
+REVISIONS = select(
+    _revisions.wallet_number,
+    _revisions.grant_number,
+    _revisions.number,
+    _revisions.created_at,
+    *(_revisions[name] for name in (*_TERMS, "metadata")),
+).order_by(_revisions.grant_number, _revisions.number)
+ROWS = (
+    select(*[_rows[name] for name in ROW_COLUMNS])
+    .where(_rows.wallet_number == bindparam("wallet"), _rows.sequence > bindparam("after"))
+    .order_by(_rows.sequence)
+)
 
 #: Of errors' metadata.
 AMOUNTS = ("required", "available", "refundable", "held", "limit", "spent", "remaining")
