@@ -730,7 +730,10 @@ def pasted(line: str) -> dict[str, Any]:
 
 
 def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
-    """From no file to both lines answering; the next start has new keys and no more postings."""
+    """From no file to both lines answering; the next start has new keys and no more postings.
+
+    Who watches is told the end by the server; cut off by Envoy it would be an error to read on.
+    """
     url = f"sqlite+aiosqlite:///{tmp_path}/credit.db"
     with up(tmp_path, url) as server:
         first = Greeting.of(server)
@@ -749,12 +752,18 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
         for key in json.loads(listed.stdout)["api_keys"]:
             begin, end = (datetime.fromisoformat(key[n]) for n in ("created_at", "expires_at"))
             assert abs(end - begin - timedelta(hours=24)) < timedelta(seconds=5)
-        assert server.ended() == 0
+        watch = f"{first.rest}/api/credit-transactions:watch?after=beginning"
+        bearer = {"authorization": f"Bearer {first.customer}"}
+        with httpx.stream("GET", watch, headers=bearer, timeout=PATIENCE_SECONDS) as watching:
+            told = watching.iter_lines()
+            assert any(line.startswith("data: ") for line in told)
+            assert server.ended() == 0
+            assert list(told)[-1] == ""
         # The log holds one line for each of the calls above, nothing of the demo, and no secret.
         lines = [json.loads(line) for line in server.log.read_text().splitlines()]
         assert {line["event"] for line in lines} == {"call"}
         assert {line["method"].rpartition("/")[2] for line in lines} == {
-            *("GetWallet", "ListTransactions", "ListApiKeys")
+            *("GetWallet", "ListTransactions", "ListApiKeys", "WatchEvents")
         }
         assert first.customer not in server.log.read_text()
 

@@ -207,10 +207,14 @@ class Server:
 
     async def _drain(self, entrances: list[transport.Entrance]) -> None:
         await self._health.enter_graceful_shutdown()
-        await self._watches.close()
+        await self.end_watches()
         # After a failure of the disk there is only the telling left.
         grace = 1.0 if self.failed.is_set() else self._config.drain_seconds
         await transport.stop(entrances, grace, self._refusing_seconds)
+
+    async def end_watches(self) -> None:
+        """Send those who watch elsewhere: whoever waits in front for the end of calls need not."""
+        await self._watches.close()
 
     async def stop(self, *, refusing_seconds: float = 0.0) -> None:
         """Drain: say so, take no new call, finish those under way, commit, close.

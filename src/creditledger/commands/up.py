@@ -3,8 +3,9 @@
 import asyncio
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from creditledger import __version__, clock, demo, log, workers
@@ -49,7 +50,7 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     _require_possible(config)
     await migrate(config)
     with told_to_stop() as told:
-        async with _served(config) as (addresses, failed):
+        async with _served(config) as (addresses, failed, end_watches):
             keys = await _prepare(config) if with_demo else None
             envoy = Envoy(
                 listen=host_and_port(config.http_address),
@@ -61,6 +62,7 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
                     say(_greeting(config, addresses, envoy, keys))
                     await first_of(told.wait(), failed.wait(), envoy.wait())
                     say("stopping: what is under way is finished first")
+                    await end_watches()
             except AddressTaken as error:
                 raise CannotStart(f"{spelled('http_address')}: {error}.") from None
             except EnvoyError as error:
@@ -71,16 +73,21 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
 
 
 @asynccontextmanager
-async def _served(config: Config) -> AsyncIterator[tuple[list[str], asyncio.Event]]:
-    """Where gRPC is served until the block ends, and what says that it cannot be any more."""
+async def _served(
+    config: Config,
+) -> AsyncIterator[tuple[list[str], asyncio.Event, Callable[[], Awaitable[object]]]]:
+    """Where gRPC is served until the block ends, what says that it cannot be any more, and what
+    ends the calls that would not end by themselves.
+    """
     if config.workers > 1:
         async with workers.running(config) as started:
-            yield started.addresses, asyncio.Event()  # one that ends is started again
+            # One that ends is started again; those who watch it have the seconds of a drain.
+            yield started.addresses, asyncio.Event(), partial(asyncio.sleep, 0)
         return
     server = build(config)
     await server.start()
     try:
-        yield [server.grpc_address], server.failed
+        yield [server.grpc_address], server.failed, server.end_watches
     finally:
         await stop(server, config)
 
