@@ -63,3 +63,10 @@ def recorded() -> Iterator[Recorded]:
         patch.setattr(asyncpg, "connect", connected)
         yield heard
     event.remove(Engine, "before_cursor_execute", read)
+
+
+def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """The steps of a plan, as PostgreSQL tells it in JSON."""
+    yield plan
+    for one in plan.get("Plans", ()):
+        yield from nodes(one)

@@ -27,12 +27,12 @@ from creditledger import ids
 from creditledger.clock import SECOND
 from creditledger.store import schema
 from tests.databases import connect, execute
-from tests.recorded import LARGE, recorded
+from tests.recorded import LARGE, nodes, recorded
 from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, running, serve
 from tests.support import START
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator
 
     from tests.recorded import Recorded, Said
     from tests.running import Api
@@ -150,12 +150,6 @@ class Plans:
         named = re.search(rf"\b{column} = ", node.get("Index Cond", ""))
         looked_for = table in LARGE or table == "wallets"
         return f"{kind} of {table}" if looked_for and not named else None
-
-
-def nodes(plan: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield plan
-    for one in plan.get("Plans", ()):
-        yield from nodes(one)
 
 
 @pytest.fixture

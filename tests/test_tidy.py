@@ -71,7 +71,8 @@ store.migrations.versions.0001_the_ledger store.migrations.versions.0002_holds\
  store.migrations.versions.0010_terms_of_grants\
  store.migrations.versions.0011_places_in_commit_order\
  store.migrations.versions.0012_webhooks\
- store.migrations.versions.0013_statements
+ store.migrations.versions.0013_statements\
+ store.migrations.versions.0014_what_the_planner_knows
 store.known store.replica store.postgres_statements
 store.pool
 store.verify

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, and_, func, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, func, select
 
 from creditledger import clock
 from creditledger.bills import Bucket, bucket_of
 from creditledger.model import Category, Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.reads import OF_POSTING, span
+from creditledger.store.dialects import apart
+from creditledger.store.reads import span
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
 t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
@@ -135,27 +136,37 @@ def _add_rows(
     if start >= end:
         return
     window = span(connection, wallet, last, start, end)
-    p, g = schema.postings.c, schema.grants.c
-    query = (
-        select(t.dimension_number, t.sequence, t.amount, g.category, p.first_sequence, p.quantities)
-        .join_from(schema.transactions, schema.postings, OF_POSTING)
-        .join(
-            schema.grants,
-            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
-            isouter=True,
-        )
-        .where(t.wallet_number == wallet)
-    )
     for condition in (
         and_(t.effective_at.is_(None), t.sequence.between(window.first, window.last)),
         and_(t.effective_at >= start, t.effective_at < end),
     ):
-        for row in connection.execute(query.where(condition)):
+        for row in connection.execute(_with_postings(wallet, condition)):
             voucher = row.amount if row.category == Category.PROMOTIONAL.value else 0
             first = row.sequence == row.first_sequence
             quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
             sums = found.setdefault(row.dimension_number, BillSums())
             sums.add(row.amount, voucher, int(first), *quantities)
+
+
+def _with_postings(wallet: int, condition: ColumnElement[bool]) -> Select[Any]:
+    numbers = (t.wallet_number, t.sequence, t.posting_number, t.grant_number, t.dimension_number)
+    rows = apart(select(*numbers, t.amount).where(t.wallet_number == wallet, condition)).c
+    p, g = schema.postings.c, schema.grants.c
+    return (
+        select(
+            *(rows.dimension_number, rows.sequence, rows.amount),
+            *(g.category, p.first_sequence, p.quantities),
+        )
+        .join(
+            schema.postings,
+            and_(p.wallet_number == rows.wallet_number, p.number == rows.posting_number),
+        )
+        .join(
+            schema.grants,
+            and_(g.wallet_number == rows.wallet_number, g.number == rows.grant_number),
+            isouter=True,
+        )
+    )
 
 
 def dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:

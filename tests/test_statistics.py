@@ -1,0 +1,114 @@
+"""What a wallet did is read row by row, however little PostgreSQL thinks that it did.
+
+Statistics are of another time, and of an average wallet. Where they say that a wallet has one row
+of a table, going through all of its rows looks as good as a lookup by the whole key.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import credit_transaction_service_pb2 as list_pb
+from credit.v1 import statement_service_pb2 as statement_pb
+from credit.v1 import wallet_service_pb2 as pb
+from credit.v1.statement_service_pb2_grpc import StatementServiceStub
+
+from creditledger import clock as time
+from creditledger.store import Store, schema
+from tests.databases import execute
+from tests.recorded import nodes, recorded
+from tests.running import CUSTOMER, TWO_DAYS_OF_BILLS, WALLET, consume, grant, post, serve
+from tests.support import START
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from tests.recorded import Said
+    from tests.running import Api
+    from tests.support import Clock
+
+pytestmark = pytest.mark.only("postgresql")
+
+#: Postings of the wallet, and grants among them; each of another product.
+POSTINGS, GRANTS = 900, 300
+#: What a read may touch of a table: some times what there is of it, never its square.
+TOUCHED_MAX = 20 * POSTINGS
+
+#: A window that cuts quarters of an hour: what is within comes from the rows.
+SINCE, UNTIL = (time.text_seconds(START + seconds * time.SECOND) for seconds in (-5, 5))
+
+
+async def read_all(api: Api) -> None:
+    """Everything that reads what a wallet did, as far as it is as much as there is."""
+    await api.billing.ListApiKeyBills(TWO_DAYS_OF_BILLS, metadata=api.customer)
+    usage = billing_pb.GetMyUsageRequest(since=SINCE, until=UNTIL, group_by="model")
+    await api.billing.GetMyUsage(usage, metadata=api.customer)
+    own = billing_pb.ExportTransactionsRequest()
+    async for _ in api.billing.ExportTransactions(own, metadata=api.customer):
+        pass
+    export = list_pb.CreditTransactionServiceExportRequest(customer_id=CUSTOMER)
+    async for _ in api.transactions.Export(export, metadata=api.admin):
+        pass
+    period = statement_pb.StatementServiceGetRequest(wallet_id=WALLET, start=SINCE, end=UNTIL)
+    await StatementServiceStub(api.channel).Get(period, metadata=api.admin)
+
+
+async def looked(url: str, statements: list[Said]) -> dict[str, int]:
+    """How many rows each statement takes into its hands, used or not, on a reader's connection."""
+    store = Store(url)
+    await store.open()
+    touched = {}
+    for one in statements:
+        if one.text.lstrip().startswith(("SELECT", "WITH")):
+            explain = f"EXPLAIN (ANALYZE, FORMAT JSON) {one.text}"
+            query = partial(explained, explain, one.values)
+            touched[one.text] = await store.read(query)
+    await store.close()
+    return touched
+
+
+def explained(explain: str, values: tuple[Any, ...], connection: Connection) -> int:
+    found = connection.exec_driver_sql(explain, values).scalar_one()
+    plan = json.loads(found) if isinstance(found, str) else found
+    return sum(map(handled, nodes(plan[0]["Plan"])))
+
+
+def handled(node: dict[str, Any]) -> int:
+    """The rows of one step of a plan."""
+    names = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
+    return int(sum(node.get(name, 0) for name in names) * node["Actual Loops"])
+
+
+@pytest.mark.parametrize("others", [0, 150])
+async def test_a_wallet_that_has_grown_is_read_once(
+    database_url: str, clock: Clock, others: int
+) -> None:
+    """Statistics made of one row, or of many wallets with a row each: then one of them grows."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            for nth in range(others):
+                await api.local.new_wallet(f"wal_{nth}", f"cus_{nth}")
+                await api.post("welcome", f"wal_{nth}", **grant("1"))
+            await api.post("welcome", **grant("1"))
+            for table in schema.postgresql.tables:
+                await execute(database_url, f"ANALYZE {table}")
+            given = [post(f"g{n}", **grant("1")) for n in range(GRANTS)]
+            used = [
+                post(f"c{n}", **consume("0.01", usage=pb.Usage(product_id=f"p{n}", quantities=[1])))
+                for n in range(POSTINGS - GRANTS)
+            ]
+            requests = [*given, *used]
+            for at in range(0, len(requests), 300):
+                batch = pb.BatchPostRequest(postings=requests[at : at + 300])
+                answer = await api.wallets.BatchPost(batch, metadata=api.service)
+                assert all(one.HasField("posting") for one in answer.results)
+            heard.reading.clear()
+            await read_all(api)
+    touched = await looked(database_url, heard.reading)
+
+    assert sum("JOIN postings" in text for text in touched) >= 2
+    assert {text: rows for text, rows in touched.items() if rows > TOUCHED_MAX} == {}
