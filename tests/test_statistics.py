@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.only("postgresql")
 
 #: Postings of the wallet, and grants among them; each of another product.
-POSTINGS, GRANTS = 900, 300
+POSTINGS, GRANTS = 3_000, 300
 #: What a read may touch of a table: some times what there is of it, never its square.
 TOUCHED_MAX = 20 * POSTINGS
 
@@ -102,8 +102,8 @@ async def test_a_wallet_that_has_grown_is_read_once(
                 for n in range(POSTINGS - GRANTS)
             ]
             requests = [*given, *used]
-            for at in range(0, len(requests), 300):
-                batch = pb.BatchPostRequest(postings=requests[at : at + 300])
+            for at in range(0, len(requests), 500):
+                batch = pb.BatchPostRequest(postings=requests[at : at + 500])
                 answer = await api.wallets.BatchPost(batch, metadata=api.service)
                 assert all(one.HasField("posting") for one in answer.results)
             heard.reading.clear()

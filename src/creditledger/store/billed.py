@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, func, select
+from sqlalchemy import Connection, func, select
 
 from creditledger import clock
 from creditledger.bills import Bucket, bucket_of
 from creditledger.model import Category, Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.dialects import apart
-from creditledger.store.reads import span
+from creditledger.store.reads import OF_POSTING, span
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
 t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
 
 #: Periods shorter than a day are read this long at once.
 STRETCH = clock.DAY
+#: Grants that are looked up by one statement.
+GRANTS_MAX = 500
 _COLUMNS = (r.amount, r.voucher_amount, r.posting_count, *(r[f"quantity_{i}"] for i in range(6)))
 
 
@@ -136,37 +137,42 @@ def _add_rows(
     if start >= end:
         return
     window = span(connection, wallet, last, start, end)
-    for condition in (
-        and_(t.effective_at.is_(None), t.sequence.between(window.first, window.last)),
-        and_(t.effective_at >= start, t.effective_at < end),
-    ):
-        for row in connection.execute(_with_postings(wallet, condition)):
-            voucher = row.amount if row.category == Category.PROMOTIONAL.value else 0
-            first = row.sequence == row.first_sequence
-            quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
-            sums = found.setdefault(row.dimension_number, BillSums())
-            sums.add(row.amount, voucher, int(first), *quantities)
-
-
-def _with_postings(wallet: int, condition: ColumnElement[bool]) -> Select[Any]:
-    numbers = (t.wallet_number, t.sequence, t.posting_number, t.grant_number, t.dimension_number)
-    rows = apart(select(*numbers, t.amount).where(t.wallet_number == wallet, condition)).c
-    p, g = schema.postings.c, schema.grants.c
-    return (
+    p = schema.postings.c
+    query = (
         select(
-            *(rows.dimension_number, rows.sequence, rows.amount),
-            *(g.category, p.first_sequence, p.quantities),
+            *(t.dimension_number, t.sequence, t.amount, t.grant_number),
+            *(p.first_sequence, p.quantities),
         )
-        .join(
-            schema.postings,
-            and_(p.wallet_number == rows.wallet_number, p.number == rows.posting_number),
-        )
-        .join(
-            schema.grants,
-            and_(g.wallet_number == rows.wallet_number, g.number == rows.grant_number),
-            isouter=True,
-        )
+        .join_from(schema.transactions, schema.postings, OF_POSTING)
+        .where(t.wallet_number == wallet)
     )
+    rows = [
+        *connection.execute(
+            query.where(t.effective_at.is_(None), t.sequence.between(window.first, window.last))
+        ),
+        *connection.execute(query.where(t.effective_at >= start, t.effective_at < end)),
+    ]
+    promotional = _promotional(connection, wallet, {row.grant_number for row in rows} - {None})
+    for row in rows:
+        voucher = row.amount if row.grant_number in promotional else 0
+        first = row.sequence == row.first_sequence
+        quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
+        sums = found.setdefault(row.dimension_number, BillSums())
+        sums.add(row.amount, voucher, int(first), *quantities)
+
+
+def _promotional(connection: Connection, wallet: int, numbers: set[int]) -> set[int]:
+    """The promotional ones of these grants: many rows are paid by few grants."""
+    g, asked, found = schema.grants.c, sorted(numbers), set[int]()
+    for at in range(0, len(asked), GRANTS_MAX):
+        wanted = asked[at : at + GRANTS_MAX]
+        query = select(g.number).where(
+            g.wallet_number == wallet,
+            g.number.in_(wanted),
+            g.category == Category.PROMOTIONAL.value,
+        )
+        found.update(connection.scalars(query))
+    return found
 
 
 def dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:

@@ -9,18 +9,7 @@ import re
 from itertools import pairwise
 from typing import Any
 
-from sqlalchemy import (
-    CTE,
-    BigInteger,
-    Boolean,
-    Connection,
-    Select,
-    Subquery,
-    Text,
-    TextClause,
-    column,
-    text,
-)
+from sqlalchemy import CTE, BigInteger, Boolean, Connection, Text, TextClause, column, text
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
@@ -203,17 +192,6 @@ def pairs(dialect: str) -> CTE:
     """
     numbers = column("wallet", BigInteger), column("sequence", BigInteger)
     return _PAIRS[dialect].columns(*numbers).cte("place")
-
-
-def apart(rows: Select[Any]) -> Subquery:
-    """Rows that are found before anything is joined to them, whatever the planner thinks of it.
-
-    That the wallet is one given number is not known outside: what is joined by wallet and number is
-    looked up by both, for each row. PostgreSQL would otherwise go through all that the wallet has
-    for each of them, where its statistics say that this is little: they are of another time, or of
-    an average wallet.
-    """
-    return rows.offset(0).subquery("rows")
 
 
 def by_index(connection: Connection, table: str, index: str) -> TextClause:

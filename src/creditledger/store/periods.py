@@ -17,7 +17,6 @@ from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
 from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, figures
 from creditledger.store import closed, schema
-from creditledger.store.dialects import apart
 from creditledger.store.reads import Span, last_before
 
 t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
@@ -91,33 +90,31 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
     if one.moved_to is not None:
         moved_to = literal(one.moved_to, BigInteger)
         whens.insert(0, (happened < moved_to, _part(one.moved_to, period).value))
-    rows = apart(
+    rows = (
         select(
-            t.wallet_number,
             case(*whens, else_=Part.AFTER.value).label("part"),
             *(t.grant_number, t.kind, t.dimension_number, t.amount),
             case((t.grant_number == t.sequence, 1), else_=0).label("began"),
-        ).where(
+        )
+        .where(
             t.wallet_number == one.rows.wallet,
             t.sequence.between(one.rows.first, one.rows.last),
         )
+        .subquery("rows")
     )
     keys = (rows.c.part, rows.c.grant_number, rows.c.kind, rows.c.dimension_number)
     sums = (
         select(
-            rows.c.wallet_number,
             *keys,
             func.count().label("count"),
             func.sum(rows.c.amount).label("amount"),
             func.sum(rows.c.began).label("began"),
         )
         .where(rows.c.part != Part.BEFORE.value)
-        .group_by(rows.c.wallet_number, *keys)
+        .group_by(*keys)
         .subquery("sums")
     )
-    of_dimension = and_(
-        d.wallet_number == sums.c.wallet_number, d.number == sums.c.dimension_number
-    )
+    of_dimension = and_(d.wallet_number == one.rows.wallet, d.number == sums.c.dimension_number)
     query = select(
         *(sums.c.part, sums.c.grant_number, sums.c.kind, d.api_key_id),
         *(sums.c.count, sums.c.amount, sums.c.began),

@@ -128,8 +128,6 @@ def _reader(
         # The caller's own bound comes first; this one holds where the caller is gone.
         statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
         default_transaction_read_only="on",
-        # Of a large table a read wants a few rows, whatever is thought of the table's size.
-        enable_seqscan="off",
     )
     engine = _engine(url, size, "REPEATABLE READ", reading)
     return engine.execution_options(postgresql_readonly=True)

@@ -14,9 +14,9 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, literal, select,
 from creditledger.model import Dimension, Kind
 from creditledger.shown import WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import apart, snapshot, was_in
+from creditledger.store.dialects import snapshot, was_in
 from creditledger.store.lists import ORDER, conditions, is_kind, matching
-from creditledger.store.reads import Filters, Span, span, wallets_of
+from creditledger.store.reads import OF_POSTING, Filters, Span, span, wallets_of
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value
 
 t, p, d, w = (
@@ -64,14 +64,13 @@ class Place(NamedTuple):
     sequence: int
 
 
-_OF_ROW: tuple[ColumnElement[Any], ...] = (
+_LINE: tuple[ColumnElement[Any], ...] = (
     *(t.wallet_number, t.sequence, t.posting_number, t.kind, t.type, t.grant_number, t.amount),
     *(t.running_balance, t.created_at, t.effective_at, t.dimension_number),
-)
-_OF_POSTING: tuple[ColumnElement[Any], ...] = (
     *(p.description, p.note, p.metadata, p.source, p.meter_event_id, p.refund_of),
     *(p.linked_wallet, p.linked_posting),
 )
+_LINES = select(*_LINE).join_from(schema.transactions, schema.postings, OF_POSTING)
 
 
 def pin(connection: Connection) -> str:
@@ -99,8 +98,7 @@ def step(
         rest = and_(rest, tuple_(*ORDER) > tuple_(*map(literal, after)))
         start = after.created_at if start is None else max(start, after.created_at)
     if wallets is None or conditions(filters) is not None:
-        columns = (*_OF_ROW, *_OF_POSTING)
-        query = matching(filters, wallets, columns, with_postings=True).order_by(*ORDER)
+        query = matching(filters, wallets, _LINE, with_postings=True).order_by(*ORDER)
         if after is not None:
             query = query.where(t.created_at >= after.created_at)
         return _lines(connection, query.where(rest).limit(size))
@@ -108,26 +106,17 @@ def step(
     for number, last, _ in wallets:
         whole = span(connection, number, last, start, filters.end)
         for query in _of_kinds(whole, kinds):
-            rows = query.where(rest).order_by(t.sequence).limit(size)
-            found += _lines(connection, _with_postings(rows))
+            found += _lines(connection, query.where(rest).order_by(t.sequence).limit(size))
     return sorted(found, key=lambda line: line.place)[:size]
 
 
 def _of_kinds(whole: Span, kinds: Sequence[Kind] | None) -> Iterable[Select[Any]]:
-    query = select(*_OF_ROW).where(
+    query = _LINES.where(
         t.wallet_number == whole.wallet, t.sequence.between(whole.first, whole.last)
     )
     if kinds is None:
         return [query]
     return [query.where(is_kind(kind)) for kind in kinds]
-
-
-def _with_postings(rows: Select[Any]) -> Select[Any]:
-    found = apart(rows)
-    row = found.c
-    of_it = and_(p.wallet_number == row.wallet_number, p.number == row.posting_number)
-    lines = select(*row, *_OF_POSTING).join_from(found, schema.postings, of_it)
-    return lines.order_by(row.sequence)
 
 
 def _lines(connection: Connection, query: Select[Any]) -> list[Line]:

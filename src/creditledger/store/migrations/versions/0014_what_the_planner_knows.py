@@ -1,9 +1,8 @@
 """PostgreSQL: its planner does not take a wallet for small because it was, or because most are.
 
 Statistics of a table of a few rows say nothing of what it becomes within a minute: none are made
-before there are a thousand. And where a table has a second index that begins with the wallet, a
-wallet counts as one of at least a hundred rows, so that one of them is looked up by its whole key
-and not by going through those of its wallet.
+before there are a thousand. And of what rows refer to, a wallet counts as one that has at least a
+hundred: so each is looked up by its whole key, and not by going through all that its wallet has.
 """
 
 from alembic import op
@@ -23,6 +22,6 @@ def upgrade() -> None:
         return
     for table in TABLES:
         op.execute(f"ALTER TABLE {table} SET (autovacuum_analyze_threshold = 1000)")
-    for table in ("postings", "dimensions"):
+    for table in ("postings", "dimensions", "grants"):
         op.execute(f"ALTER TABLE {table} ALTER COLUMN wallet_number SET (n_distinct = -0.01)")
         op.execute(f"ANALYZE {table}")
