@@ -20,7 +20,7 @@ from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from creditledger import clock as time
 from creditledger.store import Store, schema
 from tests.databases import execute
-from tests.recorded import nodes, recorded
+from tests.recorded import LARGE, nodes, recorded
 from tests.running import CUSTOMER, TWO_DAYS_OF_BILLS, WALLET, consume, grant, post, serve
 from tests.support import START
 
@@ -81,6 +81,15 @@ def handled(node: dict[str, Any]) -> int:
     """The rows of one step of a plan."""
     names = ("Actual Rows", "Rows Removed by Filter", "Rows Removed by Join Filter")
     return int(sum(node.get(name, 0) for name in names) * node["Actual Loops"])
+
+
+async def test_a_few_rows_are_no_statistics(database_url: str) -> None:
+    """Of no large table are statistics made by itself before it has a thousand rows."""
+    query = "SELECT relname, reloptions FROM pg_class WHERE relkind = 'r'"
+    told = {name: options or [] for name, options in await execute(database_url, query)}
+
+    without = [name for name in LARGE if "autovacuum_analyze_threshold=1000" not in told[name]]
+    assert without == []
 
 
 @pytest.mark.parametrize("others", [0, 150])
