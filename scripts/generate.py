@@ -1,10 +1,10 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/; `--check` compares it with a fresh generation and names
-the files that differ; `--googleapis` only puts Google's protos where buf looks for them (see
-buf.yaml); `--breaking REVISION` asks buf whether the contract still keeps what it promised in that
-git revision. Everything comes from installed packages, nothing from the network; the same packages
-give the same bytes.
+`python scripts/generate.py` writes gen/, and the table of errors in envoy.yaml; `--check` compares
+them with a fresh generation and names the files that differ; `--googleapis` only puts Google's
+protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether the contract
+still keeps what it promised in that git revision. Everything comes from installed packages, nothing
+from the network; the same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import io
+import re
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
 GEN = ROOT / "gen"
+ENVOY = ROOT / "envoy.yaml"
 GOOGLEAPIS = ROOT / "build" / "googleapis"
 
 #: What the contract imports, and the types that an error may carry.
@@ -117,6 +119,32 @@ def generate(out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
+def errors() -> list[tuple[str, int, str]]:
+    """Code, HTTP status and type of each error, as the comments of errors.proto state them."""
+    text = (PROTOS / "credit/v1/errors.proto").read_text(encoding="utf-8")
+    text = re.sub(r"\n *// ?", " ", text)
+    found = []
+    before = 0
+    for value in re.finditer(r"ERROR_REASON_(\w+) = [1-9]\d*;", text):
+        comment, before = text[before : value.start()], value.end()
+        stated = re.findall(r"\[[A-Z_]+, (\d+) (\w+)\]", comment)
+        if len(stated) != 1:
+            sys.exit(f"generate: the comment of {value[1]} in errors.proto has no [CODE, 400 type]")
+        found.append((value[1], int(stated[0][0]), stated[0][1]))
+    return found
+
+
+def envoy_yaml() -> str:
+    """envoy.yaml with the table of errors as the contract has it."""
+    text = ENVOY.read_text(encoding="utf-8")
+    table = re.compile(r"(?m)^( *)local ERRORS = \{\n(?:.*\n)*?\1\}\n")
+    if len(found := table.findall(text)) != 1:
+        sys.exit("generate: envoy.yaml has no table ERRORS, or several")
+    (indent,) = found
+    rows = (f'{indent}  {name} = {{{status}, "{kind}"}},\n' for name, status, kind in errors())
+    return table.sub(f"{indent}local ERRORS = {{\n{''.join(rows)}{indent}}}\n", text)
+
+
 def contents(folder: Path) -> dict[str, bytes]:
     """Relative path -> bytes of every file under the folder, compiled Python aside."""
     return {
@@ -127,11 +155,14 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 def stale() -> list[str]:
-    """The files of gen/ that a fresh generation would change, add or remove."""
+    """The files that a fresh generation would change, add or remove."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
         fresh, kept = contents(Path(folder)), contents(GEN)
-    return sorted(name for name in fresh | kept if fresh.get(name) != kept.get(name))
+    changed = [f"gen/{name}" for name in fresh | kept if fresh.get(name) != kept.get(name)]
+    if ENVOY.read_text(encoding="utf-8") != envoy_yaml():
+        changed.append(ENVOY.name)
+    return sorted(changed)
 
 
 def breaking(revision: str) -> int:
@@ -158,7 +189,7 @@ def breaking(revision: str) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate gen/ from protos/.")
     mode = parser.add_mutually_exclusive_group()
-    mode.add_argument("--check", action="store_true", help="exit 1, naming stale files of gen/")
+    mode.add_argument("--check", action="store_true", help="exit 1, naming stale files")
     mode.add_argument("--googleapis", action="store_true", help="only copy Google's protos for buf")
     mode.add_argument("--breaking", metavar="REVISION", help="run buf breaking against it")
     arguments = parser.parse_args()
@@ -168,13 +199,14 @@ def main() -> None:
         copy_googleapis()
     elif arguments.check:
         if names := stale():
-            listed = "\n".join(f"  gen/{name}" for name in names)
-            sys.exit(f"gen/ is not fresh; run python scripts/generate.py\n{listed}")
+            listed = "\n".join(f"  {name}" for name in names)
+            sys.exit(f"not fresh; run python scripts/generate.py\n{listed}")
     else:
         if GEN.exists():
             shutil.rmtree(GEN)
         GEN.mkdir()
         generate(GEN)
+        ENVOY.write_text(envoy_yaml(), encoding="utf-8")
 
 
 if __name__ == "__main__":

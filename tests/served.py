@@ -83,11 +83,19 @@ def failure(answer: httpx.Response) -> Failure:
     assert list(body) == ["error"]
     error = body["error"]
     named = ["param"] if "param" in error else []
-    assert list(error) == ["type", "message", "code", *named, "request_id"]
-    assert all(isinstance(value, str) and value for value in error.values()), error
+    assert list(error) == ["type", "message", "code", *named, "metadata", "request_id"]
+    metadata = error.pop("metadata")
+    assert all(isinstance(value, str) and value for value in (error | metadata).values()), error
     assert error["type"] == ERROR_TYPES[answer.status_code], error
     assert error["request_id"] == answer.headers["x-request-id"]
     return Failure(answer.status_code, error["code"], error.get("param"))
+
+
+def metadata(answer: httpx.Response) -> dict[str, str]:
+    """What a program reacts to in an error; fails unless all of it has the common shape."""
+    failure(answer)
+    found: dict[str, str] = answer.json()["error"]["metadata"]
+    return found
 
 
 def differences(actual: object, expected: object, place: str = "$") -> list[str]:

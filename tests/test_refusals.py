@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import string
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,9 +16,12 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from google.protobuf import descriptor_pool
 from google.rpc import error_details_pb2, status_pb2
+from hypothesis import example, given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from creditledger.errors import ErrorKind, Refusal
+from creditledger.api.rpc import rest_body
+from creditledger.errors import ErrorKind, InvalidField, Refusal
 from creditledger.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
@@ -162,6 +166,7 @@ async def test_an_error_says_all_at_each_place(api: Api) -> None:
         assert trailers["x-creditledger-status"] == str(kind.http_status)
         assert (body["type"], body["code"]) == (kind.error_type, refusal.reason)
         assert body.get("param") == refusal.param
+        assert body["metadata"] == refusal.metadata
         assert body["request_id"] == trailers["x-request-id"]
         assert trailers["x-creditledger-error"].isascii()
 
@@ -194,6 +199,35 @@ async def test_what_is_echoed_is_cut(api: Api) -> None:
     assert "é" * 61 not in (caught.value.details() or "")
     assert len(trailers["x-creditledger-error"]) <= 2_000
     assert trailers["x-creditledger-error"].isascii()
+
+
+LONG_MESSAGE = "é" * 400
+
+
+@given(
+    message=st.text(),
+    param=st.none() | st.text(min_size=1),
+    metadata=st.dictionaries(st.text(string.ascii_lowercase, max_size=20), st.text(), max_size=9),
+)
+@example(message=LONG_MESSAGE, param=None, metadata={"fields": "metadata," * 44})
+@example(
+    message="\U0001f600" * 999, param="x" * 999, metadata=dict.fromkeys("abcdefghi", "é" * 999)
+)
+def test_the_body_of_an_error_fits_its_header(
+    message: str, param: str | None, metadata: dict[str, str]
+) -> None:
+    """Whatever an error says, REST's body is ASCII JSON of 2,000 bytes; no text is lost whole."""
+    text = rest_body(InvalidField(message, param=param, **metadata), "req_1")
+
+    error = json.loads(text)["error"]
+    assert len(text) <= 2_000
+    assert text.isascii()
+    assert list(error["metadata"]) == list(metadata)
+    assert all(whole.startswith(error["metadata"][key]) for key, whole in metadata.items())
+    assert all(error["metadata"][key] for key, whole in metadata.items() if whole)
+    assert message.startswith(error["message"])
+    if message == LONG_MESSAGE:  # what programs react to is cut after what people read
+        assert error["metadata"] == metadata
 
 
 def methods() -> list[MethodDescriptor]:

@@ -26,6 +26,7 @@ from tests.served import (
     Served,
     differences,
     failure,
+    metadata,
     serving,
 )
 from tests.serving import TRANSPORTS
@@ -501,12 +502,20 @@ async def test_a_spend_limit(served: Served, admin: str, service: str) -> None:
         answer = await served.ask("POST", f"/v1/wallets/{wallet}/postings", key=service, json=body)
         assert failure(answer) == Failure(429, "SPEND_LIMIT_EXCEEDED")
         assert answer.json()["error"]["type"] == "rate_limit_error"
-        message = answer.json()["error"]["message"]
+        message, told = answer.json()["error"]["message"], metadata(answer)
         (listed,) = (await send(served, service, f"GET {limits}"))["spend_limits"]
-    # A body has no metadata, so its text has to say it.
     resets = listed.pop("resets_at")
     assert resets > listed["created_at"]
     assert all(part in message for part in ("0.50 ", "2.00", "1.50 spent", resets))
+    assert told == {
+        "spend_limit_id": made["id"],
+        "limit": "2.00",
+        "spent": "1.50",
+        "held": "0.00",
+        "remaining": "0.50",
+        "required": "1.50",
+        "resets_at": resets,
+    }
     assert listed == {
         "id": made["id"],
         "wallet_id": wallet,
@@ -576,7 +585,8 @@ async def test_too_little_credit(served: Served, service: str) -> None:
                 "POST", f"/v1/wallets/{wallet}/postings", key=service, json=body
             )
             assert failure(answer) == Failure(402, "INSUFFICIENT_CREDIT")
-            assert answer.json()["error"]["type"] == "insufficient_credit_error"
+            amounts = {"required": "6.000000001", "available": "5.00", "currency": "USD"}
+            assert metadata(answer) == amounts
     await send(
         served,
         service,

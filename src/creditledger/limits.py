@@ -250,7 +250,6 @@ def _exceeded(wallet: Wallet, left: int, required: int, seen: LimitView) -> Spen
 
     most, left = text(seen.limit.amount), max(left, 0)
     resets = {} if seen.resets_at is None else {"resets_at": clock.text(seen.resets_at)}
-    # Over REST the text is all that says so: a body has no metadata.
     return SpendLimitExceeded(
         f"{text(required)} {wallet.currency} are required, {text(left)} are left of the spend limit"
         f" of {most}, with {text(seen.spent)} spent and {text(seen.held)} held"

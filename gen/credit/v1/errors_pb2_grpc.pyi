@@ -5,7 +5,7 @@ The closed list of reasons for which a request is refused. Every error that the 
 google.rpc.Status with one google.rpc.ErrorInfo whose reason is the name of one of these values
 without the prefix ERROR_REASON_, whose domain is "creditledger" and whose metadata has exactly
 the keys named here; where a field of the request is at fault, a google.rpc.BadRequest names it
-too. Over REST the same name is `error.code`.
+too. Over REST the same name is `error.code`, and the metadata is `error.metadata`.
 """
 
 from collections import abc as _abc

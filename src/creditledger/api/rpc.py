@@ -43,6 +43,8 @@ ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
 #: Headers this long pass every proxy.
 HEADER_BYTES_MAX = 2_000
 MESSAGE_CHARACTERS_MAX = 400
+#: Characters of the message and of each value of the metadata, tried until the header holds them.
+_CUTS = ((MESSAGE_CHARACTERS_MAX, 400), (64, 400), (64, 64), (16, 4))
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -130,17 +132,25 @@ def message(refusal: Refusal) -> str:
     return refusal.message[:MESSAGE_CHARACTERS_MAX]
 
 
-def _body(refusal: Refusal, request_id: str, *, most: int) -> str:
-    """The error as REST answers it: ASCII JSON."""
-    error = {
-        "type": refusal.kind.error_type,
-        "message": refusal.message[:most],
-        "code": refusal.reason,
-        "param": refusal.param and refusal.param[:most],
-        "request_id": request_id,
-    }
-    present = {name: value for name, value in error.items() if value is not None}
-    return json.dumps({"error": present}, separators=(",", ":"))
+def rest_body(refusal: Refusal, request_id: str) -> str:
+    """The error as REST answers it: ASCII JSON of HEADER_BYTES_MAX at most, its texts cut to fit.
+
+    The message is cut before the metadata, which programs react to.
+    """
+    for message_max, value_max in _CUTS:
+        error = {
+            "type": refusal.kind.error_type,
+            "message": refusal.message[:message_max],
+            "code": refusal.reason,
+            "param": refusal.param and refusal.param[:message_max],
+            "metadata": {name: value[:value_max] for name, value in refusal.metadata.items()},
+            "request_id": request_id,
+        }
+        present = {name: value for name, value in error.items() if value is not None}
+        body = json.dumps({"error": present}, separators=(",", ":"))
+        if len(body) <= HEADER_BYTES_MAX:  # escaped, a character may take twelve bytes
+            break
+    return body
 
 
 def _details(refusal: Refusal) -> bytes:
@@ -165,11 +175,8 @@ def _details(refusal: Refusal) -> bytes:
 
 
 async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
-    header = _body(refusal, request_id, most=MESSAGE_CHARACTERS_MAX)
-    if len(header) > HEADER_BYTES_MAX:  # escaped, a character may take twelve bytes
-        header = _body(refusal, request_id, most=64)
     trailers: list[tuple[str, str | bytes]] = [
-        (ERROR_HEADER, header),
+        (ERROR_HEADER, rest_body(refusal, request_id)),
         (STATUS_HEADER, str(refusal.kind.http_status)),
         ("grpc-status-details-bin", _details(refusal)),
         ("x-request-id", request_id),
