@@ -60,6 +60,7 @@ if TYPE_CHECKING:
 OK = "OK"
 DENIED = "SCOPE_DENIED"
 HIDDEN = "NOT_FOUND"
+OTHER_MODE = "MODE_MISMATCH"
 NOT_ME = "CUSTOMER_KEY_REQUIRED"
 
 #: Callers whose credentials are no good, and what each of their calls is refused for.
@@ -92,6 +93,9 @@ NOT_OTHERS = (OK, HIDDEN, OK, OK, OK, OK, OK, OK)
 NOT_OTHERS_LIVE = (OK, HIDDEN, HIDDEN, OK, HIDDEN, OK, HIDDEN, OK)
 FROM_SERVICE = (DENIED, DENIED, DENIED, OK, OK, OK, OK, OK)
 FROM_SERVICE_LIVE = (DENIED, DENIED, DENIED, OK, HIDDEN, OK, HIDDEN, OK)
+#: Changes of what both modes share.
+FROM_SERVICE_SHARED = (DENIED, DENIED, DENIED, OK, OTHER_MODE, OK, OTHER_MODE, OK)
+FROM_ADMIN_SHARED = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, OTHER_MODE, OK)
 FROM_ADMIN = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, OK, OK)
 FROM_ADMIN_LIVE = (DENIED, DENIED, DENIED, DENIED, DENIED, OK, HIDDEN, OK)
 CUSTOMERS = (OK, OK, OK, NOT_ME, NOT_ME, NOT_ME, NOT_ME, NOT_ME)
@@ -293,7 +297,7 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     ),
     "RegistryService.CreateCurrency": (
         registry_pb.CreateCurrencyRequest(id="EUR", scale=4, name="Euro"),
-        FROM_ADMIN,
+        FROM_ADMIN_SHARED,
     ),
     "RegistryService.GetCurrency": (registry_pb.GetCurrencyRequest(currency_id="USD"), EVERYBODY),
     "RegistryService.ListCurrencies": (registry_pb.ListCurrenciesRequest(), EVERYBODY),
@@ -305,15 +309,15 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "PaymentKitService.ListMeters": (kit_pb.PaymentKitServiceListMetersRequest(), EVERYBODY),
     "PaymentKitService.UpdateMeter": (
         kit_pb.PaymentKitServiceUpdateMeterRequest(id="mtr_tokens", name="All tokens"),
-        FROM_SERVICE,
+        FROM_SERVICE_SHARED,
     ),
     "PaymentKitService.ActivateMeter": (
         kit_pb.PaymentKitServiceActivateMeterRequest(id="mtr_tokens"),
-        FROM_SERVICE,
+        FROM_SERVICE_SHARED,
     ),
     "PaymentKitService.DeactivateMeter": (
         kit_pb.PaymentKitServiceDeactivateMeterRequest(id="mtr_tokens"),
-        FROM_SERVICE,
+        FROM_SERVICE_SHARED,
     ),
     "PaymentKitService.CreateMeterEvent": (EVENT, FROM_SERVICE),
     # Of the event that the fixture reports.
@@ -596,6 +600,20 @@ async def test_who_may_what(world: World, caller: str) -> None:
     got = {name: (await world.call(name, caller))[0] for name in TABLE}
 
     assert got == expected
+
+
+def test_only_live_keys_change_what_both_modes_share() -> None:
+    """No RPC changes a customer, subscription, meter or currency for the key of a test."""
+    creates_or_reads = ("Create", "Get", "List")
+    changes = {
+        name
+        for name in TABLE
+        if (name.startswith("RegistryService.") or name.endswith("Meter"))
+        and not name.partition(".")[2].startswith(creates_or_reads)
+    }
+
+    assert {TABLE[name][1] for name in changes} == {FROM_SERVICE_SHARED}
+    assert TABLE["RegistryService.CreateCurrency"][1] == FROM_ADMIN_SHARED
 
 
 @pytest.mark.parametrize("caller", ["another customer", "customer test", "admin test"])

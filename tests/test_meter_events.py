@@ -183,6 +183,25 @@ async def test_an_inactive_meter_counts_nothing_new(kit: Kit) -> None:
     assert off["status"] == "inactive"
 
 
+async def test_a_test_key_stops_no_meter_of_live_charging(kit: Kit) -> None:
+    """Meters are of both modes: a test key makes one, but no change of one; live events go on."""
+    test = await kit.served.key("service", livemode=False)
+    meter = f"{METERS}/{kit.meter['id']}"
+    for method, path, body in (
+        ("PUT", f"{meter}/deactivate", None),
+        ("PUT", f"{meter}/activate", None),
+        ("PUT", meter, {"status": "inactive"}),
+        ("PUT", f"{METERS}/mtr_none", {"name": "None"}),
+    ):
+        assert await kit.refused(method, path, body, key=test) == Failure(403, "MODE_MISMATCH")
+    made = {"name": "New", "event_name": f"new {kit.event_name}", "unit": "call"}
+    answer = await kit.served.ask("POST", METERS, key=test, json=made)
+
+    assert (answer.status_code, answer.json()["status"]) == (200, "active")
+    assert await kit.send("GET", meter) == kit.meter
+    assert (await kit.report("1"))["status"] == "requires_capture"
+
+
 async def test_an_event_is_paid_as_far_as_there_is_credit(kit: Kit) -> None:
     """The wallet is made for it; the rest is in no balance, and a grant pays it in its commit."""
     first = await kit.report(

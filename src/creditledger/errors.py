@@ -123,7 +123,7 @@ class CustomerKeyRequired(Refusal):
 
 
 class ModeMismatch(Refusal):
-    """The call names the mode (live or test) that the key does not have."""
+    """The call names the mode that the key lacks, or a test key would change what modes share."""
 
     reason, kind = "MODE_MISMATCH", ErrorKind.NOT_ALLOWED
 

@@ -90,7 +90,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "CUSTOMER_KEY_REQUIRED", "domain": "creditledger"}
     """
     ERROR_REASON_MODE_MISMATCH: _ErrorReason.ValueType  # 12
-    """`livemode` names the mode, live or test, that the key does not have.
+    """`livemode` names the mode, live or test, that the key does not have; or a test key would change
+    what both modes share.
     [PERMISSION_DENIED, 403 permission_error] Metadata: none.
     Example: {"reason": "MODE_MISMATCH", "domain": "creditledger"}
     """
@@ -313,7 +314,8 @@ ERROR_REASON_CUSTOMER_KEY_REQUIRED: ErrorReason.ValueType  # 11
 Example: {"reason": "CUSTOMER_KEY_REQUIRED", "domain": "creditledger"}
 """
 ERROR_REASON_MODE_MISMATCH: ErrorReason.ValueType  # 12
-"""`livemode` names the mode, live or test, that the key does not have.
+"""`livemode` names the mode, live or test, that the key does not have; or a test key would change
+what both modes share.
 [PERMISSION_DENIED, 403 permission_error] Metadata: none.
 Example: {"reason": "MODE_MISMATCH", "domain": "creditledger"}
 """

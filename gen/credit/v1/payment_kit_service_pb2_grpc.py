@@ -152,14 +152,14 @@ class PaymentKitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMeter(self, request, context):
-        """Changes what is given of a meter. Needs a service or admin key.
+        """Changes what is given of a meter. Needs a live service or admin key: both modes share meters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ActivateMeter(self, request, context):
-        """Lets a meter count again. Needs a service or admin key.
+        """Lets a meter count again. Needs a live service or admin key: both modes share meters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -167,7 +167,7 @@ class PaymentKitServiceServicer:
 
     def DeactivateMeter(self, request, context):
         """Ends a meter's counting: events, consumptions and holds that name it are METER_INACTIVE. Needs
-        a service or admin key.
+        a live service or admin key: both modes share meters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

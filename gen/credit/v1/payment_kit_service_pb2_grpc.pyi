@@ -28,12 +28,12 @@ class PaymentKitServiceStub:
     ListMeters: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceListMetersRequest, _payment_kit_service_pb2.PaymentKitServiceListMetersResponse]
     """Answers a page of meters, newest first. Needs any key."""
     UpdateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest, _payment_kit_service_pb2.CreditMeter]
-    """Changes what is given of a meter. Needs a service or admin key."""
+    """Changes what is given of a meter. Needs a live service or admin key: both modes share meters."""
     ActivateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceActivateMeterRequest, _payment_kit_service_pb2.CreditMeter]
-    """Lets a meter count again. Needs a service or admin key."""
+    """Lets a meter count again. Needs a live service or admin key: both modes share meters."""
     DeactivateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceDeactivateMeterRequest, _payment_kit_service_pb2.CreditMeter]
     """Ends a meter's counting: events, consumptions and holds that name it are METER_INACTIVE. Needs
-    a service or admin key.
+    a live service or admin key: both modes share meters.
     """
     CreateMeterEvent: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceCreateMeterEventRequest, _payment_kit_service_pb2.CreditMeterEvent]
     """Reports an event: consumes payload.value of the customer's wallet in the meter's currency, as
@@ -111,7 +111,7 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]:
-        """Changes what is given of a meter. Needs a service or admin key."""
+        """Changes what is given of a meter. Needs a live service or admin key: both modes share meters."""
 
     @_abc_1.abstractmethod
     def ActivateMeter(
@@ -119,7 +119,7 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceActivateMeterRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceActivateMeterRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]:
-        """Lets a meter count again. Needs a service or admin key."""
+        """Lets a meter count again. Needs a live service or admin key: both modes share meters."""
 
     @_abc_1.abstractmethod
     def DeactivateMeter(
@@ -128,7 +128,7 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceDeactivateMeterRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]:
         """Ends a meter's counting: events, consumptions and holds that name it are METER_INACTIVE. Needs
-        a service or admin key.
+        a live service or admin key: both modes share meters.
         """
 
     @_abc_1.abstractmethod

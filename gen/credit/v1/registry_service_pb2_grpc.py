@@ -167,7 +167,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateCurrency(self, request, context):
-        """Registers a currency. Needs an admin key.
+        """Registers a currency. Needs a live admin key: both modes share currencies, and none is ever
+        removed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -39,7 +39,9 @@ class RegistryServiceStub:
     ListSubscriptions: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListSubscriptionsRequest, _registry_service_pb2.ListSubscriptionsResponse]
     """Answers a page of subscriptions, ordered by id."""
     CreateCurrency: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.CreateCurrencyRequest, _registry_service_pb2.Currency]
-    """Registers a currency. Needs an admin key."""
+    """Registers a currency. Needs a live admin key: both modes share currencies, and none is ever
+    removed.
+    """
     GetCurrency: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetCurrencyRequest, _registry_service_pb2.Currency]
     """Answers one currency."""
     ListCurrencies: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ListCurrenciesRequest, _registry_service_pb2.ListCurrenciesResponse]
@@ -128,7 +130,9 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.CreateCurrencyRequest,
         context: _aio.ServicerContext[_registry_service_pb2.CreateCurrencyRequest, _abc.Awaitable[_registry_service_pb2.Currency]],
     ) -> _abc.Awaitable[_registry_service_pb2.Currency]:
-        """Registers a currency. Needs an admin key."""
+        """Registers a currency. Needs a live admin key: both modes share currencies, and none is ever
+        removed.
+        """
 
     @_abc_1.abstractmethod
     def GetCurrency(

@@ -49,6 +49,14 @@ class Caller:
         if self.scope < scope:
             raise ScopeDenied(f"this call needs a key of scope {scope.word}")
 
+    def require_live(self) -> None:
+        """Raises ModeMismatch if the caller has a test key.
+
+        What live and test mode share is part of live operation: only a live key changes it.
+        """
+        if self.livemode is False:
+            raise ModeMismatch("live and test mode share this: only a live key changes it")
+
     def mode(self, livemode: bool | None, *, field: str = "livemode") -> bool:
         """The mode a call acts in. Raises ModeMismatch if it names the one the key lacks."""
         if self.livemode is None:

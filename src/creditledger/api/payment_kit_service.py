@@ -104,25 +104,25 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             paging=page.message(),
         )
 
-    @rpc(payment_kit.meter_change, scope=Scope.SERVICE)
+    @rpc(payment_kit.meter_change, scope=Scope.SERVICE, shared=True)
     async def UpdateMeter(  # noqa: N802
         self, change: payment_kit.MeterChange, caller: Caller
     ) -> pb.CreditMeter:
-        """Raises NotFound."""
+        """Raises NotFound, ModeMismatch."""
         return await self._change(change, caller)
 
-    @rpc(payment_kit.named_meter, scope=Scope.SERVICE)
+    @rpc(payment_kit.named_meter, scope=Scope.SERVICE, shared=True)
     async def ActivateMeter(  # noqa: N802
         self, wanted: payment_kit.Named, caller: Caller
     ) -> pb.CreditMeter:
-        """Raises NotFound."""
+        """Raises NotFound, ModeMismatch."""
         return await self._change(payment_kit.MeterChange(wanted, {"active": True}), caller)
 
-    @rpc(payment_kit.named_meter, scope=Scope.SERVICE)
+    @rpc(payment_kit.named_meter, scope=Scope.SERVICE, shared=True)
     async def DeactivateMeter(  # noqa: N802
         self, wanted: payment_kit.Named, caller: Caller
     ) -> pb.CreditMeter:
-        """Raises NotFound."""
+        """Raises NotFound, ModeMismatch."""
         return await self._change(payment_kit.MeterChange(wanted, {"active": False}), caller)
 
     async def _change(self, change: payment_kit.MeterChange, caller: Caller) -> pb.CreditMeter:

@@ -129,8 +129,9 @@ def _currency(one: Currency) -> pb.Currency:
 class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer):
     """Served to internal services over gRPC and, through Envoy, over REST.
 
-    Nothing here has a mode. An identical create answers what is there. A customer key sees its own
-    customer and that customer's subscriptions, and all meters and currencies.
+    Nothing here has a mode: a test key may create things, but only a live key changes them or makes
+    currencies, which nobody can undo. An identical create answers what is there. A customer key
+    sees its own customer and that customer's subscriptions, and all meters and currencies.
     """
 
     def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
@@ -233,9 +234,9 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
             subscriptions=[_subscription(one) for one in page], next_page_token=token
         )
 
-    @rpc(_new_currency, scope=Scope.ADMIN)
+    @rpc(_new_currency, scope=Scope.ADMIN, shared=True)
     async def CreateCurrency(self, new: Currency, _caller: Caller) -> pb.Currency:  # noqa: N802
-        """Raises IdTaken."""
+        """Raises IdTaken, ModeMismatch."""
         return _currency(await self._store.write(lambda c: registry.create_currency(c, new)))
 
     @rpc(_currency_id, scope=Scope.CUSTOMER)

@@ -64,12 +64,14 @@ class Service:
 
     callers: Callers
 
-    async def caller(self, context: Context, scope: Scope) -> Caller:
-        """The caller of this RPC, allowed at least `scope`."""
+    async def caller(self, context: Context, scope: Scope, *, shared: bool = False) -> Caller:
+        """The caller of this RPC, allowed at least `scope`; `shared` as in `rpc`."""
         call = _call.get()
         caller = await self.callers.identify(call.metadata, local=call.local)
         call.key = caller.id
         caller.require(scope)
+        if shared:
+            caller.require_live()
         return caller
 
     async def still_there(self) -> None:
@@ -79,12 +81,13 @@ class Service:
 
 
 def rpc(
-    shape: Callable[[Any], P], *, scope: Scope
+    shape: Callable[[Any], P], *, scope: Scope, shared: bool = False
 ) -> Callable[
     [Callable[[Any, P, Caller], Awaitable[M]]], Callable[[Any, Any, Context], Awaitable[M]]
 ]:
     """A unary RPC of a `Service`: `shape` checks the message, then the key, then its scope.
 
+    `shared`: it changes something that live and test mode share, so a test key may not call it.
     The method takes what `shape` answered and the caller, and answers the response message.
     """
 
@@ -94,7 +97,8 @@ def rpc(
         @functools.wraps(method)
         async def handler(self: Service, request: Any, context: Context) -> M:
             shaped = shape(request)
-            return await method(self, shaped, await self.caller(context, scope))
+            caller = await self.caller(context, scope, shared=shared)
+            return await method(self, shaped, caller)
 
         handler.scope = scope  # type: ignore[attr-defined] # read by the test of who may do what
         return handler
