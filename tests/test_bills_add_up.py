@@ -38,7 +38,11 @@ FAVOURITES = [
     *("Australia/Lord_Howe", "Pacific/Chatham", "Africa/Cairo", "America/Havana"),
 ]
 
-moments = st.integers(0, 4_102_444_800_000)  # to 2100
+moments = st.one_of(
+    st.integers(0, 4_102_444_800_000),  # to 2100
+    st.integers(time.FIRST, time.FIRST + 40 * time.DAY),
+    st.integers(time.END - 40 * time.DAY, time.END - 1),
+)
 zones = st.one_of(st.sampled_from(FAVOURITES), st.sampled_from(ZONES))
 
 
@@ -52,6 +56,8 @@ def milliseconds(text: str) -> int:
 @example(milliseconds("2010-11-07T03:00:00Z"), "Day", "America/St_Johns")  # 23:30 once more
 @example(milliseconds("2026-10-25T00:30:00Z"), "Hour", "Europe/Berlin")
 @example(milliseconds("2026-04-04T15:10:00Z"), "Hour", "Australia/Lord_Howe")
+@example(time.FIRST, "Week", "America/New_York")
+@example(time.END - 1, "Month", "Asia/Tokyo")
 @settings(max_examples=500)
 def test_periods_tile_time(moment: int, cycle: str, zone: str) -> None:
     """Each moment is in one period: it has the moment, and the next begins where it ends."""
@@ -62,7 +68,8 @@ def test_periods_tile_time(moment: int, cycle: str, zone: str) -> None:
     assert bucket.start <= moment < bucket.end
     assert bucket == bucket_of(bucket.start, cycle, place)
     assert bucket == bucket_of(bucket.end - 1, cycle, place)
-    assert bucket_of(bucket.end, cycle, place).start == bucket.end
+    assert bucket.end == time.END or bucket_of(bucket.end, cycle, place).start == bucket.end
+    assert time.FIRST <= bucket.start < bucket.end <= time.END
     assert cycle != "Hour" or bucket.end - bucket.start <= time.HOUR
 
 

@@ -22,6 +22,9 @@ _ZONES = available_timezones()
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 # beside moments that are UTC already
 _MS = timedelta(milliseconds=1)
+_MINUTE = timedelta(minutes=1)
+#: The times that can be stored and shown, [first, end): years 1 to 9999 in UTC.
+FIRST, END = -62_135_596_800_000, 253_402_300_800_000
 #: The minutes of a day.
 _CLOCK = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(60)]
 _RFC3339 = re.compile(
@@ -81,11 +84,24 @@ def text(milliseconds: int) -> str:
     return f"{_date(day)}T{_CLOCK[minute]}:{rest // SECOND:02d}.{rest % SECOND:03d}Z"
 
 
+def local(milliseconds: int, zone: ZoneInfo) -> datetime | None:
+    """The zone's own date and time; None where its year would not be 1 to 9999."""
+    try:
+        return moment(milliseconds).astimezone(zone)
+    except OverflowError:
+        return None
+
+
 def text_in(milliseconds: int, zone: ZoneInfo) -> str:
-    """`text`, by the clocks of a zone and with its offset: 2026-05-21T16:08:11.000+02:00."""
-    if zone.key == "UTC":
+    """`text`, by the clocks of a zone and with its offset: 2026-05-21T16:08:11.000+02:00.
+
+    In UTC where that is no RFC 3339 time: the local year would not be 1 to 9999, or the offset is
+    not in whole minutes, as before the zone had a standard time.
+    """
+    there = None if zone.key == "UTC" else local(milliseconds, zone)
+    if there is None or (there.utcoffset() or timedelta()) % _MINUTE:
         return text(milliseconds)
-    return moment(milliseconds).astimezone(zone).isoformat(timespec="milliseconds")
+    return there.isoformat(timespec="milliseconds")
 
 
 def text_seconds(milliseconds: int) -> str:

@@ -3,7 +3,7 @@
 Years, months, weeks and days are counted in local time: a month from the 31st of January ends with
 February, and a day that the clocks change is still a day. Hours, minutes and seconds are exact. A
 local time that the clocks skip is as much later as they skip; of one that comes twice it is the
-first. Imports errors only.
+first. Imports clock and errors.
 """
 
 import re
@@ -14,6 +14,7 @@ from zoneinfo import ZoneInfo
 
 from dateutil.relativedelta import relativedelta
 
+from creditledger import clock
 from creditledger.errors import InvalidField, echo
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -39,7 +40,8 @@ class Duration:
         try:
             moment = _EPOCH + start * _MS
             if self.calendar is not None:
-                there = moment.astimezone(self.zone) + self.calendar
+                # In UTC where the zone's own year would not be 1 to 9999.
+                there = (clock.local(start, self.zone) or moment) + self.calendar
                 moment = there.replace(fold=0).astimezone(UTC)
             return (moment + self.exact - _EPOCH) // _MS
         except (OverflowError, ValueError):

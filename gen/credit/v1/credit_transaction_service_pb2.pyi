@@ -210,7 +210,9 @@ class CreditTransactionServiceExportRequest(_message.Message):
     columns: _builtins.str
     """Names of columns with commas between, in the order wanted. Absent means all."""
     time_zone: _builtins.str
-    """IANA zone that times are printed in. Absent means UTC."""
+    """IANA zone that times are printed in. Absent means UTC. A time whose year would not be 1 to 9999
+    there is printed in UTC.
+    """
     customer_id: _builtins.str
     """Only rows of this customer. Absent means all that the key may see."""
     subscription_id: _builtins.str

@@ -478,7 +478,9 @@ class StatementServiceGetRequest(_message.Message):
     end: _builtins.str
     """The first moment after the period, RFC 3339 with a zone; after start. It may lie ahead."""
     time_zone: _builtins.str
-    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`."""
+    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`. A time
+    whose year would not be 1 to 9999 there is shown in UTC.
+    """
     def __init__(
         self,
         *,
@@ -537,7 +539,9 @@ class StatementServiceCloseRequest(_message.Message):
     end: _builtins.str
     """The first moment after the period, RFC 3339 with a zone; after start and not ahead."""
     time_zone: _builtins.str
-    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`."""
+    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`. A time
+    whose year would not be 1 to 9999 there is shown in UTC.
+    """
     def __init__(
         self,
         *,
@@ -754,7 +758,9 @@ class StatementServiceRenderRequest(_message.Message):
     end: _builtins.str
     """The first moment after the period, RFC 3339 with a zone; after start. It may lie ahead."""
     time_zone: _builtins.str
-    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`."""
+    """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`. A time
+    whose year would not be 1 to 9999 there is shown in UTC.
+    """
     format: _builtins.str
     """`csv`, `html` or `json`. Absent means `csv`."""
     def __init__(
