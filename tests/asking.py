@@ -106,7 +106,7 @@ scopes = st.fixed_dictionaries(
 
 
 @st.composite
-def usages(draw: st.DrawFn) -> dict[str, Any]:
+def usages(draw: st.DrawFn, least: int = 1) -> dict[str, Any]:
     """Usage whose fields are left out, given as their defaults, or given."""
     fields = {
         "api_key_id": labels,
@@ -118,7 +118,7 @@ def usages(draw: st.DrawFn) -> dict[str, Any]:
         "discount_prices": st.sampled_from([None, [], [1]]),
         "price_precision": st.sampled_from([None, 1, 10_000]),
     }
-    return {"quantities": draw(st.lists(st.integers(0, 3), min_size=1, max_size=6))} | {
+    return {"quantities": draw(st.lists(st.integers(0, 3), min_size=least, max_size=6))} | {
         name: value for name, values in fields.items() if (value := draw(values)) is not None
     }
 
@@ -164,9 +164,14 @@ class Asking:
         elif changed == "options" and earlier.name != "transfer":
             options |= {"effective_at": self._moment(BEGINS)}
         elif changed == "left out" and len(body) > 1:
-            del body[self._draw(st.sampled_from([n for n in body if n != "amount"]))]
+            # The edge lets no capture of 0 pass that is not final.
+            kept = ("amount", "final") if body.get("amount") == 0 else ("amount",)
+            if left := [name for name in body if name not in kept]:
+                del body[self._draw(st.sampled_from(left))]
         elif changed == "drawn anew" and earlier.name not in ("refund", "release", "void"):
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
+            if body.get("amount") == 0:
+                body["final"] = True
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
         for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id", "id"):
@@ -298,7 +303,7 @@ class Asking:
 
     def _hold(self, wallet_id: str, postings: Sequence[int]) -> dict[str, Any]:
         body = self._consumption(wallet_id, postings)
-        return body | self._until()
+        return body | self._some(usage=usages(least=0)) | self._until()
 
     def _held(self, wallet_id: str) -> int:
         refs = [hold.ref for hold in self._model.holds(wallet_id)]
@@ -306,13 +311,14 @@ class Asking:
         return self._draw(st.sampled_from([*live * 9, *refs, NOBODY]))
 
     def _capture(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
-        return {"hold_id": self._held(wallet_id)} | self._some(
-            amount=amounts,
+        body = {"hold_id": self._held(wallet_id)} | self._some(
+            amount=amounts | st.just(0),
             final=st.booleans(),
             allow_more=st.booleans(),
             meter_event_id=st.sampled_from(["evt_1", "evt_2"]),
             usage=usages(),
         )
+        return body if body.get("amount") != 0 else body | {"final": True}
 
     def _release(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
         return {"hold_id": self._held(wallet_id)}

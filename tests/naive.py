@@ -44,8 +44,9 @@ FUTURE_MAX_MS = 60_000
 #                       quantities, base_prices, discount_prices, price_precision}
 #   adjustment   amount (signed), credit_grant_id, force, source
 #   refund       posting_id, amount
-#   hold         amount, deadline, ttl_ms, meter_id, meter_event_id, subscription_id, usage
-#   capture      hold_id, amount, final, allow_more, meter_event_id, usage
+#   hold         amount, deadline, ttl_ms, meter_id, meter_event_id, subscription_id, usage,
+#                whose quantities may be left out
+#   capture      hold_id, amount (0 if final), final, allow_more, meter_event_id, usage
 #   release      hold_id
 #   extend       hold_id, deadline, ttl_ms
 #   transfer     to_wallet_id, amount
@@ -563,11 +564,14 @@ class Wallet:
                 hold.parts[place] -= min(part, hold.parts[place])
             if part:
                 self.append(posting, "usage", -part, place)
-        self.note_usage(posting, hold, body)
+        if wanted:
+            self.note_usage(posting, hold, body)
+        else:
+            self.postings[posting.ref] = replace(posting, body={**body, "usage": None})
         hold.captured += wanted
         hold.parts = {ref: part for ref, part in hold.parts.items() if part}
         if body.get("final") or not hold.left():
-            self.end_hold(hold, "captured", posting)
+            self.end_hold(hold, "captured" if wanted else "released", posting)
 
     def note_usage(self, posting: Posting, hold: Hold, body: Body) -> None:
         """Of a capture count the hold's meter and subscription, and its usage or an own."""
@@ -634,6 +638,8 @@ AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend", "void")
 def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) -> None:
     amount, quantities = body.get("amount"), (body.get("usage") or {}).get("quantities", [0])
     sign_good = (amount or 0) > 0 or (name == "adjustment" and amount)
+    # A final capture may be of nothing.
+    sign_good = sign_good or (name == "capture" and amount == 0 and body.get("final"))
     amount_good = (name in AMOUNTS_OPTIONAL and amount is None) or sign_good
     rules = {
         "idempotency_key": 1 <= len(key) <= 255 and all(" " <= c <= "~" for c in key),
@@ -643,7 +649,7 @@ def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) 
         "grant.kind": body.get("kind") in (None, "topup", "subscription_renew", "admin_credit"),
         "grant.category": body.get("category") in (None, "paid", "promotional"),
         "grant.priority": 0 <= (body.get("priority") or 0) <= 100,
-        "consumption.usage.quantities": 1 <= len(quantities) <= 6
+        "consumption.usage.quantities": (0 if name == "hold" else 1) <= len(quantities) <= 6
         and all(0 <= quantity <= QUANTITY_MAX for quantity in quantities),
     }
     for param in [param for param, good in rules.items() if not good]:

@@ -157,6 +157,120 @@ async def test_a_capture_of_everything_ends_the_hold(holding: Holding) -> None:
     assert await holding.figures() == ("4.00", "0.00", "4.00")
 
 
+async def test_a_final_capture_of_nothing(holding: Holding, api: Api, clock: Clock) -> None:
+    """The hold ends as released: no row is written, and no quantity of its usage counts."""
+    expires_at = time.text(clock.now + HOUR)
+    await api.post("short", **grant("5", priority=1, expires_at=expires_at))
+    usage = pb.Usage(product_id="chat", quantities=[100, 20])
+    made = await holding.hold("hold", "6", ttl_seconds=7_200, usage=usage)
+    clock.advance(HOUR)
+    nothing: dict[str, Any] = {"amount": "0.00", "final": True, "usage": usage}
+    ended = await holding.capture("end", made.hold.id, **nothing)
+
+    assert amounts(ended.posting) == []
+    assert ended.posting.hold_id == made.hold.id
+    assert (ended.hold.status, ended.hold.captured, ended.hold.held) == ("released", "0.00", "0.00")
+    assert ended.hold.ended_at == time.text(clock.now)
+    # What was held of the grant that ended meanwhile expires, as with a release.
+    assert await holding.figures() == ("10.00", "0.00", "10.00")
+    assert [(one.type, one.amount) for one in await rows_of(api) if one.amount[0] == "-"] == [
+        ("expiration", "-5.00")
+    ]
+    wanted = list_pb.CreditTransactionServiceSummaryRequest(customer_id="cus_acme")
+    summary = await api.transactions.Summary(wanted, metadata=api.service)
+    assert (summary.total_quantity, summary.transaction_count) == ("0", 0)
+
+    again = await holding.capture("end", made.hold.id, **nothing | {"amount": "0"})
+    assert again.posting.replayed
+    assert again.hold == ended.hold
+    assert await api.found("end") == again.posting
+    other = holding.capture("end", made.hold.id, amount="1", final=True)
+    assert (await refused(other)).metadata[
+        "fields"
+    ] == "amount,usage,usage.product_id,usage.quantities"
+    assert await refused(holding.capture("more", made.hold.id)) == Refused(
+        "HOLD_ENDED", metadata={"status": "released", "ended_at": ended.hold.ended_at}
+    )
+    assert await refused(api.post("refund", **refund(ended.posting.posting_id))) == Refused(
+        "NOT_REFUNDABLE", "refund.posting_id"
+    )
+
+
+async def test_a_final_capture_of_nothing_after_others(holding: Holding, api: Api) -> None:
+    """What was captured stays so, and its quantities count; the rest is given back."""
+    made = await holding.hold("hold", "6", usage=pb.Usage(quantities=[7]))
+    await holding.capture("part", made.hold.id, amount="1")
+    ended = await holding.capture("end", made.hold.id, amount="0", final=True)
+
+    assert (ended.hold.status, ended.hold.captured) == ("released", "1.00")
+    assert await holding.figures() == ("9.00", "0.00", "9.00")
+    wanted = list_pb.CreditTransactionServiceSummaryRequest(customer_id="cus_acme")
+    summary = await api.transactions.Summary(wanted, metadata=api.service)
+    assert (summary.total_quantity, summary.transaction_count) == ("7", 1)
+
+
+async def test_a_hold_need_not_know_quantities(holding: Holding, api: Api) -> None:
+    """Its usage says who, what and at which prices; only captures with a usage count quantities."""
+    usage = pb.Usage(product_id="chat", api_key_id="key", base_prices=[3, 4], discount_prices=[2])
+    made = await holding.hold("hold", "6", usage=usage)
+    plain = await holding.capture("plain", made.hold.id, amount="1")
+    counted = pb.Usage(product_id="chat", quantities=[5, 6])
+    await holding.capture("counted", made.hold.id, amount="2", usage=counted, final=True)
+
+    assert plain.hold.captured == "1.00"
+    wanted = list_pb.CreditTransactionServiceSummaryRequest(customer_id="cus_acme")
+    summary = await api.transactions.Summary(wanted, metadata=api.service)
+    assert (summary.total_quantity, summary.transaction_count) == ("11", 2)
+    assert (await holding.hold("hold", "6", usage=usage)).replayed
+    prices = pb.Usage(product_id="chat", base_prices=[3, 4])
+    other = await refused(holding.hold("hold", "6", usage=prices))
+    assert other.metadata["fields"] == "usage.api_key_id,usage.discount_prices"
+    too_many = holding.hold("many", "1", usage=pb.Usage(base_prices=[1] * 7))
+    assert (await refused(too_many)).param == "usage.base_prices"
+
+
+async def test_what_a_hold_is_for_in_words(holding: Holding, api: Api) -> None:
+    """Description and metadata are shown with it and stand at the rows of captures without own."""
+    words: dict[str, Any] = {"description": "Film", "metadata": {"scene": "1"}}
+    made = await holding.hold("hold", "6", **words)
+    hold_id = made.hold.id
+    assert (made.hold.description, dict(made.hold.metadata)) == ("Film", {"scene": "1"})
+
+    plain = await holding.capture("plain", hold_id, amount="1")
+    own = await holding.capture(
+        "own", hold_id, amount="1", description="Titles", metadata={"part": "2"}
+    )
+    half = await holding.capture("half", hold_id, amount="1", description="Music")
+    longer = await holding.extend("longer", hold_id, ttl_seconds=1_000)
+    over = await holding.release("over", hold_id)
+    assert [
+        (one.posting.transactions[0].description, dict(one.posting.transactions[0].metadata))
+        for one in (plain, own, half)
+    ] == [("Film", {"scene": "1"}), ("Titles", {"part": "2"}), ("Music", {"scene": "1"})]
+    listed = await api.wallets.ListHolds(
+        pb.ListHoldsRequest(wallet_id=WALLET), metadata=api.service
+    )
+    seen = [made.hold, plain.hold, own.hold, half.hold, longer.hold, over.hold]
+    seen += [await holding.get(hold_id), *listed.holds]
+    assert {(one.description, one.metadata["scene"]) for one in seen} == {("Film", "1")}
+    rows = [(one.description, dict(one.metadata)) for one in await rows_of(api)]
+    assert ("Film", {"scene": "1"}) in rows
+
+    for again in (
+        await holding.hold("hold", "6", **words),
+        (await holding.capture("plain", hold_id, amount="1")).posting,
+        (await holding.capture("half", hold_id, amount="1", description="Music")).posting,
+        await holding.release("over", hold_id),
+    ):
+        assert again.replayed
+    for other, fields in [
+        (holding.hold("hold", "6", description="Film"), "metadata"),
+        (holding.capture("plain", hold_id, amount="1", **words), "description,metadata"),
+        (holding.capture("half", hold_id, amount="1"), "description"),
+    ]:
+        assert (await refused(other)).metadata["fields"] == fields
+
+
 async def test_more_than_is_held(holding: Holding) -> None:
     """Only where it is allowed, and only what is available."""
     made = await holding.hold("hold", "6")
@@ -307,7 +421,8 @@ async def test_what_cannot_be_asked(holding: Holding, api: Api, clock: Clock) ->
         (holding.hold("a", "1", ttl_seconds=604_801), "INVALID_FIELD", "ttl_seconds"),
         (holding.hold("a", "1", ttl_seconds=1, deadline=far), "INVALID_FIELD", "ttl_seconds"),
         (holding.hold("a", "1", meter_id="mtr_none"), "NOT_FOUND", "meter_id"),
-        (holding.hold("a", "1", usage=pb.Usage()), "MISSING_FIELD", "usage.quantities"),
+        (holding.hold("a", "1", description=""), "INVALID_FIELD", "description"),
+        (holding.hold("a", "1", metadata={"": "v"}), "INVALID_FIELD", "metadata"),
         (holding.hold("a", "4.01"), "INSUFFICIENT_CREDIT", None),
         (holding.hold("", "1"), "MISSING_FIELD", "idempotency_key"),
         (holding.capture("a", ""), "MISSING_FIELD", "hold_id"),
@@ -315,6 +430,11 @@ async def test_what_cannot_be_asked(holding: Holding, api: Api, clock: Clock) ->
         (holding.capture("a", "hld_" + "0" * 26), "NOT_FOUND", "hold_id"),
         (holding.capture("a", hold_id[:-1] + "z"), "NOT_FOUND", "hold_id"),
         (holding.capture("a", hold_id, amount="-1"), "INVALID_FIELD", "amount"),
+        (holding.capture("a", hold_id, amount="-1", final=True), "INVALID_FIELD", "amount"),
+        (holding.capture("a", hold_id, amount="-0", final=True), "INVALID_FIELD", "amount"),
+        (holding.capture("a", hold_id, amount="", final=True), "MISSING_FIELD", "amount"),
+        (holding.capture("a", hold_id, amount="0"), "INVALID_FIELD", "amount"),
+        (holding.capture("a", hold_id, usage=pb.Usage()), "MISSING_FIELD", "usage.quantities"),
         (holding.extend("a", hold_id), "MISSING_FIELD", "deadline"),
         (holding.extend("a", hold_id, ttl_seconds=1), "INVALID_FIELD", "deadline"),
         (holding.get("hld_" + "0" * 26), "NOT_FOUND", "hold_id"),

@@ -426,6 +426,7 @@ DAMAGES: list[Any] = [
     ("kind_count", 1, (row(1, "kind_count = 2"),)),
     ("posting_rows", 11, (posting(11, "row_count = 2"),)),
     ("posting_rows", 20, (WITHOUT_ROWS,)),
+    ("posting_rows", 4, ("UPDATE postings SET amount = 0 WHERE operation = 7",)),
     ("posting_shape", 11, (posting(11, "idempotency_key = NULL"),)),
     ("posting_shape", 16, (posting(16, "idempotency_key = 'expired'"),)),
     ("posting_shape", 11, (posting(11, f"refund_of = {number(4)}"),)),

@@ -24,6 +24,8 @@ from creditledger import (
 from creditledger.budget import Budget
 from creditledger.errors import InvalidField, NotFound, WalletClosed, echo
 from creditledger.model import (
+    NO_ANNOTATION,
+    Annotation,
     Dimension,
     Hold,
     Kind,
@@ -81,6 +83,7 @@ class Posted(NamedTuple):
     held_for: Dimension | None = None  #: What the hold's captures are added up by.
     received: "Posted | None" = None  #: Of a transfer: the other side.
     event: MeterEvent | None = None  #: What was reported; None of a replay.
+    annotation: Annotation = NO_ANNOTATION  #: The hold's.
 
 
 def wanted(commands: Iterable[Asked]) -> Wanted:
@@ -206,12 +209,10 @@ class Deciding(Writing):
             replay.check(command, amount, posting, dimension)
             budget.spend(posting, len(posting.rows))
             seen = view(wallet, self.loaded.clock)
-            hold = held_for = None
+            answer = Posted(posting, dimension, seen, True, validate_only)
             if posting.hold is not None:
-                hold = wallet.holds[posting.hold]
-                held_for = self.loaded.dimensions[wallet.number, hold.dimension]
-            received = self._received(command, posting, budget)
-            return Posted(posting, dimension, seen, True, validate_only, hold, held_for, received)
+                return self._about_hold(answer, wallet, posting.hold)
+            return answer._replace(received=self._received(command, posting, budget))
         if isinstance(operation, Transfer):
             assert amount is not None
             return self._post_transfer(wallet, command, operation, amount, budget)
@@ -397,6 +398,10 @@ class Deciding(Writing):
                 wallet, before, after, moves, dimension=dimension, original=original, now=now
             )
         posting = _posting(wallet, command, amount)
+        if isinstance(operation, Capture) and before is not None:
+            said = self.loaded.annotations[wallet.number, before.number]
+            posting.description = command.description or said.description
+            posting.metadata = command.metadata or said.metadata
         if moves:
             posting.quantities, posting.meter_event_id = quantities, event
         budget.spend(posting, len(moves))
@@ -408,6 +413,8 @@ class Deciding(Writing):
             number = self._dimension_number(wallet.number, dimension)
             self.loaded.dimensions[wallet.number, number] = dimension
             after = replace(after, number=posting.number, dimension=number)
+            said = Annotation(command.description, command.metadata)
+            self.loaded.annotations[wallet.number, posting.number] = said
         posting.hold = after.number
         holds.book(wallet, after)
         if wallet.limits:
@@ -422,9 +429,17 @@ class Deciding(Writing):
         self.done[wallet.number, command.idempotency_key] = posting, dimension if moves else None
         self._settle(wallet, now)
         seen = view(wallet, self.loaded.clock)
-        held_for = self.loaded.dimensions[wallet.number, after.dimension]
         used = dimension if moves else None
-        return Posted(posting, used, seen, False, False, after, held_for)
+        return self._about_hold(Posted(posting, used, seen, False, False), wallet, after.number)
+
+    def _about_hold(self, answer: Posted, wallet: Wallet, number: int) -> Posted:
+        """The answer with the hold that it is about."""
+        hold = wallet.holds[number]
+        return answer._replace(
+            hold=hold,
+            held_for=self.loaded.dimensions[wallet.number, hold.dimension],
+            annotation=self.loaded.annotations[wallet.number, number],
+        )
 
     def _post_transfer(
         self,

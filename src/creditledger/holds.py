@@ -139,7 +139,7 @@ def capture(
             moves[place] = move._replace(amount=move.amount + (before.amount if before else 0))
     after = replace(hold, captured=hold.captured + wanted, parts=parts, beyond=beyond)
     if operation.final or not after.left:
-        after = _ended(after, HoldEnd.CAPTURED, now)
+        after = _ended(after, HoldEnd.CAPTURED if wanted else HoldEnd.RELEASED, now)
     return list(moves.values()), after
 
 

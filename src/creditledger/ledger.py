@@ -126,7 +126,7 @@ class Ledger:
     def post(self, command: Command, budget: Budget | None = None) -> asyncio.Future[Posted]:
         """Queue one posting; the future answers Posted or raises its Refusal.
 
-        One write transaction however many callers: three to eighteen reads and at most nine writes
+        One write transaction however many callers: three to nineteen reads and at most nine writes
         for the whole batch. Same key and fields: the first answer, replayed=True, nothing written.
         Cancelling the future drops the command if its batch has not begun; afterwards it stands.
         Raises Overloaded at once if the queue is full, Unavailable if the server is closing.

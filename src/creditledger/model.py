@@ -212,6 +212,17 @@ class Grant:
         return GrantStatus.GRANTED if self.effective_at <= now else GrantStatus.PENDING
 
 
+class Annotation(NamedTuple):
+    """What a posting says for people and for its caller. That of a hold is its first posting's."""
+
+    description: str | None = None
+    metadata: Mapping[str, str] = {}  # a Mapping: nobody writes to it
+
+
+#: Of what says nothing.
+NO_ANNOTATION = Annotation()
+
+
 @dataclass(slots=True, eq=False)
 class Hold:
     """Credit set aside for a consumption to come, until its deadline."""

@@ -367,9 +367,7 @@ def _expired(
             place = Place(EventType.HOLD_EXPIRED, one.wallet, one.number)
             hold = reads.hold(connection, one.wallet, one.number)
             assert hold is not None
-            body = partial(
-                hooked.expired, one=hold[0], number=one.wallet, wallet=hold[1], dimension=hold[2]
-            )
+            body = partial(hooked.expired, one=hold, number=one.wallet)
             told.append(_Told(endpoint, place, body, 0))
     return told
 

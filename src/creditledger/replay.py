@@ -122,6 +122,10 @@ def terms(command: Command) -> dict[str, object]:
     operation = command.operation
     if isinstance(operation, (Consume, Transfer)):
         return {}
+    if isinstance(operation, Capture):
+        # Its posting may say what the hold says, so what was asked is kept beside it.
+        asked = {"description": command.description, "metadata": dict(command.metadata)}
+        return _present(_flat(operation) | asked)
     if isinstance(operation, (PlaceHold, OnHold, VoidGrant)):
         return _present(_flat(operation))
     if isinstance(operation, ReportEvent):
@@ -209,10 +213,10 @@ def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
     fields: dict[str, object] = {
         "operation": name,
         _AMOUNTS_STORED[name]: posting.amount,
-        "description": posting.description,
         "note": posting.note,
-        "metadata": dict(posting.metadata),
     }
+    if name != "capture":
+        fields |= {"description": posting.description, "metadata": dict(posting.metadata)}
     if name == "consumption":
         assert dimension is not None
         fields |= {

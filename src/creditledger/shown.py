@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from creditledger import ids
-from creditledger.model import Dimension, Grant, Posting, Row
+from creditledger.model import Annotation, Dimension, Grant, Hold, Posting, Row
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,15 @@ class Transaction:
     customer: tuple[str, str]  #: Name and e-mail address.
     meter_name: str | None
     grant: Grant | None
+
+
+class HeldCredit(NamedTuple):
+    """A hold with all that is shown of it."""
+
+    hold: Hold
+    wallet: WalletPlace
+    dimension: Dimension  #: What its captures are added up by.
+    annotation: Annotation
 
 
 @dataclass(frozen=True, slots=True)

@@ -1076,7 +1076,7 @@ class Usage(_message.Message):
     def quantities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """1 to 6 quantities, each 0 to 10^15. For an llm input tokens, output tokens, then cache read,
         cache write, reasoning, long cache write; one for other products. Required where there is a
-        usage.
+        usage, but of a hold.
         """
 
     @_builtins.property
@@ -1504,6 +1504,26 @@ class HeldCredit(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     ID_FIELD_NUMBER: _builtins.int
     WALLET_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
@@ -1516,6 +1536,8 @@ class HeldCredit(_message.Message):
     METER_ID_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     METER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `hld_` and 26 characters."""
     wallet_id: _builtins.str
@@ -1527,8 +1549,8 @@ class HeldCredit(_message.Message):
     held: _builtins.str
     """What is still set aside; 0 once it has ended."""
     status: _builtins.str
-    """`open`; `captured`, by a final capture or one that left nothing; `released`; or `expired`, from
-    its deadline on.
+    """`open`; `captured`, by a final capture or one that left nothing; `released`, also by a final
+    capture of 0; or `expired`, from its deadline on.
     """
     deadline: _builtins.str
     """The first moment without it: RFC 3339 in UTC with three fraction digits."""
@@ -1542,6 +1564,12 @@ class HeldCredit(_message.Message):
     """Id of the subscription that its captures belong to. Absent where none was given."""
     meter_event_id: _builtins.str
     """The caller's id of the event. Absent where none was given."""
+    description: _builtins.str
+    """What it is, for people. Absent where none was given."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own words, at most 50 keys and 8 kB; {} where there are none."""
+
     def __init__(
         self,
         *,
@@ -1557,11 +1585,15 @@ class HeldCredit(_message.Message):
         meter_id: _builtins.str | None = ...,
         subscription_id: _builtins.str | None = ...,
         meter_event_id: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "ended_at", b"ended_at", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "description", b"description", "ended_at", b"ended_at", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "amount", b"amount", "captured", b"captured", "created_at", b"created_at", "deadline", b"deadline", "ended_at", b"ended_at", "held", b"held", "id", b"id", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "status", b"status", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_ended_at", b"_ended_at", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "amount", b"amount", "captured", b"captured", "created_at", b"created_at", "deadline", b"deadline", "description", b"description", "ended_at", b"ended_at", "held", b"held", "id", b"id", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "status", b"status", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__ended_at: _TypeAlias = _typing.Literal["ended_at"]  # noqa: Y015
     _WhichOneofArgType__ended_at: _TypeAlias = _typing.Literal["_ended_at", b"_ended_at"]  # noqa: Y015
     _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
@@ -1570,6 +1602,8 @@ class HeldCredit(_message.Message):
     _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
     _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ended_at) -> _WhichOneofReturnType__ended_at | None: ...
     @_typing.overload
@@ -1587,6 +1621,26 @@ class HoldRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     WALLET_ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
@@ -1596,6 +1650,8 @@ class HoldRequest(_message.Message):
     METER_EVENT_ID_FIELD_NUMBER: _builtins.int
     SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     idempotency_key: _builtins.str
@@ -1620,10 +1676,21 @@ class HoldRequest(_message.Message):
     """Id of the subscription that its captures belong to; must exist and be this customer's. Absent
     means none.
     """
+    description: _builtins.str
+    """What it is, for lists: 1 to 512 characters. It stands at the rows of captures without an own
+    one. Absent means none.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What will be consumed, for bills and summaries: what a capture that says nothing itself is
-        added up by; its quantities count with the first such capture. Absent means not said.
+        added up by. Here `quantities` may be left out: they are often not known yet. Those given count
+        with the first such capture; without them there may be up to 6 prices. Absent means not said.
+        """
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own words, at most 50 keys and 8 kB. They stand at the rows of captures without
+        own ones. Absent means none.
         """
 
     def __init__(
@@ -1638,15 +1705,19 @@ class HoldRequest(_message.Message):
         meter_event_id: _builtins.str | None = ...,
         subscription_id: _builtins.str | None = ...,
         usage: Global___Usage | None = ...,
+        description: _builtins.str | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
     _WhichOneofReturnType__deadline: _TypeAlias = _typing.Literal["deadline"]  # noqa: Y015
     _WhichOneofArgType__deadline: _TypeAlias = _typing.Literal["_deadline", b"_deadline"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
@@ -1665,6 +1736,8 @@ class HoldRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__deadline) -> _WhichOneofReturnType__deadline | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
@@ -1722,6 +1795,26 @@ class CaptureHoldRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     HOLD_ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
@@ -1729,12 +1822,17 @@ class CaptureHoldRequest(_message.Message):
     ALLOW_MORE_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     METER_EVENT_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Id of the hold. Required; over REST it stands in the path."""
     idempotency_key: _builtins.str
     """The caller's name for this one intent, as of a posting. Required."""
     amount: _builtins.str
-    """How much, a decimal greater than 0 in the wallet's currency. Absent means all that is held."""
+    """How much, a decimal greater than 0 in the wallet's currency. Absent means all that is held. 0
+    is taken with `final` only: the hold ends as `released`, no row is written, and no quantities
+    count.
+    """
     final: _builtins.bool
     """True ends the hold: what is left is given back. Absent means false; a capture that leaves
     nothing ends it too.
@@ -1743,9 +1841,15 @@ class CaptureHoldRequest(_message.Message):
     """True lets the amount be more than is held, by what is available. Absent means false."""
     meter_event_id: _builtins.str
     """The caller's id of the measured event, 1 to 128 characters. Absent means the hold's."""
+    description: _builtins.str
+    """What its rows are, for lists: 1 to 512 characters. Absent means the hold's."""
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What was consumed. Absent means what the hold says."""
+
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The caller's own words, at its rows: at most 50 keys and 8 kB. Absent means the hold's."""
 
     def __init__(
         self,
@@ -1757,15 +1861,19 @@ class CaptureHoldRequest(_message.Message):
         allow_more: _builtins.bool | None = ...,
         usage: Global___Usage | None = ...,
         meter_event_id: _builtins.str | None = ...,
+        description: _builtins.str | None = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_more: _TypeAlias = _typing.Literal["allow_more"]  # noqa: Y015
     _WhichOneofArgType__allow_more: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more"]  # noqa: Y015
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
+    _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__final: _TypeAlias = _typing.Literal["final"]  # noqa: Y015
     _WhichOneofArgType__final: _TypeAlias = _typing.Literal["_final", b"_final"]  # noqa: Y015
     _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
@@ -1780,6 +1888,8 @@ class CaptureHoldRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_more) -> _WhichOneofReturnType__allow_more | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__final) -> _WhichOneofReturnType__final | None: ...
     @_typing.overload
@@ -1803,7 +1913,9 @@ class CaptureHoldResponse(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posting(self) -> Global___Posting:
-        """The consumption; `wallet` in it is the wallet after it."""
+        """The consumption; `wallet` in it is the wallet after it. It has no rows where nothing was
+        captured.
+        """
 
     @_builtins.property
     def hold(self) -> Global___HeldCredit:

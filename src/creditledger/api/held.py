@@ -10,7 +10,7 @@ from creditledger.api import fields, wire
 from creditledger.api.auth import Caller
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, MissingField
-from creditledger.model import HOLD_MS_MAX, Dimension, Hold
+from creditledger.model import HOLD_MS_MAX, Annotation, Dimension, Hold
 from creditledger.operations import Capture, Command, Extend, OnHold, Operation, PlaceHold
 
 
@@ -28,11 +28,20 @@ def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Co
         subscription_id=fields.optional_reference(
             "sub", request, "subscription_id", field="subscription_id"
         ),
-        usage=wire.usage(request.usage, "usage") if given("usage") else None,
+        usage=wire.expected_usage(request.usage, "usage") if given("usage") else None,
     )
+    said = annotation(request)
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
     key = fields.idempotency_key(request.idempotency_key)
-    return lambda caller: _asked(wallet_id, key, operation, caller)
+    return lambda caller: _asked(wallet_id, key, operation, said, caller)
+
+
+def annotation(request: Any) -> Annotation:
+    """What the request says for people and for its caller."""
+    return Annotation(
+        fields.optional_text(request, "description", field="description"),
+        fields.metadata(request.metadata),
+    )
 
 
 def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
@@ -40,7 +49,7 @@ def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
     given = request.HasField
     return Capture(
         hold_id=hold_id(request),
-        amount=fields.amount(request.amount, field="amount") if given("amount") else None,
+        amount=_captured(request) if given("amount") else None,
         final=request.final,
         allow_more=request.allow_more,
         meter_event_id=fields.optional_text(
@@ -48,6 +57,13 @@ def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
         ),
         usage=wire.usage(request.usage, "usage") if given("usage") else None,
     )
+
+
+def _captured(request: wallet_service_pb2.CaptureHoldRequest) -> str:
+    """More than 0; or 0, of a capture that ends the hold."""
+    if request.final:
+        return fields.limit(fields.required(request.amount, field="amount"), field="amount")
+    return fields.amount(request.amount, field="amount")
 
 
 def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
@@ -59,13 +75,26 @@ def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
     return Extend(hold_id(request), deadline, ttl_ms)
 
 
-def on_hold(wallet_id: str, key: str, operation: OnHold, caller: Caller) -> Command:
+def on_hold(
+    wallet_id: str, key: str, operation: OnHold, said: Annotation, caller: Caller
+) -> Command:
     """The command about a hold of this wallet."""
-    return _asked(wallet_id, key, operation, caller)
+    return _asked(wallet_id, key, operation, said, caller)
 
 
-def _asked(wallet_id: str, key: str, operation: Operation, caller: Caller) -> Command:
-    return Command(wallet_id, key, operation, caller.livemode, caller.number, caller.name)
+def _asked(
+    wallet_id: str, key: str, operation: Operation, said: Annotation, caller: Caller
+) -> Command:
+    return Command(
+        wallet_id,
+        key,
+        operation,
+        caller.livemode,
+        caller.number,
+        caller.name,
+        description=said.description,
+        metadata=said.metadata,
+    )
 
 
 def hold_id(request: Any) -> str:
@@ -85,9 +114,8 @@ def _ttl(request: Any) -> int | None:
 
 def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
     """What making, releasing or extending a hold answers."""
-    assert answer.hold is not None
     return wallet_service_pb2.HoldResponse(
-        hold=hold(answer.hold, answer.wallet, answer.posting.wallet, answer.held_for, now),
+        hold=_hold(answer, now),
         replayed=answer.replayed,
         wallet=wire.wallet(answer.wallet),
     )
@@ -95,18 +123,27 @@ def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
 
 def capture_answer(answer: Posted, now: int) -> wallet_service_pb2.CaptureHoldResponse:
     """What a capture answers."""
-    assert answer.hold is not None
     return wallet_service_pb2.CaptureHoldResponse(
-        posting=wire.posted(answer),
-        hold=hold(answer.hold, answer.wallet, answer.posting.wallet, answer.held_for, now),
+        posting=wire.posted(answer), hold=_hold(answer, now)
     )
 
 
+def _hold(answer: Posted, now: int) -> wallet_service_pb2.HeldCredit:
+    one, dimension, annotation = answer.hold, answer.held_for, answer.annotation
+    assert one is not None
+    assert dimension is not None
+    return hold(one, answer.wallet, answer.posting.wallet, dimension, annotation, now)
+
+
 def hold(
-    one: Hold, wallet: wire.WalletLike, number: int, dimension: Dimension | None, now: int
+    one: Hold,
+    wallet: wire.WalletLike,
+    number: int,
+    dimension: Dimension,
+    annotation: Annotation,
+    now: int,
 ) -> wallet_service_pb2.HeldCredit:
     """A hold at `now`; `number` is its wallet's, `dimension` what its captures are added up by."""
-    assert dimension is not None
     ended, ended_at = one.end(now)
     return wallet_service_pb2.HeldCredit(
         id=ids.compose("hld", number, one.number),
@@ -121,4 +158,6 @@ def hold(
         meter_id=dimension.meter_id,
         subscription_id=dimension.subscription_id,
         meter_event_id=one.meter_event_id,
+        description=annotation.description,
+        metadata=annotation.metadata,
     )

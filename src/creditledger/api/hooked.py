@@ -13,8 +13,7 @@ from google.protobuf import json_format
 from creditledger import clock, ids, money, targets
 from creditledger.api import fields, granted, held, wire
 from creditledger.errors import InvalidField, MissingField
-from creditledger.model import Dimension, Hold
-from creditledger.shown import GivenGrant, Transaction, WalletPlace
+from creditledger.shown import GivenGrant, HeldCredit, Transaction, WalletPlace
 from creditledger.store.webhooks import Delivery
 from creditledger.webhooks import (
     EXPIRING_DAYS_MAX,
@@ -199,8 +198,9 @@ def of_grant(id_: str, type_: EventType, one: GivenGrant, moment: int) -> str:
     return _body(id_, type_, moment, one.wallet.livemode, data)
 
 
-def expired(id_: str, one: Hold, number: int, wallet: WalletPlace, dimension: Dimension) -> str:
+def expired(id_: str, one: HeldCredit, number: int) -> str:
     """The event of a hold that is over by its deadline; `number` is its wallet's."""
-    hold = held.hold(one, wallet, number, dimension, one.deadline)
-    data = pb.WebhookEventData(hold=hold)
-    return _body(id_, EventType.HOLD_EXPIRED, one.deadline, wallet.livemode, data)
+    hold, wallet, dimension, annotation = one
+    shown = held.hold(hold, wallet, number, dimension, annotation, hold.deadline)
+    data = pb.WebhookEventData(hold=shown)
+    return _body(id_, EventType.HOLD_EXPIRED, hold.deadline, wallet.livemode, data)

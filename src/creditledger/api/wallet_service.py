@@ -18,7 +18,7 @@ from creditledger.budget import Budget
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
-from creditledger.model import Status, Wallet, view
+from creditledger.model import NO_ANNOTATION, Annotation, Status, Wallet, view
 from creditledger.operations import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
 from creditledger.registry import Scope
 from creditledger.store import Store, reads, registry
@@ -114,10 +114,12 @@ class _OfHold:
 
     key: str
     operation: OnHold
+    annotation: Annotation = NO_ANNOTATION
 
 
 def _capture(request: pb.CaptureHoldRequest) -> _OfHold:
-    return _OfHold(fields.idempotency_key(request.idempotency_key), held.capture(request))
+    key = fields.idempotency_key(request.idempotency_key)
+    return _OfHold(key, held.capture(request), held.annotation(request))
 
 
 def _release(request: pb.ReleaseHoldRequest) -> _OfHold:
@@ -342,7 +344,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             if len(self._wallet_ids) >= WALLET_IDS_MAX:
                 self._wallet_ids.clear()
             self._wallet_ids[number] = wallet_id
-        command = held.on_hold(wallet_id, asked.key, asked.operation, caller)
+        command = held.on_hold(wallet_id, asked.key, asked.operation, asked.annotation, caller)
         try:
             return await self._ledger.post(command)
         except NotFound as refusal:
@@ -365,10 +367,12 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         assert place is not None
 
         found = await self._store.read(lambda connection: reads.hold(connection, *place))
-        if found is None or not caller.may_see_wallet(found[1].customer_id, found[1].livemode):
+        if found is None or not caller.may_see_wallet(
+            found.wallet.customer_id, found.wallet.livemode
+        ):
             raise _no_hold(hold_id)
-        hold, wallet, dimension = found
-        return held.hold(hold, wallet, place[0], dimension, self._clock())
+        hold, wallet, dimension, annotation = found
+        return held.hold(hold, wallet, place[0], dimension, annotation, self._clock())
 
     @rpc(_hold_list, scope=Scope.CUSTOMER)
     async def ListHolds(  # noqa: N802
@@ -384,10 +388,11 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 connection, wallet.number, after, wanted.page.size, is_open=wanted.open, now=now
             )
         )
-        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one[0].number])
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.hold.number])
         return pb.ListHoldsResponse(
             holds=[
-                held.hold(hold, wallet, wallet.number, dimension, now) for hold, dimension in page
+                held.hold(hold, place, wallet.number, dimension, annotation, now)
+                for hold, place, dimension, annotation in page
             ],
             next_page_token=token,
         )

@@ -157,12 +157,25 @@ def usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -
     )
     if not quantities:
         raise MissingField(f"{field}.quantities")
+    return _usage(message, quantities, field, prices_max=len(quantities))
+
+
+def expected_usage(message: wallet_service_pb2.Usage, field: str) -> Usage:
+    """What is to be consumed: its quantities need not be known yet."""
+    if message.quantities:
+        return usage(message, field)
+    return _usage(message, (), field, prices_max=fields.QUANTITIES_MAX)
+
+
+def _usage(
+    message: wallet_service_pb2.Usage, quantities: tuple[int, ...], field: str, *, prices_max: int
+) -> Usage:
     # Whose key, which product and its prices come again and again. Without the quantities their
     # bytes are the same, and cost less to compare than the fields to read and check.
     message.ClearField("quantities")
     serialized = message.SerializeToString()
     priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
-    usual = priced(serialized, len(quantities), field)
+    usual = priced(serialized, prices_max, field)
     return Usage(
         usual.api_key_id,
         usual.product_id,
@@ -177,8 +190,8 @@ def usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -
 
 
 @lru_cache(maxsize=4_096)
-def _priced(serialized: bytes, quantities: int, place: str) -> Usage:
-    """A usage without its quantities; there may be as many prices as there are of these."""
+def _priced(serialized: bytes, prices_max: int, place: str) -> Usage:
+    """A usage without its quantities."""
     message = wallet_service_pb2.Usage.FromString(serialized)
 
     def label(name: str) -> str:
@@ -189,7 +202,7 @@ def _priced(serialized: bytes, quantities: int, place: str) -> Usage:
         return fields.numbers(
             getattr(message, name),
             most=fields.PRICE_MAX,
-            count_max=quantities,
+            count_max=prices_max,
             field=f"{place}.{name}",
         )
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger.model import (
+    Annotation,
     Dimension,
     Grant,
     GrantTerms,
@@ -60,15 +61,22 @@ class Loaded:
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
     #: Metadata of the grants whose terms change, by wallet and number.
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
+    #: Of the holds that commands and replays are about, by wallet and number.
+    annotations: dict[tuple[int, int], Annotation] = field(default_factory=dict)
 
-    def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
-        """(wallet number, hold number) of holds that the batch's commands, or replays, speak of.
-
-        And of all that count against a spend limit: whose they are decides against which.
-        """
+    def named_holds(self, wanted: "Wanted") -> list[tuple[int, int]]:
+        """(wallet number, hold number) of holds that commands and replays are about."""
         own = {wallet.number for wallet in self.wallets.values()}
         found = {place for place in wanted.holds if place[0] in own}
         found |= {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
+        return sorted(found)
+
+    def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
+        """(wallet number, hold number) of named holds and those that count against a spend limit.
+
+        The dimension of such a hold says against which limits it counts.
+        """
+        found = set(self.named_holds(wanted))
         for wallet in self.wallets.values():
             if wallet.limits or wallet.id in wanted.limited:
                 found |= {(wallet.number, number) for number in wallet.holds}

@@ -189,10 +189,12 @@ POSTING_SHAPE = f"""
     OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
     OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE) AND p.quantities IS NOT NULL
     OR p.operation NOT IN ($SPENDING) AND p.meter_event_id IS NOT NULL"""
-#: A meter event has none where there was no credit at all, and a void where nothing was left that
-#: no hold had set aside.
+#: A meter event has none where there was no credit at all, a void where nothing was left that no
+#: hold had set aside, and a capture of 0.
 POSTING_COUNT = f"""p.row_count < 0 OR p.operation = $OP_VOID AND p.row_count > 1
-    OR p.operation NOT IN ($OP_METER_EVENT, $OP_VOID) AND (p.row_count = 0) <> ({_ROWLESS})"""
+    OR p.operation = $OP_CAPTURE AND (p.row_count = 0) <> (coalesce(p.amount, 1) = 0)
+    OR p.operation NOT IN ($OP_METER_EVENT, $OP_VOID, $OP_CAPTURE)
+       AND (p.row_count = 0) <> ({_ROWLESS})"""
 #: What every posting of a meter event, and what is paid for one later, is about.
 POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
       SELECT 1 FROM meter_events AS e WHERE e.wallet_number = p.wallet_number

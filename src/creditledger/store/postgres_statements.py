@@ -87,6 +87,12 @@ SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN holds AS h ON h.wallet_number = j.wallet AND h.number = j.number"""
 
+#: What the postings say that made these holds.
+ANNOTATIONS = """
+SELECT p.wallet_number, p.number, p.description, p.metadata
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
+
 NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)

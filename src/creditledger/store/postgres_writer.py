@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from creditledger.model import Grant, Hold, Posting, Row, SpendLimit, Wallet
+from creditledger.model import Annotation, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.store import postgres_statements as sql
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
 from creditledger.store.known import Known
@@ -210,6 +210,9 @@ class Writer:
         named = loaded.held(wanted)
         if named:
             await _load_holds(connection, loaded, named)
+            about = _columns(loaded.named_holds(wanted))
+            for wallet, number, text, words in await connection.fetch(sql.ANNOTATIONS, *about):
+                loaded.annotations[wallet, number] = Annotation(text, load(words, {}))
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
         if wanted.meters:

@@ -23,8 +23,8 @@ from sqlalchemy import (
     text,
 )
 
-from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
-from creditledger.shown import Transaction, WalletPlace
+from creditledger.model import Annotation, Dimension, Grant, Posting, Row, SpendLimit, Wallet
+from creditledger.shown import HeldCredit, Transaction, WalletPlace
 from creditledger.store import schema
 from creditledger.store.dialects import pairs
 from creditledger.store.values import (
@@ -38,6 +38,7 @@ from creditledger.store.values import (
     grant_value,
     hold_value,
     limit_value,
+    load,
     posting_value,
 )
 
@@ -136,7 +137,7 @@ def posting(
 ) -> tuple[Posting, Dimension | None] | None:
     """The wallet's posting under this idempotency key, with its rows and, of these, what they are.
 
-    A hold, its release and its extension have no rows.
+    A hold, its release and its extension have no rows, nor has a capture of 0.
     """
     found = connection.execute(
         select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_COLUMNS)).where(
@@ -169,6 +170,8 @@ _HOLDS = (
         w.currency,
         schema.currencies.c.scale,
         w.livemode,
+        p.description,
+        p.metadata,
         *(d[name] for name in DIMENSION_COLUMNS),
     )
     .join_from(schema.holds, schema.wallets, w.number == h.wallet_number)
@@ -177,12 +180,11 @@ _HOLDS = (
         schema.dimensions,
         and_(d.wallet_number == h.wallet_number, d.number == h.dimension_number),
     )
+    .join(schema.postings, and_(p.wallet_number == h.wallet_number, p.number == h.number))
 )
 
 
-def hold(
-    connection: Connection, wallet: int, number: int
-) -> tuple[Hold, WalletPlace, Dimension] | None:
+def hold(connection: Connection, wallet: int, number: int) -> HeldCredit | None:
     """The hold of this wallet number and number."""
     query = _HOLDS.where(h.wallet_number == wallet, h.number == number)
     found = connection.execute(query).one_or_none()
@@ -197,7 +199,7 @@ def holds(
     *,
     is_open: bool | None,
     now: int,
-) -> list[tuple[Hold, Dimension]]:
+) -> list[HeldCredit]:
     """A page of the wallet's holds, newest first, and one more if there is a next one."""
     query = _HOLDS.where(h.wallet_number == wallet)
     if before is not None:
@@ -206,16 +208,17 @@ def holds(
         still = and_(h.ended.is_(None), h.deadline > now)
         query = query.where(still if is_open else not_(still))
     query = query.order_by(h.number.desc()).limit(size + 1)
-    found = map(_hold, connection.execute(query))
-    return [(one, dimension) for one, _, dimension in found]
+    return list(map(_hold, connection.execute(query)))
 
 
-def _hold(columns: Sequence[Any]) -> tuple[Hold, WalletPlace, Dimension]:
+def _hold(columns: Sequence[Any]) -> HeldCredit:
     place = len(HOLD_COLUMNS)
-    return (
+    description, words = columns[place + 5 : place + 7]
+    return HeldCredit(
         hold_value(columns[:place]),
         WalletPlace(*columns[place : place + 5]),
-        dimension_value(columns[place + 5 :]),
+        dimension_value(columns[place + 7 :]),
+        Annotation(description, load(words, {})),
     )
 
 

@@ -13,7 +13,7 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from creditledger.model import Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
+from creditledger.model import Annotation, Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
@@ -91,6 +91,12 @@ _NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN holds AS h ON h.wallet_number = json_extract(j.value, '$[0]')
  AND h.number = json_extract(j.value, '$[1]')"""
+
+#: What the postings say that made these holds.
+_ANNOTATIONS = """
+SELECT p.wallet_number, p.number, p.description, p.metadata FROM json_each(?) AS j
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.number = json_extract(j.value, '$[1]')"""
 
 _NAMED_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
@@ -185,7 +191,7 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to sixteen statements."""
+    """What the commands name beside their wallets, which are loaded. One to 17 statements."""
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
     if wanted.revised:
@@ -195,6 +201,9 @@ def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
     named = loaded.held(wanted)
     if named:
         _load_holds(driver, loaded, named)
+        places = json.dumps(loaded.named_holds(wanted))
+        for wallet, number, text, words in driver.execute(_ANNOTATIONS, (places,)):
+            loaded.annotations[wallet, number] = Annotation(text, load(words, {}))
     if wanted.originals:
         _load_originals(driver, wanted, loaded)
     if wanted.meters:
