@@ -426,7 +426,6 @@ DAMAGES: list[Any] = [
     ("kind_count", 1, (row(1, "kind_count = 2"),)),
     ("posting_rows", 11, (posting(11, "row_count = 2"),)),
     ("posting_rows", 20, (WITHOUT_ROWS,)),
-    ("posting_rows", 4, ("UPDATE postings SET amount = 0 WHERE operation = 7",)),
     ("posting_shape", 11, (posting(11, "idempotency_key = NULL"),)),
     ("posting_shape", 16, (posting(16, "idempotency_key = 'expired'"),)),
     ("posting_shape", 11, (posting(11, f"refund_of = {number(4)}"),)),
@@ -620,6 +619,16 @@ def test_a_damage_is_named(
         ACME,
         sequence,
     )
+
+
+def test_a_capture_of_nothing_has_no_rows(damaged: Damaged) -> None:
+    """One that has some is named, and so is one of an amount that has none."""
+    first = damaged("UPDATE postings SET amount = 0 WHERE operation = 7")[0]
+    assert (first.check, first.wallet_id, first.sequence) == ("posting_rows", "wal_beta", 4)
+
+    none = "row_count = 0, first_sequence = 0, quantities = NULL"
+    found = damaged(f"UPDATE postings SET {none} WHERE operation = 7")
+    assert ("posting_rows", "wal_beta") in {(one.check, one.wallet_id) for one in found}
 
 
 @pytest.mark.parametrize(("check", "sequence", "statements"), TRANSFER_DAMAGES)
