@@ -773,9 +773,10 @@ def check_spend_limits(before: Wallet, draft: Wallet, now: int) -> None:
         required = new.spent + new.held - old.spent - old.held
         left = limit.amount - old.spent - old.held
         if required > max(left, 0):
-            passed.append((left, limit.ref, required, old))
+            anew = limit.period != "lifetime" and required <= limit.amount
+            passed.append((left, limit.ref, required, anew, old))
     if passed:
-        left, ref, required, old = min(passed)
+        left, ref, required, anew, old = min(passed)
         refuse(
             "SPEND_LIMIT_EXCEEDED",
             spend_limit_id=ref,
@@ -784,6 +785,7 @@ def check_spend_limits(before: Wallet, draft: Wallet, now: int) -> None:
             held=old.held,
             remaining=max(left, 0),
             required=required,
+            retryable="true" if anew else "false",
         )
 
 

@@ -16,7 +16,7 @@ import pytest_asyncio
 
 from creditledger.api import exporting
 from creditledger.exports import COLUMNS
-from tests.served import Failure, serving
+from tests.served import Failure, failure, metadata, serving
 from tests.serving import TRANSPORTS
 
 if TYPE_CHECKING:
@@ -286,7 +286,9 @@ async def test_so_many_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) 
     """More are told to come again; a reader that leaves makes room."""
     monkeypatch.setattr(exporting, "EXPORTS_MAX", 0)
     key = await served.key("service")
-    assert await served.refusal(EXPORT, key) == Failure(429, "OVERLOADED")
+    answer = await served.get(EXPORT, key)
+    assert failure(answer) == Failure(429, "OVERLOADED")
+    assert (answer.headers["retry-after"], metadata(answer)) == ("5", {"retry_after": "5"})
     monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
     await filled(served)
     for _ in range(3):

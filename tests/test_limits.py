@@ -89,11 +89,48 @@ async def test_no_more_than_the_limit(api: Api, clock: Clock) -> None:
             "remaining": "0.50",
             "required": "1.00",
             "resets_at": "2027-07-01T18:15:00.000Z",
+            "retryable": "true",
         },
     )
     assert await api.found("more") is None
     await api.post("more", **consume("0.5"))
     assert await figures(api) == [("50.00", "0.00", "0.00")]
+
+
+@pytest.mark.parametrize(
+    ("amount", "before", "retryable", "wait"),
+    [
+        ("2", 300_001, "true", None),
+        ("2", 300_000, "true", "300"),
+        ("2", 1_001, "true", "2"),
+        ("2", 1_000, "true", "1"),
+        ("2", 1, "true", "1"),
+        ("10", 1_000, "true", "1"),
+        ("10.01", 1_000, "false", None),  # more than a whole period has
+    ],
+)
+async def test_when_to_try_again(
+    api: Api, clock: Clock, amount: str, before: int, retryable: str, wait: str | None
+) -> None:
+    """The seconds until it resets, up to 300, in metadata and header; else neither has a number."""
+    resets = time.parse("2027-07-02T00:00:00Z", field="now")
+    clock.now = resets - before
+    await put(api, "10")
+    await api.post("spent", **consume("9"))
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await api.post("more", **consume(amount))
+
+    told = refusal(caught.value)
+    assert told.reason == "SPEND_LIMIT_EXCEEDED"
+    assert told.metadata["resets_at"] == "2027-07-02T00:00:00.000Z"
+    assert (told.metadata["retryable"], told.metadata.get("retry_after")) == (retryable, wait)
+    assert dict(caught.value.trailing_metadata() or ()).get("retry-after") == wait
+    clock.now = resets
+    if retryable == "true":
+        await api.post("more", **consume(amount))
+    else:
+        assert (await refused(api.post("more", **consume(amount)))).metadata["limit"] == "10.00"
 
 
 async def test_who_spends_and_who_limits(api: Api) -> None:
@@ -125,7 +162,8 @@ async def test_what_is_no_spending(api: Api) -> None:
     await api.post("more", **grant("1"))
     assert await figures(api) == [("0.00", "0.00", "0.00")]
     told = await refused(api.post("any", **consume("0.000000001")))
-    assert (told.reason, "resets_at" in told.metadata) == ("SPEND_LIMIT_EXCEEDED", False)
+    assert (told.reason, told.metadata["retryable"]) == ("SPEND_LIMIT_EXCEEDED", "false")
+    assert told.metadata.keys().isdisjoint({"resets_at", "retry_after"})
 
 
 async def test_what_is_held_counts(holding: Holding, api: Api, clock: Clock) -> None:

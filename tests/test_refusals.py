@@ -25,7 +25,7 @@ from creditledger.errors import ErrorKind, InvalidField, Refusal
 from creditledger.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
-from tests.serving import TRANSPORTS, Refused, bearer, refused
+from tests.serving import TRANSPORTS, Refused, bearer, refusal, refused
 from tests.support import change, findings, is_file
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ async def test_an_error_says_all_at_each_place(api: Api) -> None:
 
     The trailers repeat it for REST: the whole body as ASCII JSON, and the HTTP status.
     """
-    for kind, refusal, call in await provoked(api):
+    for kind, expected, call in await provoked(api):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         error = caught.value
@@ -149,24 +149,24 @@ async def test_an_error_says_all_at_each_place(api: Api) -> None:
         status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
         info, fields = error_details_pb2.ErrorInfo(), error_details_pb2.BadRequest()
         assert status.details[0].Unpack(info)
-        assert len(status.details) == (2 if refusal.param else 1)
-        if refusal.param:
+        assert len(status.details) == (2 if expected.param else 1)
+        if expected.param:
             assert status.details[1].Unpack(fields)
         body = json.loads(trailers["x-creditledger-error"])["error"]
 
         assert error.code().name == kind.grpc_code
         assert status.code == error.code().value[0]
         assert status.message == error.details() == body["message"] != ""
-        assert (info.reason, info.domain) == (refusal.reason, "creditledger")
-        assert dict(info.metadata) == refusal.metadata
-        assert set(info.metadata) == reasons()[refusal.reason][3]
+        assert (info.reason, info.domain) == (expected.reason, "creditledger")
+        assert dict(info.metadata) == expected.metadata
+        assert set(info.metadata) == reasons()[expected.reason][3]
         assert [one.field for one in fields.field_violations] == (
-            [refusal.param] if refusal.param else []
+            [expected.param] if expected.param else []
         )
         assert trailers["x-creditledger-status"] == str(kind.http_status)
-        assert (body["type"], body["code"]) == (kind.error_type, refusal.reason)
-        assert body.get("param") == refusal.param
-        assert body["metadata"] == refusal.metadata
+        assert (body["type"], body["code"]) == (kind.error_type, expected.reason)
+        assert body.get("param") == expected.param
+        assert body["metadata"] == expected.metadata
         assert body["request_id"] == trailers["x-request-id"]
         assert trailers["x-creditledger-error"].isascii()
 
@@ -413,8 +413,10 @@ async def test_a_busy_database_is_unavailable(
     monkeypatch.setattr("creditledger.store.postgres.LOCK_SECONDS_MAX", 0.05)
     async with serve(database_url, clock) as api:
         async with kept_locked(database_url):
-            refusal = await refused(api.post("key", **grant("1")))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await api.post("key", **grant("1"))
         answer = await api.post("key", **grant("1"))
 
-    assert refusal == Refused("UNAVAILABLE")
+    assert refusal(caught.value) == Refused("UNAVAILABLE")
+    assert dict(caught.value.trailing_metadata() or ())["retry-after"] == "1"
     assert answer.wallet.sequence == 1

@@ -515,7 +515,13 @@ async def test_a_spend_limit(served: Served, admin: str, service: str) -> None:
         "remaining": "0.50",
         "required": "1.50",
         "resets_at": resets,
+        "retryable": "true",
     }
+    assert "retry-after" not in answer.headers
+    served.clock.advance(time.parse(resets, field="resets_at") - START - 90 * time.SECOND)
+    answer = await served.ask("POST", f"/v1/wallets/{wallet}/postings", key=service, json=body)
+    assert (failure(answer).code, answer.headers["retry-after"]) == ("SPEND_LIMIT_EXCEEDED", "90")
+    served.clock.now = START
     assert listed == {
         "id": made["id"],
         "wallet_id": wallet,

@@ -51,6 +51,14 @@ class Refusal(Exception):
         self.param = param
         self.metadata = metadata
 
+    @property
+    def retry_after(self) -> str | None:
+        """Seconds until a repetition may succeed, for the header `retry-after`; None: no header.
+
+        Whatever is away may be back in a second.
+        """
+        return self.metadata.get("retry_after", "1" if self.kind is ErrorKind.AWAY else None)
+
 
 def echo(value: object) -> str:
     """A caller's value as it may appear in a message: quoted, printable, at most 64 characters."""
@@ -215,7 +223,8 @@ class MeterInactive(Refusal):
 class SpendLimitExceeded(Refusal):
     """More than a spend limit leaves.
 
-    Metadata: spend_limit_id, limit, spent, held, remaining, required, resets_at (not for ever).
+    Metadata: spend_limit_id, limit, spent, held, remaining, required, resets_at (not for ever),
+    retryable, retry_after (if it resets soon).
     """
 
     reason, kind = "SPEND_LIMIT_EXCEEDED", ErrorKind.TOO_MUCH

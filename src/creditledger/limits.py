@@ -31,6 +31,8 @@ from creditledger.operations import DropLimit, LimitChange, SetLimit
 
 _USAGE = Kind.USAGE.value
 
+#: A client may sleep for so long in one call; for longer it should decide by `resets_at`.
+RETRY_AFTER_SECONDS_MAX = 300
 #: Limits a wallet may have: each posting that spends asks all of them.
 LIMITS_MAX = 20
 #: The longest rolling period: 31 days.
@@ -157,7 +159,7 @@ class Spending:
             if required > left and (worst is None or left < worst[0]):
                 worst = left, required, seen
         if worst is not None:
-            raise _exceeded(wallet, *worst)
+            raise _exceeded(wallet, *worst, now=now)
 
     def require_hold(
         self,
@@ -244,12 +246,20 @@ class Spending:
         return self.dimensions[wallet.number, hold.dimension].api_key_id
 
 
-def _exceeded(wallet: Wallet, left: int, required: int, seen: LimitView) -> SpendLimitExceeded:
+def _exceeded(
+    wallet: Wallet, left: int, required: int, seen: LimitView, *, now: int
+) -> SpendLimitExceeded:
     def text(amount: int) -> str:
         return money.text(amount, wallet.scale)
 
     most, left = text(seen.limit.amount), max(left, 0)
     resets = {} if seen.resets_at is None else {"resets_at": clock.text(seen.resets_at)}
+    anew = seen.limit.period is not Period.LIFETIME and required <= seen.limit.amount
+    soon = {}
+    if anew and seen.resets_at is not None:
+        seconds = -((now - seen.resets_at) // clock.SECOND)
+        if seconds <= RETRY_AFTER_SECONDS_MAX:
+            soon = {"retry_after": str(seconds)}
     return SpendLimitExceeded(
         f"{text(required)} {wallet.currency} are required, {text(left)} are left of the spend limit"
         f" of {most}, with {text(seen.spent)} spent and {text(seen.held)} held"
@@ -261,6 +271,8 @@ def _exceeded(wallet: Wallet, left: int, required: int, seen: LimitView) -> Spen
         remaining=text(left),
         required=text(required),
         **resets,
+        retryable="true" if anew else "false",
+        **soon,
     )
 
 

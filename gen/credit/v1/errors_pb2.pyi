@@ -5,7 +5,9 @@ The closed list of reasons for which a request is refused. Every error that the 
 google.rpc.Status with one google.rpc.ErrorInfo whose reason is the name of one of these values
 without the prefix ERROR_REASON_, whose domain is "creditledger" and whose metadata has exactly
 the keys named here; where a field of the request is at fault, a google.rpc.BadRequest names it
-too. Over REST the same name is `error.code`, and the metadata is `error.metadata`.
+too. Over REST the same name is `error.code`, and the metadata is `error.metadata`. The header
+`retry-after`, over gRPC a trailer, repeats the metadata's `retry_after`; it is 1 where something
+is UNAVAILABLE.
 """
 
 from google.protobuf import descriptor as _descriptor
@@ -221,11 +223,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     [RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `spend_limit_id`; `limit`, `spent`,
     `held`, `remaining` and `required`, amounts; `resets_at`, RFC 3339: when the next period begins
     or, of rolling hours, when the first of what was spent no longer counts. Without it waiting
-    does not help.
+    does not help. `retryable`: "true", or "false" where no period can take it, since the limit is
+    for ever or smaller than what is required. `retry_after`: seconds until `resets_at`, if it is
+    retryable and they are at most 300.
     Example: {"reason": "SPEND_LIMIT_EXCEEDED", "domain": "creditledger", "metadata":
       {"spend_limit_id": "spl_00000000000010000000000001", "limit": "50.00", "spent": "48.00",
       "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
-      "2026-05-22T00:00:00.000Z"}}
+      "2026-05-22T00:00:00.000Z", "retryable": "true", "retry_after": "240"}}
     """
     ERROR_REASON_GRANT_VOIDED: _ErrorReason.ValueType  # 35
     """The grant was voided: nothing of it can be had or changed but its name and metadata.
@@ -445,11 +449,13 @@ that leaves least. Nothing was written; the same key may be used again.
 [RESOURCE_EXHAUSTED, 429 rate_limit_error] Metadata: `spend_limit_id`; `limit`, `spent`,
 `held`, `remaining` and `required`, amounts; `resets_at`, RFC 3339: when the next period begins
 or, of rolling hours, when the first of what was spent no longer counts. Without it waiting
-does not help.
+does not help. `retryable`: "true", or "false" where no period can take it, since the limit is
+for ever or smaller than what is required. `retry_after`: seconds until `resets_at`, if it is
+retryable and they are at most 300.
 Example: {"reason": "SPEND_LIMIT_EXCEEDED", "domain": "creditledger", "metadata":
   {"spend_limit_id": "spl_00000000000010000000000001", "limit": "50.00", "spent": "48.00",
   "held": "1.50", "remaining": "0.50", "required": "1.00", "resets_at":
-  "2026-05-22T00:00:00.000Z"}}
+  "2026-05-22T00:00:00.000Z", "retryable": "true", "retry_after": "240"}}
 """
 ERROR_REASON_GRANT_VOIDED: ErrorReason.ValueType  # 35
 """The grant was voided: nothing of it can be had or changed but its name and metadata.

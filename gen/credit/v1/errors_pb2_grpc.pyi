@@ -5,7 +5,9 @@ The closed list of reasons for which a request is refused. Every error that the 
 google.rpc.Status with one google.rpc.ErrorInfo whose reason is the name of one of these values
 without the prefix ERROR_REASON_, whose domain is "creditledger" and whose metadata has exactly
 the keys named here; where a field of the request is at fault, a google.rpc.BadRequest names it
-too. Over REST the same name is `error.code`, and the metadata is `error.metadata`.
+too. Over REST the same name is `error.code`, and the metadata is `error.metadata`. The header
+`retry-after`, over gRPC a trailer, repeats the metadata's `retry_after`; it is 1 where something
+is UNAVAILABLE.
 """
 
 from collections import abc as _abc

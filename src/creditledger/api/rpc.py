@@ -185,8 +185,8 @@ async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
         ("grpc-status-details-bin", _details(refusal)),
         ("x-request-id", request_id),
     ]
-    if "retry_after" in refusal.metadata:
-        trailers.append(("retry-after", refusal.metadata["retry_after"]))
+    if refusal.retry_after is not None:
+        trailers.append(("retry-after", refusal.retry_after))
     if isinstance(refusal, ShuttingDown):
         trailers.append((ELSEWHERE_HEADER, "true"))
     code = getattr(grpc.StatusCode, refusal.kind.grpc_code)
