@@ -6,7 +6,7 @@ import asyncio
 import re
 import socket
 import threading
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ from tests.serving import Refused, refused
 from tests.support import change, is_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Iterator
 
     from sqlalchemy import Connection
 
@@ -407,6 +407,41 @@ async def test_a_name_counts_by_what_it_leads_to(
         (came,) = await receiver.wait(1)
         assert came.headers["host"] == f"named.example.com:{port}"
         assert "named.example.com" in asked
+
+
+@contextmanager
+def black_hole(address: str, port: int) -> Iterator[None]:
+    """An address of the loopback that takes no connection and refuses none."""
+    with ExitStack() as sockets:
+        listener = sockets.enter_context(socket.socket())
+        listener.bind((address, port))
+        listener.listen(0)
+        # The kernel drops what comes while its queue of one connection is full.
+        for _ in range(2):
+            caller = sockets.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex((address, port))
+        yield
+
+
+async def test_an_address_that_takes_no_connection_is_passed_over(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next address of a name is tried within the same attempt."""
+    monkeypatch.setattr(deliverer, "CONNECT_SECONDS_MAX", 0.3)
+
+    def look_up(_host: str, port: int, **_: Any) -> list[Any]:
+        return [(0, 0, 0, "", (address, port)) for address in ("127.0.0.3", "127.0.0.1")]
+
+    monkeypatch.setattr(deliverer, "socket", SimpleNamespace(getaddrinfo=look_up, SOCK_STREAM=1))
+    async with told(database_url, clock) as (api, receiver):
+        port = int(receiver.url.rpartition(":")[2].partition("/")[0])
+        with black_hole("127.0.0.3", port):
+            made = await endpoint(api, f"http://two.example.com:{port}/hooks")
+            await api.post("given", **grant("1"))
+            (delivered,) = await until(api, made, "delivered", 1)
+
+        assert (delivered.attempts, delivered.last_status) == (1, 200)
 
 
 async def test_a_silent_name_server_holds_nobody_up(

@@ -58,7 +58,6 @@ FORGET_SECONDS, FORGET_ROWS = 60.0, 500
 GONE = 410
 
 _HEADERS = (("Content-Type", "application/json"), ("User-Agent", "creditledger"))
-_EXTENSIONS = {"timeout": {"connect": CONNECT_SECONDS_MAX}}
 
 
 class _NotAllowed(Exception):
@@ -348,7 +347,13 @@ class Deliverer:
             (EVENT_HEADER, ids.compose("evt", claimed.wallet, claimed.number)),
             (SIGNATURE_HEADER, signature(body, endpoint.secrets(now), now)),
         ]
-        async with self._http.stream("POST", endpoint.url, headers=headers, content=body) as answer:
+        async with self._http.stream(
+            "POST",
+            endpoint.url,
+            headers=headers,
+            content=body,
+            extensions={"timeout": {"connect": CONNECT_SECONDS_MAX}},
+        ) as answer:
             size = 0
             async for piece in answer.aiter_stream():
                 size += len(piece)
