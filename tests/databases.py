@@ -46,6 +46,15 @@ def own_postgres() -> Iterator[PrivatePostgres]:
         yield server
 
 
+#: That of `with_password`.
+PASSWORD = "correct-horse-battery"
+
+
+def with_password(url: str) -> str:
+    """The same database by a URL that has a password, which the server does not ask for."""
+    return make_url(url).set(password=PASSWORD).render_as_string(hide_password=False)
+
+
 async def connect(url: str) -> Any:
     """The driver's own connection to a database of PostgreSQL; whoever asks for it closes it."""
     place = make_url(url)

@@ -37,8 +37,9 @@ from creditledger.config import Config, load, spelled
 from creditledger.server import SERVICES, CannotStart, build, local_channel, local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
+from tests.databases import PASSWORD, with_password
 from tests.running import Services
-from tests.support import add_wallet, change, file_of
+from tests.support import add_wallet, change, file_of, is_file
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -781,13 +782,16 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
 
 
 async def test_up_touches_nobody_elses_ledger(database_url: str, tmp_path: Path) -> None:
-    """A database in use gets neither demo nor keys, with or without --no-demo."""
+    """A database in use gets neither demo nor keys; its password is not printed."""
     change(database_url, lambda connection: add_wallet(connection, "wal_acme"))
 
-    with up(tmp_path, database_url) as server:
+    # PostgreSQL is reached with a password here, for which the server does not ask.
+    named = database_url if is_file(database_url) else with_password(database_url)
+    with up(tmp_path, named) as server:
         server.until(r"^Ctrl-C", server.output)
         assert server.ended() == 0
         assert not SECRET.search(server.output.read_text())
+        assert PASSWORD not in server.output.read_text()
         assert "keys create" in server.output.read_text()
     listed = creditledger("keys", "list", "--json", "--database-url", database_url)
     assert json.loads(listed.stdout) == {"api_keys": []}

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from creditledger import store
 from creditledger.config import Config, WrongSetting, host_and_port, is_loopback, load, spelled
 
 if TYPE_CHECKING:
@@ -91,6 +92,46 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
     assert "\n" not in sentence
 
 
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+asyncpg://u:s3cret@ledger@h/credit",
+        "postgresql+asyncpg://u@h:s3cret/credit",
+        "postgresql+asyncpg://u:s3cret@h/",
+        "postgresql+asyncpg://u:s3cret@h/credit?sslmode=require",
+        "postgresql+asyncpg://u@h/credit?password=s3cret&passwort=x",
+        "postgresql+asyncpg://u@h/credit?password=s3cret&password=s3cret",
+        "postgresql+asyncpg://u:s3cret@h/credit?ssl=perhaps",
+        "postgresql+asyncpg://u:s3cret@h/credit?host=a:x&host=b:1",
+        "postgresql+asyncpg://u:s3cret@h/credit?statement_cache_size=9",
+        "postgresql+psycopg://u:s3cret@h/credit",
+    ],
+)
+@pytest.mark.parametrize("name", ["database_url", "read_database_url"])
+def test_a_wrong_url_does_not_show_its_password(name: str, url: str) -> None:
+    """An option that the ledger does not know, and what cannot be read, is one sentence."""
+    with pytest.raises(WrongSetting) as caught:
+        load({name: url})
+
+    assert str(caught.value).startswith(spelled(name))
+    assert "s3cret" not in str(caught.value)
+    assert "ledger@h" not in str(caught.value)
+
+
+def test_a_database_is_named_without_its_password() -> None:
+    """Wherever in the URL the password stands, what people see of the database has none."""
+    for url in (
+        "postgresql+asyncpg://u:s3cret@h/credit?ssl=require",
+        "postgresql+asyncpg://u@h/credit?password=s3cret&ssl=require",
+        "postgresql+asyncpg:///credit?host=a:1&host=b:2&user=u&password=s3cret",
+    ):
+        config = load({"database_url": url})
+        assert "s3cret" not in config.database
+        assert "credit" in config.database
+        assert store.holds_secret(url)
+    assert not store.holds_secret("postgresql+asyncpg://u@h/credit?host=%2Frun%2Fpg")
+
+
 def test_half_of_a_certificate_is_refused(tmp_path: Path) -> None:
     """A certificate without its key, or a key without its certificate, names the missing one."""
     file = tmp_path / "one.pem"
@@ -119,6 +160,16 @@ def test_variables_of_a_cluster_do_not_disturb(
 ) -> None:
     """Kubernetes describes a service named creditledger in variables of our prefix."""
     monkeypatch.setenv(f"CREDITLEDGER_{variable}", "tcp://10.0.0.1:50051")
+
+    assert load() == Config()
+
+
+@pytest.mark.parametrize("variable", ["API_KEY", "URL", "TEST_CITUS_URL", "TEST_X"])
+def test_variables_of_clients_and_tests_do_not_disturb(
+    monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
+    """A client's key and address, and what tests are told, may stand in the same environment."""
+    monkeypatch.setenv(f"CREDITLEDGER_{variable}", "x")
 
     assert load() == Config()
 

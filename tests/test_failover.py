@@ -16,17 +16,22 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import psutil
 import pytest
+from credit.v1.wallet_service_pb2 import GetWalletRequest
+from credit.v1.webhook_service_pb2 import CreateWebhookEndpointRequest
 from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
 from creditledger import clock as time
 from creditledger import ledger as committer
 from creditledger.errors import OutcomeUnknown, Overloaded, QueryTooBroad, Unavailable
-from creditledger.store import CannotOpen, Store, postgres
+from creditledger.store import CannotOpen, Store, StoreUnavailable, postgres
+from creditledger.store.outage import Outage
 from tests.databases import Databases, connect, execute, own_postgres
 from tests.persistent import NETWORK, Persistent
+from tests.process import process
 from tests.proxy import SOCKET, proxy
 from tests.running import PATIENCE_SECONDS, grant, post, running
 from tests.support import (
@@ -181,6 +186,71 @@ async def test_reads_go_on_after_a_restart(own: Own) -> None:
     assert await asyncio.gather(*[store.read(wallet_count) for _ in range(8)]) == [1] * 8
     await store.write(lambda connection: add_wallet(connection, "wal_beta"))
     await store.close()
+
+
+async def test_an_outage_is_three_lines_of_the_log(own: Own, tmp_path: Path) -> None:
+    """However many calls and tasks fail: when it begins, and when it ends, with counts.
+
+    No traceback is written, by the ledger or by what it is built on.
+    """
+    flags = ("--sweep-interval-seconds", "0.05", "--webhook-connections", "4")
+    async with process(own.url, tmp_path / "server.log", *flags) as served:
+        async with served.connected() as network, served.local() as local:
+            await local.new_wallet("wal_acme", "cus_acme")
+            service = await local.key("service")
+            given = post("funds", "wal_acme", **grant("1"))
+            await local.wallets.Post(given)
+            # Somebody listens, so that webhooks are looked for.
+            hook = CreateWebhookEndpointRequest(
+                url="https://acme.invalid/", events=["grant.expiring"]
+            )
+            await local.webhooks.CreateWebhookEndpoint(hook)
+            await asyncio.to_thread(own.kill)
+            wallet = GetWalletRequest(wallet_id="wal_acme")
+            for number in range(40):
+                spent = post(f"spent {number}", "wal_acme", **grant("1"))
+                for call in (
+                    network.wallets.Post(spent, metadata=service),
+                    network.wallets.GetWallet(wallet, metadata=service),
+                ):
+                    with pytest.raises(grpc.aio.AioRpcError) as caught:
+                        await call
+                    assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            await asyncio.to_thread(own.start)
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                while not [one for one in served.lines() if one["event"] == "database back"]:
+                    with suppress(grpc.aio.AioRpcError):
+                        await network.wallets.Post(given, metadata=service)
+        lines = [one for one in served.lines() if one["event"] != "call"]
+
+    said = [one["event"] for one in lines if one["event"].startswith("database")]
+    assert said == ["database away", "database back"]
+    (back,) = [one for one in lines if one["event"] == "database back"]
+    assert back["failures"] >= 80
+    assert [one for one in lines if "exception" in one or one.get("exc_info")] == []
+
+
+def test_a_long_outage_is_said_once_a_minute() -> None:
+    """Reminders count what failed; one kind of work that works does not end it."""
+    now = 0.0
+    outage = Outage("ledger", clock=lambda: now)
+    with capture_logs() as lines:
+        for second in range(150):
+            now = float(second)
+            outage.failed("commit", StoreUnavailable(OSError("refused\nagain")))
+            outage.answered("read")
+        outage.failed("read", Unavailable("away"))
+        outage.answered("commit")
+        outage.answered("read")
+        outage.answered("read")
+
+    assert [(one["event"], one.get("seconds"), one.get("failures")) for one in lines] == [
+        ("database away", None, None),
+        ("database still away", 60.0, 60),
+        ("database still away", 120.0, 120),
+        ("database back", 149.0, 151),
+    ]
+    assert lines[0]["reason"] == "OSError: refused"
 
 
 async def test_a_postgresql_that_forgets_is_refused(own: Own) -> None:
@@ -479,6 +549,6 @@ async def test_a_database_that_lets_nobody_in(database_url: str) -> None:
         await execute(database_url, f"ALTER ROLE {role} CONNECTION LIMIT -1")
 
         assert [Unavailable] * 3 == [type(one) for one in told]
-        assert [entry["event"] for entry in logged] == ["database unavailable"]
+        assert [entry["event"] for entry in logged] == ["database away"]
         assert (await ledger.post(command(consume("1"), key="spent"))).wallet.sequence == 2
     await execute(database_url, f"DROP OWNED BY {role}", f"DROP ROLE {role}")

@@ -187,7 +187,7 @@ async def test_a_database_that_is_away_is_unavailable(
                 await store.write(lambda c: add_wallet(c, "wal_beta"))
 
         assert [Unavailable] * 16 == [type(answer) for answer in answers]
-        assert [entry["event"] for entry in logged] == ["database unavailable"]
+        assert [entry["event"] for entry in logged] == ["database away"]
         assert not (await ledger.post(command(give("1"), key="k7"))).replayed
         assert len((await contents(store))["credit_transactions"]) == 1
 
@@ -325,7 +325,7 @@ async def test_what_a_server_cannot_do_now_is_unavailable(database_url: str, cod
             answers = await asyncio.gather(*posts, return_exceptions=True)
 
         assert [Unavailable] * 16 == [type(answer) for answer in answers]
-        assert [entry["event"] for entry in logged] == ["database unavailable"]
+        assert [entry["event"] for entry in logged] == ["database away"]
         assert before == await contents(store)
         await store.write(lambda c: c.exec_driver_sql("DROP TRIGGER fail ON credit_transactions"))
         assert not (await ledger.post(command(give("1"), key="k7"))).replayed

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
-from sqlalchemy import make_url
 
 from creditledger.store import migrations
 from tests.commands import arguments, creditledger, environment
-from tests.databases import execute
+from tests.databases import PASSWORD, execute, with_password
 from tests.process import process
 from tests.retrying import Clients, prepare
 from tests.running import PATIENCE_SECONDS as STEP_SECONDS
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 #: How long several processes that start one after the other may take.
 PATIENCE_SECONDS = 3 * STEP_SECONDS
-PASSWORD = "correct-horse-battery"
 
 on_postgresql = pytest.mark.only("postgresql")
 
@@ -121,12 +119,6 @@ async def parent(folder: Path, *given: object, **settings: str) -> AsyncIterator
             for one in family:
                 if one.is_running():
                     one.kill()
-
-
-def with_password(url: str) -> str:
-    """The same database by a URL that has a password, which the server does not ask for."""
-    named = make_url(url).set(password=PASSWORD)
-    return named.render_as_string(hide_password=False)
 
 
 def two_workers(folder: Path, url: str, **settings: str) -> Any:

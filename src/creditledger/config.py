@@ -26,6 +26,10 @@ Transport = Literal["grpcio", "native"]
 _SERVICE_LINK = re.compile(r"(?:^|_)(SERVICE_(HOST|PORT)|PORT)(_|$)")
 
 
+#: Variables of our prefix that belong to clients and tests in the same environment.
+_OTHERS = re.compile(r"API_KEY|URL|TEST_.*")
+
+
 class WrongSetting(Exception):
     """A setting that stops the start. Its text is one sentence that names the setting."""
 
@@ -224,7 +228,9 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
     """
     for variable in os.environ:
         name = variable.removeprefix(PREFIX)
-        if name == variable or name.lower() in Config.model_fields or _SERVICE_LINK.search(name):
+        if name == variable or name.lower() in Config.model_fields:
+            continue
+        if _SERVICE_LINK.search(name) or _OTHERS.fullmatch(name):
             continue
         close = get_close_matches(name.lower(), Config.model_fields, n=1)
         meant = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "."

@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids, targets
+from creditledger.errors import OutcomeUnknown, Unavailable
 from creditledger.store import Store, webhook_feed
 from creditledger.store.webhook_feed import Claimed, Outcome
 from creditledger.webhooks import (
@@ -205,9 +206,10 @@ class Deliverer:
                 if loop.time() - forgot_at >= FORGET_SECONDS:
                     forgot_at = loop.time()
                     await self.forget()
-            except Exception:
-                # What was claimed is sent again when the claim is over.
-                log.warning("webhooks not sent", exc_info=True)
+            except Exception as error:
+                # What was claimed is sent again when the claim is over. The store logs an outage.
+                if not isinstance(error, Unavailable | OutcomeUnknown):
+                    log.warning("webhooks not sent", exc_info=True)
                 await asyncio.sleep(FAILED_SECONDS)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_SECONDS):

@@ -261,7 +261,6 @@ class Ledger:
             raise
         except StoreUnavailable:
             # It is so for each of them: halving would wait for the database once for each half.
-            log.error("database unavailable", exc_info=True)
             return [Unavailable("the database does not answer")] * len(asked)
         except Exception as error:
             if len(asked) == 1:
@@ -282,8 +281,9 @@ class Ledger:
                 await self._store.commit(batch.wanted, batch.decide)
             except DiskFailed:
                 raise
-            except Exception:
-                log.warning("recovery after a failed commit failed", exc_info=True)
+            except Exception as error:
+                if not isinstance(error, StoreUnavailable | CommitFailed):
+                    log.warning("recovery after a failed commit failed", exc_info=True)
                 await asyncio.sleep(pause)
                 pause *= 2
             else:

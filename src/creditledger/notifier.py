@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from creditledger import clock as time
 from creditledger import ids
 from creditledger.api import hooked
-from creditledger.errors import InvalidField
+from creditledger.errors import InvalidField, OutcomeUnknown, Unavailable
 from creditledger.shown import GivenGrant, Transaction, WalletPlace
 from creditledger.store import Store, due, grants, reads, tail, walks, webhook_feed
 from creditledger.store.due import Due, What
@@ -160,8 +160,9 @@ class Notifier:
                     if loop.time() - self._looked_at >= LOOK_SECONDS:
                         await self.look()
                         self._looked_at = loop.time()
+            except (Unavailable, OutcomeUnknown):
+                pass  # the store logs an outage, and the next look finds what this one has left
             except Exception:
-                # The next look finds what this one has left.
                 log.warning("webhooks not made", exc_info=True)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

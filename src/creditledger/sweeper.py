@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 
-from creditledger.errors import Overloaded
+from creditledger.errors import OutcomeUnknown, Overloaded, Unavailable
 from creditledger.ledger import Ledger
 from creditledger.operations import Sweep
 from creditledger.store import Store, due
@@ -56,8 +56,9 @@ class Sweeper:
             await asyncio.sleep(self._interval)
             try:
                 await self.sweep()
+            except (Unavailable, OutcomeUnknown):
+                pass  # the store logs an outage, and the next sweep finds what this one has left
             except Exception:
-                # The next one finds what this one has left.
                 log.warning("sweep failed", exc_info=True)
 
     async def sweep_holds(self) -> int:

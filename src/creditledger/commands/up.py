@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
-from creditledger import __version__, clock, demo, log, workers
-from creditledger.config import Config, WrongSetting, host_and_port, spelled
+from creditledger import __version__, clock, demo, log, store, workers
+from creditledger.config import PREFIX, Config, WrongSetting, host_and_port, spelled
 from creditledger.demo import DemoKeys
 from creditledger.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.private_postgres import NotInstalled, NotStarted, PrivatePostgres
@@ -124,10 +124,11 @@ def _greeting(config: Config, addresses: list[str], envoy: Envoy, keys: DemoKeys
     ]
     if keys is None:
         create = f"{_command('creditledger')} keys create --scope admin"
-        lines += [
-            "This database has no demo. Make a key with:",
-            f"  {create} --database-url '{config.database_url}'",
-        ]
+        if store.holds_secret(config.database_url):
+            where = f"with {PREFIX}DATABASE_URL as it is here, which has a password"
+        else:
+            where, create = "with", f"{create} --database-url '{config.database_url}'"
+        lines += [f"This database has no demo. Make a key {where}:", f"  {create}"]
     else:
         bearer = f"-H 'authorization: Bearer {keys.customer}'"
         wallet = f"""-d '{{"wallet_id": "{demo.WALLET}"}}'"""

@@ -6,7 +6,8 @@ two writers; the tables are in `schema.py`, what checks them in `verify.py`. Cal
 the API and the command line.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -19,6 +20,7 @@ from creditledger.errors import OutcomeUnknown, Unavailable
 from creditledger.store import postgres, sqlite_database
 from creditledger.store.batch import (
     SUMS,
+    UNREADABLE,
     CannotOpen,
     Changes,
     CommitFailed,
@@ -28,6 +30,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.outage import Outage
 from creditledger.store.postgres import Postgres
 from creditledger.store.sqlite import DatabaseLocked
 from creditledger.store.sqlite_database import SQLite
@@ -94,8 +97,8 @@ def _kind(url: str) -> _Kind:
 def _is_postgres(url: str) -> bool:
     try:
         driver = make_url(url).drivername
-    except ArgumentError:
-        raise ValueError("it is no database URL such as sqlite+aiosqlite:///./credit.db") from None
+    except (ArgumentError, ValueError):
+        raise ValueError(UNREADABLE) from None
     if driver not in (postgres.DRIVER, sqlite_database.DRIVER):
         raise ValueError(
             f"its driver {driver!r} is not supported: use {sqlite_database.DRIVER} or"
@@ -117,6 +120,12 @@ def database_path(url: str) -> Path | None:
 def database_name(url: str) -> str:
     """The database as its operator knows it, without a password."""
     return _kind(url).name(url)
+
+
+def holds_secret(url: str) -> bool:
+    """Whether a database URL has a password in it."""
+    parsed = make_url(url)
+    return parsed.password is not None or "password" in parsed.query
 
 
 async def look(url: str, query: Callable[[Connection], T]) -> T:
@@ -159,6 +168,7 @@ class Store:
         `on_disk_failure` is told of one in `write`; one in `commit` is raised to the ledger.
         """
         self._on_disk_failure = on_disk_failure
+        self._outage = Outage(database_name(url))
         self._database: _Database
         if _is_postgres(url):
             self._database = Postgres(
@@ -180,8 +190,9 @@ class Store:
         await self._database.close()
 
     async def reconnect(self) -> None:
-        """Forget the writing connection and open another one."""
-        await self._database.reconnect()
+        """Forget the writing connection and open another one. Raises StoreUnavailable."""
+        with self._watched("commit"):
+            await self._database.reconnect()
 
     async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
         """Phases 1 to 6 of the write path: one transaction in which `decide` runs.
@@ -189,7 +200,8 @@ class Store:
         Raises what `decide` raises, the driver's error for a broken constraint and StoreUnavailable
         with nothing written, CommitFailed and DiskFailed with the outcome unknown.
         """
-        await self._database.commit(wanted, decide)
+        with self._watched("commit"):
+            await self._database.commit(wanted, decide)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
         """`change` as one write transaction; it may be run more than once.
@@ -197,7 +209,8 @@ class Store:
         Raises Unavailable with nothing written, OutcomeUnknown where it may have been.
         """
         try:
-            return await self._database.write(change)
+            with self._watched("write"):
+                return await self._database.write(change)
         except DiskFailed as error:
             log.critical("disk failed", exc_info=True)
             self._on_disk_failure()
@@ -221,4 +234,15 @@ class Store:
         quick, and does not wait for other reads. Raises QueryTooBroad when it takes longer than
         `seconds`, Overloaded where all connections are in use for long, Unavailable.
         """
-        return await self._database.read(query, seconds, stale=stale, urgent=urgent)
+        with self._watched("stale read" if stale else "read"):
+            return await self._database.read(query, seconds, stale=stale, urgent=urgent)
+
+    @contextmanager
+    def _watched(self, work: str) -> Iterator[None]:
+        """Log the begin and the end of an outage of the database."""
+        try:
+            yield
+        except (StoreUnavailable, CommitFailed, Unavailable) as error:
+            self._outage.failed(work, error)
+            raise
+        self._outage.answered(work)

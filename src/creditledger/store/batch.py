@@ -23,6 +23,12 @@ from creditledger.model import (
 
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
+#: What is wrong with a database URL of which nothing may be shown: what could not be read may be
+#: part of a password.
+UNREADABLE = (
+    "it is no database URL such as sqlite+aiosqlite:///./credit.db; special characters of a user"
+    " or a password are written as %XX"
+)
 
 
 class CannotOpen(Exception):

@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 import asyncpg
 import structlog
 from sqlalchemy import Connection, make_url, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from creditledger.errors import Overloaded, QueryTooBroad, Refusal, Unavailable
+from creditledger.errors import Overloaded, QueryTooBroad, Refusal, Unavailable, echo
 from creditledger.store.batch import (
     TOO_MANY_READS,
+    UNREADABLE,
     CannotOpen,
     Changes,
     CommitFailed,
@@ -36,6 +37,15 @@ log = structlog.get_logger()
 T = TypeVar("T")
 
 DRIVER = "postgresql+asyncpg"
+#: What may follow the database's name in its URL. All are texts that the driver takes as they are;
+#: what else it knows the ledger sets by itself.
+OPTIONS = frozenset(
+    {
+        *("host", "port", "user", "password", "passfile", "service", "servicefile"),
+        *("ssl", "krbsrvname", "gsslib"),
+    }
+)
+TLS_MODES = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 #: The oldest that has what the schema uses, and is still maintained.
 VERSION_MIN = 14
 #: A statement of the write path that takes longer is ended by the database.
@@ -61,8 +71,28 @@ _MIGRATING = 0x63726564
 
 def check(url: str) -> None:
     """Raises ValueError saying what is wrong with a `postgresql+asyncpg://…` URL."""
-    if not make_url(url).database:
+    parsed = make_url(url)
+    if not parsed.database:
         raise ValueError("it must name a database")
+    if "@" in (parsed.host or ""):
+        raise ValueError(UNREADABLE)
+    unknown = sorted(set(parsed.query) - OPTIONS)
+    if unknown:
+        raise ValueError(
+            f"its option {echo(unknown[0])} is not known; there are {', '.join(sorted(OPTIONS))}"
+        )
+    for option, value in parsed.query.items():
+        if not isinstance(value, str) and option != "host":
+            raise ValueError(f"its option {option} is given twice")
+    tls = parsed.query.get("ssl")
+    if tls is not None and tls not in TLS_MODES:
+        raise ValueError(f"its option ssl must be one of {', '.join(TLS_MODES)}")
+    try:
+        parsed.get_dialect()().create_connect_args(parsed)
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "its options host and port must be host=a:1&host=b:2 or host=a,b&port=1,2"
+        ) from None
 
 
 def path(_url: str) -> None:
@@ -70,8 +100,9 @@ def path(_url: str) -> None:
 
 
 def name(url: str) -> str:
-    """The database as a text without its password."""
-    return make_url(url).render_as_string(hide_password=True)
+    """The database as a text without its password, wherever in the URL it stands."""
+    parsed = make_url(url).difference_update_query(("password",))
+    return parsed.render_as_string(hide_password=True)
 
 
 def _settings(
