@@ -19,6 +19,12 @@ import sys
 import tarfile
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from google.protobuf import descriptor_pb2
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
@@ -109,12 +115,11 @@ def generate(out: Path) -> None:
         f"--mypy_grpc_out=quiet,only_async:{out}",
         *contract,
     )
-    protoc(
-        "--include_imports",
-        f"--descriptor_set_out={out / DESCRIPTOR_SET}",
-        *contract,
-        *DESCRIBED_TOO,
-    )
+    described = out / DESCRIPTOR_SET
+    protoc("--include_imports", f"--descriptor_set_out={described}", *contract, *DESCRIBED_TOO)
+    files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes())
+    spell_requests_in_camel_case(files)
+    described.write_bytes(files.SerializeToString(deterministic=True))
     for name, text in PACKAGE_FILES.items():
         (out / name).write_text(text, encoding="utf-8")
 
@@ -143,6 +148,57 @@ def envoy_yaml() -> str:
     (indent,) = found
     rows = (f'{indent}  {name} = {{{status}, "{kind}"}},\n' for name, status, kind in errors())
     return table.sub(f"{indent}local ERRORS = {{\n{''.join(rows)}{indent}}}\n", text)
+
+
+def spell_requests_in_camel_case(files: descriptor_pb2.FileDescriptorSet) -> None:
+    """Let Envoy read each field of a request in snake_case and in camelCase.
+
+    It reads a field's name and its JSON name; answers are printed by the JSON name. So in what only
+    requests hold, the JSON name becomes the default one, in camelCase. What answers hold too has a
+    copy for requests: the same fields under the same numbers, so the bytes are the same.
+    """
+    messages = dict(_messages(files))
+    asked, answered = set[str](), set[str]()
+    for method in (m for file in files.file for s in file.service for m in s.method):
+        _reach(method.input_type, messages, asked)
+        _reach(method.output_type, messages, answered)
+    ours = {name for name in asked if name.startswith(".credit.v1.")}
+    copied = {name: f"{name}InRequest" for name in ours & answered}
+    for file in files.file:
+        for message in list(file.message_type):
+            if f".{file.package}.{message.name}" in copied:
+                copy = file.message_type.add()
+                copy.CopyFrom(message)
+                copy.name = f"{message.name}InRequest"
+                messages[f".{file.package}.{copy.name}"] = copy
+    for name in ours:
+        for field in messages[copied.get(name, name)].field:
+            field.json_name = re.sub("_(.)", lambda match: match[1].upper(), field.name)
+            if field.type_name in copied:
+                field.type_name = copied[field.type_name]
+
+
+def _messages(
+    files: descriptor_pb2.FileDescriptorSet,
+) -> Iterator[tuple[str, descriptor_pb2.DescriptorProto]]:
+    """Each message with its full name, those inside others too."""
+    waiting = [
+        (f".{file.package}", message) for file in files.file for message in file.message_type
+    ]
+    while waiting:
+        scope, message = waiting.pop()
+        yield f"{scope}.{message.name}", message
+        waiting += [(f"{scope}.{message.name}", inner) for inner in message.nested_type]
+
+
+def _reach(
+    name: str, messages: Mapping[str, descriptor_pb2.DescriptorProto], found: set[str]
+) -> None:
+    """Add the message, and all that its fields hold, to `found`."""
+    if name not in found and name in messages:
+        found.add(name)
+        for field in messages[name].field:
+            _reach(field.type_name, messages, found)
 
 
 def contents(folder: Path) -> dict[str, bytes]:

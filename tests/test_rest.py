@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import pytest_asyncio
+from google.api import annotations_pb2
+from google.protobuf import descriptor_pool
 
 from creditledger import clock as time
+from creditledger.server import SERVICES
 from tests.served import (
     BILLING,
     BILLS,
@@ -642,7 +646,14 @@ async def test_validate_only_and_expected_sequence(
         for name in ("expected_sequence", "validate_only"):
             for text in ("", "abc", "1.5"):
                 assert await refusal(served, service, route, body, **{name: text}) == invalid(name)
-        for name in ("validateOnly", "expectedSequence", "validate_onyl", "dry_run"):
+        for name, value, expected in [
+            ("expectedSequence", "2", moved),
+            ("expectedSequence", "x", invalid("expectedSequence")),
+            ("validateOnly", "x", invalid("validateOnly")),
+        ]:
+            assert await refusal(served, service, route, body, **{name: value}) == expected
+        assert (await send(served, service, route, body, validateOnly="true"))["validate_only"]
+        for name in ("validate_onyl", "Validate_only", "validateonly", "dry_run"):
             unknown = Failure(400, "UNKNOWN_PARAMETER", name)
             assert await refusal(served, service, route, body, **{name: "true"}) == unknown
     assert (await post(expected_sequence="1"))["wallet"]["sequence"] == "2"
@@ -1426,6 +1437,42 @@ async def test_pages_and_words_of_native_lists(writer: Served, admin: str) -> No
     for key in ("é", "a\n", "x" * 256):
         found = await refusal(writer, admin, route, idempotency_key=key)
         assert found == invalid("idempotency_key")
+
+
+def lists() -> dict[str, list[str]]:
+    """The paths of all RPCs that answer pages, each with its parameters; ids as they may be."""
+    ids = {
+        "wallet_id": "wal_writer", "posting_id": NO_POSTING, "CreditGrantService": NO_GRANT,
+        "WebhookService": "whe_" + "0" * 26,
+    }  # fmt: skip
+    found = {}
+    for service in map(descriptor_pool.Default().FindServiceByName, SERVICES):
+        for method in service.methods:
+            fields = [field.name for field in method.input_type.fields]
+            path = method.GetOptions().Extensions[annotations_pb2.http].get
+            if path and "page_size" in fields:
+                for name in re.findall(r"{(\w+)}", path):
+                    path = path.replace(f"{{{name}}}", ids.get(name) or ids[service.name])
+                found[path] = fields
+    return found
+
+
+@pytest.mark.parametrize("path", lists())
+async def test_both_spellings_of_parameters(writer: Served, admin: str, path: str) -> None:
+    """Each parameter of each list is read in snake_case and in camelCase; not both at once."""
+    given = "cycleType=Day&startTime=1790000000&endTime=1790000001&" if path == BILLS else ""
+
+    for name in ("page_size", "pageSize"):
+        found = await refusal(writer, admin, f"GET {path}?{given}{name}=-1")
+        assert (found.status, found.code) == (400, "INVALID_FIELD")
+        assert found.param in ("page_size", "pageSize")
+    both = await refusal(writer, admin, f"GET {path}?{given}page_size=1&pageSize=1")
+    assert (both.status, both.code) == (400, "INVALID_FIELD")
+    for name in lists()[path]:
+        camel = re.sub("_(.)", lambda match: match[1].upper(), name)
+        for spelled in (name, camel):
+            answer = await writer.ask("GET", path, key=admin, query=f"{spelled}=x")
+            assert "UNKNOWN_PARAMETER" not in answer.text, spelled
 
 
 @pytest.mark.parametrize("route", [*WRITES, POSTING, "POST /v1/postings:batch"])

@@ -482,7 +482,7 @@ async def test_pages(
         ("start_date=1", "UNKNOWN_PARAMETER", "start_date"),
         ("start_time=1", "UNKNOWN_PARAMETER", "start_time"),
         ("type=grant", "UNKNOWN_PARAMETER", "type"),
-        ("customerId=cus_1", "UNKNOWN_PARAMETER", "customerId"),
+        ("customerid=cus_1", "UNKNOWN_PARAMETER", "customerid"),
         ("currency_id=USD", "UNKNOWN_PARAMETER", "currency_id"),
     ],
     ids=lambda value: str(value)[:30],

@@ -486,7 +486,7 @@ async def wide(shared: Served) -> str:
         ("livemode=", "INVALID_FIELD", "livemode"),
         ("livemode=maybe", "INVALID_FIELD", "livemode"),
         ("limit=5", "UNKNOWN_PARAMETER", "limit"),
-        ("pageSize=5", "UNKNOWN_PARAMETER", "pageSize"),
+        ("pageSize=0", "INVALID_FIELD", "page_size"),
         ("customer_id=cus_other", "UNKNOWN_PARAMETER", "customer_id"),
         ("Kind=topup", "UNKNOWN_PARAMETER", "Kind"),
         ("kind[]=topup", "UNKNOWN_PARAMETER", "kind[]"),
