@@ -72,13 +72,13 @@ def settings(**values: int) -> bytes:
     return frame(Kind.SETTINGS, payload=b"".join(pairs))
 
 
-def literal(name: str, value: str) -> bytes:
+def literal(name: str | bytes, value: str | bytes) -> bytes:
     """A header, without Huffman and without the table of headers."""
     return b"\0" + _text(name) + _text(value)
 
 
-def _text(text: str) -> bytes:
-    data = text.encode()
+def _text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
     return integer(len(data), bits=7) + data
 
 
