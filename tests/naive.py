@@ -117,6 +117,7 @@ class Grant:
 @dataclass(frozen=True, slots=True)
 class GrantView(Grant):
     remaining: int
+    repaid: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +131,16 @@ class Posting:
     effective_at: int
     overdraft_limit: int  #: The wallet's, when this was posted.
     oldest: int  #: The earliest effective_at that this command may have named.
+
+
+class Repayment(NamedTuple):
+    """What a grant paid back of overdraft as it began, or as it or a hold of it ended."""
+
+    grant: int
+    amount: int
+    at: int
+    written_at: int
+    rows: int  #: How many the wallet had by then.
 
 
 @dataclass(slots=True)
@@ -241,18 +252,22 @@ class Wallet:
     limits_made: int = 0
     #: What became of changed grants: (number, created_at, grant), number 0 as it was given.
     revisions: list[tuple[int, int, Grant]] = field(default_factory=list)
+    repayments: list[Repayment] = field(default_factory=list)
+    begun: set[int] = field(default_factory=set)  #: Grants that have begun since they were given.
 
     def draft(self) -> Wallet:
         draft = replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
         draft.holds = [replace(hold, parts={**hold.parts}) for hold in self.holds]
         draft.revisions = [*self.revisions]
+        draft.repayments, draft.begun = [*self.repayments], {*self.begun}
         return draft
 
     def now(self, clock: int) -> int:
         posted = [posting.created_at for posting in self.postings.values()]
         changed = [created_at for _, created_at, _ in self.revisions]
         rows = [row.created_at for row in self.rows]
-        return max([clock, self.created_at, *rows, *posted, *changed])
+        repaid = [repayment.written_at for repayment in self.repayments]
+        return max([clock, self.created_at, *rows, *posted, *changed, *repaid])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]
@@ -269,11 +284,16 @@ class Wallet:
         return "paid" if row.grant is None else self.grant(row.grant).category
 
     def remaining(self, grant: Grant) -> int:
-        return sum(r.amount for r in self.rows if r.grant == grant.ref) - grant.overdraft_paid
+        moved = sum(r.amount for r in self.rows if r.grant == grant.ref)
+        return moved - grant.overdraft_paid - self.repaid(grant)
+
+    def repaid(self, grant: Grant) -> int:
+        return sum(one.amount for one in self.repayments if one.grant == grant.ref)
 
     def overdraft_used(self) -> int:
         drawn = -sum(row.amount for row in self.rows if row.grant is None)
-        return drawn - sum(grant.overdraft_paid for grant in self.grants)
+        paid = sum(grant.overdraft_paid for grant in self.grants)
+        return drawn - paid - sum(one.amount for one in self.repayments)
 
     def spent(self, limit: Limit, now: int) -> int:
         """What was consumed in the limit's period, less what was ever refunded of that."""
@@ -302,6 +322,16 @@ class Wallet:
         )
 
     def view(self, clock: int) -> WalletView:
+        if self.overdraft_used() and any(
+            not g.open(self.now(clock)) or self.waits(g) for g in self.grants
+        ):
+            # Whatever has to be written is, in a copy.
+            draft, written = self.draft(), len(self.rows)
+            draft.expire(0, self.now(clock))
+            return draft.seen(clock)._replace(sequence=written)
+        return self.seen(clock)
+
+    def seen(self, clock: int) -> WalletView:
         now, used, limit = self.now(clock), self.overdraft_used(), self.overdraft_limit
         due = sum(self.free(grant, now) for grant in self.grants if grant.ended(now))
         balance = sum(row.amount for row in self.rows) - due
@@ -362,23 +392,61 @@ class Wallet:
     def room(self, now: int) -> int:
         return max(0, self.view(now).available + self.overdraft_limit)
 
+    def waits(self, grant: Grant) -> bool:
+        """Whether it was given before it began, and what it paid as it began is not known."""
+        return grant.effective_at > grant.created_at and grant.ref not in self.begun
+
+    def pay_back(self, grant: Grant, most: int, at: int, now: int) -> int:
+        """Out of so much the grant pays what is overdrawn, if it may: how much that was."""
+        may = not grant.scope and grant.voided_at is None
+        amount = min(most, self.overdraft_used()) if may else 0
+        if amount:
+            one = Repayment(grant.ref, amount, at, now, len(self.rows))
+            self.repayments.append(one)
+        return amount
+
     def expire(self, ref: int, now: int) -> None:
+        """Bring the wallet up to now, one moment after the other.
+
+        At each, what leaves grants that end pays overdraft back or else expires; then grants that
+        begin pay it back.
+        """
+        written = len(self.rows)
+        begins = [g for g in self.grants if self.waits(g) and not g.pending(now)]
+        ends = [g for g in self.grants if g.ended(now)]
+        leaves = [h.deadline for h in self.holds if h.ended is None and h.deadline <= now]
+        moments = {g.effective_at for g in begins} | {g.end() or 0 for g in ends} | {*leaves}
+        rest: dict[tuple[int, int], int] = {}
+        for moment in sorted(moments):
+            for grant in sorted(ends, key=Grant.burn_order):
+                part = self.leaving(grant, moment, now)
+                left = part - self.pay_back(grant, part, moment, now)
+                if left:
+                    rest[moment, grant.ref] = left
+            for grant in sorted(begins, key=Grant.burn_order):
+                if grant.effective_at == moment:
+                    self.begun.add(grant.ref)
+                    self.pay_back(grant, self.remaining(grant), moment, now)
+        self.repayments = [one._replace(rows=min(one.rows, written)) for one in self.repayments]
+        self.expire_rest(ref, rest, now)
+
+    def leaving(self, grant: Grant, moment: int, now: int) -> int:
+        """What of an ended grant nothing has a claim to from this moment on, and had before."""
+        end, part = grant.end() or 0, 0
+        holds = [h for h in self.holds if h.parts.get(grant.ref)]
+        if end == moment:
+            held = sum(hold.parts[grant.ref] for hold in holds)
+            part = self.remaining(grant) - held
+        for hold in holds:
+            if not hold.live(now) and max(end, hold.deadline) == moment:
+                part += hold.parts[grant.ref]
+        return part
+
+    def expire_rest(self, ref: int, rest: dict[tuple[int, int], int], now: int) -> None:
         posting = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
-        due: list[tuple[int, int, int]] = []
-        for grant in [grant for grant in self.grants if grant.ended(now)]:
-            end, left = grant.end() or 0, self.remaining(grant)
-            for hold in self.holds:
-                part = hold.parts.get(grant.ref, 0)
-                left -= part
-                if not hold.live(now):
-                    due.append((max(end, hold.deadline), grant.ref, part))
-            due.append((end, grant.ref, left))
-        moments = sorted({(moment, grant) for moment, grant, _ in due})
-        for moment, grant_ref in moments:
-            amount = sum(a for m, g, a in due if (m, g) == (moment, grant_ref))
-            if amount:
-                self.append(posting, "expiry", -amount, grant_ref, moment)
-                self.postings[ref] = posting
+        for (moment, grant_ref), amount in sorted(rest.items()):
+            self.append(posting, "expiry", -amount, grant_ref, moment)
+            self.postings[ref] = posting
         for hold in [hold for hold in self.holds if hold.ended is None and hold.deadline <= now]:
             hold.end("expired", hold.deadline)
 
@@ -588,8 +656,10 @@ class Wallet:
         expiry = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
         for grant_ref, part in parts:
             if self.grant(grant_ref).ended(now):
-                self.append(expiry, "expiry", -part, grant_ref, now)
-                self.postings[ref] = expiry
+                left = part - self.pay_back(self.grant(grant_ref), part, now, now)
+                if left:
+                    self.append(expiry, "expiry", -left, grant_ref, now)
+                    self.postings[ref] = expiry
 
     def apply_release(self, posting: Posting, body: Body) -> None:
         hold = self.open_hold(body["hold_id"], posting.created_at)
@@ -1040,4 +1110,7 @@ class NaiveLedger:
     def grants(self, wallet_id: str) -> list[GrantView]:
         """By their rows: an ended grant keeps what is left until its expiration is written."""
         wallet = self.wallets[wallet_id]
-        return [GrantView(**asdict(g), remaining=wallet.remaining(g)) for g in wallet.grants]
+        return [
+            GrantView(**asdict(g), remaining=wallet.remaining(g), repaid=wallet.repaid(g))
+            for g in wallet.grants
+        ]

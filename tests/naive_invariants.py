@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING
 from tests.naive import AMOUNT_MAX, BALANCE_MAX, GRANTS_MAX, SPENDING
 
 if TYPE_CHECKING:
-    from tests.naive import NaiveLedger, Wallet
+    from tests.naive import Grant, NaiveLedger, Repayment, Wallet
 
 
 def check(ledger: NaiveLedger) -> None:
     """Assert the invariants of every wallet."""
     check_transfers(ledger)
-    for wallet in ledger.wallets.values():
-        left, now, view = walk(wallet), wallet.now(ledger.clock), wallet.view(ledger.clock)
+    for own in ledger.wallets.values():
+        now, view = own.now(ledger.clock), own.view(ledger.clock)
+        wallet = own.draft()  # with all written that is over
+        wallet.expire(max([0, *own.postings]) + 1, now)
+        left = walk(wallet)
         is_open = [grant for grant in wallet.grants if grant.open(now)]
         spendable = sum(left[grant.ref] for grant in is_open if not grant.scope)
         parts = [part for hold in wallet.holds if hold.live(now) for part in hold.parts.items()]
@@ -71,8 +74,11 @@ def walk(wallet: Wallet) -> dict[int, int]:
     balance = used = now = forced = 0
     # What a grant was before its terms changed is not known here.
     loose = bool(wallet.holds or wallet.revisions)
+    repayments = list(wallet.repayments)
     for sequence, row in enumerate(wallet.rows, 1):
         posting = wallet.postings[row.posting]
+        while repayments and repayments[0].rows < sequence:
+            used -= repay(grants, left, repayments.pop(0), used)
         balance += row.amount
         assert (row.sequence, row.running_balance) == (sequence, balance)
         assert now <= row.created_at
@@ -123,4 +129,18 @@ def walk(wallet: Wallet) -> dict[int, int]:
             assert 0 <= left[row.grant] <= grants[row.grant].amount
         assert used >= 0
         assert balance == sum(left.values()) - used
+    for one in repayments:
+        used -= repay(grants, left, one, used)
+    assert used == wallet.overdraft_used()
     return left
+
+
+def repay(grants: dict[int, Grant], left: dict[int, int], one: Repayment, used: int) -> int:
+    """Assert that the grant could pay so much back; how much that is."""
+    grant = grants[one.grant]
+    left[one.grant] -= one.amount
+    assert 0 < one.amount <= used
+    assert left[one.grant] >= 0
+    assert not grant.scope
+    assert one.at == grant.effective_at or grant.ended(one.at)
+    return one.amount

@@ -15,7 +15,7 @@ from tests.naive import key_of
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.naive import Row, Wallet
+    from tests.naive import Repayment, Row, Wallet
 
 
 class Close(NamedTuple):
@@ -32,11 +32,17 @@ def counts_at(row: Row, closes: Sequence[Close]) -> int:
     return max([happened(row), *(close.end for close in closes if row.sequence > close.rows)])
 
 
+def paid_at(one: Repayment, closes: Sequence[Close]) -> int:
+    return max([one.at, *(close.end for close in closes if one.rows > close.rows)])
+
+
 def at(wallet: Wallet, closes: Sequence[Close], moment: int) -> tuple[dict[int, int], int]:
     """What each grant has, and the overdraft that is used, of the rows before a moment."""
     rows = [row for row in wallet.rows if counts_at(row, closes) < moment]
     given = {row.sequence for row in rows}
     paid = {g.ref: g.overdraft_paid if g.ref in given else 0 for g in wallet.grants}
+    for one in wallet.repayments:
+        paid[one.grant] += one.amount if paid_at(one, closes) < moment else 0
     grants = {ref: sum(row.amount for row in rows if row.grant == ref) - paid[ref] for ref in paid}
     drawn = -sum(row.amount for row in rows if row.grant is None)
     return grants, drawn - sum(paid.values())
@@ -86,6 +92,12 @@ def statement(wallet: Wallet, closes: Sequence[Close], start: int, end: int) -> 
             paid = grant.overdraft_paid
             own["prior_period" if late else "overdraft_repaid"] += -paid if late else paid
             overdraft["prior_period" if late else "repaid"] += -paid if late else paid
+    for one in wallet.repayments:
+        if start <= paid_at(one, closes) < end:
+            late = one.at < paid_at(one, closes)
+            units = -one.amount if late else one.amount
+            grants[one.grant]["prior_period" if late else "overdraft_repaid"] += units
+            overdraft["prior_period" if late else "repaid"] += units
     for ref in had:
         if had[ref] or ref in grants:
             grants[ref] |= {"opening": had[ref], "closing": has[ref]}

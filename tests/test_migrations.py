@@ -148,7 +148,7 @@ def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
         f"{table}_no_{act}"
         for table in (
             *("credit_transactions", "postings", "dimensions", "hold_revisions"),
-            *("grant_revisions", "statements"),
+            *("grant_revisions", "grant_repayments", "statements"),
         )
         for act in acts
     }

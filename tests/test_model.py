@@ -39,6 +39,7 @@ from creditledger.model import (
     Type,
     Wallet,
     WalletView,
+    overdraft_used,
     standing,
     view,
 )
@@ -217,6 +218,35 @@ class LedgerMachine(RuleBasedStateMachine):
         self._ask(items)
 
     @rule(data=st.data())
+    def owe(self, data: st.DataObject) -> None:
+        """A wallet is overdrawn, by its limit or by force, and a grant is to begin later."""
+        wallet_id = self._asking(data).wallet_id()
+        view = self.model.wallet(wallet_id, now=self.clock.now)
+        grants = [grant.ref for grant in self.model.grants(wallet_id)]
+        more = data.draw(st.integers(1, 20))
+        body: dict[str, Any] = {"amount": -more, "force": True}
+        if data.draw(st.booleans()) and grants:
+            body["credit_grant_id"] = data.draw(st.sampled_from(grants))
+            body["amount"] -= data.draw(st.sampled_from([0, 20]))
+        elif data.draw(st.booleans()):
+            body["amount"] -= max(0, view.available)
+        items: list[Asked] = [Request(wallet_id, self._key(0), "adjustment", body)]
+        if data.draw(st.booleans()):
+            spent = {"amount": max(0, view.available) + more}
+            items = [Change(wallet_id, None, 40)]
+            items.append(Request(wallet_id, self._key(0), "consumption", spent))
+        begins = self.clock.now + data.draw(st.sampled_from([1, SECOND, 60_000]))
+        later = {
+            "amount": data.draw(st.integers(1, 30)),
+            "category": data.draw(st.sampled_from(["paid", "promotional"])),
+            "effective_at": begins,
+            "expires_at": data.draw(st.sampled_from([None, begins + 1, begins + 60_000])),
+        }
+        if data.draw(st.booleans()):
+            items.append(Request(wallet_id, self._key(1), "grant", later))
+        self._ask(items)
+
+    @rule(data=st.data())
     def post_again(self, data: st.DataObject) -> None:
         """A retry, of what was accepted or refused: the same request or another one."""
         if self.asked:
@@ -259,7 +289,7 @@ class LedgerMachine(RuleBasedStateMachine):
             wallet = registry.wallet(connection, wallet_id)
             assert wallet is not None
             was = moments.at_time(connection, wallet, moment)
-            return (*standing(was, moment), was.overdraft_used)
+            return (*standing(was, moment), overdraft_used(was, moment))
 
         expected = self.past[wallet_id][moment]
         assert self.run(self.store.read(read)) == expected[:6]
@@ -347,7 +377,7 @@ class LedgerMachine(RuleBasedStateMachine):
             assert expected == figures(view(wallet, self.clock.now))
             self._remember(wallet_id, expected)
             assert [
-                (g.ref, g.amount, g.overdraft_paid, g.remaining, g.effective_at, g.expires_at)
+                (g.ref, g.amount, g.overdraft_paid, g.repaid, g.remaining, g.effective_at)
                 for g in self.model.grants(wallet_id)
             ] == grants
             assert self._model_terms(wallet_id) == terms
@@ -378,10 +408,11 @@ class LedgerMachine(RuleBasedStateMachine):
     def _remember(self, wallet_id: str, seen: naive.WalletView) -> None:
         """What the wallet has now; what it was thought to have later is no longer so."""
         past, model = self.past[wallet_id], self.model.wallets[wallet_id]
-        moved = len(model.postings) + len(model.revisions)
+        moved = len(model.postings) + len(model.revisions) + len(model.repayments)
         if self.known.get(wallet_id) != moved:
             self.known[wallet_id] = moved
             times = [posting.created_at for posting in model.postings.values()]
+            times += [one.written_at for one in model.repayments]
             last = max([0, *times, *(made for _, made, _ in model.revisions)])
             for moment in [moment for moment in past if moment >= last]:
                 del past[moment]
@@ -663,7 +694,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 _TERMS = ("name", "priority", "expires_at", "voided_at")
-_OF_GRANTS = ("amount", "overdraft_paid", "remaining", "effective_at", "expires_at")
+_OF_GRANTS = ("amount", "overdraft_paid", "repaid", "remaining", "effective_at")
 _grants, _revisions, _rows = schema.grants.c, schema.grant_revisions.c, schema.transactions.c
 #: Of all wallets, oldest first: six columns of what is left, and the terms.
 GRANTS = select(

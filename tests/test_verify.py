@@ -91,7 +91,7 @@ if TYPE_CHECKING:
 
     Damaged = Callable[..., list[Finding]]
 
-ACME, BETA, GIVING, TAKING, MANAGED = 1, 2, 4, 5, 6
+ACME, BETA, GIVING, TAKING, MANAGED, OWING = 1, 2, 4, 5, 6, 7
 CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *closed_checks.CHECKS]
 
 
@@ -104,7 +104,7 @@ def wallets(connection: Connection) -> None:
     add_wallet(connection, "wal_acme", overdraft_limit=10 * 10**9)
     add_wallet(connection, "wal_beta", currency="CREDIT")
     add_wallet(connection, "wal_empty")
-    for wallet_id in ("wal_giving", "wal_taking", "wal_managed"):
+    for wallet_id in ("wal_giving", "wal_taking", "wal_managed", "wal_owing"):
         add_wallet(connection, wallet_id)
     add_meter(connection, "mtr_calls")
     add_meter(connection, "mtr_images")
@@ -161,7 +161,13 @@ async def story(ledger: Ledger, clock: Clock) -> None:
     await post(adjust("-50", force=True))  # 12: −3 of 2, 13: −47 overdraft
     await post(give("100", expires_at=START + 2 * time.HOUR))  # 14: of which 47 pay back
     await post(adjust("2"))  # 15
+    await post(give("1"), "wal_owing")  # 1
+    await post(give("5", expires_at=START + 2 * time.HOUR), "wal_owing")  # 2
+    of_one = adjust("-8", credit_grant_id=ids.compose("cg", OWING, 1), force=True)
+    await post(of_one, "wal_owing")  # 3: −1 of 1, 4: −7 overdraft
+    await post(give("4", effective_at=START + time.HOUR), "wal_owing")  # 5
     clock.advance(3 * time.HOUR)
+    await post(give("2"), "wal_owing")  # 6: after 5 paid 4 and 2 paid 3, −2 of 2; 7
     await post(metered("0.25", 1, 2, 3, 4, 5, 6))  # 16: 14 expires, 17: −0.25 of 15
     await post(refund(posting_id(over_two_grants)))  # 18: +1 to 2, 19: +10 to a grant of its own
     await post(consume("1"), "wal_beta", effective_at=START - time.DAY)
@@ -365,7 +371,7 @@ WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_
     VALUES (99, 1, 2, 20, 1)"""
 
 EXTRA_GRANT = """INSERT INTO grants
-    SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0"""
+    SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0, 0"""
 
 EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
@@ -696,6 +702,43 @@ def test_a_damage_of_a_grant_s_terms_is_named(
     ]
 
 
+def repaid(grant_number: int, changed: str) -> str:
+    where = f"wallet_number = {OWING} AND grant_number = {grant_number}"
+    return f"UPDATE grant_repayments SET {changed} WHERE {where}"
+
+
+def owing(grant_number: int, changed: str) -> str:
+    return f"UPDATE grants SET {changed} WHERE wallet_number = {OWING} AND number = {grant_number}"
+
+
+#: What is done to the repayments of wal_owing: of grant 5 as it began, of grant 2 as it ended.
+DAMAGED_REPAYMENTS: list[tuple[str, int, tuple[str, ...]]] = [
+    ("grant_repaid", 5, (owing(5, "repaid = 0"),)),
+    ("grant_repaid", 2, (repaid(2, "amount = amount - 1"),)),
+    ("grant_repaid", 2, (f"DELETE FROM grant_repayments WHERE wallet_number = {OWING}",)),
+    ("grant_remaining", 5, (owing(5, "remaining = 1, open = true"),)),
+    ("grant_overdraft", 5, (owing(5, 'scope = \'{"categories":["none"]}\''),)),
+    ("repayment_grant", 5, (repaid(5, "start = 1"),)),
+    ("repayment_grant", 9, (repaid(5, "grant_number = 9"),)),
+    ("repayment_time", 5, (repaid(5, "repaid_at = repaid_at - 1"),)),
+    ("repayment_time", 2, (repaid(2, "repaid_at = repaid_at + 1"),)),
+    ("repayment_time", 2, (repaid(2, "sequence = 99"),)),
+    ("repayment_time", 5, ("UPDATE wallets SET repays_from = 1790003600000 WHERE number = 7",)),
+]
+
+
+@pytest.mark.parametrize(("check", "sequence", "statements"), DAMAGED_REPAYMENTS)
+def test_a_damage_of_repayments_is_named(
+    damaged: Damaged, check: str, sequence: int, statements: tuple[str, ...]
+) -> None:
+    """Something of what is found says which grant did not pay so much back, or not then."""
+    found = damaged(*statements)
+
+    assert (check, "wal_owing", OWING, sequence) in [
+        (one.check, one.wallet_id, one.wallet_number, one.sequence) for one in found
+    ]
+
+
 def statement(statement_number: int, changed: str) -> str:
     where = f"wallet_number = {ACME} AND number = {statement_number}"
     return f"UPDATE statements SET {changed} WHERE {where}"
@@ -771,7 +814,7 @@ def test_findings_say_what_is_there_and_what_should_be(damaged: Damaged) -> None
 def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
     listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES, *DAMAGED_TERMS)]
-    listed += [*EVENT_DAMAGES, *HOOK_DAMAGES, *STATEMENT_DAMAGES]
+    listed += [*EVENT_DAMAGES, *HOOK_DAMAGES, *STATEMENT_DAMAGES, *DAMAGED_REPAYMENTS]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown

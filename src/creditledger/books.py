@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 from creditledger import money
 from creditledger.errors import OutOfRange
-from creditledger.model import NEVER, OPEN_GRANTS_MAX, Grant, Kind, Row, Type, Wallet, standing
+from creditledger.model import (
+    OPEN_GRANTS_MAX,
+    Grant,
+    Kind,
+    Repayment,
+    Row,
+    Type,
+    Wallet,
+    standing,
+)
 
 # Looking a word up in its list costs more than all else that is done with it.
 _TOPUP, _REFUND, _USAGE, _EXPIRY = (
@@ -63,22 +72,35 @@ def expirations(wallet: Wallet, now: int) -> list[Move]:
     """
     if now < wallet.quiet_until:
         return []
-    ended = [grant for grant in wallet.burning if grant.has_ended(now)]
-    due: dict[tuple[int, int], int] = {}
-    for grant in ended:
-        due[grant.ends_at or NEVER, grant.number] = grant.remaining - grant.held
-    if ended and wallet.holds:
-        for hold in wallet.lapsed(now):
-            for number, part in hold.parts.items():
-                grant = wallet.grants[number]
-                if grant.has_ended(now):
-                    place = max(grant.ends_at or NEVER, hold.deadline), number
-                    due[place] = due.get(place, 0) + part
     return [
         Move(_EXPIRY, _EXPIRATION, -amount, wallet.grants[number], moment)
-        for (moment, number), amount in sorted(due.items())
+        for (moment, number), amount in sorted(wallet.ending(now).items())
         if amount
     ]
+
+
+def repay(wallet: Wallet, due: list[Repayment]) -> None:
+    """Carry out what grants pay back. No row says so: the balance is what it was."""
+    for _, grant, _, amount in due:
+        grant.remaining -= amount
+        grant.repaid += amount
+        wallet.overdraft_used -= amount
+        assert wallet.overdraft_used >= 0
+        assert grant.remaining >= 0
+        if not grant.remaining:
+            wallet.use_up(grant)
+        wallet.quiet_until = 0
+
+
+def undo(wallet: Wallet, due: list[Repayment]) -> None:
+    """Take back what `repay` did: the command that it was for is refused."""
+    for _, grant, _, amount in due:
+        was_used_up = not grant.remaining
+        grant.remaining += amount
+        grant.repaid -= amount
+        wallet.overdraft_used += amount
+        if was_used_up:
+            wallet.add(grant)
 
 
 def append(

@@ -219,6 +219,17 @@ class Deciding(Writing):
         if validate_only:
             wallet = wallet.copy()
         now = wallet.time(self.loaded.clock)
+        if not wallet.overdraft_used:
+            return self._post(wallet, command, amount, budget, now)
+        with self._repaid(wallet, now, write=not validate_only):
+            return self._post(wallet, command, amount, budget, now)
+
+    def _post(
+        self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int
+    ) -> Posted:
+        """A new posting on the wallet as it is by `now`."""
+        operation, validate_only = command.operation, command.validate_only
+        key = wallet.number, command.idempotency_key
         if isinstance(operation, _ON_HOLDS):
             return self._post_hold(wallet, command, amount, budget, now)
         if isinstance(operation, VoidGrant):
@@ -279,15 +290,14 @@ class Deciding(Writing):
             raise WalletClosed("the wallet is closed")
         metadata = merged(wallet.metadata, change.metadata)
         now = wallet.time(self.loaded.clock)
-        stands = standing(wallet, now)
-        if change.status is Status.CLOSED and any((*stands[:3], wallet.overdraft_used)):
-            raise InvalidField(
-                "only a wallet with balance 0, no overdraft and no open hold can be closed",
-                param="status",
-            )
-        ended = self._over(wallet, now)
-        if ended:
-            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        with self._repaid(wallet, now):
+            stands = standing(wallet, now)
+            if change.status is Status.CLOSED and any((*stands[:3], wallet.overdraft_used)):
+                raise InvalidField(
+                    "only a wallet with balance 0, no overdraft and no open hold can be closed",
+                    param="status",
+                )
+            self._expire(wallet, now)
         wallet.overdraft_limit, wallet.metadata = limit, metadata
         wallet.status = change.status or wallet.status
         wallet.updated_at = now
@@ -313,11 +323,16 @@ class Deciding(Writing):
         if wallet is None:
             return 0
         now = wallet.time(self.loaded.clock)
-        lapsed = len(wallet.lapsed(now))
+        with self._repaid(wallet, now) as repaid:
+            lapsed = len(wallet.lapsed(now))
+            return self._expire(wallet, now) + lapsed + repaid
+
+    def _expire(self, wallet: Wallet, now: int) -> int:
+        """Write down what is over in the wallet; how many expirations that were."""
         ended = self._over(wallet, now)
         if ended:
             self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
-        return len(ended) + lapsed
+        return len(ended)
 
     def _change_grant(self, wallet: Wallet, change: GrantChange) -> WalletView:
         """New terms of a grant. What leaves them as they are writes nothing."""
@@ -329,9 +344,8 @@ class Deciding(Writing):
         words = self._words(wallet, grant)
         metadata = merged(words, change.metadata)
         if terms != grant.terms() or metadata != words:
-            ended = self._over(wallet, now)
-            if ended:
-                self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+            with self._repaid(wallet, now):
+                self._expire(wallet, now)
             self._revise(wallet, grant, terms, metadata, now, by=change.changed_by)
             # No posting, yet the wallet has moved: its time, and what others know of it.
             wallet.posted_at = now
@@ -350,9 +364,7 @@ class Deciding(Writing):
         moves = grants.void(wallet, grant, now=now)
         posting = _posting(wallet, command, None)
         budget.spend(posting, len(moves))
-        ended = self._over(wallet, now)
-        if ended:
-            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        self._expire(wallet, now)
         posting.number = self.loaded.next_posting
         terms = grant.terms()._replace(voided_at=now)
         words, by = self._words(wallet, grant), command.posted_by
@@ -405,9 +417,7 @@ class Deciding(Writing):
         if moves:
             posting.quantities, posting.meter_event_id = quantities, event
         budget.spend(posting, len(moves))
-        ended = self._over(wallet, now)
-        if ended:
-            self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
+        self._expire(wallet, now)
         posting.number = self.loaded.next_posting
         if before is None:
             number = self._dimension_number(wallet.number, dimension)
@@ -423,7 +433,10 @@ class Deciding(Writing):
         self._write(wallet, posting, moves, dimension, sum(quantities) if has_usage else None, now)
         self.changes.hold(wallet.number, posting.number, after, now)
         if before is not None and after.ended is not None:
-            given_up = holds.given_up(wallet.grants, before, moves, now)
+            repaid, given_up = holds.given_up(wallet, before, moves, now)
+            if repaid:
+                books.repay(wallet, repaid)
+                self._note_repaid(wallet, repaid, wallet.sequence, now)
             if given_up:
                 self._write(wallet, _expiry(wallet), given_up, _EXPIRY, None, now)
         self.done[wallet.number, command.idempotency_key] = posting, dimension if moves else None
@@ -460,6 +473,23 @@ class Deciding(Writing):
         dry = command.validate_only
         if dry:
             sender, receiver = sender.copy(), receiver.copy()
+        with (
+            self._repaid(sender, now, write=not dry),
+            self._repaid(receiver, now, write=not dry),
+        ):
+            return self._move(sender, receiver, command, amount, budget, now)
+
+    def _move(
+        self,
+        sender: Wallet,
+        receiver: Wallet,
+        command: Command,
+        amount: int,
+        budget: Budget,
+        now: int,
+    ) -> Posted:
+        """A transfer between two wallets as they are by `now`."""
+        clock_, dry = self.loaded.clock, command.validate_only
         sent, received = transfers.transfer(sender, receiver, amount, now=now)
         sides = (
             (sender, _posting(sender, command, amount), sent, replay.SENT),

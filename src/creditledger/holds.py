@@ -24,11 +24,11 @@ from creditledger.errors import (
 from creditledger.model import (
     HOLD_MS_MAX,
     OPEN_HOLDS_MAX,
-    Grant,
     Hold,
     HoldEnd,
     Kind,
     Purpose,
+    Repayment,
     Status,
     Type,
     Wallet,
@@ -181,30 +181,51 @@ def lapse(wallet: Wallet, now: int) -> list[Hold]:
     over = wallet.lapsed(now)
     for hold in over:
         after = replace(hold, parts={}, beyond=0, ended=HoldEnd.EXPIRED, ended_at=hold.deadline)
-        book(wallet, after)
+        _become(wallet, after)
+    # Of what these held, grants that ended may have paid overdraft back: none holds more by now.
+    for number in {number for hold in over for number in hold.parts}:
+        assert wallet.grants[number].held <= wallet.grants[number].remaining
     return [wallet.holds[hold.number] for hold in over]
 
 
 def book(wallet: Wallet, after: Hold) -> None:
     """Carry out what was decided of a hold: the wallet's books say what it says."""
+    for number in _become(wallet, after):
+        assert wallet.grants[number].held <= wallet.grants[number].remaining
+
+
+def _become(wallet: Wallet, after: Hold) -> Mapping[int, int]:
+    """Put the hold in the place of what it was; the grants of which it holds or held parts."""
     before = wallet.holds.get(after.number)
-    for number in (before.parts if before else {}) | after.parts:
+    parts = (before.parts if before else {}) | after.parts
+    for number in parts:
         grant = wallet.grants[number]
         grant.held += after.parts.get(number, 0) - (before.parts.get(number, 0) if before else 0)
-        assert 0 <= grant.held <= grant.remaining
+        assert grant.held >= 0
     wallet.holds[after.number] = after
     wallet.quiet_until = 0
+    return parts
 
 
-def given_up(grants: Mapping[int, Grant], before: Hold, moves: list[Move], now: int) -> list[Move]:
-    """What expires as the hold ends: of grants that ended meanwhile, what was not captured."""
+def given_up(
+    wallet: Wallet, before: Hold, moves: list[Move], now: int
+) -> tuple[list[Repayment], list[Move]]:
+    """What leaves grants that ended meanwhile as the hold ends: what it did not capture of them.
+
+    It pays overdraft back as at the end of any grant; the rest expires.
+    """
     taken = {move.grant.number: -move.amount for move in moves if move.grant is not None}
-    found = []
+    used, repaid, expired = wallet.overdraft_used, [], []
     for number, part in sorted(before.parts.items()):
-        grant, left = grants[number], part - min(part, taken.get(number, 0))
-        if left and grant.has_ended(now):
-            found.append(Move(_EXPIRY, _EXPIRATION, -left, grant, now))
-    return found
+        grant, left = wallet.grants[number], part - min(part, taken.get(number, 0))
+        if not grant.has_ended(now):
+            continue
+        if grant.scope is None and grant.voided_at is None and (paid := min(used, left)):
+            repaid.append(Repayment(now, grant, grant.repaid, paid))
+            used, left = used - paid, left - paid
+        if left:
+            expired.append(Move(_EXPIRY, _EXPIRATION, -left, grant, now))
+    return repaid, expired
 
 
 def usage_of(hold: Hold, operation: Capture) -> tuple[tuple[int, ...], str | None]:

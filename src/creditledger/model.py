@@ -166,6 +166,7 @@ class Grant:
     voided_at: int | None = None  #: Taken back then, so that it ended; before expires_at.
     revision: int = 0  #: How often its terms have changed.
     held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
+    repaid: int = 0  #: Part of it that paid back overdraft as it began or ended.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""
@@ -342,6 +343,8 @@ class Wallet:
     unpaid: dict[int, MeterEvent] = field(default_factory=dict)  #: By number, oldest first.
     limits: tuple[SpendLimit, ...] = ()  #: In the order in which they were made.
     revision: int = 0  #: How many postings and changes there have been: what readers compare.
+    #: Grants pay overdraft back as they begin and end, if that is after this moment.
+    repays_from: int = 0
 
     def add(self, grant: Grant) -> None:
         """Take a grant read or made into the wallet's books."""
@@ -389,6 +392,31 @@ class Wallet:
                 until = turns
         self.quiet_until, self.pending, self.held, self.scoped = until, pending, held, scoped
 
+    def ending(self, now: int) -> dict[tuple[int, int], int]:
+        """What leaves grants whose time is over, by the moment at which it does and grant number.
+
+        What a hold has set aside of a grant leaves with the hold, if that ends later.
+        """
+        ended = [grant for grant in self.burning if grant.has_ended(now)]
+        leaving: dict[tuple[int, int], int] = {}
+        for grant in ended:
+            leaving[grant.ends_at or NEVER, grant.number] = grant.remaining - grant.held
+        if ended and self.holds:
+            for hold in self.lapsed(now):
+                for number, part in hold.parts.items():
+                    grant = self.grants[number]
+                    if grant.has_ended(now):
+                        place = max(grant.ends_at or NEVER, hold.deadline), number
+                        leaving[place] = leaving.get(place, 0) + part
+            # What the grant has paid back since was of what left it first.
+            lacking: dict[int, int] = {}
+            for place in sorted(leaving):
+                left = leaving[place] + lacking.pop(place[1], 0)
+                if left < 0:
+                    lacking[place[1]] = left
+                leaving[place] = max(0, left)
+        return leaving
+
     def lapsed(self, now: int) -> list[Hold]:
         """Holds whose deadline has passed and that nobody has written down as ended."""
         if now < self.quiet_until:
@@ -410,6 +438,50 @@ class Wallet:
             holds={n: replace(hold, parts={**hold.parts}) for n, hold in self.holds.items()},
             unpaid={**self.unpaid},
         )
+
+
+class Repayment(NamedTuple):
+    """What a grant pays back of overdraft at the moment at which it begins or ends."""
+
+    moment: int
+    grant: Grant
+    start: int  #: What the grant had repaid before.
+    amount: int  #: > 0.
+
+
+def repayments(wallet: Wallet, now: int) -> list[Repayment]:
+    """What grants pay back by `now` and nobody has written down, in order of time.
+
+    A grant without a scope pays when it begins, and once more out of what would expire when it
+    ends; a voided one was taken back and pays nothing. At one moment grants that end pay before
+    grants that begin, each in burn order. The wallet's last posting wrote down what was before it.
+    """
+    if not wallet.overdraft_used or now < wallet.quiet_until:
+        return []
+    turns = [
+        (moment, 0, wallet.grants[number].burn_key(), part)
+        for (moment, number), part in wallet.ending(now).items()
+        if part and moment > wallet.repays_from
+    ]
+    since = max(wallet.posted_at, wallet.repays_from)
+    turns += [
+        (grant.effective_at, 1, grant.burn_key(), grant.remaining)
+        for grant in wallet.burning
+        if since < grant.effective_at <= now
+    ]
+    found: list[Repayment] = []
+    used, paid = wallet.overdraft_used, dict[int, int]()
+    for moment, _, (*_, number), part in sorted(turns):
+        grant = wallet.grants[number]
+        if grant.scope is not None or grant.voided_at is not None:
+            continue
+        before = paid.get(number, 0)
+        amount = min(used, part, grant.remaining - before)
+        if amount:
+            found.append(Repayment(moment, grant, grant.repaid + before, amount))
+            paid[number] = before + amount
+            used -= amount
+    return found
 
 
 class Standing(NamedTuple):
@@ -440,6 +512,8 @@ def standing(wallet: Wallet, clock: int) -> Standing:
                 pending += grant.remaining
             elif grant.scope is not None:
                 scoped += grant.remaining - grant.held + freed.get(grant.number, 0)
+        # What pays overdraft back as its grant ends does not expire.
+        balance += sum(paid.amount for paid in repayments(wallet, now) if paid.grant.has_ended(now))
     return Standing(balance, held, pending, balance - held - pending - scoped, scoped)
 
 
@@ -474,6 +548,14 @@ class WalletView(NamedTuple):
     updated_at: int
 
 
+def overdraft_used(wallet: Wallet, clock: int) -> int:
+    """The overdraft at `clock`: what grants have paid back by then is gone, written or not."""
+    used = wallet.overdraft_used
+    if used:
+        used -= sum(paid.amount for paid in repayments(wallet, wallet.time(clock)))
+    return used
+
+
 def view(wallet: Wallet, clock: int) -> WalletView:
     """The wallet at `clock`."""
     balance, held, pending, available, scoped = standing(wallet, clock)
@@ -491,7 +573,7 @@ def view(wallet: Wallet, clock: int) -> WalletView:
         available,
         scoped,
         wallet.overdraft_limit,
-        wallet.overdraft_used,
+        overdraft_used(wallet, clock),
         wallet.sequence,
         wallet.metadata,
         wallet.created_at,

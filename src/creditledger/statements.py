@@ -101,10 +101,18 @@ class Moved(NamedTuple):
     began: bool  #: The row that gave the grant is one of them.
 
 
+class Repaid(NamedTuple):
+    """What a grant paid back of overdraft as it began or ended: no row says so."""
+
+    part: Part
+    grant: int
+    amount: int
+
+
 class GrantFacts(NamedTuple):
     """What a statement says of a grant beside its figures."""
 
-    overdraft_paid: int
+    overdraft_paid: int  #: As it was given.
     category: Category
     name: str | None
     effective_at: int
@@ -181,10 +189,12 @@ def figures(
     overdraft: int,
     moved: Iterable[Moved],
     facts: Mapping[int, GrantFacts],
+    repaid: Iterable[Repaid] = (),
 ) -> Figures:
     """The figures of a period, of what grants had before it, the overdraft used, and its rows.
 
-    Rows of other parts are left out. `facts` of every grant that they name. Raises DoesNotAddUp.
+    Rows and repayments of other parts are left out. `facts` of every grant that they name. Raises
+    DoesNotAddUp.
     """
     found = Figures(
         opening_balance=sum(opening.values()) - overdraft,
@@ -217,6 +227,12 @@ def figures(
         if one.began and known.overdraft_paid:
             line.add(*_paid("overdraft_repaid", known.overdraft_paid, late=late))
             found.overdraft.add(*_paid("repaid", known.overdraft_paid, late=late))
+    for paid in repaid:
+        if paid.part in (Part.PERIOD, Part.PRIOR):
+            late = paid.part is Part.PRIOR
+            line = found.grants.setdefault(paid.grant, Line(COLUMNS))
+            line.add(*_paid("overdraft_repaid", paid.amount, late=late))
+            found.overdraft.add(*_paid("repaid", paid.amount, late=late))
     _check(found)
     return found
 

@@ -74,6 +74,7 @@ def transfer(
             # What it has been is the other one's history.
             revision=0,
             held=0,
+            repaid=0,
         )
         received.append(Move(_IN, _ADJUSTMENT, part, arriving, None, fresh=True))
     check_range(sender, sent, now, quantity=0)

@@ -3,7 +3,8 @@
 `Writing` carries out what was decided, on the wallets and in `Changes`; `Deciding` is one. No I/O.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from creditledger import books, clock, grants, holds, limits, settling
@@ -14,11 +15,13 @@ from creditledger.model import (
     GrantTerms,
     MeterEvent,
     Posting,
+    Repayment,
     Row,
     Wallet,
+    repayments,
 )
 from creditledger.operations import SETTLE, ReportEvent
-from creditledger.store import SUMS, Changes, GrantRevision, Loaded
+from creditledger.store import SUMS, Changes, GrantRepayment, GrantRevision, Loaded
 
 _PROMOTIONAL = Category.PROMOTIONAL
 
@@ -43,6 +46,33 @@ class Writing:
                 if write:
                     self.changes.hold(wallet.number, None, hold, now)
         return ended
+
+    @contextmanager
+    def _repaid(self, wallet: Wallet, now: int, *, write: bool = True) -> Iterator[int]:
+        """Carry out what grants pay back by `now`; undone where what follows is refused.
+
+        Answers how many repayments that were.
+        """
+        due, sequence = repayments(wallet, now), wallet.sequence
+        books.repay(wallet, due)
+        try:
+            yield len(due)
+        except BaseException:
+            books.undo(wallet, due)
+            raise
+        if due and write:
+            self._note_repaid(wallet, due, sequence, now)
+
+    def _note_repaid(self, wallet: Wallet, due: list[Repayment], sequence: int, now: int) -> None:
+        """Write down what grants have paid back: the wallet has moved, without a row."""
+        for moment, grant, start, amount in due:
+            place = wallet.number, grant.number
+            paid = GrantRepayment(*place, start, amount, moment, now, sequence)
+            self.changes.repaid[place] = grant
+            self.changes.repayments.append(paid)
+        wallet.posted_at = now
+        wallet.revision += 1
+        self.changes.touched[wallet.number] = wallet
 
     def _report(
         self, wallet: Wallet, posting: Posting, operation: ReportEvent, at: int | None, now: int

@@ -82,7 +82,9 @@ class CreditGrant(_message.Message):
     amount: _builtins.str
     """How much was given."""
     overdraft_paid: _builtins.str
-    """How much of it paid back an overdraft when it was given; that part was never spendable."""
+    """How much of it paid back an overdraft: as it was given, as it began or as it ended. That part
+    was never spendable.
+    """
     remaining: _builtins.str
     """What is left of it, what is held included; once it has ended only what is held."""
     held: _builtins.str

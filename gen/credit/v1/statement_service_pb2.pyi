@@ -300,7 +300,7 @@ class StatementGrant(_message.Message):
     debited: _builtins.str
     """What adjustments took."""
     overdraft_repaid: _builtins.str
-    """What of it paid back overdraft when it was given."""
+    """What of it paid back overdraft: as it was given, as it began or as it ended."""
     prior_period: _builtins.str
     """Prior-period adjustments: what they added, less what they took."""
     closing: _builtins.str

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from credit.v1 import wallet_service_pb2 as pb
 from sqlalchemy import Connection
 
-from creditledger import clock, ids, money
+from creditledger import books, clock, ids, money
 from creditledger.api import fields, wire
 from creditledger.api.auth import Caller
 from creditledger.errors import InvalidField, SequenceMismatch
-from creditledger.model import Category, Grant, Standing, Wallet, standing
+from creditledger.model import Category, Grant, Standing, Wallet, repayments, standing
 from creditledger.store import moments, registry
 from creditledger.store.replica import ReplicaBehind, is_replica
 
@@ -76,6 +76,7 @@ def read(connection: Connection, wanted: Asked, caller: Caller, now: int) -> pb.
 
 def _balance(wallet: Wallet, moment: int, days: int) -> pb.Balance:
     moment = wallet.time(moment)
+    books.repay(wallet, repayments(wallet, moment))
     stands = standing(wallet, moment)
     left = list(_left(wallet, moment))
     until = moment + days * clock.DAY

@@ -85,7 +85,7 @@ def grant(one: GivenGrant) -> pb.CreditGrant:
         currency=one.wallet.currency,
         livemode=one.wallet.livemode,
         amount=amount(given.amount),
-        overdraft_paid=amount(given.overdraft_paid),
+        overdraft_paid=amount(given.overdraft_paid + given.repaid),
         remaining=amount(given.held if given.has_ended(one.now) else given.remaining),
         held=amount(given.held),
         category=given.category.word,

@@ -7,8 +7,8 @@ from credit.v1 import payment_kit_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
+from creditledger import books, ids, money
 from creditledger import clock as time
-from creditledger import ids, money
 from creditledger.api import fields, payment_kit, wire
 from creditledger.api.granted import GRANT_STATUSES
 from creditledger.errors import IdempotencyKeyReused, InvalidField, MissingField, Refusal
@@ -21,6 +21,7 @@ from creditledger.model import (
     Kind,
     Status,
     Wallet,
+    repayments,
     standing,
 )
 from creditledger.operations import GiveGrant
@@ -239,6 +240,7 @@ def summary(wallets: list[Wallet], currencies: Mapping[str, Currency], clock: in
     answer = Struct()
     for wallet in wallets:
         now = wallet.time(clock)
+        books.repay(wallet, repayments(wallet, now))
         opened = [one for one in wallet.burning if one.is_open(now)]
         if opened:
             shown = payment_kit.shown_currency(currencies[wallet.currency])

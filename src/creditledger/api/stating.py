@@ -17,7 +17,7 @@ from creditledger.api.places import Places
 from creditledger.bills import Bucket
 from creditledger.errors import Conflict, InvalidField, MissingField, PeriodNotNext
 from creditledger.ledger import Ledger
-from creditledger.model import Wallet, standing
+from creditledger.model import Wallet, repayments, standing
 from creditledger.operations import Sweep
 from creditledger.shown import WalletPlace
 from creditledger.statements import About, Closing, Document, Figures, GrantFacts
@@ -98,6 +98,8 @@ class Statements:
             if wanted.bucket.end > now:
                 field = wanted.fault("end")
                 raise InvalidField(f"{field}: only what has ended can be closed", param=field)
+            if repayments(basis.wallet, wanted.bucket.end - 1):
+                raise Conflict("the wallet's time is not past the period yet; try again")
             figures = await self._figures(basis, wanted)
             new = await asyncio.to_thread(_closed, basis, wanted, figures, caller, now)
             written = await self._store.write(lambda c: closed.add(c, new))
@@ -106,12 +108,13 @@ class Statements:
         return written
 
     async def _write_down(self, wanted: Period, caller: Caller) -> None:
-        """The expirations that are due: a statement is of rows only."""
+        """What is due: a statement is of rows and repayments that are written."""
         now = self._clock()
 
         def due(connection: Connection) -> bool:
             wallet = _wallet(connection, wanted, caller)
-            return standing(wallet, now).balance != wallet.running_balance
+            expired = standing(wallet, now).balance != wallet.running_balance
+            return expired or bool(repayments(wallet, now))
 
         if await self._store.read(due):
             (answer,) = await self._ledger.sweep([Sweep(wanted.wallet_id)])
@@ -131,7 +134,7 @@ class Statements:
             look = partial(periods.facts, wallet=basis.wallet.number, numbers=some)
             known |= await self._store.read(look)
         # The loop has others to serve meanwhile.
-        return await asyncio.to_thread(periods.add_up, basis, moved, known)
+        return await asyncio.to_thread(periods.add_up, basis, moved, known, wanted.bucket)
 
 
 def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:

@@ -142,6 +142,18 @@ class GrantRevision(NamedTuple):
     metadata: Mapping[str, str]
 
 
+class GrantRepayment(NamedTuple):
+    """What a grant paid back of overdraft as it began or ended."""
+
+    wallet: int
+    grant: int
+    start: int  #: What it had repaid before, so that each has a place of its own.
+    amount: int
+    repaid_at: int  #: The moment at which it began or ended.
+    created_at: int  #: When it was written down ...
+    sequence: int  #: ... and the wallet's last row then.
+
+
 #: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
 #: quantity_0 ... quantity_5, created_count, created_amount, created_quantity,
 #: posting_count.
@@ -168,6 +180,8 @@ class Changes:
     limits: dict[tuple[int, int], SpendLimit | None] = field(default_factory=dict)
     revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: With other terms.
     grant_revisions: list[GrantRevision] = field(default_factory=list)  #: What they became.
+    repaid: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: Less left, without a row.
+    repayments: list[GrantRepayment] = field(default_factory=list)  #: How much they paid back.
 
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
 
@@ -179,5 +193,11 @@ class Changes:
 
     def __bool__(self) -> bool:
         return bool(
-            self.rows or self.terms or self.holds or self.events or self.limits or self.revised
+            self.rows
+            or self.terms
+            or self.holds
+            or self.events
+            or self.limits
+            or self.revised
+            or self.repaid
         )

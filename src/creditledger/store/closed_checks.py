@@ -16,7 +16,7 @@ from creditledger import clock, ids, money, statements
 from creditledger.bills import Bucket
 from creditledger.model import Kind
 from creditledger.shown import WalletPlace
-from creditledger.statements import About, Document, DoesNotAddUp, Figures, Moved, Part
+from creditledger.statements import About, Document, DoesNotAddUp, Figures, Moved, Part, Repaid
 from creditledger.store import closed, periods, schema
 from creditledger.store.closed import Closed, s
 
@@ -153,15 +153,34 @@ def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | 
                     paid = known[one.grant].overdraft_paid if one.began else 0
                     opening[one.grant] = opening.get(one.grant, 0) + one.amount - paid
                 overdraft -= paid if one.grant is not None else one.amount
+        repaid = _repaid(connection, every)
+        for back in repaid.get(every[0].number, []):
+            if back.part is Part.BEFORE:
+                opening[back.grant] = opening.get(back.grant, 0) - back.amount
+                overdraft -= back.amount
         for statement in every:
             moved = by_number.get(statement.number, [])
-            came = statements.figures(opening, overdraft, moved, known)
+            paid_back = repaid.get(statement.number, [])
+            came = statements.figures(opening, overdraft, moved, known, paid_back)
             yield came
             opening = {n: line.closing for n, line in came.grants.items() if line.closing}
             overdraft = came.overdraft.closing
     except (DoesNotAddUp, LookupError, ValueError):
         while True:
             yield None
+
+
+def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repaid]]:
+    """What grants paid back without a row, by the number of the statement it is in."""
+    found: dict[int, list[Repaid]] = {}
+    for one in periods.later(connection, every[0].wallet, -(1 << 62), 0):
+        for statement in every:
+            if statement.closed_sequence >= one.sequence and statement.ends_at > one.repaid_at:
+                late = Part.BEFORE if statement.number == 1 else Part.PRIOR
+                part = Part.PERIOD if one.repaid_at >= statement.starts_at else late
+                found.setdefault(statement.number, []).append(Repaid(part, *one[:2]))
+                break
+    return found
 
 
 def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:

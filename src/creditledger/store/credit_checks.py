@@ -26,6 +26,11 @@ GRANT_SUMS = """(SELECT wallet_number, grant_number, sum(amount) AS amount,
                FROM credit_transactions WHERE grant_number IS NOT NULL
                GROUP BY wallet_number * 1000003 + grant_number, wallet_number, grant_number)"""
 
+#: What the grant `g` paid back of overdraft as it began or ended.
+REPAID_SUMS = """LEFT JOIN (SELECT wallet_number, grant_number, sum(amount) AS amount
+               FROM grant_repayments GROUP BY wallet_number, grant_number) AS y
+      ON y.wallet_number = g.wallet_number AND y.grant_number = g.number"""
+
 #: What the last change of the grant `g` made of it.
 LAST_REVISION = """LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
       AND r.grant_number = g.number AND r.number = g.revision"""
@@ -38,17 +43,20 @@ GRANTS = Pass(
     LEFT JOIN credit_transactions AS t
       ON t.wallet_number = g.wallet_number AND t.sequence = g.number
     {LAST_REVISION}
+    {REPAID_SUMS}
     LEFT JOIN {GRANT_SUMS} AS s
       ON s.wallet_number = g.wallet_number AND s.grant_number = g.number""",
     ("g.wallet_number", "g.number"),
     """
 grant_row: coalesce(t.grant_number, 0) <> g.number -- row {g.number} did not make this grant
-grant_remaining: g.remaining <> s.amount - g.overdraft_paid
-    -- remaining is {g.remaining}, not {s.amount - g.overdraft_paid}
+grant_remaining: g.remaining <> s.amount - g.overdraft_paid - g.repaid
+    -- remaining is {g.remaining}, not {s.amount - g.overdraft_paid - g.repaid}
 grant_bounds: g.remaining < 0 OR g.overdraft_paid < 0 OR g.remaining > g.amount - g.overdraft_paid
     -- remaining {g.remaining}, overdraft paid {g.overdraft_paid} do not fit {g.amount}
-grant_overdraft: g.scope IS NOT NULL AND g.overdraft_paid <> 0
-    -- it has a scope, and paid back {g.overdraft_paid} of overdraft
+grant_overdraft: g.scope IS NOT NULL AND (g.overdraft_paid <> 0 OR g.repaid <> 0)
+    -- it has a scope, and paid back {g.overdraft_paid} and {g.repaid} of overdraft
+grant_repaid: g.repaid <> coalesce(y.amount, 0)
+    -- it has repaid {g.repaid} of overdraft, its repayments are of {coalesce(y.amount, 0)}
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
 grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
 grant_expired: s.expirations > 1
@@ -125,14 +133,16 @@ WALLETS = Pass(
     LEFT JOIN (SELECT wallet_number, sum(amount) AS amount FROM credit_transactions
                WHERE grant_number IS NULL GROUP BY wallet_number + 0, wallet_number) AS o
       ON o.wallet_number = w.number
-    LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining, sum(overdraft_paid) AS paid
+    LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining,
+                 sum(overdraft_paid + repaid) AS paid
                FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS}
                FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at
                FROM (SELECT wallet_number, created_at FROM hold_revisions
-                     UNION ALL SELECT wallet_number, created_at FROM grant_revisions) AS y
+                     UNION ALL SELECT wallet_number, created_at FROM grant_revisions
+                     UNION ALL SELECT wallet_number, created_at FROM grant_repayments) AS y
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at, sum(unpaid) AS unpaid FROM meter_events
                GROUP BY wallet_number) AS m ON m.wallet_number = w.number""",  # noqa: S608 # constants
@@ -343,6 +353,31 @@ revision_void: CASE WHEN b.voided_at IS NULL AND r.voided_at IS NOT NULL
 """,
 )
 
+# --- what grants paid back of overdraft -----------------------------------------------------------
+
+#: Each as the grant began, as it ended or as a hold gave up what it had of the grant.
+GRANT_REPAYMENTS = Pass(
+    "repayments of grants",
+    """(SELECT *, sum(amount) OVER (PARTITION BY wallet_number, grant_number ORDER BY start)
+         - amount AS before FROM grant_repayments) AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = r.wallet_number
+    LEFT JOIN grants AS g ON g.wallet_number = r.wallet_number AND g.number = r.grant_number""",
+    ("r.wallet_number", "r.grant_number"),
+    """
+repayment_grant: g.number IS NULL OR r.start <> r.before
+    -- the grant has repaid {r.before} before, not {r.start}, or it is not there
+repayment_time: r.repaid_at <= w.repays_from OR r.created_at > v.posted_at
+    OR r.sequence > v.sequence OR CASE WHEN r.repaid_at = g.effective_at
+       THEN g.created_at >= g.effective_at
+       WHEN coalesce(g.expires_at, r.repaid_at + 1) > r.repaid_at THEN true
+       WHEN g.expires_at = r.repaid_at THEN false
+       ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = r.wallet_number
+         AND h.ended_at = r.repaid_at) END
+    -- the grant neither began nor ended at {r.repaid_at}
+""",
+)
+
 # --- webhooks -------------------------------------------------------------------------------------
 
 #: What is told is there, and whoever is told may know of it.
@@ -375,6 +410,6 @@ delivery_number: f.number IS NULL OR y.number > f.made
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
-    *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, WEBHOOKS),
+    *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, GRANT_REPAYMENTS, WEBHOOKS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

@@ -26,9 +26,9 @@ from sqlalchemy import (
 )
 
 from creditledger.clock import DAY
-from creditledger.model import Category, Grant, GrantStatus
+from creditledger.model import Category, Grant, GrantStatus, repayments
 from creditledger.shown import GivenGrant, Transaction, WalletPlace
-from creditledger.store import schema
+from creditledger.store import registry, schema
 from creditledger.store.dialects import by_index, holds
 from creditledger.store.lists import fold
 from creditledger.store.reads import OF_POSTING, expand
@@ -125,9 +125,32 @@ def _given(connection: Connection, rows: Iterable[Sequence[Any]], clock: int) ->
                 updated_at=changed_at if one.revision else one.created_at,
             )
         )
-    held = _held(connection, {one.wallet_number: one.now for one in found})
+    times = {one.wallet_number: one.now for one in found}
+    repaid = _repaid(connection, times)
+    for given in found:
+        paid = repaid.get((given.wallet_number, given.grant.number), 0)
+        given.grant.remaining -= paid
+        given.grant.repaid += paid
+    held = _held(connection, times)
     for given in found:
         given.grant.held = held.get((given.wallet_number, given.grant.number), 0)
+    return found
+
+
+def _repaid(connection: Connection, times: Mapping[int, int]) -> dict[tuple[int, int], int]:
+    """What grants have paid back of overdraft by now and nobody has written down.
+
+    By wallet and grant number; `times`: now, by wallet.
+    """
+    overdrawn = select(s.wallet_number).where(
+        s.wallet_number.in_(list(times)), s.overdraft_used > 0
+    )
+    numbers = list(connection.execute(overdrawn).scalars()) if times else []
+    found: dict[tuple[int, int], int] = {}
+    for wallet in registry.wallets_numbered(connection, numbers):
+        for _, one, _, amount in repayments(wallet, times[wallet.number]):
+            place = wallet.number, one.number
+            found[place] = found.get(place, 0) + amount
     return found
 
 
@@ -318,8 +341,28 @@ def summary(
         one.remaining += remaining
         one.pending += pending
         one.expiring += expiring
+    for (wallet, number), paid in _repaid(connection, times).items():
+        _take_repaid(connection, sums[currencies[wallet]], wallet, number, paid, times, days)
     _set_aside(connection, sums, currencies, times, days)
     return dict(sorted(sums.items()))
+
+
+def _take_repaid(
+    connection: Connection,
+    sums: GrantSums,
+    wallet: int,
+    number: int,
+    paid: int,
+    times: Mapping[int, int],
+    days: int,
+) -> None:
+    """What a grant has paid back of overdraft is not left of it, and does not expire."""
+    query = select(g.expires_at).where(g.wallet_number == wallet, g.number == number)
+    expires_at, now = connection.execute(query).scalar_one(), times[wallet]
+    if expires_at is None or expires_at > now:
+        sums.remaining -= paid
+        if expires_at is not None and expires_at <= now + days * DAY:
+            sums.expiring -= paid
 
 
 def _set_aside(

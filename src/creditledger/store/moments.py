@@ -1,9 +1,9 @@
 """A wallet as it was at a moment of the past, put together from what is never changed.
 
-Its rows say what remained of each grant, revisions what its terms were and what holds had set
-aside. The value that comes out is a wallet like one read now, so the same rules print its figures.
-What these do not tell is as it is today: status, limit and metadata. Functions of a connection on
-one snapshot.
+Its rows and repayments say what remained of each grant, revisions what its terms were and what
+holds had set aside. The value that comes out is a wallet like one read now, so the same rules print
+its figures. What these do not tell is as it is today: status, limit and metadata. Functions of a
+connection on one snapshot.
 """
 
 from dataclasses import replace
@@ -16,14 +16,15 @@ from creditledger.store.reads import last_before
 from creditledger.store.values import GRANT_COLUMNS, grant_value, hold_value
 
 t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
-v = schema.grant_revisions.c
+v, y = schema.grant_revisions.c, schema.grant_repayments.c
 
 
 def at_time(connection: Connection, now: Wallet, moment: int) -> Wallet:
     """The wallet that is like `now` by today as it was at the end of this millisecond."""
     sequence = last_before(connection, now.number, now.sequence, moment + 1)
     held = and_(r.created_at <= moment, r.created_at > moment - HOLD_MS_MAX)
-    return _as_it_was(connection, now, sequence, moment, held, v.created_at <= moment)
+    changed, later = v.created_at <= moment, y.repaid_at > moment
+    return _as_it_was(connection, now, sequence, moment, held, changed, later)
 
 
 def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wallet, int]:
@@ -41,7 +42,8 @@ def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wal
     changed = and_(
         v.created_at <= moment, or_(v.posting_number.is_(None), v.posting_number <= posting)
     )
-    return _as_it_was(connection, now, sequence, moment, held, changed), moment
+    later = y.sequence >= sequence
+    return _as_it_was(connection, now, sequence, moment, held, changed, later), moment
 
 
 def _as_it_was(
@@ -51,6 +53,7 @@ def _as_it_was(
     moment: int,
     held: ColumnElement[bool],
     changed: ColumnElement[bool],
+    later: ColumnElement[bool],
 ) -> Wallet:
     balance, posted_at = 0, 0
     if sequence:
@@ -59,7 +62,7 @@ def _as_it_was(
                 t.wallet_number == now.number, t.sequence == sequence
             )
         ).one()
-    grants = _grants(connection, now, sequence)
+    grants = _grants(connection, now, sequence, _repaid(connection, now.number, later))
     was = replace(
         now,
         sequence=sequence,
@@ -76,10 +79,20 @@ def _as_it_was(
     return was
 
 
-def _grants(connection: Connection, now: Wallet, sequence: int) -> list[Grant]:
+def _repaid(connection: Connection, wallet: int, later: ColumnElement[bool]) -> dict[int, int]:
+    """What grants have paid back of overdraft since, as they began or ended."""
+    query = select(y.grant_number, func.sum(y.amount)).where(y.wallet_number == wallet, later)
+    return {
+        number: int(paid) for number, paid in connection.execute(query.group_by(y.grant_number))
+    }
+
+
+def _grants(
+    connection: Connection, now: Wallet, sequence: int, repaid: dict[int, int]
+) -> list[Grant]:
     """Grants of which something remained after the row `sequence`, with what remained.
 
-    Adds up the rows before or after it, whichever are fewer.
+    Adds up the rows before or after it, whichever are fewer. `repaid`: what grants paid back later.
     """
     rows = select(t.grant_number, func.sum(t.amount).label("amount")).where(
         t.wallet_number == now.number
@@ -87,7 +100,7 @@ def _grants(connection: Connection, now: Wallet, sequence: int) -> list[Grant]:
     if sequence <= now.sequence // 2:
         moved = rows.where(t.sequence <= sequence, t.grant_number.is_not(None))
         sums = moved.group_by(t.grant_number).subquery("moved")
-        left = sums.c.amount - g.overdraft_paid
+        left = sums.c.amount - g.overdraft_paid - g.repaid
     else:
         moved = rows.where(t.sequence > sequence, t.grant_number <= sequence)
         sums = moved.group_by(t.grant_number).subquery("moved")
@@ -109,6 +122,14 @@ def _grants(connection: Connection, now: Wallet, sequence: int) -> list[Grant]:
         for grant in now.burning:
             if grant.number <= sequence and grant.number not in grants:
                 grants[grant.number] = replace(grant, held=0)
+        missing = [number for number in repaid if number <= sequence and number not in grants]
+        query = select(*(g[name] for name in GRANT_COLUMNS)).where(
+            g.wallet_number == now.number, g.number.in_(missing)
+        )
+        grants |= {one.number: one for one in map(grant_value, connection.execute(query))}
+    for number in repaid.keys() & grants.keys():
+        grants[number].remaining += repaid[number]
+        grants[number].repaid -= repaid[number]
     return [grant for grant in grants.values() if grant.remaining]
 
 

@@ -8,18 +8,20 @@ that. Functions of a connection on one snapshot.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Connection, and_, case, func, literal, select
+from sqlalchemy import BigInteger, Connection, and_, case, func, literal, or_, select
 
 from creditledger.bills import Bucket
 from creditledger.errors import ResultTooLarge
 from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
-from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, figures
+from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, Repaid, figures
 from creditledger.store import closed, schema
 from creditledger.store.reads import Span, last_before
 
 t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
+y = schema.grant_repayments.c
 
 #: Rows added up in one read.
 STEP_ROWS = 50_000
@@ -43,6 +45,21 @@ class Basis:
     customer_name: str
     marks: list[Mark]
     first: int  #: No row before it belongs to the period, or after it.
+    repaid: list["Later"]  #: What grants paid back as they began or ended, from the period on.
+
+
+class Later(NamedTuple):
+    """What a grant paid back of overdraft as it began or ended."""
+
+    grant: int
+    amount: int
+    repaid_at: int
+    sequence: int  #: The wallet's last row when it was written down.
+
+    def moved_to(self, marks: Iterable[Mark]) -> int | None:
+        """The end of the last statement that was closed before it was written."""
+        ends = [mark.ends_at for mark in marks if mark.closed_sequence < self.sequence]
+        return ends[-1] if ends and ends[-1] > self.repaid_at else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +81,16 @@ def basis(connection: Connection, wallet: Wallet, start: int) -> Basis:
     # statement moved are behind its last row.
     before = last_before(connection, wallet.number, wallet.sequence, start - AHEAD_MS_MAX)
     first = min([before, *(mark.closed_sequence for mark in marks if mark.ends_at >= start)]) + 1
-    return Basis(wallet, name, marks, first)
+    known = first - 1 if marks else wallet.sequence
+    return Basis(wallet, name, marks, first, later(connection, wallet.number, start, known))
+
+
+def later(connection: Connection, wallet: int, start: int, sequence: int) -> list[Later]:
+    """The wallet's repayments from `start` on, or written down behind row `sequence`."""
+    query = select(y.grant_number, y.amount, y.repaid_at, y.sequence).where(
+        y.wallet_number == wallet, or_(y.repaid_at >= start, y.sequence > sequence)
+    )
+    return [Later(*row) for row in connection.execute(query)]
 
 
 def steps(found: Basis) -> Iterator[Step]:
@@ -155,6 +181,7 @@ class Sums:
 def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
     """The grants that a statement has to know of."""
     numbers = {grant.number for grant in found.wallet.burning}
+    numbers |= {one.grant for one in found.repaid}
     return sorted(numbers | {one.grant for one in moved if one.grant is not None})
 
 
@@ -172,7 +199,9 @@ def facts(
     }
 
 
-def add_up(found: Basis, moved: Sequence[Moved], known: dict[int, GrantFacts]) -> Figures:
+def add_up(
+    found: Basis, moved: Sequence[Moved], known: dict[int, GrantFacts], period: Bucket
+) -> Figures:
     """The period's figures: what is there now, less its rows and all after it, was there before."""
     wallet = found.wallet
     opening = {grant.number: grant.remaining for grant in wallet.burning}
@@ -184,4 +213,18 @@ def add_up(found: Basis, moved: Sequence[Moved], known: dict[int, GrantFacts]) -
         paid = known[one.grant].overdraft_paid if one.began else 0
         opening[one.grant] = opening.get(one.grant, 0) - one.amount + paid
         overdraft += paid
-    return figures(opening, overdraft, moved, known)
+    repaid = [Repaid(_part_of(one, found.marks, period), *one[:2]) for one in found.repaid]
+    for back in repaid:
+        if back.part is not Part.BEFORE:
+            opening[back.grant] = opening.get(back.grant, 0) + back.amount
+            overdraft += back.amount
+    return figures(opening, overdraft, moved, known, repaid)
+
+
+def _part_of(one: Later, marks: Iterable[Mark], period: Bucket) -> Part:
+    moved_to = one.moved_to(marks)
+    if moved_to is not None:
+        return _part(moved_to, period)
+    if one.repaid_at < period.start:
+        return Part.BEFORE
+    return Part.PERIOD if one.repaid_at < period.end else Part.AFTER

@@ -16,6 +16,8 @@ from creditledger.store.values import (
     EVENT_COLUMNS,
     GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_REPAID,
+    GRANT_REPAYMENT_COLUMNS,
     GRANT_REVISION_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
@@ -237,6 +239,7 @@ _PARTS = {
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
+    "repaid": lambda n: n.insert(schema.grant_repayments, GRANT_REPAYMENT_COLUMNS),
     "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
     "added": lambda n: (
         n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
@@ -269,3 +272,4 @@ WRITE_TERMS = _Numbered().update(
 
 #: Apart, since one statement changes a row only once, and of these some are drawn on as well.
 WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)
+WRITE_REPAID = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_REPAID)

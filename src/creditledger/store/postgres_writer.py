@@ -26,6 +26,7 @@ from creditledger.store.values import (
     event_value,
     grant_changed,
     grant_columns,
+    grant_repaid,
     grant_revision_columns,
     grant_value,
     hold_columns,
@@ -373,7 +374,7 @@ async def _load_postings(
 
 
 async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[int, str]) -> None:
-    """At most three statements however many postings."""
+    """At most four statements however many postings."""
     if changes.terms:
         terms = [
             (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
@@ -388,6 +389,13 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
     ]
     if revised:
         await connection.fetch(sql.WRITE_REVISED, *_columns(revised))
+    repaid = [
+        (*place, *grant_repaid(grant))
+        for place, grant in changes.repaid.items()
+        if place not in changes.given
+    ]
+    if repaid:
+        await connection.fetch(sql.WRITE_REPAID, *_columns(repaid))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
@@ -396,6 +404,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "drawn": [
             (wallet, number, grant.remaining, grant.remaining > 0)
             for (wallet, number), (grant, _) in changes.drawn.items()
+            if (wallet, number) not in changes.repaid
         ],
         "held": [(wallet, *hold_columns(hold)) for (wallet, _), hold in changes.holds.items()],
         "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
@@ -403,6 +412,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "unlimited": [place for place, one in changes.limits.items() if one is None],
         "became": list(map(revision_columns, changes.revisions)),
         "revised": list(map(grant_revision_columns, changes.grant_revisions)),
+        "repaid": list(changes.repayments),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],
         "written": [] if behind else list(changes.rows),

@@ -46,11 +46,13 @@ from creditledger.store.checks import (
 )
 from creditledger.store.credit_checks import (
     EVENTS,
+    GRANT_REPAYMENTS,
     GRANT_REVISIONS,
     GRANTS,
     HOLDS,
     LAST_REVISION,
     LIMITS,
+    REPAID_SUMS,
     REVISIONS,
     SCOPES,
     TRANSFERS,
@@ -211,6 +213,7 @@ _SQLITE_GRANTS = Proof(
             LEFT JOIN credit_transactions AS t
               ON t.wallet_number = g.wallet_number AND t.sequence = g.number
             {LAST_REVISION}
+            {REPAID_SUMS}
             {_DRAWN}""",
             *wrong(GRANTS),
             f"t.grant_number = g.number AND ({OTHER_ORIGIN})",
@@ -346,13 +349,13 @@ _SQLITE = (
         _whole(LIMITS),
         _whole(SCOPES),
     ),
-    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS), _STATEMENTS),
+    *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
-    *(_whole(GRANT_REVISIONS), _whole(WEBHOOKS), _STATEMENTS),
+    *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
 )
 
 

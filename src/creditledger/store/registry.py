@@ -248,6 +248,14 @@ def wallet(connection: Connection, id_: str) -> Wallet | None:
     return next(iter(_whole(connection, rows)), None)
 
 
+def wallets_numbered(connection: Connection, numbers: Sequence[int]) -> list[Wallet]:
+    """The wallets of these numbers with their open grants and holds."""
+    if not numbers:
+        return []
+    rows = connection.execute(_WALLETS.where(schema.wallets.c.number.in_(numbers))).all()
+    return _whole(connection, rows)
+
+
 def wallet_id(connection: Connection, number: int) -> str | None:
     """The id of the wallet of this number."""
     table = schema.wallets

@@ -105,6 +105,9 @@ wallets = Table(
     Column("currency", Text, ForeignKey("currencies.code"), nullable=False),
     Column("livemode", Boolean, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    # From then on its grants pay overdraft back as they begin and end: 0, or when the ledger learnt
+    # to, if the wallet is older than that.
+    Column("repays_from", BigInteger, nullable=False, server_default=text("0")),
     UniqueConstraint("customer_id", "currency", "livemode"),
 )
 
@@ -207,6 +210,8 @@ grants = Table(
     Column("voided_at", BigInteger),
     # The number of the last of its revisions; 0 where its terms were never changed.
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
+    # The sum of its repayments: what of it paid overdraft back as it began or ended.
+    Column("repaid", BigInteger, nullable=False, server_default=text("0")),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
@@ -252,6 +257,27 @@ grant_revisions = Table(
     Column("voided_at", BigInteger),
     Column("metadata", Text),
     PrimaryKeyConstraint("wallet_number", "grant_number", "number"),
+    sqlite_with_rowid=False,
+)
+
+#: What grants paid back of overdraft as they began or ended; `start` is what the grant had repaid
+#: before. No row says so: how a grant at a past moment is known. What a grant paid back as it was
+#: given is its own `overdraft_paid`.
+grant_repayments = Table(
+    "grant_repayments",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("grant_number", BigInteger, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("repaid_at", BigInteger, nullable=False),
+    # When it was written down: by the first posting on the wallet after `repaid_at`, or a sweep.
+    Column("created_at", BigInteger, nullable=False),
+    # The wallet's last row then.
+    Column("sequence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "grant_number", "start"),
+    CheckConstraint("start >= 0 AND amount > 0", name="amount"),
+    CheckConstraint("repaid_at <= created_at", name="repaid_at"),
     sqlite_with_rowid=False,
 )
 

@@ -21,6 +21,8 @@ from creditledger.store.values import (
     EVENT_COLUMNS,
     GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_REPAID,
+    GRANT_REPAYMENT_COLUMNS,
     GRANT_REVISION_COLUMNS,
     HOLD_CHANGED,
     HOLD_COLUMNS,
@@ -39,6 +41,7 @@ from creditledger.store.values import (
     event_value,
     grant_changed,
     grant_columns,
+    grant_repaid,
     grant_revision_columns,
     grant_value,
     hold_columns,
@@ -369,6 +372,8 @@ DELETE FROM spend_limits WHERE (wallet_number, number) IN
 _REVISION = _insert("hold_revisions", REVISION_COLUMNS)
 _REVISE = _update("grants", GRANT_CHANGED, ["wallet_number", "number"])
 _GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION_COLUMNS)
+_REPAY = _update("grants", GRANT_REPAID, ["wallet_number", "number"])
+_REPAYMENT = _insert("grant_repayments", GRANT_REPAYMENT_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
 _MOVE = _update(
@@ -388,7 +393,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Fourteen kinds of rows at most, in the order of dependence.
+    """Sixteen kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -434,8 +439,14 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         _GRANT,
         [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
     )
+    if changes.repaid:
+        there = [item for item in changes.repaid.items() if item[0] not in changes.given]
+        _write(driver, _REPAY, [(*grant_repaid(grant), *place) for place, grant in there])
+        _write(driver, _REPAYMENT, changes.repayments)
     turned, kept = [], []
     for (wallet, number), (grant, was_open) in sorted(changes.drawn.items(), key=_by_place):
+        if changes.repaid and (wallet, number) in changes.repaid:
+            continue  # written above, as it has become
         if was_open and grant.remaining:
             kept.append((grant.remaining, wallet, number))
         else:

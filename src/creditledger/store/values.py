@@ -35,7 +35,15 @@ _CATEGORIES = {category.value: category for category in Category}
 _STATUSES = {status.value: status for status in Status}
 
 #: What never changes of a wallet.
-WALLET_COLUMNS = ["number", "id", "customer_id", "currency", "livemode", "created_at"]
+WALLET_COLUMNS = [
+    "number",
+    "id",
+    "customer_id",
+    "currency",
+    "livemode",
+    "created_at",
+    "repays_from",
+]
 #: What does: the terms, then what every transaction moves on.
 STATE_COLUMNS = [
     "status",
@@ -79,6 +87,7 @@ GRANT_COLUMNS = [
     "scope",
     "voided_at",
     "revision",
+    "repaid",
 ]
 #: What changes of a grant's terms.
 GRANT_CHANGED = ["name", "priority", "expires_at", "voided_at", "revision"]
@@ -94,6 +103,17 @@ GRANT_REVISION_COLUMNS = [
     "expires_at",
     "voided_at",
     "metadata",
+]
+#: What changes of a grant as it pays overdraft back.
+GRANT_REPAID = ["remaining", "open", "repaid"]
+GRANT_REPAYMENT_COLUMNS = [
+    "wallet_number",
+    "grant_number",
+    "start",
+    "amount",
+    "repaid_at",
+    "created_at",
+    "sequence",
 ]
 POSTING_COLUMNS = [
     "wallet_number",
@@ -251,7 +271,8 @@ def load(text: str | None, nothing: T) -> T:
 
 def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     """A wallet, still without grants, of WALLET_COLUMNS and STATE_COLUMNS."""
-    number, id_, customer, currency, live, made, status, limit, metadata, changed, *rest = columns
+    number, id_, customer, currency, live, made, repays_from, *state = columns
+    status, limit, metadata, changed, *rest = state
     wallet = Wallet(
         number,
         id_,
@@ -267,6 +288,7 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         *rest[:13],
     )
     *counted, wallet.revision = rest[13:]
+    wallet.repays_from = repays_from
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
     return wallet
@@ -302,9 +324,9 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
 
 def grant_value(columns: Iterable[Any]) -> Grant:
     """A grant of its columns."""
-    number, amount, paid, remaining, category, *terms, scope, voided_at, revision = columns
+    number, amount, paid, remaining, category, *terms, scope, voided_at, revision, repaid = columns
     one = Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
-    one.voided_at, one.revision = voided_at, revision
+    one.voided_at, one.revision, one.repaid = voided_at, revision, repaid
     if scope is not None:
         one.scope = GrantScope(**{name: tuple(found) for name, found in json.loads(scope).items()})
     return one
@@ -326,8 +348,14 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
         None if grant.scope is None else _scope(grant.scope),
         grant.voided_at,
         grant.revision,
+        grant.repaid,
         grant.remaining > 0,
     )
+
+
+def grant_repaid(grant: Grant) -> tuple[object, ...]:
+    """What changes of a grant as it pays overdraft back."""
+    return (grant.remaining, grant.remaining > 0, grant.repaid)
 
 
 def _scope(scope: GrantScope) -> str | None:

@@ -179,8 +179,14 @@ def remaining(
     From the rows since a grant was given, or from those that came after, whichever are fewer.
     """
     found = {}
+    u = schema.grant_repayments.c
     for number in grants:
-        query = select(g.overdraft_paid, g.remaining, s.sequence).join_from(
+        later = select(func.coalesce(func.sum(u.amount), 0)).where(
+            u.wallet_number == wallet, u.grant_number == number, u.sequence >= last
+        )
+        repaid_later = int(connection.execute(later).scalar_one())
+        paid_back = g.overdraft_paid + g.repaid - repaid_later
+        query = select(paid_back, g.remaining + repaid_later, s.sequence).join_from(
             schema.grants, schema.wallet_states, s.wallet_number == g.wallet_number
         )
         here = g.wallet_number == wallet, g.number == number
