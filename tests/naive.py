@@ -822,16 +822,18 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
             refuse("NOT_FOUND", param=OF_EVENTS[reference] if name == "meter_event" else param)
 
 
-def check_limits(wallet: Wallet, now: int) -> None:
+def check_limits(wallet: Wallet, now: int, posting: Posting | None = None) -> None:
     live = [g for g in wallet.grants if not g.ended(now) and wallet.remaining(g)]
     used = -sum(row.amount for row in wallet.rows if row.kind == "usage")
     spent = [p for p in wallet.postings.values() if p.name in SPENDING]
     usages = [posting.body.get("usage") or {} for posting in spent]
     quantity = sum(sum(usage.get("quantities", ())) for usage in usages)
-    paid_in = sum(row.amount for row in wallet.rows if row.kind == "topup")
-    balance = sum(row.amount for row in wallet.rows)
-    counters = (balance, wallet.overdraft_used(), used, quantity, paid_in)
-    if len(live) > GRANTS_MAX or any(abs(counter) > BALANCE_MAX for counter in counters):
+    given = sum(row.amount for row in wallet.rows if row.amount > 0) + wallet.overdraft_used()
+    if posting is not None and posting.name == "meter_event":
+        used += sum(wallet.unpaid(event) for event in wallet.events())
+    if posting is not None and posting.name == "hold":
+        used += posting.body["amount"]
+    if len(live) > GRANTS_MAX or max(given, used, quantity) > BALANCE_MAX:
         refuse("OUT_OF_RANGE")
 
 
@@ -1039,7 +1041,7 @@ class NaiveLedger:
             draft.expire(ref - 1, now)
             draft.postings[ref] = posting
             getattr(draft, f"apply_{name}")(posting, body)
-            check_limits(draft, now)
+            check_limits(draft, now, posting)
             last = draft.settle(ref + 1, now)
             check_spend_limits(wallet, draft, now)
         except Refused as refused:

@@ -398,6 +398,8 @@ class LedgerMachine(RuleBasedStateMachine):
             for kind, amount in (("topup", wallet.topup_amount), ("refund", wallet.refund_amount)):
                 rows = self.model.wallets[wallet_id].rows
                 assert amount == sum(row.amount for row in rows if row.kind == kind)
+            gave = [row.amount for row in self.model.wallets[wallet_id].rows if row.amount > 0]
+            assert wallet.credited_amount == sum(gave)
 
     def teardown(self) -> None:
         self.run(self._close())

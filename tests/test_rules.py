@@ -12,7 +12,7 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from creditledger import books, ids, money, rules
+from creditledger import bills, books, ids, money, rules
 from creditledger.clock import DAY, SECOND
 from creditledger.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
 from creditledger.model import Category, Grant, Kind, Wallet, standing
@@ -76,10 +76,10 @@ def test_a_refund_to_a_grant_that_was_used_up_opens_it_again() -> None:
 
 @pytest.mark.parametrize("swept", [False, True])
 def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
-    """Whether a sweep has run decides nothing, at the highest balance either."""
+    """Whether a sweep has run decides nothing, where little more can ever be given either."""
     ended = grant(1, 10, ends=0)
     wallet = wallet_of(ended)
-    wallet.running_balance = money.TOTAL_MAX
+    wallet.credited_amount = money.TOTAL_MAX - 10
     if swept:
         books.append(
             wallet,
@@ -98,7 +98,7 @@ def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
 def test_counters_stop_at_their_bound_exactly() -> None:
     """What would take a counter past 9·10^18 is refused, what reaches it is not."""
     wallet = wallet_of(grant(1, 10))
-    wallet.usage_amount = 5 - money.TOTAL_MAX
+    wallet.usage_amount = 5 - bills.usage_max(wallet.scale)
     assert decide(wallet, command(consume("5")))
     assert decide(wallet, command(give("10")))
     with pytest.raises(OutOfRange):
@@ -112,14 +112,13 @@ def test_counters_stop_at_their_bound_exactly() -> None:
         decide(wallet, command(replace(metered, usage=usage(3, 3))))
 
     wallet = wallet_of()
-    wallet.topup_amount = money.TOTAL_MAX - 5
-    assert decide(wallet, command(give("5")))
-    assert decide(wallet, command(give("6", kind=Kind.SUBSCRIPTION_RENEW)))
-    with pytest.raises(OutOfRange):
-        decide(wallet, command(give("6")))
+    wallet.credited_amount = money.TOTAL_MAX - 5
+    for kind in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT):
+        assert decide(wallet, command(give("5", kind=kind)))
+        with pytest.raises(OutOfRange):
+            decide(wallet, command(give("6", kind=kind)))
 
     wallet = wallet_of(overdraft_used=money.TOTAL_MAX - 5)
-    wallet.running_balance = 0  # as much is pending
     assert decide(wallet, command(adjust("-5", force=True)))
     with pytest.raises(OutOfRange):
         decide(wallet, command(adjust("-6", force=True)))

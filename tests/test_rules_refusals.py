@@ -53,7 +53,7 @@ def spend_faults() -> list[Fault]:
 
 
 def grant_faults() -> list[Fault]:
-    full = {"running_balance": money.TOTAL_MAX}
+    full = {"credited_amount": money.TOTAL_MAX}
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 41}),
         ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
@@ -82,7 +82,7 @@ def credit_faults() -> list[Fault]:
         ("NOT_FOUND", "adjustment.credit_grant_id", unknown),
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
         ("INVALID_FIELD", "adjustment.force", {"operation": {"force": True}}),
-        ("OUT_OF_RANGE", None, {"wallet": {"running_balance": money.TOTAL_MAX}}),
+        ("OUT_OF_RANGE", None, {"wallet": {"credited_amount": money.TOTAL_MAX}}),
     ]
 
 
@@ -97,7 +97,7 @@ def refund_faults() -> list[Fault]:
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
         ("NOT_REFUNDABLE", "refund.posting_id", {"operation": {"posting_id": GIVEN_ID}}),
         ("REFUND_TOO_LARGE", "refund.amount", {"operation": {"amount": "31"}}),
-        ("OUT_OF_RANGE", None, {"wallet": {"running_balance": money.TOTAL_MAX}}),
+        ("OUT_OF_RANGE", None, {"wallet": {"credited_amount": money.TOTAL_MAX}}),
     ]
 
 

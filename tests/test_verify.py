@@ -498,6 +498,7 @@ DAMAGES: list[Any] = [
             "unmetered_amount",
             "topup_amount",
             "refund_amount",
+            "credited_amount",
             *(f"{kind.word}_count" for kind in Kind if kind is not Kind.USAGE),
             "overdraft_used",
         )

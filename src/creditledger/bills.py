@@ -9,13 +9,19 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from zoneinfo import ZoneInfo
 
-from creditledger import clock
+from creditledger import clock, money
 
 #: Integer columns of a bill count this part of a currency unit: 10^-4.
 BILL_SCALE = 4
 CYCLES = ("Hour", "Day", "Week", "Month")
 #: The dates of the calendar, by the clock on a wall.
 _FIRST_DAY, _LAST_DAY = datetime.min, datetime.max  # noqa: DTZ901 # of any zone
+
+
+def usage_max(scale: int) -> int:
+    """What a wallet may use in its life, in smallest units: in 1/10000 it still is a counter."""
+    power: int = 10 ** max(0, BILL_SCALE - scale)
+    return money.TOTAL_MAX // power
 
 
 @dataclass(frozen=True, slots=True)

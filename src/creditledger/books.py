@@ -6,7 +6,7 @@ no I/O, clock, randomness. Called by deciding.py; imports the model.
 
 from typing import NamedTuple
 
-from creditledger import money
+from creditledger import bills, money
 from creditledger.errors import OutOfRange
 from creditledger.model import (
     OPEN_GRANTS_MAX,
@@ -16,7 +16,6 @@ from creditledger.model import (
     Row,
     Type,
     Wallet,
-    standing,
 )
 
 # Looking a word up in its list costs more than all else that is done with it.
@@ -37,28 +36,36 @@ class Move(NamedTuple):
     fresh: bool = False  #: The grant is made by this move.
 
 
-def check_range(wallet: Wallet, moves: list[Move], now: int, *, quantity: int) -> None:
-    """Raises OutOfRange if a balance or counter of the wallet would pass its limit."""
-    total, overdraft, gained = wallet.running_balance, wallet.overdraft_used, 0
-    # What is refunded was used, so the sum of usage bounds that of refunds as well.
-    usage_amount, topup_amount = wallet.usage_amount, wallet.topup_amount
+def check_range(
+    wallet: Wallet, moves: list[Move], now: int, *, quantity: int, held: int = 0
+) -> None:
+    """Raises OutOfRange if a sum over the wallet's rows would pass its limit.
+
+    `held`: what a new hold sets aside, to be used later. What a wallet was ever given, with what is
+    overdrawn, bounds what it ever gave, and so every sum over its rows: of a kind, a grant, a time.
+    What is used is bounded further where bills count in more digits than the currency has.
+    """
+    credited, overdraft, used, gained = 0, 0, held, 0
     for move in moves:
-        total += move.amount
+        if move.amount > 0:
+            credited += move.amount
         if move.kind == _USAGE:
-            usage_amount += move.amount
-        elif move.kind == _TOPUP:
-            topup_amount += move.amount
+            used -= move.amount
         if move.grant is None:
             overdraft -= move.amount
         elif move.amount > 0:
+            if move.fresh:
+                overdraft -= move.grant.overdraft_paid
             # A new grant that goes into the overdraft whole leaves nothing open.
             gained += move.grant.remaining > 0 if move.fresh else not move.grant.remaining
-    if total > money.TOTAL_MAX:  # what has expired is gone, swept or not
-        total -= wallet.running_balance - standing(wallet, now).balance
-    # No balance is below the overdraft used, so that bounds it from below.
-    counted = wallet.usage_quantity + quantity
-    if max(total, overdraft, -usage_amount, counted, topup_amount) > money.TOTAL_MAX:
-        raise OutOfRange("the wallet's balance or counters would pass ±9·10^18")
+    # Only what raises a sum is refused: one of a ledger without this bound may be beyond it.
+    more = credited + overdraft
+    if more > 0 and wallet.credited_amount + wallet.overdraft_used + more > money.TOTAL_MAX:
+        raise OutOfRange("what the wallet was ever given and owes would pass 9·10^18")
+    if used and used - wallet.usage_amount > bills.usage_max(wallet.scale):
+        raise OutOfRange("what the wallet ever used would pass what bills can say")
+    if quantity and wallet.usage_quantity + quantity > money.TOTAL_MAX:
+        raise OutOfRange("the wallet's quantities would pass 9·10^18")
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
         running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
         if running + gained > OPEN_GRANTS_MAX:
@@ -143,6 +150,8 @@ def append(
                 counted = 0
         else:
             kind_count = wallet.kind_counts[kind] = wallet.kind_counts[kind] + 1
+            if amount > 0:
+                wallet.credited_amount += amount
             if kind == _TOPUP:
                 wallet.topup_amount += amount
             elif kind == _REFUND:

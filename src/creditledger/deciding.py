@@ -403,7 +403,8 @@ class Deciding(Writing):
         event = None
         if isinstance(operation, Capture) and before is not None:
             quantities, event = holds.usage_of(before, operation)
-        books.check_range(wallet, moves, now, quantity=sum(quantities))
+        held = after.left if before is None else 0
+        books.check_range(wallet, moves, now, quantity=sum(quantities), held=held)
         dimension = replay.dimension(command, original)
         if wallet.limits:
             self.spending.require_hold(

@@ -327,6 +327,7 @@ class Wallet:
     unmetered_amount: int = 0  #: Σ |amount| of those whose posting has no usage.
     topup_amount: int = 0  #: Σ amounts of kind topup. >= 0.
     refund_amount: int = 0  #: Σ amounts of kind refund. >= 0.
+    credited_amount: int = 0  #: Σ of all amounts > 0: what it was ever given. >= 0.
     unpaid_amount: int = 0  #: Σ unpaid of its meter events. >= 0.
     limits_made: int = 0  #: Spend limits ever made: where there are none, none are read.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.

@@ -9,7 +9,7 @@ docs/ledger.md.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from creditledger import clock, ids, money
+from creditledger import bills, clock, ids, money
 from creditledger.books import Move, check_range
 from creditledger.errors import (
     InsufficientCredit,
@@ -282,11 +282,11 @@ def _report(
     """What a meter event draws: as a consumption, but no more than the wallet can pay."""
     most = spendable(wallet, spent_on, now) + wallet.overdraft_limit
     part = max(0, min(amount, most))
-    if part < amount:
-        if len(wallet.unpaid) >= UNPAID_EVENTS_MAX:
-            raise OutOfRange(f"a wallet has at most {UNPAID_EVENTS_MAX} unpaid meter events")
-        if wallet.unpaid_amount + amount - part > money.TOTAL_MAX:
-            raise OutOfRange("what the wallet's meter events are owed would pass 9·10^18")
+    if part < amount and len(wallet.unpaid) >= UNPAID_EVENTS_MAX:
+        raise OutOfRange(f"a wallet has at most {UNPAID_EVENTS_MAX} unpaid meter events")
+    # What is owed is used, once it is paid.
+    if wallet.unpaid_amount + amount - wallet.usage_amount > bills.usage_max(wallet.scale):
+        raise OutOfRange("what the wallet ever used and owes would pass what bills can say")
     if not part:
         return []
     return draw(wallet, part, _USAGE, _CONSUMPTION, effective_at, spent_on, now=now)

@@ -8,7 +8,7 @@ overdraft, and waits for credit. Called by deciding.py.
 from collections.abc import Iterator
 from dataclasses import replace
 
-from creditledger import money
+from creditledger import bills
 from creditledger.books import Move
 from creditledger.model import Dimension, Kind, MeterEvent, Status, Type, Wallet, standing
 from creditledger.rules import covering, draw
@@ -30,8 +30,9 @@ def settle(wallet: Wallet, *, now: int) -> Iterator[tuple[list[Move], MeterEvent
             continue
         spent_on = event.meter_id, "", ""
         room = max(0, standing(wallet, now).available)
-        # What was used in all must stay a number that the ledger holds.
-        most = min(covering(wallet, spent_on, now) + room, money.TOTAL_MAX + wallet.usage_amount)
+        # What was used in all must stay a number that bills can say.
+        usable = bills.usage_max(wallet.scale) + wallet.usage_amount
+        most = min(covering(wallet, spent_on, now) + room, usable)
         part = min(event.unpaid, most)
         if part > 0:
             moves = draw(wallet, part, _USAGE, _CONSUMPTION, None, spent_on, now=now, room=room)

@@ -156,8 +156,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
       "0.0100"}}
     """
     ERROR_REASON_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
-    """A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-    wallet would have more than 1,000 open grants, open holds or unpaid meter events.
+    """What the wallet was ever given (with what it owes), ever used or counted would leave what the
+    ledger can hold: 9 * 10^18 smallest units, of usage also 9 * 10^18 of 1/10000 of the currency;
+    or the wallet would have more than 1,000 open grants, open holds or unpaid meter events.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
     """
@@ -382,8 +383,9 @@ Example: {"reason": "REFUND_TOO_LARGE", "domain": "creditledger", "metadata": {"
   "0.0100"}}
 """
 ERROR_REASON_OUT_OF_RANGE: ErrorReason.ValueType  # 23
-"""A balance or a counter would leave what the ledger can hold (9 * 10^18 smallest units), or the
-wallet would have more than 1,000 open grants, open holds or unpaid meter events.
+"""What the wallet was ever given (with what it owes), ever used or counted would leave what the
+ledger can hold: 9 * 10^18 smallest units, of usage also 9 * 10^18 of 1/10000 of the currency;
+or the wallet would have more than 1,000 open grants, open holds or unpaid meter events.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
 """

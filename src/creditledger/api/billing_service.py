@@ -464,6 +464,19 @@ def _bill(
     dimension, charge = bill.dimension, bill.charge
     key = keys.get(dimension.api_key_id)
     base, discount = _filled(dimension.base_prices), _filled(dimension.discount_prices)
+    # Usage is bounded so that it fits; that of several wallets, or of an older ledger, is not.
+    amount, voucher, pay = (
+        fields.answered(one, most=fields.INT64_MAX, field=name)
+        for name, one in (
+            ("amount", charge.amount),
+            ("voucherAmount", charge.voucher),
+            ("payAmount", charge.pay),
+        )
+    )
+    numbers = [
+        fields.answered(one, most=fields.INT64_MAX, field=f"billNum{i}")
+        for i, one in enumerate(bill.quantities)
+    ]
     return pb.ApiKeyBill(
         user_id=customer_id,
         start_time=bill.bucket.start // time.SECOND,
@@ -472,15 +485,15 @@ def _bill(
         product_name=dimension.product_name,
         category=dimension.category,
         owner_id=dimension.api_key_id,
-        bill_num0=bill.quantities[0],
-        bill_num1=bill.quantities[1],
+        bill_num0=numbers[0],
+        bill_num1=numbers[1],
         base_price0=base[0],
         base_price1=base[1],
         discount_price0=discount[0],
         discount_price1=discount[1],
-        amount=charge.amount,
-        voucher_amount=charge.voucher,
-        pay_amount=charge.pay,
+        amount=amount,
+        voucher_amount=voucher,
+        pay_amount=pay,
         pay_amount_display=charge.pay / 10**bills.BILL_SCALE,
         price_precision=dimension.price_precision,
         product_id=dimension.product_id,
@@ -489,10 +502,10 @@ def _bill(
         amount_decimal=money.text(bill.amount, scale),
         voucher_amount_decimal=money.text(bill.voucher, scale),
         pay_amount_decimal=money.text(bill.amount - bill.voucher, scale),
-        bill_num2=bill.quantities[2],
-        bill_num3=bill.quantities[3],
-        bill_num4=bill.quantities[4],
-        bill_num5=bill.quantities[5],
+        bill_num2=numbers[2],
+        bill_num3=numbers[3],
+        bill_num4=numbers[4],
+        bill_num5=numbers[5],
         base_price2=base[2],
         base_price3=base[3],
         base_price4=base[4],

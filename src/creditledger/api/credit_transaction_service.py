@@ -279,7 +279,7 @@ class CreditTransactionService(
             at = [after.pin, after.count, after.created_at, after.posting, after.sequence]
             token = pages.token(filters, [*at, number + 1])
         return pb.CreditTransactionServiceListResponse(
-            count=page.count,
+            count=fields.answered(page.count, most=fields.INT32_MAX, field="count"),
             list=[wire.expanded(one) for one in page.transactions],
             paging=pb.CreditTransactionPaging(page=number, page_size=size, next_page_token=token),
         )
@@ -311,7 +311,9 @@ class CreditTransactionService(
         return pb.CreditTransactionServiceSummaryResponse(
             total_quantity=_quantity(total, scale),
             total_credit_amount=money.text(total.amount, scale),
-            transaction_count=total.count,
+            transaction_count=fields.answered(
+                total.count, most=fields.INT32_MAX, field="transaction_count"
+            ),
             filters=pb.CreditTransactionSummaryFilters(
                 customer_id=window.customer_id,
                 subscription_id=window.subscription_id,

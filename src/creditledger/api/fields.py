@@ -12,7 +12,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from creditledger import clock, ids, money
-from creditledger.errors import InvalidField, MissingField, echo
+from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
 from creditledger.operations import METADATA_BYTES_MAX, METADATA_KEYS_MAX
 
 T = TypeVar("T")
@@ -25,12 +25,19 @@ QUERY_MAX = 256  #: search strings
 QUANTITY_MAX = 10**15
 QUANTITIES_MAX = 6
 PRICE_MAX = 10**15
-INT32_MAX = 2**31 - 1
+INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _KEY = re.compile(rf"[\x20-\x7e]{{1,{KEY_MAX}}}", re.ASCII)
 _POSITIVE = re.compile(r"(?=[0.]*[1-9])[0-9]{1,30}(?:\.[0-9]{1,30})?", re.ASCII)
 _CURRENCY = re.compile(r"[A-Z][A-Z0-9_]{2,15}", re.ASCII)
+
+
+def answered(value: int, *, most: int, field: str) -> int:
+    """`value`, a sum in an answer, if its field can hold it. Raises ResultTooLarge."""
+    if not -most <= value <= most:
+        raise ResultTooLarge(f"{field} would pass {most}: ask for less at once", param=field)
+    return value
 
 
 def given(message: Message, name: str) -> bool:

@@ -111,7 +111,7 @@ def summary(sums: Mapping[str, GrantSums], days: int) -> pb.CreditGrantServiceSu
         currencies=[
             pb.CreditGrantSummary(
                 currency=currency,
-                count=one.count,
+                count=fields.answered(one.count, most=fields.INT32_MAX, field="count"),
                 granted=money.text(one.granted, one.scale),
                 remaining=money.text(one.remaining, one.scale),
                 held=money.text(one.held, one.scale),

@@ -295,7 +295,7 @@ def bucket(one: Bucket, granularity: str, scale: int) -> pb.MeterEventBucket:
     return pb.MeterEventBucket(
         date=moment[: len("2026-01-31" if granularity == "day" else "2026-01-31T08:15")],
         timestamp=moment,
-        event_count=one.events,
+        event_count=fields.answered(one.events, most=fields.INT32_MAX, field="event_count"),
         total_value=money.text(one.value, scale),
     )
 

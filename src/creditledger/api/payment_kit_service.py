@@ -99,7 +99,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         count, found = await self._store.read(find)
         return pb.PaymentKitServiceListMetersResponse(
-            count=count,
+            count=fields.answered(count, most=fields.INT32_MAX, field="count"),
             list=[payment_kit.meter(one, currency, livemode) for one, currency in found],
             paging=page.message(),
         )
@@ -243,7 +243,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             stale=True,
         )
         return pb.PaymentKitServiceListMeterEventsResponse(
-            count=count,
+            count=fields.answered(count, most=fields.INT32_MAX, field="count"),
             list=[payment_kit.event(one) for one in found],
             paging=page.message(),
         )
@@ -391,7 +391,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         count, found = await self._store.read(read)
         return pb.PaymentKitServiceListGrantsResponse(
-            count=count, list=found, paging=page.message()
+            count=fields.answered(count, most=fields.INT32_MAX, field="count"),
+            list=found,
+            paging=page.message(),
         )
 
     @rpc(payment_kit_grants.grant_update, scope=Scope.SERVICE)

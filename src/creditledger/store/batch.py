@@ -29,6 +29,8 @@ UNREADABLE = (
     "it is no database URL such as sqlite+aiosqlite:///./credit.db; special characters of a user"
     " or a password are written as %XX"
 )
+#: What a read is told that adds up more than the ledger lets in today.
+SUM_TOO_LARGE = "a sum passes what 64 bits hold; narrow it by time, customer or currency"
 
 
 class CannotOpen(Exception):

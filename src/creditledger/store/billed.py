@@ -16,6 +16,7 @@ from creditledger import clock
 from creditledger.bills import Bucket, bucket_of
 from creditledger.model import Category, Dimension, Kind
 from creditledger.store import schema
+from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import OF_POSTING, span
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
@@ -25,7 +26,9 @@ t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
 STRETCH = clock.DAY
 #: Grants that are looked up by one statement.
 GRANTS_MAX = 500
-_COLUMNS = (r.amount, r.voucher_amount, r.posting_count, *(r[f"quantity_{i}"] for i in range(6)))
+_AMOUNTS = (r.amount, r.voucher_amount)
+#: Of usage alone, which is bounded for each wallet.
+_COUNTS = (r.posting_count, *(r[f"quantity_{i}"] for i in range(6)))
 
 
 @dataclass(slots=True)
@@ -124,9 +127,14 @@ def _quarters(
     """(quarter, dimension number, sums); for one period they are added up as its first quarter."""
     within = (r.wallet_number == wallet, r.quarter >= first, r.quarter < through, r.count > 0)
     if periods > 1:
-        return connection.execute(select(r.quarter, r.dimension_number, *_COLUMNS).where(*within))
-    sums = (func.sum(column) for column in _COLUMNS)
-    query = select(r.dimension_number, *sums).where(*within).group_by(r.dimension_number)
+        return connection.execute(
+            select(r.quarter, r.dimension_number, *_AMOUNTS, *_COUNTS).where(*within)
+        )
+    amounts = map(exact_sum, _AMOUNTS)
+    counts = map(func.sum, _COUNTS)
+    query = (
+        select(r.dimension_number, *amounts, *counts).where(*within).group_by(r.dimension_number)
+    )
     return ((first, *row) for row in connection.execute(query))
 
 

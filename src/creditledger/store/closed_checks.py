@@ -19,6 +19,7 @@ from creditledger.shown import WalletPlace
 from creditledger.statements import About, Document, DoesNotAddUp, Figures, Moved, Part, Repaid
 from creditledger.store import closed, periods, schema
 from creditledger.store.closed import Closed, s
+from creditledger.store.dialects import exact_sum
 
 #: What may be found of a statement.
 CHECKS = ("statement_chain", "statement_digest", "statement_content", "statement_figures")
@@ -227,8 +228,8 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
     )
     keys = [parts.c[name] for name in ("statement", "part", "grant_number", "kind", "api_key_id")]
     query = select(
-        *(*keys, func.count(), func.sum(parts.c.amount), func.sum(parts.c.began))
+        *(*keys, func.count(), exact_sum(parts.c.amount), func.sum(parts.c.began))
     ).group_by(*keys)
     for number, part, grant, kind, key, *sums in connection.execute(query):
         count, amount, began = sums
-        yield number, Moved(Part(part), grant, Kind(kind), key, count, int(amount), bool(began))
+        yield number, Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began))

@@ -116,6 +116,14 @@ _ADDED_UP = (Kind.TOPUP, Kind.REFUND)
 _KIND_SUMS = ", ".join(
     f"sum(CASE kind WHEN {kind:d} THEN amount END) AS {kind.word}_amount" for kind in _ADDED_UP
 )
+#: Σ of what came in, in two parts: in one it might pass 64 bits in a ledger from before its bound.
+_CREDITED_SUMS = """sum(CASE WHEN amount > 0 THEN amount >> 32 END) AS credited_high,
+               sum(CASE WHEN amount > 0 THEN amount & 4294967295 END) AS credited_low"""
+_CREDITED = (
+    "CASE WHEN k.credited_high IS NULL THEN 0"
+    " WHEN k.credited_high + CAST(k.credited_low AS BIGINT) / 4294967296 > 2147483647"
+    " THEN 9223372036854775807 ELSE k.credited_high * 4294967296 + k.credited_low END"
+)
 _MOVED = _last(
     "moved_sequence",
     "coalesce((SELECT max(m.sequence) FROM credit_transactions AS m"
@@ -136,7 +144,8 @@ WALLETS = Pass(
     LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining,
                  sum(overdraft_paid + repaid) AS paid
                FROM grants GROUP BY wallet_number) AS g ON g.wallet_number = w.number
-    LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS}
+    LEFT JOIN (SELECT wallet_number, {_KIND_LAST}, {_KIND_SUMS},
+               {_CREDITED_SUMS}
                FROM credit_transactions WHERE kind <> $USAGE GROUP BY wallet_number) AS k
       ON k.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at
@@ -162,6 +171,7 @@ wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NUL
     + "".join(
         _last(f"{kind.word}_amount", f"coalesce(k.{kind.word}_amount, 0)") for kind in _ADDED_UP
     )
+    + _last("credited_amount", _CREDITED)
     + _last("overdraft_used", "-coalesce(o.amount, 0) - coalesce(g.paid, 0)")
     + """
 wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used

@@ -29,7 +29,7 @@ from creditledger.clock import DAY
 from creditledger.model import Category, Grant, GrantStatus, repayments
 from creditledger.shown import GivenGrant, Transaction, WalletPlace
 from creditledger.store import registry, schema
-from creditledger.store.dialects import by_index, holds
+from creditledger.store.dialects import by_index, exact_sum, holds
 from creditledger.store.lists import fold
 from creditledger.store.reads import OF_POSTING, expand
 from creditledger.store.values import (
@@ -319,10 +319,10 @@ def summary(
                 schema.currencies.c.scale,
                 s.posted_at,
                 func.count(),
-                func.sum(g.amount),
-                func.sum(left),
-                func.sum(case((g.effective_at > now, left), else_=0)),
-                func.sum(case((soon, left), else_=0)),
+                exact_sum(g.amount),
+                exact_sum(left),
+                exact_sum(case((g.effective_at > now, left), else_=0)),
+                exact_sum(case((soon, left), else_=0)),
             )
             .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
             .join(schema.wallet_states, s.wallet_number == g.wallet_number)
@@ -334,7 +334,7 @@ def summary(
             continue
         currency, scale, posted_at, *figures = found
         currencies[wallet], times[wallet] = currency, max(clock, posted_at)
-        count, granted, remaining, pending, expiring = map(int, figures)
+        count, granted, remaining, pending, expiring = figures
         one = sums.setdefault(currency, GrantSums(scale))
         one.count += count
         one.granted += granted

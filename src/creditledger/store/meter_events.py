@@ -14,7 +14,7 @@ from creditledger.model import MeterEvent
 from creditledger.registry import Currency, Meter
 from creditledger.shown import WalletPlace
 from creditledger.store import meters, registry, schema
-from creditledger.store.dialects import has_value, holds
+from creditledger.store.dialects import exact_sum, has_value, holds
 from creditledger.store.lists import fold
 from creditledger.store.values import EVENT_COLUMNS, event_value, load
 
@@ -173,7 +173,7 @@ def buckets(
     """The meter's events of [start, end), added up by stretches of `length` ms since 1970 (UTC)."""
     begins = (_e.happened_at - _e.happened_at % length).label("begins")
     query = (
-        select(begins, func.count(), func.sum(_e.value))
+        select(begins, func.count(), exact_sum(_e.value))
         .join_from(schema.meter_events, schema.wallets, _w.number == _e.wallet_number)
         .where(
             _e.meter_id == meter_id,
@@ -186,7 +186,7 @@ def buckets(
     )
     if customer_id is not None:
         query = query.where(_w.customer_id == customer_id)
-    return [Bucket(at, count, int(value)) for at, count, value in connection.execute(query)]
+    return [Bucket(*row) for row in connection.execute(query)]
 
 
 def owed(
@@ -199,7 +199,7 @@ def owed(
 ) -> dict[str, tuple[int, int]]:
     """What the events of a customer or a subscription are owed: currency -> (amount, scale)."""
     query = (
-        select(_w.currency, _k.scale, func.sum(_e.unpaid))
+        select(_w.currency, _k.scale, exact_sum(_e.unpaid))
         .join_from(schema.meter_events, schema.wallets, _w.number == _e.wallet_number)
         .join(schema.currencies, _k.code == _w.currency)
         .where(_w.livemode == livemode, _e.unpaid > 0)
@@ -218,4 +218,4 @@ def owed(
     if currency is not None:
         query = query.where(_w.currency == currency)
     rows = connection.execute(query)
-    return {code: (int(amount), scale) for code, scale, amount in rows}
+    return {code: (amount, scale) for code, scale, amount in rows}

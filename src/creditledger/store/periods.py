@@ -18,6 +18,7 @@ from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
 from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, Repaid, figures
 from creditledger.store import closed, schema
+from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import Span, last_before
 
 t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
@@ -133,7 +134,7 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
         select(
             *keys,
             func.count().label("count"),
-            func.sum(rows.c.amount).label("amount"),
+            exact_sum(rows.c.amount).label("amount"),
             func.sum(rows.c.began).label("began"),
         )
         .where(rows.c.part != Part.BEFORE.value)
@@ -146,7 +147,7 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
         *(sums.c.count, sums.c.amount, sums.c.began),
     ).join_from(sums, schema.dimensions, of_dimension)
     return [
-        Moved(Part(part), grant, Kind(kind), key, count, int(amount), bool(began))
+        Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began))
         for part, grant, kind, key, count, amount, began in connection.execute(query)
     ]
 

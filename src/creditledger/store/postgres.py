@@ -17,8 +17,16 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool
 
-from creditledger.errors import Overloaded, QueryTooBroad, Refusal, Unavailable, echo
+from creditledger.errors import (
+    Overloaded,
+    QueryTooBroad,
+    Refusal,
+    ResultTooLarge,
+    Unavailable,
+    echo,
+)
 from creditledger.store.batch import (
+    SUM_TOO_LARGE,
     TOO_MANY_READS,
     UNREADABLE,
     CannotOpen,
@@ -353,6 +361,8 @@ class Postgres:
             except (DBAPIError, asyncpg.PostgresError, *LOST) as error:
                 if _state(error) == "57014":
                     raise _too_broad(seconds) from None
+                if _state(error) == "22003":
+                    raise ResultTooLarge(SUM_TOO_LARGE) from error
                 if not _is_lost(error):
                     raise
                 # Connections from before a restart of the database: the next one is a new one.

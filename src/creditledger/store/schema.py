@@ -153,6 +153,8 @@ wallet_states = Table(
     Column("unpaid_amount", BigInteger, nullable=False, server_default=text("0")),
     # How many spend limits there ever were: the number of the last one.
     Column("limits_made", BigInteger, nullable=False, server_default=text("0")),
+    # Σ of all amounts above 0: bounds every other sum over the wallet's rows.
+    Column("credited_amount", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),

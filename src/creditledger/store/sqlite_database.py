@@ -17,9 +17,16 @@ from sqlalchemy.exc import DatabaseError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from creditledger.errors import Overloaded, QueryTooBroad
+from creditledger.errors import Overloaded, QueryTooBroad, ResultTooLarge
 from creditledger.store import sqlite
-from creditledger.store.batch import TOO_MANY_READS, CannotOpen, Changes, Loaded, Wanted
+from creditledger.store.batch import (
+    SUM_TOO_LARGE,
+    TOO_MANY_READS,
+    CannotOpen,
+    Changes,
+    Loaded,
+    Wanted,
+)
 from creditledger.store.pool import Pool
 
 T = TypeVar("T")
@@ -207,6 +214,8 @@ async def _within(
             raise QueryTooBroad(
                 f"the query took longer than {seconds:g} s; narrow it by time or customer"
             ) from None
+        if str(error.orig) == "integer overflow":
+            raise ResultTooLarge(SUM_TOO_LARGE) from error
         raise
     finally:
         timer.cancel()

@@ -5,12 +5,25 @@ comes from the roll-ups of whole quarters of an hour, and from the rows at the w
 """
 
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import BigInteger, Boolean, Connection, bindparam, func, select, text
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    column,
+    select,
+    text,
+)
 
 from creditledger import clock
 from creditledger.model import NEVER, Kind
 from creditledger.store import schema
+from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import Filters, Span, span, wallets_of
 from creditledger.store.tables import Text
 
@@ -35,6 +48,14 @@ class Sums:
             self.unmetered_amount + other.unmetered_amount,
         )
 
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.count - other.count,
+            self.amount - other.amount,
+            self.quantity - other.quantity,
+            self.unmetered_amount - other.unmetered_amount,
+        )
+
 
 def currencies(connection: Connection, filters: Filters) -> list[str]:
     """Codes of the currencies of the wallets in scope."""
@@ -53,7 +74,7 @@ def summary(connection: Connection, filters: Filters) -> Sums:
     if filters.meter_id is not None or filters.subscription_id is not None:
         return dimension_sums(connection, filters, wallets)
     if wallets is None:
-        return _over_all(connection, filters)[1]
+        return _over_all(connection, filters)
     total = Sums()
     for number, last, _ in wallets:
         window = span(connection, number, last, filters.start, filters.end)
@@ -65,25 +86,34 @@ def summary(connection: Connection, filters: Filters) -> Sums:
 
 def count_over_all(connection: Connection, filters: Filters) -> int:
     """Rows written in [start, end), over all wallets of the mode and currency."""
-    return _over_all(connection, filters)[0]
+    if _is_empty(filters):
+        return 0
+    through = _rows_through(connection, filters, filters.end)
+    if filters.start is None:
+        return through
+    return through - _rows_through(connection, filters, filters.start)
 
 
-def _over_all(connection: Connection, filters: Filters) -> tuple[int, Sums]:
-    """Rows, and consumption, written in [start, end) over all wallets of the mode and currency."""
+def _over_all(connection: Connection, filters: Filters) -> Sums:
+    """Consumption written in [start, end) over all wallets of the mode and currency."""
+    if _is_empty(filters):
+        return Sums()
     through = _through(connection, filters, filters.end)
-    before = [0] * len(through)
-    if filters.start is not None and (filters.end is None or filters.start < filters.end):
-        before = _through(connection, filters, filters.start)
-    elif filters.start is not None:
-        before = through
-    rows, *sums = (a - b for a, b in zip(through, before, strict=True))
-    return rows, Sums(*sums)
+    if filters.start is None:
+        return through
+    return through - _through(connection, filters, filters.start)
 
 
-#: Bisection in each wallet at once, a step a level: what it costs grows with the number of wallets,
-#: and hardly with that of rows. Written before `moment`: rows, and what their counters say.
-_THROUGH = text(
-    """
+def _is_empty(filters: Filters) -> bool:
+    start, end = filters.start, filters.end
+    return start is not None and end is not None and end <= start
+
+
+#: The last row of each wallet written before `moment`. Bisection in each wallet at once, a step a
+#: level: what it costs grows with the number of wallets, and hardly with that of rows.
+_LAST = (
+    text(
+        """
     WITH RECURSIVE search (wallet, low, high) AS (
         SELECT w.number, CAST(0 AS BIGINT), s.sequence
         FROM wallets AS w JOIN wallet_states AS s ON s.wallet_number = w.number
@@ -96,40 +126,56 @@ _THROUGH = text(
           ON t.wallet_number = search.wallet AND t.sequence = (low + high + 1) / 2
         WHERE low < high
     )
-    SELECT coalesce(sum(t.sequence), 0), coalesce(sum(t.usage_count), 0),
-           coalesce(sum(t.usage_amount), 0), coalesce(sum(t.usage_quantity), 0),
-           coalesce(sum(t.unmetered_amount), 0)
-    FROM search JOIN credit_transactions AS t
-      ON t.wallet_number = search.wallet AND t.sequence = low
-    WHERE low = high
+    SELECT wallet, low AS sequence FROM search WHERE low = high
     """
-).bindparams(
-    bindparam("livemode", type_=Boolean),
-    bindparam("any_currency", type_=Boolean),
-    bindparam("currency", type_=Text),
-    bindparam("moment", type_=BigInteger),
+    )
+    .bindparams(
+        bindparam("livemode", type_=Boolean),
+        bindparam("any_currency", type_=Boolean),
+        bindparam("currency", type_=Text),
+        bindparam("moment", type_=BigInteger),
+    )
+    .columns(column("wallet", BigInteger), column("sequence", BigInteger))
+    .cte("last")
 )
 
 
-def _through(connection: Connection, filters: Filters, moment: int | None) -> list[int]:
-    """Rows and counters of all wallets before a moment; as they are now, if there is none."""
-    if moment is not None:
-        values = {
-            "livemode": filters.livemode,
-            "any_currency": filters.currency is None,
-            "currency": filters.currency or "",
-            "moment": moment,
-        }
-        return [int(one) for one in connection.execute(_THROUGH, values).one()]
-    columns = (s.sequence, s.usage_count, s.usage_amount, s.usage_quantity, s.unmetered_amount)
-    query = (
-        select(*(func.coalesce(func.sum(column), 0) for column in columns))
-        .join_from(schema.wallets, schema.wallet_states)
-        .where(w.livemode == filters.livemode)
-    )
-    if filters.currency is not None:
-        query = query.where(w.currency == filters.currency)
-    return [int(one) for one in connection.execute(query).one()]
+def _through(connection: Connection, filters: Filters, moment: int | None) -> Sums:
+    """Counters of all wallets before a moment; as they are now, if there is none."""
+    at = s if moment is None else t
+    figures = (at.usage_count, at.usage_amount, at.usage_quantity, at.unmetered_amount)
+    query = _standing(filters, moment, *map(exact_sum, figures))
+    return Sums(*connection.execute(*query).one())
+
+
+def _rows_through(connection: Connection, filters: Filters, moment: int | None) -> int:
+    """Rows of all wallets before a moment, whatever they are of; all there are, without one."""
+    at = s if moment is None else t
+    query = _standing(filters, moment, exact_sum(at.sequence))
+    return int(connection.execute(*query).scalar_one())
+
+
+def _standing(
+    filters: Filters, moment: int | None, *columns: ColumnElement[int]
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+    """Sums over what every wallet of the mode and currency had come to by a moment, or now."""
+    if moment is None:
+        now = (
+            select(*columns)
+            .join_from(schema.wallets, schema.wallet_states)
+            .where(w.livemode == filters.livemode)
+        )
+        if filters.currency is not None:
+            now = now.where(w.currency == filters.currency)
+        return now, {}
+    here = and_(t.wallet_number == _LAST.c.wallet, t.sequence == _LAST.c.sequence)
+    values = {
+        "livemode": filters.livemode,
+        "any_currency": filters.currency is None,
+        "currency": filters.currency or "",
+        "moment": moment,
+    }
+    return select(*columns).join_from(_LAST, schema.transactions, here), values
 
 
 def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int, int, str]]:
@@ -192,9 +238,9 @@ def _quarter_sums(
     found = connection.execute(
         select(
             r.dimension_number,
-            func.sum(r.created_count),
-            func.sum(r.created_amount),
-            func.sum(r.created_quantity),
+            exact_sum(r.created_count),
+            exact_sum(r.created_amount),
+            exact_sum(r.created_quantity),
         )
         .where(
             r.wallet_number == wallet,
@@ -205,8 +251,7 @@ def _quarter_sums(
         .group_by(r.dimension_number)
     )
     for number, count, amount, quantity in found:
-        unmetered = 0 if dimensions[number] else -amount
-        total += Sums(int(count), int(amount), int(quantity), int(unmetered))
+        total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
     for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
         if a < b:
             total += _row_sums(connection, span(connection, wallet, last, a, b), dimensions)

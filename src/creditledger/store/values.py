@@ -61,6 +61,7 @@ STATE_COLUMNS = [
     "unmetered_amount",
     "topup_amount",
     "refund_amount",
+    "credited_amount",
     "unpaid_amount",
     "limits_made",
     "topup_count",
@@ -285,9 +286,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         json.loads(metadata),
         made,
         changed,
-        *rest[:13],
+        *rest[:14],
     )
-    *counted, wallet.revision = rest[13:]
+    *counted, wallet.revision = rest[14:]
     wallet.repays_from = repays_from
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
@@ -315,6 +316,7 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.unmetered_amount,
         wallet.topup_amount,
         wallet.refund_amount,
+        wallet.credited_amount,
         wallet.unpaid_amount,
         wallet.limits_made,
         *_counted(wallet.kind_counts),
