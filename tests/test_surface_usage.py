@@ -287,7 +287,7 @@ async def test_ninety_days_are_not_too_many(served: Served) -> None:
         ({"group_by": "model,model"}, "INVALID_FIELD", "group_by"),
         ({"model": ""}, "INVALID_FIELD", "model"),
         ({"api_key": "a\x00b"}, "INVALID_FIELD", "api_key"),
-        ({"groupBy": "day"}, "UNKNOWN_PARAMETER", "groupBy"),
+        ({"groupby": "day"}, "UNKNOWN_PARAMETER", "groupby"),
     ],
 )
 async def test_usage_that_cannot_be_asked_for(
