@@ -106,6 +106,25 @@ class Kit:
         return made
 
 
+async def test_what_the_vendor_publishes_and_is_not_served(kit: Kit) -> None:
+    """`decimal` of a meter and `source_data` of an event are dropped; what is near is refused."""
+    names = {"name": "Pages", "unit": "page", "event_name": f"{kit.event_name}-pages"}
+    shown = [{"key": "page", "value": "7", "type": "simple", "label": {"text": "Page"}}]
+
+    meter = await kit.send("POST", METERS, {**names, "decimal": 10})
+    event = await kit.report("1", source_data=shown, metadata={"page": 7})
+
+    assert (meter["event_name"], "decimal" in meter) == (names["event_name"], False)
+    assert (event["metadata"], "source_data" in event) == ({"page": "7"}, False)
+    for path, body, name in [
+        (METERS, {**names, "decimals": 10}, "decimals"),
+        (METERS, {**names, "source_data": shown}, "source_data"),
+        (EVENTS, kit.event("1", decimal=1), "decimal"),
+        (EVENTS, kit.event("1", payload={"source_data": shown}), "payload.source_data"),
+    ]:
+        assert await kit.refused("POST", path, body) == Failure(400, "UNKNOWN_PARAMETER", name)
+
+
 def paid(event: Json) -> tuple[str, str, str]:
     """How far an event is paid."""
     return event["status"], event["credit_consumed"], event["credit_pending"]

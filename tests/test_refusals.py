@@ -20,6 +20,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from creditledger.api.names import DROPPED
 from creditledger.api.rpc import rest_body
 from creditledger.errors import ErrorKind, InvalidField, Refusal
 from creditledger.server import SERVICES
@@ -31,7 +32,7 @@ from tests.support import change, findings, is_file
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 
-    from google.protobuf.descriptor import MethodDescriptor
+    from google.protobuf.descriptor import Descriptor, MethodDescriptor
     from sqlalchemy import Connection
 
     from tests.running import Api
@@ -234,6 +235,26 @@ def methods() -> list[MethodDescriptor]:
     """Every RPC of our services."""
     found = (descriptor_pool.Default().FindServiceByName(name) for name in SERVICES)
     return [method for service in found for method in service.methods]
+
+
+def test_no_request_has_too_many_names() -> None:
+    """All names that a request may have are far fewer than the proxy counts."""
+
+    def paths(message: Descriptor, within: tuple[str, ...] = ()) -> int:
+        if message.full_name in within or message.GetOptions().map_entry:
+            return 0
+        inner = (field.message_type for field in message.fields if field.message_type)
+        return len(message.fields) + sum(paths(one, (*within, message.full_name)) for one in inner)
+
+    for method in methods():
+        assert paths(method.input_type) <= 200, method.full_name
+
+
+def test_what_is_dropped_is_no_field() -> None:
+    """The list of what is accepted and dropped names messages that exist and fields that do not."""
+    for message, dropped in DROPPED.items():
+        known = descriptor_pool.Default().FindMessageTypeByName(message).fields_by_name
+        assert dropped.isdisjoint(known)
 
 
 def not_utf8(method: MethodDescriptor) -> list[bytes]:

@@ -814,7 +814,7 @@ def no_metadata() -> Iterator[tuple[object, str | None]]:
     wide = {"ß" * 60: "ß" * ((METADATA_BYTES_MAX - 118) // 2)}
     bad: list[object] = [
         many, heavy, wide, {"": "x"}, {"x" * 129: "x"}, {"a": "\x00"}, {"a\x07": "b"},
-        {"a": 1}, {"a": True}, {"a": ["b"]}, ["a"], "a", 5,
+        {"a": True}, {"a": ["b"]}, {"a": [1]}, ["a"], "a", 5,
     ]  # fmt: skip
     yield from ((value, "metadata") for value in bad)
     yield {"a": {"b": "c"}}, None  # seen by the server as a text that is none
@@ -1437,6 +1437,177 @@ async def test_pages_and_words_of_native_lists(writer: Served, admin: str) -> No
     for key in ("é", "a\n", "x" * 256):
         found = await refusal(writer, admin, route, idempotency_key=key)
         assert found == invalid("idempotency_key")
+
+
+# --- the names in a body --------------------------------------------------------------------------
+
+
+def bodies() -> dict[str, tuple[str, Json]]:
+    """A route and a sound body for each kind of write, by a name."""
+    found = {route: (route, body) for route, (body, _) in WRITES.items()}
+    for name, (operation, _) in OPERATIONS.items():
+        found[name] = POSTING, {**COMMON, name: operation}
+        one = {**COMMON, "wallet_id": "wal_writer", name: operation}
+        found[f"batch of {name}"] = "POST /v1/postings:batch", {"postings": [{}, one]}
+    return found
+
+
+def camel(value: object) -> object:
+    """The same JSON with all names in camelCase but those of metadata."""
+    if isinstance(value, list):
+        return [camel(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        re.sub("_(.)", lambda match: match[1].upper(), name): inner
+        if name == "metadata"
+        else camel(inner)
+        for name, inner in value.items()
+    }
+
+
+def with_name(body: object, name: str, place: str = "") -> Iterator[tuple[object, str]]:
+    """The body with this name added to each of its objects in turn, and the name's path."""
+    if isinstance(body, list):
+        for i, one in enumerate(body):
+            for changed, path in with_name(one, name, place):
+                yield [*body[:i], changed, *body[i + 1 :]], path
+    elif isinstance(body, dict):
+        yield {**body, name: {"x": [1]}}, place + name
+        for key, value in body.items():
+            if key != "metadata":
+                for changed, path in with_name(value, name, f"{place}{key}."):
+                    yield {**body, key: changed}, path
+
+
+@pytest.mark.parametrize("name", bodies())
+async def test_both_spellings_of_fields(writer: Served, admin: str, name: str) -> None:
+    """A body whose names are in camelCase says the same."""
+    route, body = bodies()[name]
+    if route == POSTING:
+        body = {**body, "validate_only": True}
+    elif "postings" in body:
+        body = {"postings": [{**one, "validate_only": True} for one in body["postings"][1:]]}
+    expected = await send_any(writer, admin, route, body)
+
+    found = await send_any(writer, admin, route, camel(body))
+
+    if route != "POST /v1/wallets/wal_writer/spend-limits":  # each is another one
+        assert found == expected
+
+
+async def send_any(served: Served, key: str, route: str, body: object) -> Json:
+    """What is answered, refused or not, but for what differs from call to call."""
+    method, path = route.split(" ")
+    answer = await served.ask(method, path, key=key, json=body)
+    found: Json = answer.json()
+    found.get("error", {}).pop("request_id", None)
+    found.pop("secret", None)
+    for name in ("id", "mask"):
+        found.get("api_key", {}).pop(name, None)
+    return {"status": answer.status_code, **found}
+
+
+@pytest.mark.parametrize("name", bodies())
+async def test_names_that_no_field_has(writer: Served, admin: str, name: str) -> None:
+    """In whichever object it stands, and however it is written: a 400 that names its path."""
+    route, body = bodies()[name]
+
+    async with nothing_written(writer):
+        for wrong in ("expiresAtt", "Amount", "validateonly", "id_", "_", "ids", "amount__"):
+            for changed, path in with_name(body, wrong):
+                unknown = Failure(400, "UNKNOWN_PARAMETER", path)
+                assert await refusal(writer, admin, route, changed) == unknown
+            found = await refusal(writer, admin, route, {"": 1, **body})
+            assert (found.status, found.param) in ((400, None), (400, "%"))
+        text = json.dumps(body)
+        for written, path in [
+            ('"dry\\u005frun"', "dry_run"),
+            ('"\\u0064ry_run"', "dry_run"),
+            ('"a\\\\\\""', 'a\\"'),
+            ('"a.b"', "a.b"),
+            ('"a,b%"', "a,b%"),
+            ('"\\n"', "�"),
+            ('"é"', "é"),
+            (f'"{LONG}"', LONG[:64]),
+        ]:
+            changed = f"{{{written} : 1, {text[1:]}".encode()
+            unknown = Failure(400, "UNKNOWN_PARAMETER", path)
+            assert await refusal(writer, admin, route, changed) == unknown, written
+
+
+async def test_escaped_names_are_the_same_names(writer: Served, admin: str) -> None:
+    """What JSON lets one write otherwise is the field that it is."""
+    body = (
+        rb'{"idempotenc\u0079_key":"n","gr\u0061nt":{"am\u006Funt":"1"},"validat\u0065Only":true}'
+    )
+    async with nothing_written(writer):
+        answer = await writer.ask("POST", POSTING.split(" ")[1], key=admin, content=body)
+    assert (answer.status_code, answer.json()["validate_only"]) == (200, True)
+
+
+async def test_more_names_than_are_counted(writer: Served, admin: str) -> None:
+    """Over 256 distinct paths a body is refused as a whole; metadata's names are none of them."""
+    async with nothing_written(writer):
+        for count, expected in [
+            (256, Failure(400, "UNKNOWN_PARAMETER", "n0")),
+            (257, invalid(None)),
+            (50_000, invalid(None)),
+        ]:
+            many = {f"n{i}": {} for i in range(count)}
+            assert await refusal(writer, admin, "POST /v1/postings:batch", many) == expected
+        many = {"idempotency_key": "k", "validate_only": True, "grant": {"amount": "1"}}
+        many["metadata"] = {f"expiresAtt {i}": "x" for i in range(50)}
+        assert (await send(writer, admin, POSTING, many))["validate_only"]
+        postings = [
+            {**many, "wallet_id": "wal_writer", "metadata": {f"{i} {j}": "x" for j in range(50)}}
+            for i in range(100)
+        ]
+        answer = await send(writer, admin, "POST /v1/postings:batch", {"postings": postings})
+        assert ["posting" in result for result in answer["results"]] == [True] * 100
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"{'idempotency_key': 'k', 'grant': {'amount': '1'}}",
+        b'{idempotency_key: "k", grant: {amount: "1"}}',
+        b'{"idempotency_key": "k", "grant": {"amount": \'1\'}}',
+        b'{"idempotency_key": "k", "grant": {"amount": "1"}, dry: 1}',
+        b'{"idempotency_key": "k", "grant": {"amount": "1"}, \'dry\': 1}',
+        b'{"idempotency_key": "k", "grant": {"amount": "1"}} //',
+        b'\xef\xbb\xbf{"idempotency_key": "k", "grant": {"amount": "1"}}',
+    ],
+)
+async def test_what_is_no_json_is_no_body(writer: Served, admin: str, body: bytes) -> None:
+    """Names in other quotes or none would not be seen: such a body is refused as a whole."""
+    async with nothing_written(writer):
+        assert await refusal(writer, admin, POSTING, body) == invalid(None)
+
+
+async def test_the_header_of_names_is_the_proxys(writer: Served, admin: str) -> None:
+    """A client's own header of that name changes nothing."""
+    path = POSTING.split(" ")[1]
+    sound = {"idempotency_key": "k", "validate_only": True, "grant": {"amount": "1"}}
+    for body, status in ((sound, 200), ({**sound, "dry_run": True}, 400)):
+        for said in ("", "idempotency_key", "nonsense", "!"):
+            headers = {"x-creditledger-names": said}
+            answer = await writer.ask("POST", path, key=admin, json=body, headers=headers)
+            assert answer.status_code == status
+
+
+async def test_numbers_in_metadata_are_texts(writer: Served, admin: str) -> None:
+    """As they were written; what else JSON has is refused, as before."""
+    body = (
+        b'{"idempotency_key": "k", "validate_only": true, "grant": {"amount": "1"},'
+        b'"metadata": {"a":1, "b" : -1.50e+3 ,"c": "2", "1": 0.10,"d":12345678901234567890}}'
+    )
+    answer = await writer.ask("POST", POSTING.split(" ")[1], key=admin, content=body)
+
+    (row,) = answer.json()["transactions"]
+    assert row["metadata"] == {
+        "a": "1", "b": "-1.50e+3", "c": "2", "1": "0.10", "d": "12345678901234567890",
+    }  # fmt: skip
 
 
 def lists() -> dict[str, list[str]]:

@@ -83,7 +83,7 @@ class MissingField(Refusal):
 
 
 class UnknownParameter(Refusal):
-    """A query parameter that the route does not have."""
+    """A parameter of the query, or a field of the body, that the route does not have."""
 
     reason, kind = "UNKNOWN_PARAMETER", ErrorKind.MALFORMED
 

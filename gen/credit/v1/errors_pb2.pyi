@@ -43,7 +43,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "MISSING_FIELD", "domain": "creditledger"}
     """
     ERROR_REASON_UNKNOWN_PARAMETER: _ErrorReason.ValueType  # 3
-    """REST only: the query has a parameter that this route does not know.
+    """REST only: the query has a parameter, or the body a field, that this route does not know.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "UNKNOWN_PARAMETER", "domain": "creditledger"}
     """
@@ -270,7 +270,7 @@ ERROR_REASON_MISSING_FIELD: ErrorReason.ValueType  # 2
 Example: {"reason": "MISSING_FIELD", "domain": "creditledger"}
 """
 ERROR_REASON_UNKNOWN_PARAMETER: ErrorReason.ValueType  # 3
-"""REST only: the query has a parameter that this route does not know.
+"""REST only: the query has a parameter, or the body a field, that this route does not know.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "UNKNOWN_PARAMETER", "domain": "creditledger"}
 """

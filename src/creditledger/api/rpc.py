@@ -20,11 +20,14 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyMessage
+from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
 from creditledger.api.auth import Caller, Callers
+from creditledger.api.names import NAMES_HEADER, check
 from creditledger.errors import ErrorKind, InvalidField, Refusal, ShuttingDown
 from creditledger.registry import Scope
 
@@ -282,12 +285,14 @@ class Boundary:
                 return _Malformed()
 
         door, local = self._door, self._local
+        message = _request_of(method)
         if handler.unary_unary is not None:
 
             async def unary(request: Any, context: Context) -> Any:
                 call = _Call(method, context, local=local)
                 try:
                     door.enter(context)
+                    call.check_names(message)
                     answer = await handler.unary_unary(_sound(request), context)
                 except BaseException as error:
                     await call.failed(error)
@@ -302,6 +307,7 @@ class Boundary:
             call = _Call(method, context, local=local)
             try:
                 door.enter(context)
+                call.check_names(message)
                 yield
             except BaseException as error:
                 await call.failed(error)
@@ -359,6 +365,12 @@ class _Call:
         self.key: str | None = None  #: Of the caller, once known.
         _call.set(self)
 
+    def check_names(self, message: Descriptor) -> None:
+        """Raises a Refusal where the proxy says that a body has names which the message has not."""
+        for name, value in self.metadata:
+            if name == NAMES_HEADER:
+                check(message, value)
+
     def succeeded(self) -> None:
         """Its line in the log."""
         line = log.bind()  # once, for what is asked of it here; the level may change under way
@@ -384,6 +396,12 @@ class _Call:
             line["key"] = self.key
         line["duration_ms"] = round((time.perf_counter() - self._began) * 1000, 1)
         return line
+
+
+def _request_of(method: str) -> Descriptor:
+    """The type of the RPC's requests; `method` is its path."""
+    found = descriptor_pool.Default().FindMethodByName(method.strip("/").replace("/", "."))
+    return found.input_type
 
 
 def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
