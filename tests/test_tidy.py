@@ -44,7 +44,7 @@ api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grant
 api.granted api.held api.payment_kit api.stating
 api.wire
 api.fields api.places api.rpc
-api.auth log
+api.auth api.names log
 ledger config
 deciding statement_files receipts
 exports
