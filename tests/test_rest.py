@@ -1554,9 +1554,9 @@ async def test_more_names_than_are_counted(writer: Served, admin: str) -> None:
             (257, invalid(None)),
             (50_000, invalid(None)),
         ]:
-            many = {f"n{i}": {} for i in range(count)}
-            assert await refusal(writer, admin, "POST /v1/postings:batch", many) == expected
-        many = {"idempotency_key": "k", "validate_only": True, "grant": {"amount": "1"}}
+            unknown = {f"n{i}": None for i in range(count)}
+            assert await refusal(writer, admin, "POST /v1/postings:batch", unknown) == expected
+        many: Json = {"idempotency_key": "k", "validate_only": True, "grant": {"amount": "1"}}
         many["metadata"] = {f"expiresAtt {i}": "x" for i in range(50)}
         assert (await send(writer, admin, POSTING, many))["validate_only"]
         postings = [

@@ -74,7 +74,7 @@ def _known(message: Descriptor, names: list[str]) -> int:
 @cache
 def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
     """The fields by each of their spellings."""
-    found = {}
+    found: dict[str, FieldDescriptor] = {}
     for field in message.fields:
         camel = re.sub("_(.)", lambda match: match[1].upper(), field.name)
         found |= dict.fromkeys((field.name, field.json_name, camel), field)
