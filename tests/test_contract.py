@@ -163,6 +163,7 @@ ROUTES = {
     "WebhookService.UpdateWebhookEndpoint": "patch /v1/webhook-endpoints/{id} *",
     "WebhookService.DeleteWebhookEndpoint": "delete /v1/webhook-endpoints/{id}",
     "WebhookService.RotateWebhookSecret": "post /v1/webhook-endpoints/{id}:rotate-secret *",
+    "WebhookService.SealWebhookSecrets": "post /v1/webhook-endpoints:seal-secrets *",
     "WebhookService.ListWebhookDeliveries": "get /v1/webhook-endpoints/{id}/deliveries",
     "WebhookService.GetWebhookDelivery": "get /v1/webhook-deliveries/{id}",
     "WebhookService.ReplayWebhookDelivery": "post /v1/webhook-deliveries/{id}:replay *",

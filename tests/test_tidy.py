@@ -28,8 +28,8 @@ EXCUSE = re.compile(r"  # (noqa|type)\b")
 ORDER = """
 __main__
 cli
-commands.export commands.import_report commands.keys commands.reconcile commands.seed\
- commands.statement commands.up commands.verify
+commands.export commands.import_report commands.keys commands.reconcile commands.secrets\
+ commands.seed commands.statement commands.up commands.verify
 console
 workers
 server demo import_usage seeding
@@ -75,6 +75,7 @@ store.batch store.checks store.schema store.migrations
 store.webhook_tables store.closed
 store.tables statements
 reconciling
+sealing
 registry shown targets webhooks
 books budget
 operations

@@ -25,6 +25,7 @@ from creditledger.commands import export as export_commands
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import reconcile as reconcile_command
+from creditledger.commands import secrets as secret_commands
 from creditledger.commands import seed as seed_command
 from creditledger.commands import statement as statement_command
 from creditledger.commands import verify as verify_command
@@ -54,6 +55,8 @@ app = typer.Typer(
 )
 keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 app.add_typer(keys, name="keys")
+secrets = typer.Typer(no_args_is_help=True, help="Seal webhook secrets in the database.")
+app.add_typer(secrets, name="secrets")
 bench = typer.Typer(no_args_is_help=True, help="What measurements need.")
 app.add_typer(bench, name="bench")
 
@@ -236,6 +239,21 @@ def keys_revoke(
         print_json(_plain(revoked))
     else:
         say(f"{revoked.id}: revoked at {revoked.revoked_at}")
+
+
+@secrets.command("rotate")
+@with_settings("database_url", "secrets_key_file")
+def secrets_rotate(config: Config, as_json: AsJson = False) -> None:
+    """Seal all webhook secrets by the first key of the key file, whatever sealed them before.
+
+    Works while the server runs, by the file that the server was started with, and while it does
+    not. What the first key has sealed already stays as it is.
+    """
+    sealed = server.run(secret_commands.rotate(config))
+    if as_json:
+        print_json({"sealed": sealed})
+    else:
+        say(f"{sealed} secrets sealed anew")
 
 
 @app.command("import-usage")
@@ -480,6 +498,8 @@ def _mode_word(livemode: bool) -> str:
 
 def main() -> None:
     """Run the command; what goes wrong is one sentence on standard error, and an exit code."""
+    # The database, its journal, exports and statements hold other people's money and secrets.
+    os.umask(0o077)
     try:
         app()
     except (WrongSetting, CannotImport, CannotReconcile) as error:

@@ -165,6 +165,14 @@ class Config(BaseSettings):
     webhook_retention_days: Annotated[
         int, Field(ge=2, le=36_500, description="How long webhook deliveries are kept.")
     ] = 30
+    secrets_key_file: (
+        Annotated[
+            Path,
+            AfterValidator(_file),
+            Field(description="Keys that seal webhook secrets in the database, one a line."),
+        ]
+        | None
+    ) = None
     drain_seconds: Annotated[
         float, Field(ge=0, le=3_600, description="How long a stop waits for calls under way.")
     ] = 10.0

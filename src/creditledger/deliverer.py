@@ -24,6 +24,7 @@ from sqlalchemy import Connection
 from creditledger import clock as time
 from creditledger import ids, targets
 from creditledger.errors import OutcomeUnknown, Unavailable
+from creditledger.sealing import CannotUnseal, Seal
 from creditledger.store import Store, webhook_feed
 from creditledger.store.webhook_feed import Claimed, Outcome
 from creditledger.webhooks import (
@@ -148,11 +149,13 @@ class Deliverer:
         *,
         clock: Callable[[], int],
         connections: int,
+        seal: Seal,
         allow_private: bool,
         retention_ms: int,
     ) -> None:
         self._store = store
         self._clock = clock
+        self._seal = seal
         self._places = connections
         self._retention_ms = retention_ms
         self._http = httpcore.AsyncConnectionPool(
@@ -322,6 +325,8 @@ class Deliverer:
                 error = f"the answer was {status}"
         except TimeoutError:
             error = f"no answer within {ATTEMPT_SECONDS_MAX:g} seconds"
+        except CannotUnseal:
+            error = "its secret is sealed by a key that this server does not have"
         except _NotAllowed:
             error = "the name leads to this machine or a private network"
         except (httpcore.ConnectError, httpcore.ConnectTimeout) as failed:
@@ -344,10 +349,11 @@ class Deliverer:
     async def _post(self, endpoint: Endpoint, claimed: Claimed) -> int:
         """The status of the answer."""
         now, body = self._clock(), claimed.body.encode()
+        secrets = [self._seal.unseal(one, endpoint.id) for one in endpoint.secrets(now)]
         headers = [
             *_HEADERS,
             (EVENT_HEADER, ids.compose("evt", claimed.wallet, claimed.number)),
-            (SIGNATURE_HEADER, signature(body, endpoint.secrets(now), now)),
+            (SIGNATURE_HEADER, signature(body, secrets, now)),
         ]
         async with self._http.stream(
             "POST",

@@ -61,9 +61,10 @@ from creditledger.api.statement_service import StatementService
 from creditledger.api.wallet_service import WalletService
 from creditledger.api.watching import Watches
 from creditledger.api.webhook_service import WebhookService
-from creditledger.config import Config, host_and_port, spelled
+from creditledger.config import Config, WrongSetting, host_and_port, spelled
 from creditledger.ledger import Ledger
-from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail
+from creditledger.sealing import Seal
+from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail, webhooks
 from creditledger.unasked import Unasked
 
 new_event_loop: Callable[[], asyncio.AbstractEventLoop]
@@ -137,6 +138,7 @@ class Server:
         self._closing = contextlib.AsyncExitStack()
         self._refusing_seconds = 0.0
         self._health = health.aio.HealthServicer()
+        self._seal = Seal()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
         #: What it does unasked; None before it has started, and where it takes local calls alone.
@@ -179,6 +181,7 @@ class Server:
             await opened.open()
         except CannotOpen as error:
             raise CannotStart(str(error)) from None
+        self._seal = await _sealing(config, opened)
         ledger = Ledger(
             opened,
             queue_max=config.queue_max,
@@ -188,7 +191,7 @@ class Server:
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
         if not self._local_only:
-            self.unasked = Unasked(config, opened, ledger, self._clock or time.now)
+            self.unasked = Unasked(config, opened, ledger, self._clock or time.now, self._seal)
             self.unasked.start()
             self._closing.push_async_callback(self.unasked.stop)
         local = transport.local()
@@ -246,10 +249,11 @@ class Server:
         kit = PaymentKitService(store=store, ledger=ledger, callers=callers, clock=clock)
         statements = StatementService(store=store, ledger=ledger, callers=callers, clock=clock)
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
-        webhooks = WebhookService(
+        webhook_endpoints = WebhookService(
             store=store,
             callers=callers,
             clock=clock,
+            seal=self._seal,
             allow_private=self._config.webhook_allow_private,
             on_change=self.unasked.look_for_webhooks if self.unasked else lambda: None,
         )
@@ -266,7 +270,7 @@ class Server:
             payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server(kit, edge)
             statement_service_pb2_grpc.add_StatementServiceServicer_to_server(statements, edge)
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
-            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhooks, edge)
+            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhook_endpoints, edge)
             # These answer whoever asks, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
             reflection.enable_server_reflection(names, entrance.server)
@@ -303,6 +307,26 @@ class Server:
     def local_channel(self) -> grpc.aio.Channel:
         """A channel to this server through its socket, with the rights of an admin."""
         return _channel(self.local_socket)
+
+
+async def _sealing(config: Config, opened: Store) -> Seal:
+    """What seals webhook secrets, once it is known that it opens those there are.
+
+    Raises WrongSetting, CannotStart.
+    """
+    name = spelled("secrets_key_file")
+    try:
+        seal = Seal.read(config.secrets_key_file)
+    except ValueError as error:
+        raise WrongSetting(f"{name} {error}.") from None
+    used = await opened.read(webhooks.sealing_keys)
+    if not all(map(seal.knows, used)):
+        raise CannotStart(f"Webhook secrets are sealed by a key that {name} does not hold.")
+    if None in used and not seal.seals:
+        log.warning("webhook secrets are in the database as they are", setting=name)
+    elif None in used:
+        log.warning("some webhook secrets are not sealed", command="creditledger secrets rotate")
+    return seal
 
 
 def local_socket(path: Path) -> Path:

@@ -11,6 +11,7 @@ from creditledger.config import Config
 from creditledger.deliverer import Deliverer
 from creditledger.ledger import Ledger
 from creditledger.notifier import Notifier
+from creditledger.sealing import Seal
 from creditledger.store import Store
 from creditledger.sweeper import Sweeper
 
@@ -19,7 +20,12 @@ class Unasked:
     """The tasks of one process, as its settings have them."""
 
     def __init__(
-        self, config: Config, store: Store, ledger: Ledger, clock: Callable[[], int]
+        self,
+        config: Config,
+        store: Store,
+        ledger: Ledger,
+        clock: Callable[[], int],
+        seal: Seal,
     ) -> None:
         self._config = config
         self._running = AsyncExitStack()
@@ -31,6 +37,7 @@ class Unasked:
             store,
             clock=clock,
             connections=config.webhook_connections or 1,
+            seal=seal,
             allow_private=config.webhook_allow_private,
             retention_ms=config.webhook_retention_days * time.DAY,
         )

@@ -107,7 +107,7 @@ class Endpoint:
     thresholds: tuple[Threshold, ...]
     expiring_days: int
     enabled: bool
-    secret: Secret
+    secret: Secret  #: As it is stored: sealed, where the server has a key for that.
     previous_secret: Secret | None
     previous_until: int | None  #: The first moment at which that signs no more.
     since: int  #: When it was made or enabled ...

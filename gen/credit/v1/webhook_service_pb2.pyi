@@ -519,6 +519,45 @@ class RotateWebhookSecretResponse(_message.Message):
 Global___RotateWebhookSecretResponse: _TypeAlias = RotateWebhookSecretResponse  # noqa: Y015
 
 @_typing.final
+class SealWebhookSecretsRequest(_message.Message):
+    """Asks for the secrets of all endpoints to be sealed anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealWebhookSecretsRequest: _TypeAlias = SealWebhookSecretsRequest  # noqa: Y015
+
+@_typing.final
+class SealWebhookSecretsResponse(_message.Message):
+    """What was sealed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEALED_FIELD_NUMBER: _builtins.int
+    sealed: _builtins.int
+    """How many secrets were sealed anew; an endpoint whose secret was rotated has two for a while."""
+    def __init__(
+        self,
+        *,
+        sealed: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealWebhookSecretsResponse: _TypeAlias = SealWebhookSecretsResponse  # noqa: Y015
+
+@_typing.final
 class WebhookEvent(_message.Message):
     """What is sent: the JSON of this message is the body of the request."""
 

@@ -66,6 +66,11 @@ class WebhookServiceStub:
                 request_serializer=credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretResponse.FromString,
                 _registered_method=True)
+        self.SealWebhookSecrets = channel.unary_unary(
+                '/credit.v1.WebhookService/SealWebhookSecrets',
+                request_serializer=credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsResponse.FromString,
+                _registered_method=True)
         self.ListWebhookDeliveries = channel.unary_unary(
                 '/credit.v1.WebhookService/ListWebhookDeliveries',
                 request_serializer=credit_dot_v1_dot_webhook__service__pb2.ListWebhookDeliveriesRequest.SerializeToString,
@@ -138,6 +143,14 @@ class WebhookServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SealWebhookSecrets(self, request, context):
+        """Seals the secrets of all endpoints by the first key of the server's key file, those too that
+        another key has sealed or none. What is sealed so already stays. Needs an admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListWebhookDeliveries(self, request, context):
         """Answers a page of an endpoint's deliveries, newest first. Customer keys see their customer's.
         """
@@ -200,6 +213,11 @@ def add_WebhookServiceServicer_to_server(servicer, server):
                     servicer.RotateWebhookSecret,
                     request_deserializer=credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretRequest.FromString,
                     response_serializer=credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretResponse.SerializeToString,
+            ),
+            'SealWebhookSecrets': grpc.unary_unary_rpc_method_handler(
+                    servicer.SealWebhookSecrets,
+                    request_deserializer=credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsResponse.SerializeToString,
             ),
             'ListWebhookDeliveries': grpc.unary_unary_rpc_method_handler(
                     servicer.ListWebhookDeliveries,
@@ -386,6 +404,33 @@ class WebhookService:
             '/credit.v1.WebhookService/RotateWebhookSecret',
             credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretRequest.SerializeToString,
             credit_dot_v1_dot_webhook__service__pb2.RotateWebhookSecretResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SealWebhookSecrets(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WebhookService/SealWebhookSecrets',
+            credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsRequest.SerializeToString,
+            credit_dot_v1_dot_webhook__service__pb2.SealWebhookSecretsResponse.FromString,
             options,
             channel_credentials,
             insecure,

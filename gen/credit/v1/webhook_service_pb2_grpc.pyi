@@ -38,6 +38,10 @@ class WebhookServiceStub:
     """Gives an endpoint another secret and answers it, this once. For a while both sign. Needs a
     service or admin key.
     """
+    SealWebhookSecrets: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.SealWebhookSecretsRequest, _webhook_service_pb2.SealWebhookSecretsResponse]
+    """Seals the secrets of all endpoints by the first key of the server's key file, those too that
+    another key has sealed or none. What is sealed so already stays. Needs an admin key.
+    """
     ListWebhookDeliveries: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.ListWebhookDeliveriesRequest, _webhook_service_pb2.ListWebhookDeliveriesResponse]
     """Answers a page of an endpoint's deliveries, newest first. Customer keys see their customer's."""
     GetWebhookDelivery: _aio.UnaryUnaryMultiCallable[_webhook_service_pb2.GetWebhookDeliveryRequest, _webhook_service_pb2.WebhookDelivery]
@@ -108,6 +112,16 @@ class WebhookServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_webhook_service_pb2.RotateWebhookSecretResponse]:
         """Gives an endpoint another secret and answers it, this once. For a while both sign. Needs a
         service or admin key.
+        """
+
+    @_abc_1.abstractmethod
+    def SealWebhookSecrets(
+        self,
+        request: _webhook_service_pb2.SealWebhookSecretsRequest,
+        context: _aio.ServicerContext[_webhook_service_pb2.SealWebhookSecretsRequest, _abc.Awaitable[_webhook_service_pb2.SealWebhookSecretsResponse]],
+    ) -> _abc.Awaitable[_webhook_service_pb2.SealWebhookSecretsResponse]:
+        """Seals the secrets of all endpoints by the first key of the server's key file, those too that
+        another key has sealed or none. What is sealed so already stays. Needs an admin key.
         """
 
     @_abc_1.abstractmethod

@@ -24,7 +24,6 @@ from creditledger.webhooks import (
     Endpoint,
     EventType,
     Threshold,
-    mask,
 )
 
 EVENT_TYPES = {one.word: one for one in EventType}
@@ -104,7 +103,9 @@ def _moment(at: int | None) -> str | None:
     return None if at is None else clock.text(at)
 
 
-def endpoint(one: Endpoint, scales: dict[str, int], now: int) -> pb.WebhookEndpoint:
+def endpoint(
+    one: Endpoint, scales: dict[str, int], now: int, masked_secret: str
+) -> pb.WebhookEndpoint:
     """An endpoint at `now`; `scales` of the currencies of its thresholds."""
     until = one.previous_until if len(one.secrets(now)) > 1 else None
     return pb.WebhookEndpoint(
@@ -120,7 +121,7 @@ def endpoint(one: Endpoint, scales: dict[str, int], now: int) -> pb.WebhookEndpo
         ],
         expiring_days=one.expiring_days,
         enabled=one.enabled,
-        mask=mask(one.secret),
+        mask=masked_secret,
         previous_secret_until=_moment(until),
         created_at=clock.text(one.created_at),
         updated_at=clock.text(one.updated_at),

@@ -15,6 +15,7 @@ from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import MissingField, NotFound, echo
 from creditledger.registry import Scope
+from creditledger.sealing import CannotUnseal, Seal
 from creditledger.store import Store, registry, webhooks
 from creditledger.targets import URL_MAX
 from creditledger.webhooks import (
@@ -25,11 +26,14 @@ from creditledger.webhooks import (
     Endpoint,
     EventType,
     Threshold,
+    mask,
     new_secret,
 )
 
 #: Deliveries looked at in one transaction as many are sent again.
 REPLAY_ROWS = 1_000
+#: Endpoints whose secrets are sealed anew in one transaction.
+SEAL_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,10 @@ def _id(
 
 def _delivery_id(request: pb.GetWebhookDeliveryRequest | pb.ReplayWebhookDeliveryRequest) -> str:
     return fields.made("evt", request.id, field="id")
+
+
+def _nothing(_request: pb.SealWebhookSecretsRequest) -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +180,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         store: Store,
         callers: Callers,
         clock: Callable[[], int],
+        seal: Seal,
         allow_private: bool,
         on_change: Callable[[], None],
     ) -> None:
@@ -179,6 +188,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         self.callers = callers
         self._store = store
         self._clock = clock
+        self._seal = seal
         self._allow_private = allow_private
         self._on_change = on_change
 
@@ -195,12 +205,13 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         now, secret = self._clock(), new_secret()
 
         def create(connection: Connection) -> Endpoint:
+            id_ = ids.random("whe")
             return webhooks.create(
                 connection,
-                id_=ids.random("whe"),
+                id_=id_,
                 customer_id=new.customer_id,
                 livemode=livemode,
-                secret=secret,
+                secret=self._seal.seal(secret, id_),
                 now=now,
                 terms=webhooks.columns(
                     url=url,
@@ -295,12 +306,33 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
 
         def rotate(connection: Connection) -> Endpoint | None:
             one = _own(connection, id_, caller)
-            return webhooks.rotate(connection, one, secret=secret, overlap_ms=overlap_ms, now=now)
+            sealed = self._seal.seal(secret, id_)
+            return webhooks.rotate(connection, one, secret=sealed, overlap_ms=overlap_ms, now=now)
 
         rotated = _there(await self._store.write(rotate), id_)
         return pb.RotateWebhookSecretResponse(
             webhook_endpoint=await self._show(rotated), secret=secret
         )
+
+    @rpc(_nothing, scope=Scope.ADMIN)
+    async def SealWebhookSecrets(  # noqa: N802
+        self, _wanted: None, _caller: Caller
+    ) -> pb.SealWebhookSecretsResponse:
+        """How many secrets the first key has sealed anew; one that was cut off may be asked again.
+
+        Raises NotFound where the server has no key.
+        """
+        if not self._seal.seals:
+            raise NotFound("this server has no key that seals secrets")
+        sealed, last = 0, ""
+        while True:
+            count, after = await self._store.write(
+                partial(webhooks.seal_anew, seal=self._seal, after=last, size=SEAL_ROWS)
+            )
+            sealed += count
+            if after is None:
+                return pb.SealWebhookSecretsResponse(sealed=sealed)
+            last = after
 
     @rpc(_delivery_list, scope=Scope.CUSTOMER)
     async def ListWebhookDeliveries(  # noqa: N802
@@ -378,7 +410,13 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
             scales = await self._store.read(
                 lambda c: {code: registry.scale(c, code, field="thresholds") for code in codes}
             )
-        return [hooked.endpoint(one, scales, now) for one in found]
+        return [hooked.endpoint(one, scales, now, self._mask(one)) for one in found]
+
+    def _mask(self, one: Endpoint) -> str:
+        try:
+            return mask(self._seal.unseal(one.secret, one.id))
+        except CannotUnseal:
+            return mask("")
 
 
 def _scaled(connection: Connection, lines: Sequence[hooked.Line]) -> list[Threshold]:

@@ -13,6 +13,7 @@ from sqlalchemy import Connection, Row, func, insert, select, update
 
 from creditledger.errors import OutOfRange
 from creditledger.model import Word
+from creditledger.sealing import SEALED_NAME_CHARACTERS, Seal, sealed_by
 from creditledger.store import registry, schema, tail
 from creditledger.webhooks import (
     ENDPOINTS_MAX,
@@ -194,6 +195,44 @@ def rotate(
         "previous_until": now + overlap_ms if kept else None,
     }
     return change(connection, one, terms, enabled=None, now=now)
+
+
+def seal_anew(
+    connection: Connection, *, seal: Seal, after: str, size: int
+) -> tuple[int, str | None]:
+    """Seal the secrets of the next endpoints by the current key, where another one did or none.
+
+    Answers how many secrets that were, and the id to go on after; None behind the last endpoint.
+    Raises CannotUnseal with nothing changed.
+    """
+    found = endpoints(connection, after, size, livemode=None, customer_id=None)
+    sealed = 0
+    for one in found[:size]:
+        old = {"secret": one.secret, "previous_secret": one.previous_secret}
+        new = {
+            name: seal.seal(seal.unseal(secret, one.id), one.id)
+            for name, secret in old.items()
+            if secret is not None and not seal.is_current(secret)
+        }
+        if new:
+            _change(connection, one.number, new)
+            sealed += len(new)
+    return sealed, found[size - 1].id if len(found) > size else None
+
+
+def sealing_keys(connection: Connection) -> set[str | None]:
+    """Names of the keys that have sealed secrets; None among them where one is not sealed."""
+    columns = (e.secret, e.previous_secret)
+    found = {
+        name
+        for column in columns
+        for (name,) in connection.execute(
+            select(func.substr(column, 1, SEALED_NAME_CHARACTERS))
+            .where(e.deleted_at.is_(None), column.is_not(None))
+            .distinct()
+        )
+    }
+    return {sealed_by(Secret(start)) for start in found}
 
 
 def delete(connection: Connection, number: int, *, now: int) -> None:
