@@ -335,6 +335,40 @@ def test_what_the_ledger_refuses_is_one_sentence(database_url: str) -> None:
         assert sentence(done)
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("keys", "create", "--scope", "customer"),
+        ("keys", "create", "--scope", "service", "--customer", "cus_acme"),
+        ("keys", "create", "--scope", "service", "--name", ""),
+        ("export", "x.csv", "--format", "xml"),
+        ("export", "x.csv", "--start", "yesterday"),
+        ("export", "x.csv", "--columns", "colour"),
+        ("export",),
+        ("nothing",),
+        ("health", "--max-lag", "-1"),
+    ],
+)
+def test_a_wrong_call_ends_with_2(given: tuple[str, ...], tmp_path: Path) -> None:
+    """Whether the command line sees what is wrong, or the server does."""
+    settings = {"CREDITLEDGER_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/credit.db"}
+    assert creditledger("migrate", settings=settings).returncode == 0
+
+    done = creditledger(*given, settings=settings, folder=tmp_path)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr
+
+
+def test_the_version_is_an_option_too() -> None:
+    """As people ask every command for it; a shell can be taught to complete."""
+    asked = creditledger("--version")
+    completion = creditledger("--show-completion", "bash")
+
+    assert (asked.returncode, asked.stdout) == (0, f"creditledger {__version__}\n")
+    assert completion.returncode == 0
+
+
 async def test_the_socket_moves_where_its_path_is_too_long(tmp_path: Path) -> None:
     """A deep folder or an odd name is no obstacle: commands and servers still find each other."""
     folder = tmp_path.joinpath(*["a long name for a folder, with #, ? and %41"] * 3)

@@ -28,8 +28,8 @@ EXCUSE = re.compile(r"  # (noqa|type)\b")
 ORDER = """
 __main__
 cli
-commands.export commands.import_report commands.keys commands.reconcile commands.secrets\
- commands.seed commands.statement commands.up commands.verify
+commands.backup commands.export commands.health commands.import_report commands.keys\
+ commands.reconcile commands.secrets commands.seed commands.statement commands.up commands.verify
 console
 workers
 server demo import_usage seeding

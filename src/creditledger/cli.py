@@ -21,7 +21,9 @@ from google.protobuf.json_format import MessageToDict
 from rich.progress import Progress
 
 from creditledger import __version__, clock, server, workers
+from creditledger.commands import backup as backup_command
 from creditledger.commands import export as export_commands
+from creditledger.commands import health as health_command
 from creditledger.commands import import_report
 from creditledger.commands import keys as key_commands
 from creditledger.commands import reconcile as reconcile_command
@@ -44,7 +46,6 @@ POSTGRES_FOLDER = Path("creditledger-postgres")
 app = typer.Typer(
     name="creditledger",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
     help=(
@@ -63,6 +64,24 @@ app.add_typer(bench, name="bench")
 DATABASE = ("database_url",)
 SERVER = tuple(name for name in Config.model_fields if name != "http_address")
 UP = tuple(name for name in Config.model_fields if not name.startswith("tls_"))
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        say(f"creditledger {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """What may stand before a command."""
 
 
 @app.command()
@@ -366,6 +385,61 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         raise typer.Exit(REFUSED)
 
 
+@app.command("health")
+@with_settings(
+    "database_url", "read_database_url", "grpc_address", "tls_certificate", "tls_key", "workers"
+)
+def health(
+    config: Config,
+    max_lag: Annotated[
+        float | None,
+        typer.Option("--max-lag", min=0, metavar="SECONDS", help="A longer lag is a problem."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask whether the server of these settings serves and its database answers.
+
+    On SQLite through the socket beside the database, else at the address of the setting, every
+    worker. Tells how long the oldest webhook has waited, and how far a replica is behind. Exit code
+    0: healthy; 1: not; within seven seconds.
+    """
+    found = server.run(health_command.check(config, lag_seconds_max=max_lag))
+    if as_json:
+        print_json(found.as_json())
+    elif found.is_healthy:
+        say(found.as_text())
+    else:
+        _fail(found.as_text())
+    if not found.is_healthy:
+        raise typer.Exit(REFUSED)
+
+
+@app.command("backup")
+@with_settings(*DATABASE)
+def backup(
+    config: Config,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy the database as it is at one moment, while a server runs or not.
+
+    A SQLite file becomes a SQLite file. A PostgreSQL database becomes a dump for `pg_restore`, made
+    by the `pg_dump` of this machine; without one the command to run elsewhere is printed. Until the
+    file is whole it is called FILE.part.
+    """
+    with progress_bar() as progress:
+        task = progress.add_task(file.name, total=None)
+        size = backup_command.back_up(
+            config,
+            file,
+            on_progress=lambda done, of: progress.update(task, completed=done, total=of),
+        )
+    if as_json:
+        print_json({"file": str(file), "bytes": size})
+    else:
+        say(f"{file}: {size:,} bytes")
+
+
 @app.command("export")
 @with_settings(*DATABASE)
 def export_command(
@@ -502,15 +576,26 @@ def main() -> None:
     os.umask(0o077)
     try:
         app()
-    except (WrongSetting, CannotImport, CannotReconcile) as error:
+    except (
+        WrongSetting,
+        CannotImport,
+        CannotReconcile,
+        export_commands.WrongOption,
+    ) as error:
         _fail(str(error), USAGE)
-    except (server.CannotStart, export_commands.CannotExport) as error:
+    except (
+        server.CannotStart,
+        export_commands.CannotExport,
+        backup_command.CannotBackUp,
+    ) as error:
         _fail(str(error))
     except DatabaseLocked as error:
         _fail(f"{error}; stop it first.")
     except grpc.aio.AioRpcError as error:
         gone = error.code() is grpc.StatusCode.UNAVAILABLE
-        _fail(f"{'The server went away: ' if gone else ''}{error.details() or error.code().name}")
+        wrong = error.code() is grpc.StatusCode.INVALID_ARGUMENT
+        said = f"{'The server went away: ' if gone else ''}{error.details() or error.code().name}"
+        _fail(said, USAGE if wrong else REFUSED)
     except KeyboardInterrupt:
         _fail("interrupted")
     except BrokenPipeError:

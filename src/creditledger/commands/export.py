@@ -33,6 +33,10 @@ STEP_ROWS = 5_000
 CHECKPOINT_ROWS = 50_000
 
 
+class WrongOption(Exception):
+    """An option of the export is wrong. Its text is one sentence that names it."""
+
+
 class CannotExport(Exception):
     """There will be no file, or none that is whole. The text is a sentence for the operator."""
 
@@ -60,7 +64,7 @@ class Asked:
         livemode: bool,
         **narrowed: str | None,
     ) -> "Asked":
-        """From the command's options. Raises CannotExport naming the one that is wrong."""
+        """From the command's options. Raises WrongOption."""
         try:
             return cls(
                 file=file,
@@ -75,7 +79,7 @@ class Asked:
                 ),
             )
         except Refusal as refusal:
-            raise CannotExport(f"--{refusal.message.replace('_', '-')}.") from None
+            raise WrongOption(f"--{refusal.message.replace('_', '-')}.") from None
 
     @property
     def part(self) -> Path:

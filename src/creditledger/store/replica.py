@@ -77,6 +77,19 @@ class Replica:
         return None
 
 
+#: The last transaction that it has repeated may be long ago because nothing was written since.
+_LAG = """\
+SELECT CASE WHEN NOT pg_is_in_recovery() THEN NULL
+WHEN pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() THEN 0
+ELSE extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp()) END"""
+
+
+def lag_seconds(connection: Connection) -> float | None:
+    """How far this replica is behind its primary; None: it is none."""
+    found = connection.execute(text(_LAG)).scalar_one()
+    return None if found is None else float(found)
+
+
 def is_replica(connection: Connection) -> bool:
     """Whether this read goes to a replica."""
     return bool(connection.get_execution_options().get(_OPTION))

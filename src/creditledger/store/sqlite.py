@@ -103,6 +103,14 @@ def writer_engine(path: Path) -> Engine:
     return engine
 
 
+def reader(path: Path) -> sqlite3.Connection:
+    """The driver's own connection, which cannot write; transactions are begun by hand."""
+    place = f"file:{quote(str(path))}?mode=ro"
+    connection = sqlite3.connect(place, uri=True, isolation_level=None)
+    _settings(connection)
+    return connection
+
+
 def _read_only(driver: str, path: Path) -> URL:
     # Not as text: SQLAlchemy would undo the quoting that SQLite's own URI needs.
     query = {"mode": "ro", "uri": "true"}

@@ -294,6 +294,15 @@ def settle(connection: Connection, outcomes: Sequence[Outcome], now: int) -> Non
             )
 
 
+def oldest_due(connection: Connection, now: int) -> int | None:
+    """When the oldest delivery was made that is due by `now` and not sent; None: all is sent."""
+    oldest = select(func.min(y.created_at)).where(
+        y.status == DeliveryStatus.PENDING, y.next_attempt_at <= now
+    )
+    moment: int | None = connection.execute(oldest).scalar_one()
+    return moment
+
+
 def forget(connection: Connection, before: int, size: int) -> int:
     """Take away up to `size` deliveries whose age counts from before that moment; how many."""
     old = select(y.wallet_number, y.number).where(y.kept_from < before)
