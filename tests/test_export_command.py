@@ -127,7 +127,7 @@ async def test_the_command(config: Config, tmp_path: Path) -> None:
     told = json.loads(done.stdout)
     assert told["rows"] == ROWS
     assert (checked.returncode, checked.stdout) == (0, f"a.csv: whole, sha256 {told['sha256']}\n")
-    assert (again.returncode, wrong.returncode) == (1, 1)
+    assert (again.returncode, wrong.returncode) == (1, 2)
     assert again.stderr.startswith("creditledger: a.csv is there already")
     assert "columns" in wrong.stderr
     lines = (tmp_path / "a.csv").read_text().splitlines()
