@@ -38,7 +38,7 @@ def back_up(config: Config, file: Path, *, on_progress: Callable[[int, int], Non
     try:
         part.unlink(missing_ok=True)
         if config.path is None:
-            _dump(config.database_url, part)
+            _dump(config, part)
         else:
             _copy(config.path, part, on_progress)
         with part.open("rb") as whole:
@@ -78,9 +78,9 @@ def _copy(database: Path, part: Path, on_progress: Callable[[int, int], None]) -
         raise CannotBackUp(f"The copy of {database} is damaged: {found}.")
 
 
-def _dump(url: str, part: Path) -> None:
+def _dump(config: Config, part: Path) -> None:
     """By pg_dump. The password is in its environment, not in its arguments, which others see."""
-    parsed = make_url(url)
+    parsed = make_url(config.database_url)
     password = parsed.password or parsed.query.get("password")
     place = parsed.set(drivername="postgresql", password=None).difference_update_query(
         ("password", "ssl")
@@ -94,7 +94,7 @@ def _dump(url: str, part: Path) -> None:
     if program is None:
         shown = shlex.join(command).replace(f"{part}", str(part)[: -len(".part")])
         raise CannotBackUp(f"There is no pg_dump here. Run where there is one: {shown}")
-    environment = {**os.environ, **({"PGPASSWORD": str(password)} if password else {})}
+    environment = config.environment() | ({"PGPASSWORD": str(password)} if password else {})
     done = subprocess.run(  # noqa: S603 # its arguments are the operator's own settings
         [program, *command[1:]],
         env=environment,
