@@ -904,7 +904,8 @@ class NaiveLedger:
         view = wallet.view(self.clock)
         if wallet.status == "closed":
             return Refused("WALLET_CLOSED", {})
-        if status == "closed" and (view.balance or view.overdraft_used or view.held):
+        has = view.balance or view.overdraft_used or view.held or wallet.events()
+        if status == "closed" and has:
             return Refused("INVALID_FIELD", {"param": "status"})
         self.postings_made += 1
         wallet.expire(self.postings_made, wallet.now(self.clock))

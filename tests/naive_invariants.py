@@ -33,7 +33,8 @@ def check(ledger: NaiveLedger) -> None:
         for grant in wallet.grants:
             assert sum(part for ref, part in parts if ref == grant.ref) <= left[grant.ref]
         assert view.balance == view.available + view.pending + view.held + view.scoped
-        assert wallet.status != "closed" or not (view.balance or view.overdraft_used or parts)
+        has = view.balance or view.overdraft_used or parts or wallet.events()
+        assert wallet.status != "closed" or not has
         assert sum(1 for g in wallet.grants if not g.ended(now) and left[g.ref]) <= GRANTS_MAX
         for posting in [p for p in wallet.postings.values() if p.name == "meter_event"]:
             assert 0 <= wallet.unpaid(posting) <= posting.body["amount"]

@@ -188,6 +188,7 @@ def add_wallet(
             currency=currency,
             livemode=livemode,
             created_at=START,
+            closed_at=START if status is Status.CLOSED else None,
         )
     )
     number = select(schema.wallets.c.number).where(schema.wallets.c.id == wallet_id)

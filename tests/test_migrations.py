@@ -16,8 +16,9 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from creditledger import clock as time
 from creditledger import store
-from creditledger.model import Category
-from creditledger.store import DatabaseLocked, schema
+from creditledger.model import Category, Status
+from creditledger.operations import PlaceHold, WalletChange
+from creditledger.store import DatabaseLocked, Store, registry, schema
 from creditledger.store.migrations import migrate, newest, revision, versions
 from tests.support import (
     START,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
     from creditledger.ledger import Ledger
-    from creditledger.store import Store
+    from tests.support import Clock
 
 #: (table, column)
 ADDED_BY_0003 = (
@@ -95,7 +96,7 @@ SELECT 'column', c.relname || '.' || a.attname,
        concat_ws(' ', format_type(a.atttypid, a.atttypmod), a.attnotnull, l.collname,
                  pg_get_expr(d.adbin, d.adrelid))
 FROM pg_class AS c
-JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0
+JOIN pg_attribute AS a ON a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped
 LEFT JOIN pg_attrdef AS d ON d.adrelid = c.oid AND d.adnum = a.attnum
 LEFT JOIN pg_collation AS l ON l.oid = a.attcollation
 WHERE c.relkind = 'r' AND c.relnamespace = 'public'::regnamespace
@@ -240,6 +241,75 @@ async def test_a_table_made_anew_is_what_it_was(
 
     assert before == (look(database_url, definitions), look(database_url, rows))
     assert findings(database_url) == []
+
+
+#: The table as it was before 0017, with its rows of now.
+ONE_WALLET_FOR_EVER = (
+    "PRAGMA defer_foreign_keys = ON",
+    "CREATE TEMP TABLE kept AS SELECT * FROM wallets",
+    "DROP TABLE wallets",
+    """CREATE TABLE wallets (
+        number INTEGER NOT NULL, id TEXT NOT NULL, customer_id TEXT NOT NULL,
+        currency TEXT NOT NULL, livemode BOOLEAN NOT NULL, created_at BIGINT NOT NULL,
+        repays_from BIGINT DEFAULT 0 NOT NULL,
+        CONSTRAINT wallets_pk PRIMARY KEY (number),
+        CONSTRAINT wallets_currency_fk FOREIGN KEY(currency) REFERENCES currencies (code),
+        CONSTRAINT wallets_customer_id_currency_livemode_unique
+          UNIQUE (customer_id, currency, livemode),
+        CONSTRAINT wallets_customer_id_fk FOREIGN KEY(customer_id) REFERENCES customers (id),
+        CONSTRAINT wallets_id_unique UNIQUE (id))""",
+    """INSERT INTO wallets SELECT number, id, customer_id, currency, livemode, created_at,
+        repays_from FROM temp.kept""",
+    "DROP TABLE temp.kept",
+)
+ONE_WALLET_FOR_EVER_ON_A_SERVER = (
+    *("DROP INDEX wallets_open", "DROP INDEX wallets_succession"),
+    *("ALTER TABLE wallets DROP COLUMN closed_at", "ALTER TABLE wallets DROP COLUMN rows_before"),
+    """ALTER TABLE wallets ADD CONSTRAINT wallets_customer_id_currency_livemode_unique
+        UNIQUE (customer_id, currency, livemode)""",
+)
+
+
+async def test_wallets_that_were_closed_before_bar_nobody_any_more(
+    ledger: Ledger, store: Store, clock: Clock, database_url: str
+) -> None:
+    """0017 finds out which wallets are closed; every table that refers to them stays as it was."""
+    await store.write(lambda connection: add_wallet(connection, "wal_open"))
+    await ledger.post(command(give("5"), key="1"))
+    await ledger.post(command(PlaceHold("1", None, None), key="2"))
+    await ledger.post(command(give("2"), key="1", wallet_id="wal_open"))
+    await ledger.post(command(consume("2"), key="2", wallet_id="wal_open"))
+    clock.advance(time.HOUR)
+    await ledger.change(WalletChange("wal_open", livemode=True, status=Status.CLOSED))
+    await ledger.close()
+    await store.close()
+    before = look(database_url, definitions)
+    back = ONE_WALLET_FOR_EVER if is_file(database_url) else ONE_WALLET_FOR_EVER_ON_A_SERVER
+
+    def again(connection: Connection) -> None:
+        for statement in back:
+            connection.exec_driver_sql(statement)
+        with Operations.context(MigrationContext.configure(connection)):
+            import_module(f"{versions.__name__}.0017_successive_wallets").upgrade()
+
+    change(database_url, again)
+
+    assert look(database_url, definitions) == before
+    assert findings(database_url) == []
+    wallets = look(database_url, lambda c: c.execute(schema.wallets.select()).all())
+    assert {one.id: one.closed_at for one in wallets} == {
+        "wal_acme": None,
+        "wal_open": START + time.HOUR,
+    }
+    connected = Store(database_url, clock=clock)
+    await connected.open()
+    made = await connected.write(
+        lambda c: registry.wallet_for(
+            c, "cus_of_wal_open", "USD", livemode=True, new_id="wal_next", now=clock()
+        )
+    )
+    await connected.close()
+    assert made == "wal_next"
 
 
 async def test_figures_that_came_later_are_those_of_the_rows(

@@ -504,6 +504,13 @@ DAMAGES: list[Any] = [
         )
     ),
     ("wallet_closed", 19, (wallet("status = 3"),)),
+    ("wallet_closed_at", 19, (registered(f"closed_at = {START}"),)),
+    ("wallet_closed_at", 19, (registered(f"closed_at = {START}"), wallet(f"updated_at = {START}"))),
+    ("wallet_succession", 19, (registered("rows_before = 1"),)),
+    ("wallet_succession", 19, (
+        f"""UPDATE wallets SET customer_id = (SELECT o.customer_id FROM wallets AS o
+        WHERE o.number = {ACME}) WHERE id = 'wal_empty'""",
+    )),
     ("rollup", None, ("DELETE FROM rollups WHERE quarter = -1",)),
     ("rollup_count", None, (EXTRA_ROLLUP,)),
     ("rollup_created_count", None, ("DELETE FROM rollups WHERE created_amount = -6000000000",)),

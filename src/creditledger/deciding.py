@@ -297,6 +297,11 @@ class Deciding(Writing):
                     "only a wallet with balance 0, no overdraft and no open hold can be closed",
                     param="status",
                 )
+            if change.status is Status.CLOSED and wallet.unpaid:
+                raise InvalidField(
+                    "the wallet has unpaid meter events: only without them it can be closed",
+                    param="status",
+                )
             self._expire(wallet, now)
         wallet.overdraft_limit, wallet.metadata = limit, metadata
         wallet.status = change.status or wallet.status

@@ -115,9 +115,10 @@ COLUMNS: Mapping[str, Callable[[Shown], object]] = {
     "source": lambda one: one.source or None,
     "metadata": lambda one: _json(one.line.metadata) or None,
 }
-#: The same of surface (a)'s list, under its names: the items of one USD wallet.
+#: The same of surface (a)'s list, under its names: the items of a customer's USD wallets, whose ids
+#: go on from one wallet to the next.
 BILLING_COLUMNS: Mapping[str, Callable[[Shown], object]] = {
-    "id": COLUMNS["sequence"],
+    "id": lambda one: one.wallet.rows_before + one.line.sequence,
     "created_at": lambda one: clock.text_seconds(one.line.created_at),
     "kind": COLUMNS["kind"],
     "amount_usd": COLUMNS["amount"],

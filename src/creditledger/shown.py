@@ -17,6 +17,7 @@ class WalletPlace:
     currency: str
     scale: int
     livemode: bool
+    rows_before: int = 0  #: Of the customer's earlier wallets; only exports read it.
 
 
 @dataclass(frozen=True, slots=True)

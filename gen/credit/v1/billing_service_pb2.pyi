@@ -183,7 +183,9 @@ Global___ListTransactionsResponse: _TypeAlias = ListTransactionsResponse  # noqa
 
 @_typing.final
 class BillingTransaction(_message.Message):
-    """One movement of the customer's USD wallet."""
+    """One movement of the customer's USD wallets: of the one that is not closed, or of a closed one
+    before it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -195,8 +197,9 @@ class BillingTransaction(_message.Message):
     SOURCE_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     id: _builtins.float
-    """The row's sequence in the wallet. A double, because the published API has a JSON number here
-    and 64-bit integers are JSON strings; exact up to 2^53.
+    """The row's sequence in the wallet, and behind a closed wallet that number goes on: the first row
+    of the next wallet has the id after the last row of the one before. A double, because the
+    published API has a JSON number here and 64-bit integers are JSON strings; exact up to 2^53.
     """
     created_at: _builtins.str
     """When the ledger wrote it: RFC 3339 in UTC, whole seconds, the fraction cut off."""
@@ -471,7 +474,9 @@ class GetMyAccountResponse(_message.Message):
 
     @_builtins.property
     def balance(self) -> Global___AccountBalance:
-        """What its USD wallet has and has had; all 0 where there is no wallet."""
+        """What its USD wallet has, and what that and the closed ones before it had; all 0 where there is
+        no wallet.
+        """
 
     @_builtins.property
     def allowed_models(self) -> _struct_pb2.ListValue:
@@ -537,7 +542,9 @@ Global___AccountUser: _TypeAlias = AccountUser  # noqa: Y015
 
 @_typing.final
 class AccountBalance(_message.Message):
-    """Figures of the customer's USD wallet, with the exactness of UsageBucket.total_usd."""
+    """Figures of the customer's USD wallets, with the exactness of UsageBucket.total_usd: what can be
+    spent is of the one that is not closed, sums are of all.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -627,7 +634,7 @@ class GetMyBalanceResponse(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def balance(self) -> Global___WalletBalance:
-        """The USD wallet as it is now; all 0 where there is none."""
+        """The USD wallet that is not closed, as it is now; all 0 where there is none."""
 
     @_builtins.property
     def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___ApiKeyUsage]:

@@ -75,9 +75,9 @@ class BillingServiceServicer:
     """
 
     def ListTransactions(self, request, context):
-        """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
-        topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
-        for. No wallet gives no items.
+        """Answers a page of the movements of the customer's USD wallets, closed ones included, newest
+        first: those of the kinds topup, refund, admin_credit, admin_debit and subscription_renew, or
+        those of the one kind asked for. No wallet gives no items.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

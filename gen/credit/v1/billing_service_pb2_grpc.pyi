@@ -22,9 +22,9 @@ class BillingServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListTransactions: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListTransactionsRequest, _billing_service_pb2.ListTransactionsResponse]
-    """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
-    topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
-    for. No wallet gives no items.
+    """Answers a page of the movements of the customer's USD wallets, closed ones included, newest
+    first: those of the kinds topup, refund, admin_credit, admin_debit and subscription_renew, or
+    those of the one kind asked for. No wallet gives no items.
     """
     ExportTransactions: _aio.UnaryStreamMultiCallable[_billing_service_pb2.ExportTransactionsRequest, _httpbody_pb2.HttpBody]
     """Answers all of the same movements, oldest first, as a CSV in pieces; see
@@ -58,9 +58,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.ListTransactionsRequest,
         context: _aio.ServicerContext[_billing_service_pb2.ListTransactionsRequest, _abc.Awaitable[_billing_service_pb2.ListTransactionsResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.ListTransactionsResponse]:
-        """Answers a page of the movements of the customer's USD wallet, newest first: those of the kinds
-        topup, refund, admin_credit, admin_debit and subscription_renew, or those of the one kind asked
-        for. No wallet gives no items.
+        """Answers a page of the movements of the customer's USD wallets, closed ones included, newest
+        first: those of the kinds topup, refund, admin_credit, admin_debit and subscription_renew, or
+        those of the one kind asked for. No wallet gives no items.
         """
 
     @_abc_1.abstractmethod

@@ -103,8 +103,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "NOT_FOUND", "domain": "creditledger"}
     """
     ERROR_REASON_ID_TAKEN: _ErrorReason.ValueType  # 14
-    """The chosen id (or the triple of a wallet, the event_name of a meter) exists with other
-    contents.
+    """The chosen id (or a wallet that is not closed of the same customer, currency and mode, or the
+    event_name of a meter) exists with other contents.
     [ALREADY_EXISTS, 409 conflict_error] Metadata: none.
     Example: {"reason": "ID_TAKEN", "domain": "creditledger"}
     """
@@ -330,8 +330,8 @@ ERROR_REASON_NOT_FOUND: ErrorReason.ValueType  # 13
 Example: {"reason": "NOT_FOUND", "domain": "creditledger"}
 """
 ERROR_REASON_ID_TAKEN: ErrorReason.ValueType  # 14
-"""The chosen id (or the triple of a wallet, the event_name of a meter) exists with other
-contents.
+"""The chosen id (or a wallet that is not closed of the same customer, currency and mode, or the
+event_name of a meter) exists with other contents.
 [ALREADY_EXISTS, 409 conflict_error] Metadata: none.
 Example: {"reason": "ID_TAKEN", "domain": "creditledger"}
 """

@@ -21,7 +21,8 @@ DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
 class Wallet(_message.Message):
-    """A customer's credit in one currency and one mode; at most one wallet for each such triple.
+    """A customer's credit in one currency and one mode; of each such triple at most one wallet is not
+    closed.
     Amounts are decimals in the wallet's currency.
     """
 

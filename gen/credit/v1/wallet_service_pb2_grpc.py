@@ -139,7 +139,8 @@ class WalletServiceServicer:
 
     def CreateWallet(self, request, context):
         """Makes a wallet. An identical request for a wallet that exists answers that wallet; a differing
-        one is ID_TAKEN.
+        one is ID_TAKEN. A closed wallet is answered only where its id is named; else the next one of
+        the customer, currency and mode is made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -19,7 +19,8 @@ class WalletServiceStub:
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.CreateWalletRequest, _wallet_service_pb2.Wallet]
     """Makes a wallet. An identical request for a wallet that exists answers that wallet; a differing
-    one is ID_TAKEN.
+    one is ID_TAKEN. A closed wallet is answered only where its id is named; else the next one of
+    the customer, currency and mode is made.
     """
     GetWallet: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetWalletRequest, _wallet_service_pb2.Wallet]
     """Answers one wallet, as of now."""
@@ -91,7 +92,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.CreateWalletRequest, _abc.Awaitable[_wallet_service_pb2.Wallet]],
     ) -> _abc.Awaitable[_wallet_service_pb2.Wallet]:
         """Makes a wallet. An identical request for a wallet that exists answers that wallet; a differing
-        one is ID_TAKEN.
+        one is ID_TAKEN. A closed wallet is answered only where its id is named; else the next one of
+        the customer, currency and mode is made.
         """
 
     @_abc_1.abstractmethod

@@ -5,7 +5,7 @@ and GetMyBalance beside it; ListApiKeyBills its bills by period, API key and pro
 and bounds follow those documents, not this project.
 """
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import groupby
@@ -30,6 +30,7 @@ from creditledger.registry import ApiKey, Customer, Scope
 from creditledger.shown import Transaction
 from creditledger.store import Store, billed, lists, registry
 from creditledger.store.reads import Filters
+from creditledger.store.registry import SuccessiveWallet
 
 PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
 #: What the list shows where no kind is asked for: the document's own.
@@ -177,29 +178,28 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
     async def ListTransactions(  # noqa: N802
         self, wanted: _Listing, caller: Caller
     ) -> pb.ListTransactionsResponse:
-        """A page of the USD wallet's history, newest first. Raises CustomerKeyRequired."""
+        """A page of the USD wallets' history, newest first. Raises CustomerKeyRequired."""
         customer_id = caller.customer()
         movements = wanted.movements
         livemode = caller.mode(movements.livemode)
 
-        def read(connection: Connection) -> tuple[int, list[Transaction]]:
-            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
-            if wallet is None:
-                return 0, []
-            return lists.kind_page(
+        def read(connection: Connection) -> tuple[int, list[pb.BillingTransaction]]:
+            wallets = registry.succession(connection, customer_id, "USD", livemode)
+            total, transactions = lists.kind_pages(
                 connection,
-                wallet.number,
-                wallet.sequence,
+                _places(wallets),
                 movements.kinds,
                 start=movements.since,
                 end=movements.until,
                 size=wanted.page_size,
                 offset=(wanted.page - 1) * wanted.page_size,
             )
+            before = {one.number: one.rows_before for one in wallets}
+            return total, [_item(one, before[one.row.wallet]) for one in transactions]
 
-        total, transactions = await self._store.read(read, stale=True)
+        total, items = await self._store.read(read, stale=True)
         return pb.ListTransactionsResponse(
-            items=[_item(one) for one in transactions],
+            items=items,
             total=total,
             page=wanted.page,
             page_size=wanted.page_size,
@@ -234,13 +234,11 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
 
         def read(connection: Connection) -> tuple[dict[usage.Group, usage.Used], int]:
             scale = registry.scale(connection, "USD", field="currency")
-            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
-            if wallet is None:
-                return {}, scale
+            wallets = _places(registry.succession(connection, customer_id, "USD", livemode))
             labels = None
             if wanted.api_key is not None:
                 labels = usage.labels_of(wanted.api_key, registry.keys_of(connection, customer_id))
-            return usage.by_group(connection, wallet, wanted, labels, now), scale
+            return usage.by_group(connection, wallets, wanted, labels, now), scale
 
         used, scale = await self._store.read(read, stale=True)
         return usage.answer(used, wanted.cycle, scale)
@@ -249,15 +247,21 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
     async def GetMyAccount(  # noqa: N802
         self, livemode: bool | None, caller: Caller
     ) -> pb.GetMyAccountResponse:
-        """The customer and its USD wallet as they are now. Raises CustomerKeyRequired."""
+        """The customer and its USD wallets as they are now. Raises CustomerKeyRequired."""
         customer_id = caller.customer()
         livemode = caller.mode(livemode)
 
-        def read(connection: Connection) -> tuple[Customer | None, Wallet | None]:
-            wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
-            return registry.customer(connection, customer_id), wallet
+        def read(
+            connection: Connection,
+        ) -> tuple[Customer | None, int, Wallet | None, list[SuccessiveWallet]]:
+            return (
+                registry.customer(connection, customer_id),
+                registry.scale(connection, "USD", field="currency"),
+                registry.wallet_of(connection, customer_id, "USD", livemode),
+                registry.succession(connection, customer_id, "USD", livemode),
+            )
 
-        customer, wallet = await self._store.read(read)
+        customer, scale, wallet, wallets = await self._store.read(read)
         assert customer is not None  # nothing takes a customer away
         return pb.GetMyAccountResponse(
             user=pb.AccountUser(
@@ -267,7 +271,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
                 created_at=time.text_seconds(customer.created_at),
                 tier="individual",
             ),
-            balance=_account_balance(wallet, self._clock()),
+            balance=_account_balance(scale, wallet, wallets, self._clock()),
             allowed_models=struct_pb2.ListValue(),
             org=struct_pb2.Value(null_value=struct_pb2.NULL_VALUE),
         )
@@ -285,18 +289,18 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
 
         def read(
             connection: Connection,
-        ) -> tuple[Wallet | None, list[ApiKey], dict[str, usage.Used]]:
+        ) -> tuple[Wallet | None, int, list[ApiKey], dict[str, usage.Used]]:
             keys = registry.keys_of(connection, customer_id)
             wallet = registry.wallet_of(connection, customer_id, "USD", livemode)
-            if wallet is None:
-                return None, keys, {}
-            return wallet, keys, usage.by_api_key(connection, wallet, start, end)
+            wallets = _places(registry.succession(connection, customer_id, "USD", livemode))
+            scale = registry.scale(connection, "USD", field="currency")
+            return wallet, scale, keys, usage.by_api_key(connection, wallets, start, end)
 
-        wallet, keys, used = await self._store.read(read)
+        wallet, scale, keys, used = await self._store.read(read)
         for key in keys:
             if key.livemode == livemode:
                 used.setdefault(key.id, usage.Used())
-        return _balance(wallet, {key.id: key for key in keys}, used, now)
+        return _balance(wallet, scale, {key.id: key for key in keys}, used, now)
 
     @rpc(_bill_query, scope=Scope.CUSTOMER)
     async def ListApiKeyBills(  # noqa: N802
@@ -311,10 +315,8 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
 
         def read(connection: Connection) -> tuple[list[_Bill], int, dict[str, ApiKey]]:
             scale = registry.scale(connection, wanted.currency, field="currency")
-            wallet = registry.wallet_of(connection, customer_id, wanted.currency, livemode)
-            if wallet is None:
-                return [], scale, {}
-            found = _bills(connection, wallet.number, wallet.sequence, wanted, scale)
+            wallets = registry.succession(connection, customer_id, wanted.currency, livemode)
+            found = _bills(connection, _places(wallets), wanted, scale)
             labels = {bill.dimension.api_key_id for bill in found}
             return found, scale, registry.api_keys_of(connection, customer_id, labels)
 
@@ -325,11 +327,16 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
         )
 
 
-def _item(one: Transaction) -> pb.BillingTransaction:
+def _places(wallets: Iterable[SuccessiveWallet]) -> list[tuple[int, int]]:
+    return [(one.number, one.sequence) for one in wallets]
+
+
+def _item(one: Transaction, rows_before: int) -> pb.BillingTransaction:
+    """A row; ids go on over the customer's wallets, which had so many rows before."""
     scale = one.wallet.scale
     note = one.posting.note
     return pb.BillingTransaction(
-        id=one.row.sequence,
+        id=rows_before + one.row.sequence,
         created_at=time.text_seconds(one.row.created_at),
         kind=Kind(one.row.kind).word,
         amount_usd=float(money.text(one.row.amount, scale)),
@@ -341,15 +348,18 @@ def _item(one: Transaction) -> pb.BillingTransaction:
     )
 
 
-def _account_balance(wallet: Wallet | None, now: int) -> pb.AccountBalance:
-    if wallet is None:
-        return pb.AccountBalance(low_balance_flagged=True)
-    scale, available = wallet.scale, standing(wallet, now).available
-    threshold = _threshold(wallet)
+def _account_balance(
+    scale: int, wallet: Wallet | None, wallets: Sequence[SuccessiveWallet], now: int
+) -> pb.AccountBalance:
+    """What the wallet that is not closed has, and what all of them ever took in and spent."""
+    available = threshold = 0
+    if wallet is not None:
+        available, threshold = standing(wallet, now).available, _threshold(wallet)
+    spent = -sum(one.usage_amount + one.refund_amount for one in wallets)
     return pb.AccountBalance(
         available_usd=usage.usd(available, scale),
-        lifetime_topup_usd=usage.usd(wallet.topup_amount, scale),
-        lifetime_spent_usd=usage.usd(-wallet.usage_amount - wallet.refund_amount, scale),
+        lifetime_topup_usd=usage.usd(sum(one.topup_amount for one in wallets), scale),
+        lifetime_spent_usd=usage.usd(spent, scale),
         low_balance_threshold_usd=usage.usd(threshold, scale),
         low_balance_flagged=available <= threshold,
     )
@@ -365,12 +375,14 @@ def _threshold(wallet: Wallet) -> int:
 
 
 def _balance(
-    wallet: Wallet | None, keys: Mapping[str, ApiKey], used: Mapping[str, usage.Used], now: int
+    wallet: Wallet | None,
+    scale: int,
+    keys: Mapping[str, ApiKey],
+    used: Mapping[str, usage.Used],
+    now: int,
 ) -> pb.GetMyBalanceResponse:
     answer = pb.GetMyBalanceResponse(balance=pb.WalletBalance())
-    scale = 0
     if wallet is not None:
-        scale = wallet.scale
         balance, held, pending, available, _ = standing(wallet, now)
         answer.balance.balance_usd = usage.usd(balance, scale)
         answer.balance.held_usd = usage.usd(held, scale)
@@ -385,16 +397,15 @@ def _balance(
 
 
 def _bills(
-    connection: Connection, wallet: int, last: int, wanted: _BillQuery, scale: int
+    connection: Connection, wallets: billed.Places, wanted: _BillQuery, scale: int
 ) -> list[_Bill]:
     """The rows asked for; each bucket is rounded over all its rows before any is left out."""
-    dimensions = billed.dimensions(connection, wallet)
     found: list[_Bill] = []
     skipped = 0 if wanted.page is None else (wanted.page - 1) * wanted.page_size
     most = BILL_ROWS_MAX if wanted.page is None else skipped + wanted.page_size
-    place = (connection, wallet, last, wanted.start, wanted.end)
-    for bucket, added in billed.periods(*place, cycle=wanted.cycle, zone=wanted.zone):
-        rows = _rows({dimensions[n]: s for n, s in added.items() if n in dimensions})
+    place = (connection, wallets, wanted.start, wanted.end)
+    for bucket, added in billed.periods_of(*place, cycle=wanted.cycle, zone=wanted.zone):
+        rows = _rows(added)
         charges = bills.apportion([(amount, voucher) for _, _, amount, voucher in rows], scale)
         found += [
             _Bill(bucket, dimension, quantities, amount, voucher, charge)

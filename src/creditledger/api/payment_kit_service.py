@@ -12,6 +12,7 @@ from creditledger import ids, money
 from creditledger.api import fields, payment_kit, payment_kit_grants
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, current_header, rpc
+from creditledger.deciding import Posted
 from creditledger.errors import (
     IdempotencyKeyReused,
     InvalidField,
@@ -22,6 +23,7 @@ from creditledger.errors import (
     QueryTooBroad,
     Refusal,
     Unavailable,
+    WalletClosed,
     echo,
 )
 from creditledger.ledger import Ledger
@@ -34,8 +36,10 @@ from creditledger.store.grants import GrantFilters
 from creditledger.store.meter_events import EventFilters, Reported
 
 SEARCH_SECONDS_MAX = 2.0
-#: More than a customer can have of one mode: there is one for each currency.
+#: More than a customer can have of one mode that are not closed: there is one for each currency.
 WALLETS_MAX = 1_000
+#: Wallets that a write goes to, one after the other, where they are closed in that very moment.
+WALLETS_TRIED_MAX = 3
 
 
 class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceServicer):
@@ -145,7 +149,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         # All that is read is read before: what was written is then answered in any case.
         meter, currency, customer, wallet_id = await self._store.read(
             lambda c: meter_events.destination(
-                c, new.event_name, new.customer_id, livemode=livemode
+                c, new.event_name, new.customer_id, new.identifier, livemode=livemode
             )
         )
         if meter is None:
@@ -156,10 +160,8 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             )
         if customer is None:
             raise NotFound(f"no customer {echo(new.customer_id)}", param="payload.customer_id")
-        if wallet_id is None:
-            wallet_id = await self._new_wallet(new.customer_id, currency.code, livemode)
         command = Command(
-            wallet_id,
+            wallet_id or "",
             new.identifier,
             ReportEvent(new.value, meter.id, new.subscription_id),
             livemode,
@@ -170,7 +172,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             backdating_free=caller.scope is Scope.ADMIN,
         )
         try:
-            posted = await self._ledger.post(command)
+            posted = await self._post(command, new.customer_id, currency.code, livemode)
         except IdempotencyKeyReused as refusal:
             raise IdempotencyKeyReused(
                 f"the identifier names another request: {refusal.metadata['fields']} differ",
@@ -185,13 +187,34 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             Reported(
                 posted.event,
                 posted.posting.wallet,
-                WalletPlace(wallet_id, new.customer_id, currency.code, currency.scale, livemode),
+                WalletPlace(
+                    posted.wallet.id, new.customer_id, currency.code, currency.scale, livemode
+                ),
                 new.metadata,
                 customer,
                 (meter.name, meter.event_name, meter.unit),
                 currency,
             )
         )
+
+    async def _post(
+        self, command: Command, customer_id: str, currency: str, livemode: bool
+    ) -> Posted:
+        """The command, on the customer's wallet that is not closed; see `wallet_id_for_key`.
+
+        `wallet_id` of the command is that wallet as far as it is known, else "". Where it is closed
+        meanwhile the next one is looked for, and made if there is none.
+        """
+        wallet_id, refusal = command.wallet_id, None
+        for _ in range(WALLETS_TRIED_MAX):
+            if not wallet_id:
+                wallet_id = await self._new_wallet(customer_id, currency, livemode)
+            try:
+                return await self._ledger.post(command._replace(wallet_id=wallet_id))
+            except WalletClosed as closed:
+                refusal, wallet_id = closed, ""
+        assert refusal is not None
+        raise refusal
 
     async def _new_wallet(self, customer_id: str, currency: str, livemode: bool) -> str:
         now, new_id = self._clock(), ids.random("wal")
@@ -322,12 +345,10 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self, new: payment_kit_grants.NewGrant, key: str, livemode: bool, caller: Caller
     ) -> Posting:
         wallet_id = await self._store.read(
-            lambda c: registry.wallet_id_of(c, new.customer_id, new.currency, livemode)
+            lambda c: registry.wallet_id_for_key(c, new.customer_id, new.currency, livemode, key)
         )
-        if wallet_id is None:
-            wallet_id = await self._new_wallet(new.customer_id, new.currency, livemode)
         command = Command(
-            wallet_id,
+            wallet_id or "",
             key,
             new.operation,
             livemode,
@@ -336,7 +357,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             metadata=new.metadata,
             backdating_free=caller.scope is Scope.ADMIN,
         )
-        return (await self._ledger.post(command)).posting
+        return (await self._post(command, new.customer_id, new.currency, livemode)).posting
 
     async def _given(
         self, place: tuple[int, int], caller: Caller | None = None
@@ -440,6 +461,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 customer_id=customer_id,
                 currency=None,
                 status=None,
+                not_closed=True,
             )
             found = [registry.currency(connection, one.currency) for one in wallets]
             currencies = {one.code: one for one in found if one is not None}

@@ -18,7 +18,7 @@ from creditledger import clock as time
 from creditledger import money
 from creditledger.api import fields
 from creditledger.errors import InvalidField, ResultTooLarge, echo
-from creditledger.model import Dimension, Kind, Wallet
+from creditledger.model import Dimension, Kind
 from creditledger.registry import ApiKey
 from creditledger.store import billed
 
@@ -151,29 +151,29 @@ Group = tuple[int, str | None, str | None]
 
 
 def by_group(
-    connection: Connection, wallet: Wallet, asked: Query, labels: Collection[str] | None, now: int
+    connection: Connection,
+    wallets: billed.Places,
+    asked: Query,
+    labels: Collection[str] | None,
+    now: int,
 ) -> dict[Group, Used]:
     """Usage of a window by what the query groups it by; `labels`: of these API keys only.
 
     Raises InvalidField for the window, ResultTooLarge.
     """
-    dimensions = {
-        number: dimension
-        for number, dimension in billed.dimensions(connection, wallet.number).items()
-        if asked.model in (None, dimension.product_id)
-        and (labels is None or dimension.api_key_id in labels)
-    }
     start, end = asked.window.at(now)
-    place = (connection, wallet.number, wallet.sequence, start, end)
+    place = (connection, wallets, start, end)
     if asked.cycle is None:
-        parts = iter([(start, billed.in_window(*place))])
+        parts = iter([(start, billed.in_window_of(*place))])
     else:
-        found = billed.periods(*place, cycle=asked.cycle, zone=_UTC)
+        found = billed.periods_of(*place, cycle=asked.cycle, zone=_UTC)
         parts = ((bucket.start, sums) for bucket, sums in found)
     used: dict[Group, Used] = {}
     for begins, sums in parts:
-        for number, one in sums.items():
-            if (dimension := dimensions.get(number)) is None:
+        for dimension, one in sums.items():
+            if asked.model not in (None, dimension.product_id):
+                continue
+            if labels is not None and dimension.api_key_id not in labels:
                 continue
             model = dimension.product_id if asked.by_model else None
             api_key = dimension.api_key_id if asked.by_api_key else None
@@ -186,14 +186,13 @@ def by_group(
     return used
 
 
-def by_api_key(connection: Connection, wallet: Wallet, start: int, end: int) -> dict[str, Used]:
+def by_api_key(
+    connection: Connection, wallets: billed.Places, start: int, end: int
+) -> dict[str, Used]:
     """Usage of a window by API key label."""
-    dimensions = billed.dimensions(connection, wallet.number)
     used: dict[str, Used] = {}
-    sums = billed.in_window(connection, wallet.number, wallet.sequence, start, end)
-    for number, one in sums.items():
-        if (dimension := dimensions.get(number)) is not None:
-            used.setdefault(dimension.api_key_id, Used()).add(dimension, one)
+    for dimension, one in billed.in_window_of(connection, wallets, start, end).items():
+        used.setdefault(dimension.api_key_id, Used()).add(dimension, one)
     return used
 
 

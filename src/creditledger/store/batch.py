@@ -18,6 +18,7 @@ from creditledger.model import (
     Posting,
     Row,
     SpendLimit,
+    Status,
     Wallet,
 )
 
@@ -186,6 +187,10 @@ class Changes:
     repayments: list[GrantRepayment] = field(default_factory=list)  #: How much they paid back.
 
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
+
+    def closed(self) -> list[Wallet]:
+        """Wallets that the batch closed: what is closed changes no more."""
+        return [wallet for wallet in self.terms.values() if wallet.status is Status.CLOSED]
 
     def hold(self, wallet: int, posting: int | None, hold: Hold, now: int) -> None:
         """Write the hold as it is from now on; by a posting, unless it is over by its deadline."""

@@ -4,9 +4,11 @@ Whole quarters of an hour come from the roll-ups, what a window or a period cuts
 rows: so the cost follows the window and its periods, not the ledger.
 """
 
+import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -40,6 +42,10 @@ class BillSums:
     posting_count: int = 0  #: Each counted once, where its first row is.
     quantities: list[int] = field(default_factory=lambda: [0] * 6)
 
+    def merge(self, other: "BillSums") -> None:
+        """What another wallet has of the same dimension and period."""
+        self.add(other.amount, other.voucher_amount, other.posting_count, *other.quantities)
+
     def add(self, amount: int, voucher_amount: int, posting_count: int, *quantities: int) -> None:
         """Some rows more."""
         self.amount += amount
@@ -51,6 +57,53 @@ class BillSums:
 
 #: By dimension number.
 Sums = dict[int, BillSums]
+#: By dimension, over several wallets.
+NamedSums = dict[Dimension, BillSums]
+#: Wallets that are added up together: the number and the last sequence of each.
+Places = Sequence[tuple[int, int]]
+
+
+def periods_of(
+    connection: Connection, wallets: Places, start: int, end: int, *, cycle: str, zone: ZoneInfo
+) -> Iterator[tuple[Bucket, NamedSums]]:
+    """The periods of [start, end) in which something may have happened, in order of time.
+
+    Of the first and the last only what lies in the window.
+    """
+
+    def parts(wallet: int, last: int) -> Iterator[tuple[Bucket, NamedSums]]:
+        known = dimensions(connection, wallet)
+        for bucket, sums in periods(connection, wallet, last, start, end, cycle=cycle, zone=zone):
+            yield bucket, _named(known, sums)
+
+    def begins(part: tuple[Bucket, NamedSums]) -> int:
+        return part[0].start
+
+    every = heapq.merge(*(parts(*place) for place in wallets), key=begins)
+    for _, group in groupby(every, key=begins):
+        (bucket, sums), *others = group
+        for _, more in others:
+            _merge(sums, more)
+        yield bucket, sums
+
+
+def in_window_of(connection: Connection, wallets: Places, start: int, end: int) -> NamedSums:
+    """What happened in [start, end) in these wallets."""
+    found: NamedSums = {}
+    for wallet, last in wallets:
+        sums = in_window(connection, wallet, last, start, end)
+        _merge(found, _named(dimensions(connection, wallet), sums))
+    return found
+
+
+def _named(known: dict[int, Dimension], sums: Sums) -> NamedSums:
+    """Consumptions and refunds by what they are added up by; other kinds are in no bill."""
+    return {known[number]: one for number, one in sums.items() if number in known}
+
+
+def _merge(sums: NamedSums, more: NamedSums) -> None:
+    for dimension, one in more.items():
+        sums.setdefault(dimension, BillSums()).merge(one)
 
 
 def periods(

@@ -130,6 +130,14 @@ _MOVED = _last(
     " WHERE m.wallet_number = w.number AND m.kind <> $EXPIRY), 0)",
 )
 
+#: Whether `o` is of the same customer, currency and mode as the wallet `w`.
+_SUCCESSION = """o.customer_id = w.customer_id AND o.currency = w.currency
+        AND o.livemode = w.livemode"""
+_ROWS_BEFORE = f"""(SELECT coalesce(sum(q.sequence), 0) FROM wallets AS o
+        JOIN wallet_states AS q ON q.wallet_number = o.number
+        WHERE {_SUCCESSION} AND o.number < w.number)"""  # noqa: S608 # constants
+_FOLLOWED = f"EXISTS (SELECT 1 FROM wallets AS o WHERE {_SUCCESSION} AND o.number > w.number)"  # noqa: S608 # constants
+
 WALLETS = Pass(
     "wallets",
     f"""wallets AS w
@@ -180,6 +188,11 @@ wallet_unpaid_amount: v.unpaid_amount <> coalesce(m.unpaid, 0)
     -- unpaid_amount is {v.unpaid_amount}, its meter events are owed {coalesce(m.unpaid, 0)}
 wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
     -- it is closed with {v.running_balance}
+wallet_closed_at: (v.status = $CLOSED) <> (w.closed_at IS NOT NULL) OR w.closed_at <> v.updated_at
+    -- its status is {v.status}, and it was closed at {w.closed_at}
+"""
+    + f"""wallet_succession: w.rows_before <> {_ROWS_BEFORE} OR w.closed_at IS NULL AND {_FOLLOWED}
+    -- other than {{w.rows_before}} rows are before it, or it is not closed and not the last one
 """,
 )
 

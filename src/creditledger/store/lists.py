@@ -317,7 +317,38 @@ def _count(
     return int(connection.execute(select(func.count()).select_from(query)).scalar_one())
 
 
-# --- the billing list: one wallet, by kind --------------------------------------------------
+# --- the billing list: a customer's wallets one after the other, by kind ---------------------
+
+
+def kind_pages(
+    connection: Connection,
+    wallets: Sequence[tuple[int, int]],
+    kinds: Sequence[Kind],
+    *,
+    start: int | None,
+    end: int | None,
+    size: int,
+    offset: int,
+) -> tuple[int, list[Transaction]]:
+    """As `kind_page`, over wallets that followed one another, oldest first.
+
+    Of each its number and its last sequence. A wallet's rows are newer than those of all before it.
+    """
+    total, shown = 0, list[Transaction]()
+    for wallet, last in reversed(wallets):
+        count, rows = kind_page(
+            connection,
+            wallet,
+            last,
+            kinds,
+            start=start,
+            end=end,
+            size=size - len(shown),
+            offset=max(0, offset - total),
+        )
+        total += count
+        shown += rows
+    return total, shown
 
 
 def kind_page(
@@ -339,7 +370,7 @@ def kind_page(
     window = span(connection, wallet, last, start, end)
     below = _rank(connection, wallet, window.first - 1, kinds)
     total = _rank(connection, wallet, window.last, kinds) - below
-    if offset >= total:
+    if offset >= total or not size:
         return total, []
     through = window.last
     if offset:

@@ -113,9 +113,9 @@ def event(connection: Connection, wallet: int, number: int) -> Reported | None:
 
 
 def destination(
-    connection: Connection, event_name: str, customer_id: str, *, livemode: bool
+    connection: Connection, event_name: str, customer_id: str, identifier: str, *, livemode: bool
 ) -> Destination:
-    """The meter of these events, its currency, the customer and the wallet that pays."""
+    """The meter of the event, its currency, the customer and the wallet that pays."""
     meter = meters.by_event(connection, event_name)
     if meter is None or meter.currency is None:
         return Destination(meter, None, None, None)
@@ -124,7 +124,7 @@ def destination(
         meter,
         registry.currency(connection, meter.currency),
         None if customer is None else (customer.name, customer.email),
-        registry.wallet_id_of(connection, customer_id, meter.currency, livemode),
+        registry.wallet_id_for_key(connection, customer_id, meter.currency, livemode, identifier),
     )
 
 

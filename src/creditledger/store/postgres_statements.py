@@ -270,6 +270,8 @@ WRITE_TERMS = _Numbered().update(
     ["overdraft_limit", "status", "metadata", "updated_at"],
 )
 
+WRITE_CLOSED = _Numbered().update(schema.wallets, ["number"], ["closed_at"])
+
 #: Apart, since one statement changes a row only once, and of these some are drawn on as well.
 WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)
 WRITE_REPAID = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_REPAID)

@@ -381,6 +381,9 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
             for n, w in changes.terms.items()
         ]
         await connection.fetch(sql.WRITE_TERMS, *_columns(terms))
+        closed = [(w.number, w.updated_at) for w in changes.closed()]
+        if closed:
+            await connection.fetch(sql.WRITE_CLOSED, *_columns(closed))
     # What is given in the same batch is inserted as it has become.
     revised = [
         (*place, *grant_changed(grant))

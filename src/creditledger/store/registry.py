@@ -7,24 +7,27 @@ A create that repeats an existing thing answers that thing; one that differs rai
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     Boolean,
+    ColumnElement,
     Connection,
     Result,
     Row,
     Select,
     Table,
+    and_,
     column,
     insert,
+    or_,
     select,
     tuple_,
     update,
 )
 
-from creditledger.errors import IdTaken, NotFound, echo
+from creditledger.errors import IdTaken, NotFound, OutOfRange, echo
 from creditledger.model import Grant, Hold, Status, Wallet
 from creditledger.registry import ApiKey, Currency, Customer, Scope, Subscription
 from creditledger.store import schema
@@ -38,6 +41,9 @@ from creditledger.store.values import (
     hold_value,
     wallet_value,
 )
+
+#: Wallets of a customer in one currency and mode, closed ones included: "me" reads all of them.
+SUCCESSIVE_MAX = 1_000
 
 
 def _customer(row: Row[Any]) -> Customer:
@@ -263,28 +269,78 @@ def wallet_id(connection: Connection, number: int) -> str | None:
     return found.scalar_one_or_none()
 
 
+def _in_succession(customer_id: str, currency: str, livemode: bool) -> ColumnElement[bool]:
+    """Of `wallets`: the customer's in this currency and mode, closed or not."""
+    c = schema.wallets.c
+    owner = tuple_(c.customer_id, c.currency) == tuple_(customer_id, currency)
+    return and_(owner, c.livemode == livemode)
+
+
 def wallet_of(
     connection: Connection, customer_id: str, currency: str, livemode: bool
 ) -> Wallet | None:
-    """The customer's wallet in this currency and mode, with its open grants and holds."""
-    table = schema.wallets
+    """The customer's wallet in this currency and mode that is not closed.
+
+    With its open grants and holds.
+    """
     rows = connection.execute(
         _WALLETS.where(
-            tuple_(table.c.customer_id, table.c.currency) == tuple_(customer_id, currency),
-            table.c.livemode == livemode,
+            _in_succession(customer_id, currency, livemode), schema.wallets.c.closed_at.is_(None)
         )
     ).all()
     return next(iter(_whole(connection, rows)), None)
 
 
-def wallet_id_of(
+class SuccessiveWallet(NamedTuple):
+    """One of a customer's wallets in a currency and mode, which follow one another."""
+
+    number: int
+    sequence: int  #: Of its last row.
+    rows_before: int  #: Of all wallets before it.
+    topup_amount: int
+    usage_amount: int  #: <= 0
+    refund_amount: int
+
+
+def succession(
     connection: Connection, customer_id: str, currency: str, livemode: bool
+) -> list[SuccessiveWallet]:
+    """The customer's wallets in this currency and mode, oldest first.
+
+    All but the last one are closed; that one may be.
+    """
+    w, s = schema.wallets.c, schema.wallet_states.c
+    query = (
+        select(
+            *(w.number, s.sequence, w.rows_before),
+            *(s.topup_amount, s.usage_amount, s.refund_amount),
+        )
+        .join_from(schema.wallets, schema.wallet_states)
+        .where(_in_succession(customer_id, currency, livemode))
+        .order_by(w.number)
+    )
+    return list(map(SuccessiveWallet._make, connection.execute(query)))
+
+
+def wallet_id_for_key(
+    connection: Connection, customer_id: str, currency: str, livemode: bool, key: str
 ) -> str | None:
-    """The id of the customer's wallet in this currency and mode."""
-    table = schema.wallets
-    query = select(table.c.id).where(
-        tuple_(table.c.customer_id, table.c.currency) == tuple_(customer_id, currency),
-        table.c.livemode == livemode,
+    """The id of the customer's wallet in this currency and mode that a write goes to.
+
+    That is the one that is not closed. But what a closed one was asked for under this idempotency
+    key was done there, and is not done again.
+    """
+    w, p = schema.wallets.c, schema.postings.c
+    of_key = and_(p.wallet_number == w.number, p.idempotency_key == key)
+    is_there = p.number.is_not(None)
+    query = (
+        select(w.id)
+        .select_from(schema.wallets.outerjoin(schema.postings, of_key))
+        .where(
+            _in_succession(customer_id, currency, livemode), or_(w.closed_at.is_(None), is_there)
+        )
+        .order_by(is_there.desc(), w.number.desc())
+        .limit(1)
     )
     return connection.execute(query).scalar_one_or_none()
 
@@ -298,8 +354,11 @@ def wallet_for(
     new_id: str,
     now: int,
 ) -> str:
-    """The same, of a wallet made under `new_id` unless there is one. Raises NotFound."""
-    found = wallet_id_of(connection, customer_id, currency, livemode)
+    """The id of the customer's wallet that is not closed, made under `new_id` if there is none.
+
+    Raises NotFound, OutOfRange.
+    """
+    found = wallet_of(connection, customer_id, currency, livemode)
     if found is None:
         found = create_wallet(
             connection,
@@ -311,8 +370,8 @@ def wallet_for(
             overdraft_limit=0,
             metadata={},
             now=now,
-        ).id
-    return found
+        )
+    return found.id
 
 
 def wallets(
@@ -324,10 +383,13 @@ def wallets(
     customer_id: str | None,
     currency: str | None,
     status: Status | None,
+    not_closed: bool = False,
 ) -> list[Wallet]:
     """A page, and one more if there is a next one."""
     table = schema.wallets
     query = _WALLETS
+    if not_closed:
+        query = query.where(table.c.closed_at.is_(None))
     if livemode is not None:
         query = query.where(table.c.livemode == livemode)
     if customer_id is not None:
@@ -356,16 +418,23 @@ def create_wallet(
     metadata: dict[str, str],
     now: int,
 ) -> Wallet:
-    """The wallet, made under `id_` or else `new_id` unless it is there. Raises IdTaken, NotFound.
+    """The wallet, made under `id_` or else `new_id` unless it is there.
 
-    The existing wallet is the one of this id, or of this customer, currency and mode.
+    The existing wallet is the one of this id, closed or not, or else the one of this customer,
+    currency and mode that is not closed. Raises IdTaken, NotFound, OutOfRange.
     """
     require_customer(connection, customer_id)
     require_currency(connection, currency, field="currency")
-    found = wallet_of(connection, customer_id, currency, livemode)
-    if found is None and id_ is not None:
-        found = wallet(connection, id_)
+    found = None if id_ is None else wallet(connection, id_)
     if found is None:
+        found = wallet_of(connection, customer_id, currency, livemode)
+    if found is None:
+        before = succession(connection, customer_id, currency, livemode)
+        if len(before) >= SUCCESSIVE_MAX:
+            raise OutOfRange(
+                f"a customer has at most {SUCCESSIVE_MAX} wallets of a currency and mode",
+                param="customer_id",
+            )
         number = connection.execute(
             insert(schema.wallets)
             .values(
@@ -374,6 +443,7 @@ def create_wallet(
                 currency=currency,
                 livemode=livemode,
                 created_at=now,
+                rows_before=before[-1].rows_before + before[-1].sequence if before else 0,
             )
             .returning(schema.wallets.c.number)
         ).scalar_one()

@@ -108,8 +108,22 @@ wallets = Table(
     # From then on its grants pay overdraft back as they begin and end: 0, or when the ledger learnt
     # to, if the wallet is older than that.
     Column("repays_from", BigInteger, nullable=False, server_default=text("0")),
-    UniqueConstraint("customer_id", "currency", "livemode"),
+    # NULL: it is not closed. The status in wallet_states says the same.
+    Column("closed_at", BigInteger),
+    # Rows of the customer's earlier wallets of this currency and mode, all of them closed.
+    Column("rows_before", BigInteger, nullable=False, server_default=text("0")),
 )
+_is_not_closed = text("closed_at IS NULL")
+_SUCCESSION = (wallets.c.customer_id, wallets.c.currency, wallets.c.livemode)
+#: Of a customer, currency and mode at most one wallet is not closed.
+Index(
+    "wallets_open",
+    *_SUCCESSION,
+    unique=True,
+    sqlite_where=_is_not_closed,
+    postgresql_where=_is_not_closed,
+)
+Index("wallets_succession", *_SUCCESSION, wallets.c.number)
 
 #: What changes of a wallet, apart from what never does: this row is what writers lock.
 wallet_states = Table(

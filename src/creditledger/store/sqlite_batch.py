@@ -382,6 +382,7 @@ _MOVE = _update(
 _TERMS = _update(
     "wallet_states", ["overdraft_limit", "status", "metadata", "updated_at"], ["wallet_number"]
 )
+_CLOSE = _update("wallets", ["closed_at"], ["number"])
 _by_place = itemgetter(0)
 _KEY = ["wallet_number", "quarter", "dimension_number"]
 _ROLLUP = _insert(
@@ -393,7 +394,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Sixteen kinds of rows at most, in the order of dependence.
+    """Seventeen kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -407,6 +408,7 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
                 for n, w in changes.terms.items()
             ],
         )
+        _write(driver, _CLOSE, [(w.updated_at, w.number) for w in changes.closed()])
     if changes.holds:
         held = sorted(changes.holds.items(), key=_by_place)
         _write(driver, _HOLD, [(wallet, *hold_columns(hold)) for (wallet, _), hold in held])

@@ -126,7 +126,10 @@ def _lines(connection: Connection, query: Select[Any]) -> list[Line]:
 def wallets(connection: Connection, numbers: Iterable[int]) -> dict[int, WalletPlace]:
     """The wallets of these numbers."""
     found = connection.execute(
-        select(w.number, w.id, w.customer_id, w.currency, schema.currencies.c.scale, w.livemode)
+        select(
+            *(w.number, w.id, w.customer_id, w.currency, schema.currencies.c.scale, w.livemode),
+            w.rows_before,
+        )
         .join_from(schema.wallets, schema.currencies, schema.currencies.c.code == w.currency)
         .where(w.number.in_(list(numbers)))
     )
