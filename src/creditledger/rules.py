@@ -6,8 +6,9 @@ deciding.py inside the write transaction; no I/O, clock, randomness. The rules i
 docs/ledger.md.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from creditledger import bills, clock, ids, money
 from creditledger.books import Move, check_range
@@ -74,6 +75,7 @@ class Original:
     rows: Sequence[Row]
     dimension: Dimension | None  #: None of a posting without rows.
     refunded: int
+    is_canceled: bool = False  #: It paid for a meter event that was canceled.
 
 
 @dataclass(frozen=True, slots=True)
@@ -461,6 +463,10 @@ def refundable(wallet: Wallet, operation: Refund, references: References) -> Ori
     original = _named_posting(wallet, operation, references)
     if original.dimension is None or original.dimension.kind != _USAGE:
         raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
+    if original.is_canceled:
+        raise NotRefundable(
+            "the posting paid for a meter event that was canceled", param="refund.posting_id"
+        )
     return original
 
 
@@ -481,37 +487,20 @@ def _refund(
         raise RefundTooLarge(
             f"only {most} of the posting is left to refund", param="refund.amount", refundable=most
         )
-    moves: list[Move] = []
-    overdraft_used = wallet.overdraft_used
-    for drawn, grant_number in _unreturned(original, left if amount is None else amount):
-        part = drawn
-        drawn_on = None if grant_number is None else wallet.grants[grant_number]
-        if drawn_on is not None and not drawn_on.has_ended(now):
-            moves.append(Move(_REFUND, _ADJUSTMENT, part, drawn_on, effective_at))
-            continue
-        if drawn_on is None:
-            if paid := min(part, overdraft_used):
-                moves.append(Move(_REFUND, _ADJUSTMENT, paid, None, effective_at))
-                overdraft_used -= paid
-                part -= paid
-            if not part:
-                continue
-        grant = _new_grant(
-            wallet,
-            part,
-            drawn_on.category if drawn_on else Category.PAID,
-            now,
-            overdraft_used=overdraft_used,
-            priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
-            scope=drawn_on.scope if drawn_on else None,
-        )
-        overdraft_used -= grant.overdraft_paid
-        moves.append(Move(_REFUND, _ADJUSTMENT, part, grant, effective_at, fresh=True))
-    return moves
+    draws = unreturned(original, left if amount is None else amount)
+    returned = give_back(wallet, draws, effective_at=effective_at, now=now)
+    return [move for _, moves in returned for move in moves]
 
 
-def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | None]]:
-    """(part, grant number) of the draws to return, newest first, after those returned before."""
+class Draw(NamedTuple):
+    """Part of what a row drew, to be returned."""
+
+    row: Row
+    amount: int  #: > 0
+
+
+def unreturned(original: Original, amount: int) -> Iterator[Draw]:
+    """`amount` of the draws of a posting, newest first, after those returned before."""
     returned = original.refunded
     for row in reversed(original.rows):
         drawn = -row.amount
@@ -519,7 +508,38 @@ def _unreturned(original: Original, amount: int) -> Iterator[tuple[int, int | No
         returned -= skipped
         part = min(drawn - skipped, amount)
         if part:
-            yield part, row.grant
+            yield Draw(row, part)
         amount -= part
         if not amount:
             return
+
+
+def give_back(
+    wallet: Wallet, draws: Iterable[Draw], *, effective_at: int | None, now: int
+) -> Iterator[tuple[Draw, list[Move]]]:
+    """Return these draws: each with its moves, which are in order but not yet carried out."""
+    overdraft_used = wallet.overdraft_used
+    for draw_ in draws:
+        row, part = draw_
+        moves: list[Move] = []
+        drawn_on = None if row.grant is None else wallet.grants[row.grant]
+        if drawn_on is not None and not drawn_on.has_ended(now):
+            yield draw_, [Move(_REFUND, _ADJUSTMENT, part, drawn_on, effective_at)]
+            continue
+        if drawn_on is None and (paid := min(part, overdraft_used)):
+            moves.append(Move(_REFUND, _ADJUSTMENT, paid, None, effective_at))
+            overdraft_used -= paid
+            part -= paid
+        if part:
+            grant = _new_grant(
+                wallet,
+                part,
+                drawn_on.category if drawn_on else Category.PAID,
+                now,
+                overdraft_used=overdraft_used,
+                priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
+                scope=drawn_on.scope if drawn_on else None,
+            )
+            overdraft_used -= grant.overdraft_paid
+            moves.append(Move(_REFUND, _ADJUSTMENT, part, grant, effective_at, fresh=True))
+        yield draw_, moves
