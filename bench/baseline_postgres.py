@@ -27,10 +27,6 @@ CONNECTIONS = 16
 
 SQL = {name: numbered(statement) for name, statement in STATEMENTS.items()}
 LOCK_WALLET = SQL["find_wallet"] + " FOR UPDATE OF s"
-INSERT_POSTING = (
-    SQL["insert_posting"].replace("$2", "coalesce($2, nextval('posting_numbers'))")
-    + " RETURNING number"
-)
 #: A transaction is numbered before it has waited for its lock, perhaps: its row stands behind those
 #: that its wallet has by then.
 INSERT_ROW = (
@@ -87,9 +83,9 @@ async def _post(
         (grant, remaining), *_ = await connection.fetch(SQL["find_grants"], place)
         assert remaining > AMOUNT
         figures.move()
-        number = await connection.fetchval(INSERT_POSTING, *figures.posting(None, key))
+        await connection.execute(SQL["insert_posting"], *figures.posting(key))
         dimension = dimensions[place]
-        await connection.execute(INSERT_ROW, *figures.row(number, grant, dimension, now))
+        await connection.execute(INSERT_ROW, *figures.row(grant, dimension, now))
         await connection.execute(SQL["update_grant"], AMOUNT, place, grant)
         await connection.execute(UPDATE_WALLET, *figures.state(now))
         await connection.execute(SQL["add_rollup"], *figures.rollup(dimension, now, 1))
@@ -138,7 +134,6 @@ async def limit(url: str, traffic: Traffic, seconds: float) -> Times:
         for name, *figures, grant, dimension in await _standing(url)
     }
     connection = await _connected(url)
-    number = await connection.fetchval("SELECT max(number) FROM postings")
     times = Times(seconds)
     try:
         while times.go_on():
@@ -149,9 +144,8 @@ async def limit(url: str, traffic: Traffic, seconds: float) -> Times:
                 wallet, key = traffic.named()
                 figures, grant, dimension = known[wallet]
                 figures.move()
-                number += 1
-                postings.append(figures.posting(number, key))
-                rows.append(figures.row(number, grant, dimension, now))
+                postings.append(figures.posting(key))
+                rows.append(figures.row(grant, dimension, now))
                 touched[wallet] = touched.get(wallet, 0) + 1
             moved = [(*known[wallet], many) for wallet, many in touched.items()]
             tables: list[list[tuple[object, ...]]] = [

@@ -42,11 +42,9 @@ def ordinary(url: str, traffic: Traffic, seconds: float) -> Times:
             (grant, remaining), *_ = driver.execute(STATEMENTS["find_grants"], (place,)).fetchall()
             assert remaining > AMOUNT
             figures.move()
-            cursor = driver.execute(STATEMENTS["insert_posting"], figures.posting(None, key))
-            assert cursor.lastrowid is not None
+            driver.execute(STATEMENTS["insert_posting"], figures.posting(key))
             dimension = dimensions[place]
-            row = figures.row(cursor.lastrowid, grant, dimension, now)
-            driver.execute(STATEMENTS["insert_row"], row)
+            driver.execute(STATEMENTS["insert_row"], figures.row(grant, dimension, now))
             driver.execute(STATEMENTS["update_grant"], (AMOUNT, place, grant))
             driver.execute(STATEMENTS["update_wallet"], figures.state(now))
             driver.execute(STATEMENTS["add_rollup"], figures.rollup(dimension, now, 1))
@@ -62,7 +60,6 @@ def limit(url: str, traffic: Traffic, seconds: float) -> Times:
             name: (Figures(*figures), grant, dimension)
             for name, *figures, grant, dimension in driver.execute(STANDING)
         }
-        (number,) = driver.execute("SELECT max(number) FROM postings").fetchone()
         times = Times(seconds)
         while times.go_on():
             now = clock.now()
@@ -72,9 +69,8 @@ def limit(url: str, traffic: Traffic, seconds: float) -> Times:
                 wallet, key = traffic.named()
                 figures, grant, dimension = known[wallet]
                 figures.move()
-                number += 1
-                postings.append(figures.posting(number, key))
-                rows.append(figures.row(number, grant, dimension, now))
+                postings.append(figures.posting(key))
+                rows.append(figures.row(grant, dimension, now))
                 touched[wallet] = touched.get(wallet, 0) + 1
             moved = [(*known[wallet], times_) for wallet, times_ in touched.items()]
             driver.execute("BEGIN IMMEDIATE")

@@ -22,7 +22,7 @@ CONSUMPTION = 2  #: The operation.
 
 _STATE = (
     *("sequence", "running_balance", "usage_count"),
-    *("usage_amount", "usage_quantity", "unmetered_amount"),
+    *("usage_amount", "usage_quantity", "unmetered_amount", "last_posting"),
 )
 
 
@@ -37,6 +37,7 @@ class Figures:
     usage_amount: int
     usage_quantity: int
     unmetered_amount: int
+    last_posting: int
 
     def move(self) -> None:
         """One consumption further."""
@@ -45,22 +46,26 @@ class Figures:
         self.usage_count += 1
         self.usage_amount -= AMOUNT
         self.usage_quantity += QUANTITY
+        self.last_posting += 1
 
-    def posting(self, number: int | None, key: str) -> tuple[object, ...]:
+    def posting(self, key: str) -> tuple[object, ...]:
         """Values of `insert_posting`."""
-        return (self.wallet, number, key, CONSUMPTION, AMOUNT, self.sequence, 1, "[1000,500]")
+        head = (self.wallet, self.last_posting, key, CONSUMPTION, AMOUNT)
+        return (*head, self.sequence, 1, "[1000,500]")
 
-    def row(self, number: int, grant: int, dimension: int, now: int) -> tuple[object, ...]:
+    def row(self, grant: int, dimension: int, now: int) -> tuple[object, ...]:
         """Values of `insert_row`."""
         figures = (self.usage_count, self.usage_amount, self.usage_quantity, self.unmetered_amount)
-        head = (self.wallet, self.sequence, number, Kind.USAGE.value, Type.CONSUMPTION.value)
+        place = (self.wallet, self.sequence, self.last_posting)
+        head = (*place, Kind.USAGE.value, Type.CONSUMPTION.value)
         return (*head, grant, -AMOUNT, self.running_balance, now, dimension, *figures)
 
     def state(self, now: int) -> tuple[object, ...]:
         """Values of `update_wallet`."""
         return (
             *(self.sequence, self.running_balance, now, self.sequence),
-            *(self.usage_count, self.usage_amount, self.usage_quantity, self.wallet),
+            *(self.usage_count, self.usage_amount, self.usage_quantity),
+            *(self.last_posting, self.wallet),
         )
 
     def rollup(self, dimension: int, now: int, times: int) -> tuple[object, ...]:
@@ -86,7 +91,7 @@ _ROW = (
 )
 STATE = (
     *("sequence", "running_balance", "posted_at", "moved_sequence"),
-    *("usage_count", "usage_amount", "usage_quantity"),
+    *("usage_count", "usage_amount", "usage_quantity", "last_posting"),
 )
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "postings": _POSTING,

@@ -102,7 +102,7 @@ async def test_a_dimension_of_a_failed_batch_is_written_with_the_next(ledger: Le
 
 def used(*numbers: int, grants: int = 3) -> Loaded:
     """A batch over wallets of these numbers, each with so many open grants and one used up."""
-    loaded = Loaded(clock=NOW, next_posting=1)
+    loaded = Loaded(clock=NOW)
     for number in numbers:
         open_grants = (grant(place, 1) for place in range(1, grants + 1))
         wallet = wallet_of(grant(grants + 1, 0, amount=5), *open_grants)

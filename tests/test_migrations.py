@@ -11,17 +11,18 @@ import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.operations import Operations
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import inspect, text
+from sqlalchemy import func, inspect, select, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from creditledger import clock as time
-from creditledger import store
+from creditledger import ids, store
 from creditledger.model import Category, Status
 from creditledger.operations import PlaceHold, WalletChange
 from creditledger.store import DatabaseLocked, Store, registry, schema
 from creditledger.store.migrations import migrate, newest, revision, versions
 from tests.support import (
     START,
+    Clock,
     add_wallet,
     change,
     command,
@@ -30,16 +31,17 @@ from tests.support import (
     give,
     is_file,
     look,
+    opened,
     posting_id,
     refund,
 )
 from tests.support import migrate as brought_up_to_date
+from tests.test_verify import ACME, BETA, TAKING, written
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
     from creditledger.ledger import Ledger
-    from tests.support import Clock
 
 #: (table, column)
 ADDED_BY_0003 = (
@@ -135,9 +137,7 @@ def test_migrations_make_the_schema_of_the_queries(
     more = {key: by_migration.pop(key) for key in by_migration.keys() - by_tables.keys()}
     assert by_tables == by_migration
     # What is no part of a table.
-    assert {kind for kind, _ in more} <= {"trigger", "sequence"}
-    if not is_file(database_url):
-        assert more["sequence", "posting_numbers"] == "4096"
+    assert {kind for kind, _ in more} <= {"trigger"}
 
 
 def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
@@ -338,3 +338,87 @@ async def test_figures_that_came_later_are_those_of_the_rows(
     assert (wallet.topup_amount, wallet.refund_amount) == (8 * 10**9, 5_500_000_000)
     rollups = look(database_url, lambda c: c.execute(schema.rollups.select()).all())
     assert sorted(one.posting_count for one in rollups) == [1, 1, 1, 2]
+
+
+#: Where numbers of postings stand, also as numbers of what they made: (table, column).
+NUMBERED = (
+    *(("postings", "number"), ("postings", "refund_of"), ("postings", "hold_number")),
+    ("credit_transactions", "posting_number"),
+    *(("holds", "number"), ("hold_revisions", "hold_number"), ("hold_revisions", "posting_number")),
+    *(("grant_revisions", "posting_number"), ("meter_events", "number")),
+)
+
+
+def number_over_all_wallets(connection: Connection) -> None:
+    """The ledger as 0017 had it: a posting's number is used by no other wallet."""
+    migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
+    guards: list[Any] = []
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
+        triggers = "SELECT name, sql FROM sqlite_master WHERE type = 'trigger'"
+        guards = list(connection.exec_driver_sql(triggers))
+        for name, _ in guards:
+            connection.exec_driver_sql(f"DROP TRIGGER {name}")
+    else:
+        connection.exec_driver_sql("SET LOCAL session_replication_role = replica")
+    for table, column in NUMBERED:
+        connection.exec_driver_sql(f"UPDATE {table} SET {column} = {column} * 100 + wallet_number")
+    connection.exec_driver_sql(
+        "UPDATE postings SET linked_posting = linked_posting * 100 + linked_wallet"
+    )
+    for _, sql in guards:
+        connection.exec_driver_sql(sql)
+    connection.exec_driver_sql("ALTER TABLE wallet_states DROP COLUMN last_posting")
+    if connection.dialect.name == "sqlite":
+        with Operations.context(MigrationContext.configure(connection)):
+            migration.rekey(migration.POSTINGS[::-1], migration.ROWS[::-1])
+    else:
+        connection.exec_driver_sql("CREATE SEQUENCE posting_numbers INCREMENT BY 4096")
+    connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0017'")
+
+
+async def test_numbers_of_postings_stay_and_go_on_within_each_wallet(empty_url: str) -> None:
+    """0018 leaves every id of an older ledger valid, and counts on behind the highest used."""
+    brought_up_to_date(empty_url)
+    anew = look(empty_url, definitions)
+    await written(empty_url)
+    change(empty_url, number_over_all_wallets)
+    ids_before = look(empty_url, numbers)
+
+    assert change(empty_url, migrate) == ("0017", newest())
+
+    assert look(empty_url, definitions) == anew
+    assert look(empty_url, numbers) == ids_before
+    assert findings(empty_url) == []
+    highest: dict[int, int] = {}
+    for wallet, number in ids_before:
+        highest[wallet] = max(number, highest.get(wallet, 0))
+    clock = Clock(START + time.DAY)
+    async with opened(empty_url, clock) as (_, ledger):
+        for wallet in (ACME, BETA, TAKING):
+            posted = await ledger.post(command(give("9"), key="new", wallet_id=WALLETS[wallet]))
+            assert posted.posting.number > highest[wallet]
+            first = ledger.post(command(give("9"), key="new", wallet_id=WALLETS[wallet]))
+            assert (await first).replayed
+        spent = ids.compose("pst", ACME, look(empty_url, last_consumption))
+        refunded = await ledger.post(command(refund(spent, "0.01"), key="refund of an old one"))
+        assert refunded.posting.refund_of == ids.resolve("pst", spent)[1]  # type: ignore[index] # it is one
+    assert findings(empty_url) == []
+
+
+WALLETS = {ACME: "wal_acme", BETA: "wal_beta", TAKING: "wal_taking"}
+
+
+def numbers(connection: Connection) -> list[tuple[int, int]]:
+    """(wallet number, number) of every posting."""
+    p = schema.postings.c
+    rows = connection.execute(select(p.wallet_number, p.number).order_by(p.wallet_number, p.number))
+    return [(wallet, number) for wallet, number in rows]
+
+
+def last_consumption(connection: Connection) -> int:
+    """The number of the last one of wal_acme."""
+    p = schema.postings.c
+    query = select(func.max(p.number)).where(p.wallet_number == ACME, p.operation == 2)
+    found: int = connection.execute(query).scalar_one()
+    return found

@@ -551,6 +551,9 @@ def event(value: int, changed: str) -> str:
 
 
 UNPAID_OTHERWISE = f"UPDATE wallet_states SET unpaid_amount = 1 WHERE wallet_number = {BETA}"
+NUMBERED_OTHERWISE = (
+    f"UPDATE wallet_states SET last_posting = last_posting - 1 WHERE wallet_number = {BETA}"
+)
 
 #: The same of the meter events, which are wal_beta's: these have no row to be named by.
 EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
@@ -566,6 +569,7 @@ EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("event_dimension", (event(30, "meter_id = 'mtr_images'"),)),
     ("event_dimension", (event(30, "subscription_id = NULL"),)),
     ("wallet_unpaid_amount", (UNPAID_OTHERWISE,)),
+    ("wallet_last_posting", (NUMBERED_OTHERWISE,)),
     ("wallet_posted_at", (event(2, "created_at = created_at + 1"),)),
 ]  # fmt: skip
 

@@ -370,7 +370,7 @@ class Deciding(Writing):
         posting = _posting(wallet, command, None)
         budget.spend(posting, len(moves))
         self._expire(wallet, now)
-        posting.number = self.loaded.next_posting
+        posting.number = wallet.last_posting + 1
         terms = grant.terms()._replace(voided_at=now)
         words, by = self._words(wallet, grant), command.posted_by
         self._revise(wallet, grant, terms, words, now, by=by, posting=posting.number)
@@ -424,7 +424,7 @@ class Deciding(Writing):
             posting.quantities, posting.meter_event_id = quantities, event
         budget.spend(posting, len(moves))
         self._expire(wallet, now)
-        posting.number = self.loaded.next_posting
+        posting.number = wallet.last_posting + 1
         if before is None:
             number = self._dimension_number(wallet.number, dimension)
             self.loaded.dimensions[wallet.number, number] = dimension

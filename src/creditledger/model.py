@@ -330,6 +330,7 @@ class Wallet:
     credited_amount: int = 0  #: Σ of all amounts > 0: what it was ever given. >= 0.
     unpaid_amount: int = 0  #: Σ unpaid of its meter events. >= 0.
     limits_made: int = 0  #: Spend limits ever made: where there are none, none are read.
+    last_posting: int = 0  #: Number of its last posting, which count from 1 in each wallet.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
     burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.

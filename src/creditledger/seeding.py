@@ -305,7 +305,7 @@ class _Book:
         self._transactions = rows(schema.transactions)
         self._grants = rows(schema.grants)
         self._rollups = rows(schema.rollups)
-        self.rows, self.postings = len(self._transactions), len(self._postings)
+        self.rows = len(self._transactions)
 
     def stretch(self, low: int, high: int, begin: int, end: int) -> dict[str, Rows]:
         """What lies behind the sequence `low` up to `high`, in the time [begin, end)."""
@@ -319,13 +319,8 @@ class _Book:
             group = list(some)
             for posting in group:
                 posting["group_number"] = group[0]["number"]
-                posting["group_size"] = len(group)
                 posting["group_sequence"] = group[0]["first_sequence"]
                 posting["group_rows"] = sum(one["row_count"] for one in group)
-        by_number = {posting["number"]: posting for posting in postings}
-        for posting in postings:
-            refunded = by_number.get(posting["refund_of"], {})
-            posting |= {f"of_{name}": refunded.get(name) for name in ("group_number", "group_size")}
         quarters = range(begin // clock.QUARTER, end // clock.QUARTER)
         return {
             "postings": postings,
@@ -358,13 +353,11 @@ def _life(
         _section(first, second, 0, months),
         _section(end_of_fewer, end, time, 1),
     ]
-    in_month = len(first["postings"])
     return Life(
         sections=sections,
         dimensions=more.dimensions,
         state=(fewer.states, more.states),
         time=time,
-        postings=fewer.postings + time * in_month,
         rows=fewer.rows + time * len(first["transactions"]),
         moved=moved,
         slot=slot,
@@ -379,7 +372,6 @@ def _short(book: _Book, calendar: Calendar, until: int) -> Life:
         dimensions=book.dimensions,
         state=(book.states, book.states),
         time=0,
-        postings=book.postings,
         rows=book.rows,
         moved=(until - BEGIN) // clock.QUARTER * clock.QUARTER - calendar.head - calendar.month,
         slot=calendar.slot,

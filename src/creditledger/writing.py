@@ -128,8 +128,8 @@ class Writing:
                 place = wallet.number, grant.number
                 if place not in drawn and place not in given:
                     drawn[place] = grant, grant.remaining > 0
-        posting.number = loaded.next_posting
-        loaded.next_posting += 1
+        wallet.last_posting += 1
+        posting.number = wallet.last_posting
         wallet.revision += 1
         if moves:
             posting.rows = books.append(

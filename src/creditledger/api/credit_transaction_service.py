@@ -33,6 +33,8 @@ from creditledger.store.tail import Mark
 
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 PAGE_MAX = 2**31 - 1
+#: What tokens go by: those of the order that earlier versions had are refused.
+_ORDER = "created_at, wallet, sequence"
 #: A search that nothing else narrows may look at this much time.
 SEARCH_WINDOW_MS_MAX = 31 * time.DAY
 SEARCH_SECONDS_MAX = 2.0
@@ -257,7 +259,7 @@ class CreditTransactionService(
         filters = _filters(wanted.rows.window, caller, wanted.rows)
         size, number = wanted.page_size, wanted.page
         if wanted.page_token is not None:
-            pin, *at = pages.position(wanted.page_token, filters, [str, *[int] * 5])
+            pin, *at = pages.position(wanted.page_token, (_ORDER, filters), [str, *[int] * 5])
             *place, number = map(int, at)
             cursor = Cursor(str(pin), *place)
             if max(cursor.count, number) > PAGE_MAX:  # made up: the answer could not hold them
@@ -276,8 +278,8 @@ class CreditTransactionService(
         token = None
         if page.next is not None:
             after = page.next
-            at = [after.pin, after.count, after.created_at, after.posting, after.sequence]
-            token = pages.token(filters, [*at, number + 1])
+            at = [after.pin, after.count, after.created_at, after.wallet, after.sequence]
+            token = pages.token((_ORDER, filters), [*at, number + 1])
         return pb.CreditTransactionServiceListResponse(
             count=fields.answered(page.count, most=fields.INT32_MAX, field="count"),
             list=[wire.expanded(one) for one in page.transactions],

@@ -182,7 +182,7 @@ def _save(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryI
         "rows": export.rows,
         "sums": [[*unit, amount] for unit, amount in export.sums.items()],
         "pin": walk.pin,
-        "after": walk.after,
+        "behind": walk.after,
     }
     fresh = asked.state.with_suffix(".new")
     with fresh.open("w") as file:
@@ -197,7 +197,7 @@ def _resumed(config: Config, asked: Asked, export: Export, walk: Walk, out: Bina
     state: dict[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
         state = json.loads(asked.state.read_text())
-    if not state:
+    if "behind" not in state:  # nothing, or a place in the order of an older version
         return False
     if state["export"] != asked.name(config):
         raise CannotExport(
@@ -210,5 +210,5 @@ def _resumed(config: Config, asked: Asked, export: Export, walk: Walk, out: Bina
     out.seek(0)
     sums = {(currency, scale): amount for currency, scale, amount in state["sums"]}
     export.resume(state["rows"], sums, out)
-    walk.pin, walk.after = state["pin"], Place(*state["after"])
+    walk.pin, walk.after = state["pin"], Place(*state["behind"])
     return True

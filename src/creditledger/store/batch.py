@@ -55,7 +55,6 @@ class Loaded:
     """What the database knows of what a batch wants; read after the wallets were locked."""
 
     clock: int  #: Milliseconds; on PostgreSQL the database's, read after the locks.
-    next_posting: int  #: The first free posting number; the writer owns the numbers from here on.
     wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
     postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
     originals: dict[tuple[int, int], Posting] = field(default_factory=dict)  #: To be refunded.

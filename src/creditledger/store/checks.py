@@ -65,8 +65,13 @@ def _carries(column: str) -> str:
     return f"{column}: t.{column} <> {now} -- {column} is {{t.{column}}}, not {{{now}}}\n"
 
 
+#: Numbers of a wallet's postings ascend within a millisecond; those of ledgers of older versions
+#: may go back between two.
+NUMBER_BACK = "t.posting_number < b.posting_number AND t.created_at = b.created_at"
+#: Which posting `p` the row `t` is of.
+OF_POSTING = "p.wallet_number = t.wallet_number AND p.number = t.posting_number"
 #: What is wrong with a row beside its posting and its dimension alone.
-OUTSIDE = """p.wallet_number <> t.wallet_number OR t.sequence < p.first_sequence
+OUTSIDE = """t.sequence < p.first_sequence
     OR t.sequence >= p.first_sequence + p.row_count"""
 NO_SUCH_KIND = """NOT (
       p.operation IN ($SPENDING) AND t.type = $TYPE_CONSUMPTION
@@ -133,7 +138,7 @@ sequence: b.sequence IS NULL AND t.sequence <> 1 -- there is no row {t.sequence 
 created_at: t.created_at < b.created_at -- its time {{t.created_at}} is before {{b.created_at}}
 position: $PLACE < $PLACE_BEFORE
     -- its place in commit order {{$PLACE}} is before {{$PLACE_BEFORE}}
-posting: p.number IS NULL OR {OUTSIDE} OR t.posting_number < b.posting_number
+posting: p.number IS NULL OR {OUTSIDE} OR {NUMBER_BACK}
     -- it is no row of posting {{t.posting_number}}
 one_posting: t.posting_number = b.posting_number AND (
       t.created_at <> b.created_at OR t.dimension_number <> b.dimension_number
@@ -182,7 +187,8 @@ POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 #: Of a hold only captures have rows.
 _ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
 POSTING_SHAPE = f"""
-    (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE)) <> (p.idempotency_key IS NULL)
+    p.number < 1
+    OR (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE)) <> (p.idempotency_key IS NULL)
     OR (p.operation IN ($OP_TRANSFER, $OP_RECEIVE)) <> (p.linked_wallet IS NOT NULL)
     OR (p.linked_wallet IS NULL) <> (p.linked_posting IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
@@ -200,7 +206,7 @@ POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
       SELECT 1 FROM meter_events AS e WHERE e.wallet_number = p.wallet_number
       AND e.identifier = p.meter_event_id
       AND CASE p.operation WHEN $OP_METER_EVENT THEN e.number = p.number
-          ELSE e.number < p.number END)"""
+          ELSE e.number <> p.number END)"""
 #: What every posting about a hold leaves of it.
 POSTING_HOLD = """p.hold_number IS NOT NULL AND NOT EXISTS (
       SELECT 1 FROM hold_revisions AS r WHERE r.wallet_number = p.wallet_number
@@ -256,17 +262,17 @@ REFUNDS = Pass(
     "refunds",
     f"""(SELECT p.wallet_number, p.number, p.refund_of, p.first_sequence, f.dimension_number,
            sum({POSTING_SUM}) OVER
-             (PARTITION BY p.wallet_number, p.refund_of ORDER BY p.number) AS so_far
+             (PARTITION BY p.wallet_number, p.refund_of ORDER BY p.first_sequence) AS so_far
          FROM postings AS p {ENDS} WHERE p.refund_of IS NOT NULL) AS r
     LEFT JOIN wallets AS w ON w.number = r.wallet_number
-    LEFT JOIN postings AS p ON p.number = r.refund_of {ENDS}
+    LEFT JOIN postings AS p ON p.wallet_number = r.wallet_number AND p.number = r.refund_of {ENDS}
     LEFT JOIN dimensions AS d
       ON d.wallet_number = r.wallet_number AND d.number = r.dimension_number
     LEFT JOIN dimensions AS o
       ON o.wallet_number = p.wallet_number AND o.number = f.dimension_number""",  # noqa: S608 # constants
     ("r.wallet_number", "r.first_sequence"),
     f"""
-refund_of: p.number IS NULL OR p.wallet_number <> r.wallet_number OR p.number >= r.number
+refund_of: p.number IS NULL OR p.first_sequence >= r.first_sequence
     OR p.operation NOT IN ($SPENDING)
     -- posting {{r.refund_of}} cannot be refunded by posting {{r.number}}
 refund_total: r.so_far > -({POSTING_SUM})
@@ -356,7 +362,6 @@ def words(dialect: str) -> dict[str, str]:
         total, each = "sum(q.value)", f"json_each({FIRST_QUANTITIES})"
         words = {"JS_STORED": f"json_array({negative})"}
         words |= {"PLACE": "t.position", "PLACE_BEFORE": "b.position"}
-        words["OF_POSTING"] = "p.number = t.posting_number"
         # The plus keeps it from the index: these rows lie anywhere, so all are read.
         words["MOVED"] = "+t.effective_at"
         words |= {f"JS_{i}": f"json_extract(js, '$[{i}]')" for i in range(6)}
@@ -381,7 +386,6 @@ def words(dialect: str) -> dict[str, str]:
         words = {"JS_STORED": f"CAST(json_build_array({negative}) AS text)"}
         words["PLACE"] = "coalesce(t.position, t.written_in)"
         words["PLACE_BEFORE"] = "coalesce(b.position, b.written_in)"
-        words["OF_POSTING"] = "p.wallet_number = t.wallet_number AND p.number = t.posting_number"
         words["MOVED"] = "t.effective_at"
         words |= {f"JS_{i}": f"CAST(CAST(js AS json) ->> {i} AS bigint)" for i in range(6)}
         words["HELD"] = _HELD.format(
@@ -397,6 +401,7 @@ def words(dialect: str) -> dict[str, str]:
         among = "coalesce(CAST(g.scope AS jsonb) -> '{1}' @> to_jsonb({0}), false)"
         given, terms = "CAST(g.scope AS jsonb) -> '{1}' IS NULL", "CAST(p.terms AS json) ->> '{0}'"
     words["POSTINGS"] = "postings"
+    words["OF_POSTING"] = OF_POSTING
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}
     words |= {f"TYPE_{type_.name}": str(type_.value) for type_ in Type}

@@ -162,7 +162,9 @@ WALLETS = Pass(
                      UNION ALL SELECT wallet_number, created_at FROM grant_repayments) AS y
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(created_at) AS at, sum(unpaid) AS unpaid FROM meter_events
-               GROUP BY wallet_number) AS m ON m.wallet_number = w.number""",  # noqa: S608 # constants
+               GROUP BY wallet_number) AS m ON m.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(number) AS number FROM postings
+               GROUP BY wallet_number) AS p ON p.wallet_number = w.number""",  # noqa: S608 # constants
     ("w.number", "v.sequence"),
     """
 wallet_state: v.wallet_number IS NULL -- it has no state
@@ -184,6 +186,8 @@ wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NUL
     + """
 wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
     -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
+wallet_last_posting: v.last_posting <> coalesce(p.number, 0)
+    -- last_posting is {v.last_posting}, its last one has number {coalesce(p.number, 0)}
 wallet_unpaid_amount: v.unpaid_amount <> coalesce(m.unpaid, 0)
     -- unpaid_amount is {v.unpaid_amount}, its meter events are owed {coalesce(m.unpaid, 0)}
 wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
@@ -205,11 +209,9 @@ HOLDS = Pass(
     LEFT JOIN postings AS p ON p.wallet_number = h.wallet_number AND p.number = h.number
     LEFT JOIN dimensions AS d
       ON d.wallet_number = h.wallet_number AND d.number = h.dimension_number
-    LEFT JOIN (SELECT wallet_number, hold_number, max(posting_number) AS last
-               FROM hold_revisions GROUP BY wallet_number, hold_number) AS m
-      ON m.wallet_number = h.wallet_number AND m.hold_number = h.number
-    LEFT JOIN hold_revisions AS r ON r.wallet_number = h.wallet_number
-      AND r.hold_number = h.number AND r.posting_number = m.last
+    LEFT JOIN (SELECT *, row_number() OVER (PARTITION BY wallet_number, hold_number
+                 ORDER BY created_at DESC, posting_number DESC) AS nth FROM hold_revisions) AS r
+      ON r.wallet_number = h.wallet_number AND r.hold_number = h.number AND r.nth = 1
     LEFT JOIN (SELECT p.wallet_number, p.hold_number, -sum({POSTING_SUM}) AS amount
                FROM postings AS p {ENDS} WHERE p.hold_number IS NOT NULL AND p.row_count > 0
                GROUP BY p.wallet_number, p.hold_number) AS c

@@ -1,4 +1,4 @@
-"""Lists of credit transactions, newest first: by (created_at, posting number, sequence).
+"""Lists of credit transactions, newest first: by (created_at, wallet number, sequence).
 
 What lies in a range of sequence is told by the counters that every row carries, so neither a page
 nor its total costs more as the ledger grows. A search (`q`, `source`) reads what its other filters
@@ -63,7 +63,7 @@ class Cursor:
     pin: str  #: The snapshot of the first page: no other row belongs to the walk.
     count: int
     created_at: int
-    posting: int
+    wallet: int
     sequence: int
 
 
@@ -118,7 +118,7 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
     wallets = wallets_of(connection, filters)
     if is_replica(connection):
         _require_seen(connection, wallets, cursor)
-    last = cursor.created_at, cursor.posting, cursor.sequence
+    last = cursor.created_at, cursor.wallet, cursor.sequence
     rest = and_(was_in(cursor.pin), tuple_(*ORDER) < tuple_(*map(literal, last)))
     if wallets is not None and conditions(filters) is None:
         spans = [
@@ -167,22 +167,22 @@ _SEEN = text(
 
 
 #: Of lists, the newest first; exports go the other way.
-ORDER = (t.created_at, t.posting_number, t.sequence)
-_Key = tuple[int, int, int, int]  # ORDER, wallet number
+ORDER = (t.created_at, t.wallet_number, t.sequence)
+_Key = tuple[int, int, int]  # ORDER
 
 
 def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: str) -> Page:
     shown, more = keys[:size], len(keys) > size
-    cursor = Cursor(pin, count, *shown[-1][:3]) if more else None
+    cursor = Cursor(pin, count, *shown[-1]) if more else None
     return Page(count, expand(connection, _places(shown)), cursor)
 
 
 def _places(keys: Iterable[_Key]) -> list[tuple[int, int]]:
-    return [(wallet, sequence) for _, _, sequence, wallet in keys]
+    return [(wallet, sequence) for _, wallet, sequence in keys]
 
 
 def _keys(connection: Connection, query: Select[Any]) -> list[_Key]:
-    return [(row[0], row[1], row[2], row[3]) for row in connection.execute(query)]
+    return [(row[0], row[1], row[2]) for row in connection.execute(query)]
 
 
 def _keys_of(
@@ -194,7 +194,7 @@ def _keys_of(
     """The newest keys of several wallets' spans, merged."""
     found: list[_Key] = []
     for one in spans:
-        query = select(*ORDER, t.wallet_number).where(
+        query = select(*ORDER).where(
             t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
         )
         if condition is not None:
@@ -269,7 +269,7 @@ def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
 
 def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[Any]:
     """Keys of the rows the filters match, newest first."""
-    query = matching(filters, wallets, [*ORDER, t.wallet_number])
+    query = matching(filters, wallets, ORDER)
     return query.order_by(*(column.desc() for column in ORDER))
 
 

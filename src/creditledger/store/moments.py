@@ -38,10 +38,12 @@ def at_sequence(connection: Connection, now: Wallet, sequence: int) -> tuple[Wal
         )
     ).one_or_none()
     moment, posting = (now.created_at, 0) if row is None else row
-    held = and_(r.posting_number <= posting, r.created_at > moment - HOLD_MS_MAX)
-    changed = and_(
-        v.created_at <= moment, or_(v.posting_number.is_(None), v.posting_number <= posting)
+    held = and_(
+        r.created_at > moment - HOLD_MS_MAX,
+        or_(r.created_at < moment, and_(r.created_at == moment, r.posting_number <= posting)),
     )
+    before = or_(v.posting_number.is_(None), v.posting_number <= posting)
+    changed = or_(v.created_at < moment, and_(v.created_at == moment, before))
     later = y.sequence >= sequence
     return _as_it_was(connection, now, sequence, moment, held, changed, later), moment
 
@@ -166,24 +168,20 @@ def _holds(
     connection: Connection, wallet: int, moment: int, when: ColumnElement[bool]
 ) -> list[Hold]:
     """Holds that were open: of each the last revision by then, if that is not its end."""
-    last = (
-        select(r.hold_number, func.max(r.posting_number).label("posting_number"))
-        .where(r.wallet_number == wallet, when)
-        .group_by(r.hold_number)
-        .subquery("last")
+    # By time before number: ledgers of older versions have wallets whose numbers go back once.
+    nth = func.row_number().over(
+        partition_by=r.hold_number, order_by=(r.created_at.desc(), r.posting_number.desc())
     )
+    last = (
+        select(schema.hold_revisions, nth.label("nth"))
+        .where(r.wallet_number == wallet, when)
+        .subquery("last")
+    ).c
     found = connection.execute(
-        select(r.hold_number, r.captured, r.parts, r.beyond, r.deadline, r.created_at)
-        .join_from(
-            last,
-            schema.hold_revisions,
-            and_(
-                r.wallet_number == wallet,
-                r.hold_number == last.c.hold_number,
-                r.posting_number == last.c.posting_number,
-            ),
-        )
-        .where(r.ended.is_(None), r.deadline > moment)
+        select(
+            *(last.hold_number, last.captured, last.parts),
+            *(last.beyond, last.deadline, last.created_at),
+        ).where(last.nth == 1, last.ended.is_(None), last.deadline > moment)
     )
     return [
         hold_value((number, 0, captured, parts, beyond, deadline, made, 0, None, None, None, None))

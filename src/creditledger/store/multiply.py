@@ -28,13 +28,12 @@ Pair = tuple[Rows, Rows]  # at time 0, at time 1
 class Section:
     """A stretch of a life: its rows at the times `start` to `start + times - 1`.
 
-    Numbers of postings and sequences count from 1. Postings of one moment (expirations, and the
-    one that came upon them) are a group; beside the columns of its table a posting has
+    Postings of one moment (expirations, and the one that came upon them) are a group; beside the
+    columns of its table a posting has
 
     - `at`: when it was; `ends_at`: the end of the grant it gave, where its terms name one;
-    - `group_number`, `group_size`: its group's first posting, and how many it has;
-    - `group_sequence`, `group_rows`: the same of their rows;
-    - `of_group_number`, `of_group_size`: the same of the posting that it refunds.
+    - `group_number`: its group's first posting;
+    - `group_sequence`, `group_rows`: its group's first row, and how many it has.
     """
 
     postings: Pair
@@ -53,7 +52,6 @@ class Life:
     dimensions: Rows
     state: Pair  #: Where it stands in the end, a row of wallet_states.
     time: int  #: At which of its state's times the end is.
-    postings: int  #: How many there are.
     rows: int
     moved: int  #: Added to every time; whole quarters of an hour, in milliseconds.
     slot: int  #: No two postings are closer in time, so wallets are spread over it. Milliseconds.
@@ -102,7 +100,7 @@ class _Writing:
             self._run("SET LOCAL work_mem = '256MB'")
 
     def begin(self) -> None:
-        """Where every wallet will stand, under which dimensions; and which number comes next."""
+        """Where every wallet will stand, and under which dimensions."""
         life = self._life
         dimensions = _Template(schema.dimensions, "d", (life.dimensions, life.dimensions))
         state = _Template(schema.wallet_states, "s", life.state)
@@ -112,9 +110,6 @@ class _Writing:
             states[name] += " + w.shift"
         self._insert(state, states, life.time, 1)
         self._insert(dimensions, dimensions.columns(), 0, 1)
-        if self._dialect == "postgresql":
-            next_number = life.postings * self._values["wallets"] + 1
-            self._run(f"SELECT setval('posting_numbers', {next_number})")
 
     def write(self, section: Section, start: int, times: int) -> None:
         """Some times of a section."""
@@ -145,15 +140,12 @@ class _Writing:
 
     def _of_postings(self, postings: "_Template") -> dict[str, str]:
         found = postings.columns()
-        found["number"] = _number(postings)
         found["idempotency_key"] = self._key(postings)
-        found["refund_of"] = _number(postings, "refund_of", "of_group")
-        found["terms"] = _terms(postings, found["refund_of"])
+        found["terms"] = _terms(postings)
         return found
 
     def _of_rows(self, postings: "_Template", rows: "_Template") -> dict[str, str]:
         found = rows.columns()
-        found["posting_number"] = _number(postings)
         for name in ("created_at", "effective_at"):
             found[name] += " + w.shift"
         if self._dialect == "sqlite":
@@ -249,20 +241,12 @@ class _Template:
         return {name: self.column(name) for name in self._own}
 
 
-_MORE = (
-    *("at", "ends_at", "group_number", "group_size", "group_sequence", "group_rows"),
-    *("of_group_number", "of_group_size"),
-)
+_MORE = (*("at", "ends_at", "group_number", "group_sequence", "group_rows"),)
 
 
-def _number(postings: _Template, number: str = "number", group: str = "group") -> str:
-    """A posting's number: those of one moment follow one another, wallet by wallet."""
-    before = f"({postings.column(f'{group}_number')} - 1) * :wallets + w.nth * p.{group}_size"
-    return f"{before} + p.{number} - p.{group}_number + 1"
-
-
-def _terms(postings: _Template, refunded: str) -> str:
+def _terms(postings: _Template) -> str:
     """What is kept of a request. Two kinds of them name what is different every time."""
+    refunded = postings.column("refund_of")
     refund = f"""'{{"refund.posting_id":"' || {_id("pst", "w.number", refunded)} || '"}}'"""
     ends = f"CAST({postings.column('ends_at')} + w.shift AS text)"
     return (

@@ -46,8 +46,8 @@ WALLETS = f"""
 SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
 JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 
-#: The first three columns are the same in every row, and one row is there without any wallet: the
-#: time and a number for postings, both taken when all are locked, and whether any key is there.
+#: The first two columns are the same in every row, and one row is there without any wallet: the
+#: time, taken when all are locked, and whether any key is there.
 #: The last is the database transaction that wrote on the wallet, if it began after this one, which
 #: may have waited for another wallet meanwhile.
 LOCK = f"""
@@ -56,10 +56,10 @@ WITH locked AS MATERIALIZED (
  WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
 ), turn AS MATERIALIZED (
  SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
-        nextval('posting_numbers') AS number, every.count, pg_current_xact_id() AS own
+        every.count, pg_current_xact_id() AS own
  FROM (SELECT count(*) FROM locked) AS every
 )
-SELECT turn.clock, turn.number, EXISTS (
+SELECT turn.clock, EXISTS (
  SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
  JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key),
  locked.wallet_number, {_of("locked", STATE_COLUMNS)},
@@ -77,7 +77,7 @@ FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
 UNPAID_EVENTS = f"""
 SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM meter_events AS e WHERE e.wallet_number = ANY($1::bigint[]) AND e.unpaid > 0
-ORDER BY e.wallet_number, e.number"""
+ORDER BY e.wallet_number, e.created_at, e.number"""
 
 LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)}

@@ -184,11 +184,10 @@ class Writer:
         numbers = {place[2]: number for number, place in places.items()}
         keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
         records = await connection.fetch(sql.LOCK, list(places), *_columns(keys))
-        clock, next_posting, seen = records[0][:3]
+        clock, seen = records[0][:2]
         wallets, moved = self._locked(wanted, places, records)
         loaded = Loaded(
             clock=clock if self._clock is None else self._clock(),
-            next_posting=next_posting,
             wallets=wallets,
             numbers=self._known.numbers,
         )
@@ -224,7 +223,7 @@ class Writer:
             found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
         await self._load_dimensions(connection, wanted, loaded)
-        return loaded, {number: last for _, _, _, number, *_, last in records if last is not None}
+        return loaded, {number: last for _, _, number, *_, last in records if last is not None}
 
     def _locked(
         self, wanted: Wanted, places: dict[int, tuple[Any, ...]], records: Iterable[Sequence[Any]]
@@ -236,7 +235,7 @@ class Writer:
         """
         known = self._known.take(wanted.wallets)
         locked, moved = {}, []
-        for _, _, _, number, *state, _ in records:
+        for _, _, number, *state, _ in records:
             if number is None:
                 continue
             scale, *place = places[number]

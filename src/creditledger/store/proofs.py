@@ -26,6 +26,7 @@ from creditledger.store.checks import (
     NO_SUCH_GRANT,
     NO_SUCH_KIND,
     NOT_EXPIRED,
+    OF_POSTING,
     OTHER_DIMENSION,
     OTHER_ORIGIN,
     OUTSIDE,
@@ -130,7 +131,7 @@ _BY = tuple(f"{column}_by" for column in CARRIED)
 _NO_STEP = (
     "excluded.sequence <> sequence + 1",
     "excluded.created_at < created_at",
-    "excluded.posting_number < posting_number",
+    "excluded.posting_number < posting_number AND excluded.created_at = created_at",
     *(f"excluded.{column} <> {column} + excluded.{column}_by" for column in CARRIED),
     """excluded.posting_number = posting_number AND (
          excluded.created_at <> created_at OR excluded.dimension_number <> dimension_number
@@ -165,7 +166,7 @@ _SQLITE_ROWS = Proof(
               {", ".join(f"t.{column}" for column in CARRIED)}, {", ".join(CARRIED.values())}
             FROM credit_transactions AS t NOT INDEXED
             CROSS JOIN postings AS p CROSS JOIN labels AS d
-            WHERE p.number = t.posting_number
+            WHERE {OF_POSTING}
               AND d.wallet_number = t.wallet_number AND d.number = t.dimension_number
             ORDER BY t.position
             ON CONFLICT (wallet_number) DO UPDATE SET
@@ -183,7 +184,7 @@ _SQLITE_EXPIRATIONS = Proof(
             """credit_transactions AS t NOT INDEXED
             LEFT JOIN credit_transactions AS b
               ON b.wallet_number = t.wallet_number AND b.sequence = t.sequence - 1
-            LEFT JOIN postings AS p ON p.number = t.posting_number
+            LEFT JOIN postings AS p ON $OF_POSTING
             LEFT JOIN grants AS g
               ON g.wallet_number = t.wallet_number AND g.number = t.grant_number""",
             NOT_EXPIRED,
@@ -200,7 +201,7 @@ _DRAWN = f"LEFT JOIN drawn AS s ON s.grant_ = {_GRANT('g', 'number')}"
 
 #: Captures may draw on what has ended; a grant that somebody did is looked at row by row.
 _DRAWN_LATE = f"""CASE WHEN {GONE_AT} <= s.last_at THEN EXISTS (
-      SELECT 1 FROM credit_transactions AS t JOIN postings AS p ON p.number = t.posting_number
+      SELECT 1 FROM credit_transactions AS t JOIN postings AS p ON {OF_POSTING}
       WHERE t.wallet_number = g.wallet_number AND t.grant_number = g.number
       AND t.kind <> $EXPIRY AND t.created_at >= {GONE_AT} AND p.operation <> $OP_CAPTURE) END"""  # noqa: S608 # constants
 

@@ -3,7 +3,7 @@
 Amounts, counters and times (milliseconds) are 64-bit integers; words are their model numbers.
 Rows, postings and dimensions are append-only; triggers (in the migration) refuse their change.
 
-Two tables are keyed by what each database does best, the others are the same. SQLite has one
+The rows are keyed by what each database does best, the other tables are the same. SQLite has one
 writer, so it numbers rows in commit order and appends; on PostgreSQL every key of a large table
 starts with the wallet, so that the tables can be spread by it, and a row says which database
 transaction wrote it. Queries name columns only, and the few that are not shared in dialects.py.
@@ -169,6 +169,8 @@ wallet_states = Table(
     Column("limits_made", BigInteger, nullable=False, server_default=text("0")),
     # Σ of all amounts above 0: bounds every other sum over the wallet's rows.
     Column("credited_amount", BigInteger, nullable=False, server_default=text("0")),
+    # The number of its last posting.
+    Column("last_posting", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -452,6 +454,7 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         "postings",
         to,
         Column("wallet_number", BigInteger, nullable=False),
+        # Counts from 1 in each wallet.
         Column("number", Number, nullable=False),
         Column("idempotency_key", Text),
         Column("operation", SmallInteger, nullable=False),
@@ -471,6 +474,7 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         # Of a transfer: its other side.
         Column("linked_wallet", BigInteger),
         Column("linked_posting", BigInteger),
+        PrimaryKeyConstraint("wallet_number", "number"),
         UniqueConstraint("wallet_number", "idempotency_key", name="postings_key_unique"),
         *key,
     )
@@ -547,17 +551,17 @@ def _transactions(to: MetaData, *key: SchemaItem) -> Table:
 
 # References are checked as well, which costs little here; see the decision on PostgreSQL.
 
-#: The number is the row's place: finding a posting by it needs no index.
 postings = _postings(
     metadata,
-    PrimaryKeyConstraint("number"),
     ForeignKeyConstraint(["wallet_number"], ["wallets.number"]),
     ForeignKeyConstraint(["posted_by"], ["api_keys.number"]),
 )
 transactions = _transactions(
     metadata,
     ForeignKeyConstraint(["wallet_number"], ["wallets.number"]),
-    ForeignKeyConstraint(["posting_number"], ["postings.number"]),
+    ForeignKeyConstraint(
+        ["wallet_number", "posting_number"], ["postings.wallet_number", "postings.number"]
+    ),
     ForeignKeyConstraint(
         ["wallet_number", "grant_number"], ["grants.wallet_number", "grants.number"]
     ),
@@ -579,7 +583,7 @@ postgresql = MetaData(naming_convention=tables.CONVENTION)
 for _table in metadata.sorted_tables:
     if _table not in (postings, transactions):
         _table.to_metadata(postgresql)
-_postings(postgresql, PrimaryKeyConstraint("wallet_number", "number"))
+_postings(postgresql)
 _NOBODY = text("CAST('0' AS xid8)")
 #: The database transaction that wrote its last row, or an earlier one, whichever began last.
 postgresql.tables["wallet_states"].append_column(

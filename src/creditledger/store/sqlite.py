@@ -167,11 +167,10 @@ class Writer:
         self._driver: sqlite3.Connection | None = None
         self._known = Known()
         self._version = 0  #: Of the file, as the last batch found it.
-        self._next_posting = 0
         self._closed = threading.Event()
 
     async def open(self) -> None:
-        """Connect and find out where the numbers stand."""
+        """Connect."""
         await self._run(self._open)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
@@ -206,8 +205,6 @@ class Writer:
             driver = connection.connection.driver_connection
             assert isinstance(driver, sqlite3.Connection)
             self._driver = driver
-            (last,) = driver.execute("SELECT coalesce(max(number), 0) FROM postings").fetchone()
-            self._next_posting = last + 1
 
     def _reopen(self) -> None:
         self._engine.dispose()
@@ -237,7 +234,6 @@ class Writer:
         except BaseException:
             self._known.forget()
             raise
-        self._next_posting += len(changes.postings)
         self._known.keep(loaded)
 
     def _load(self, driver: sqlite3.Connection, wanted: Wanted) -> Loaded:
@@ -249,7 +245,6 @@ class Writer:
             self._version = version
         loaded = Loaded(
             clock=self._clock(),
-            next_posting=self._next_posting,
             wallets=known.take(wanted.wallets),
             numbers=known.numbers,
         )

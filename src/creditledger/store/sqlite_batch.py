@@ -84,7 +84,7 @@ _UNPAID_EVENTS = f"""
 SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_unpaid
   ON e.wallet_number = j.value AND e.unpaid > 0
-ORDER BY e.wallet_number, e.number"""
+ORDER BY e.wallet_number, e.created_at, e.number"""
 
 _LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)} FROM json_each(?) AS j
@@ -115,7 +115,7 @@ CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
 LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
  AND r.grant_number = g.number AND r.number = g.revision
 LEFT JOIN credit_transactions AS t ON t.wallet_number = g.wallet_number AND t.sequence = g.number
-LEFT JOIN postings AS p ON p.number = t.posting_number"""
+LEFT JOIN postings AS p ON p.wallet_number = t.wallet_number AND p.number = t.posting_number"""
 
 _POSTINGS_BY_KEY = f"""
 SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
@@ -124,8 +124,8 @@ CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
 
 _POSTINGS_BY_NUMBER = f"""
 SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
-CROSS JOIN postings AS p ON p.number = json_extract(j.value, '$[1]')
- AND p.wallet_number = json_extract(j.value, '$[0]')"""
+CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.number = json_extract(j.value, '$[1]')"""
 
 _ROWS = f"""
 SELECT {_of("t", ROW_COLUMNS)} FROM json_each(?) AS j
@@ -294,11 +294,11 @@ def _load_postings(
     ranges = []
     for first, count, *columns in found:
         posting = posting_value(columns)
-        postings[posting.number] = posting
+        postings[posting.wallet, posting.number] = posting
         ranges.append((posting.wallet, first, first + count - 1))
     for columns in driver.execute(_ROWS, (json.dumps(ranges),)):
         row = Row(*columns)
-        postings[row.posting].rows.append(row)
+        postings[row.wallet, row.posting].rows.append(row)
     rows = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
     for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(list(rows)),)):
         loaded.dimensions[wallet, number] = dimension_value(columns)

@@ -64,6 +64,7 @@ STATE_COLUMNS = [
     "credited_amount",
     "unpaid_amount",
     "limits_made",
+    "last_posting",
     "topup_count",
     "subscription_renew_count",
     "admin_credit_count",
@@ -286,9 +287,9 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         json.loads(metadata),
         made,
         changed,
-        *rest[:14],
+        *rest[:15],
     )
-    *counted, wallet.revision = rest[14:]
+    *counted, wallet.revision = rest[15:]
     wallet.repays_from = repays_from
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
@@ -319,6 +320,7 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
         wallet.credited_amount,
         wallet.unpaid_amount,
         wallet.limits_made,
+        wallet.last_posting,
         *_counted(wallet.kind_counts),
         wallet.revision,
     )

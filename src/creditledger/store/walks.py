@@ -2,7 +2,7 @@
 
 A walk is pinned: its rows are those that its first read could see. Each step is a read of its own
 and begins behind the last row of the step before, so nothing is held open between them. Order is
-that of lists the other way round: (created_at, posting number, sequence). Functions of a connection
+that of lists the other way round: (created_at, wallet number, sequence). Functions of a connection
 on one snapshot.
 """
 
@@ -53,14 +53,14 @@ class Line(NamedTuple):
     @property
     def place(self) -> "Place":
         """Where in the walk it stands."""
-        return Place(self.created_at, self.posting, self.sequence)
+        return Place(self.created_at, self.wallet, self.sequence)
 
 
 class Place(NamedTuple):
     """Where a walk stands: the last row that it gave."""
 
     created_at: int
-    posting: int
+    wallet: int
     sequence: int
 
 
