@@ -100,6 +100,7 @@ ROUTES = {
     "WalletService.BatchPost": "post /v1/postings:batch *",
     "WalletService.StreamPost": "",
     "WalletService.GetPosting": "get /v1/wallets/{wallet_id}/postings",
+    "WalletService.ListIdempotencyKeys": "get /v1/wallets/{wallet_id}/idempotency-keys",
     "WalletService.Hold": "post /v1/wallets/{wallet_id}/holds *",
     "WalletService.CaptureHold": "post /v1/holds/{hold_id}:capture *",
     "WalletService.ReleaseHold": "post /v1/holds/{hold_id}:release *",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import csv
+import hashlib
 import json
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
@@ -87,6 +88,13 @@ def plan(file: Path, **changes: Any) -> Plan:
 async def imported(services: Services, planned: Plan) -> Report:
     """Run the import."""
     return await import_usage(services.channel, planned, on_progress=lambda _done, _of: None)
+
+
+def key_of(line: str, place: int = 1, import_id: str = "calls.csv") -> str:
+    """The idempotency key of a row without quotes, the `place`th of those equal to it."""
+    fields = ",".join(json.dumps(value) for value in line.split(","))
+    digest = hashlib.sha256(f"[{fields}]".encode()).hexdigest()[:32]
+    return f"import:{import_id}:{digest}:{place}"
 
 
 def written(file: Path, lines: Iterable[str], header: str = HEADER) -> Path:
@@ -181,7 +189,9 @@ async def test_a_row_becomes_a_consumption(here: Running, tmp_path: Path) -> Non
     await imported(here.local, plan(file))
 
     posting = await here.local.wallets.GetPosting(
-        pb.GetPostingRequest(wallet_id="wal_acme", idempotency_key="import:calls.csv:2")
+        pb.GetPostingRequest(
+            wallet_id="wal_acme", idempotency_key=key_of("2023-11-16 18:17:03.9799600,4808,10")
+        )
     )
     (row,) = posting.transactions
     assert (row.amount, row.effective_at) == ("-0.01212", "2023-11-16T18:17:03.979Z")
@@ -238,21 +248,173 @@ async def test_each_row_has_its_own_fate(here: Running, tmp_path: Path) -> None:
 
 
 async def test_a_second_run_books_nothing_twice(here: Running, tmp_path: Path) -> None:
-    """The same rows are replayed, new ones posted, and those with other content reported."""
+    """The same rows are replayed wherever they stand now, and new ones posted."""
     await top_up(here.local, "1")
     lines = [f"2023-11-16 18:00:0{i},{100 + i},1" for i in range(6)]
     file = written(tmp_path / "calls.csv", lines[:4])
     await imported(here.local, plan(file))
-    lines[1] = "2023-11-16 18:00:01,999,1"
-    written(file, lines)
+    written(file, [lines[5], *lines[:3], "2023-11-16 18:00:09,0,0", lines[3], "", lines[4]])
+
+    report = await imported(here.local, plan(file))
+    again = await imported(here.local, plan(file, prices=Prices.parse("2.50,20.00")))
+
+    assert (report.posted, report.replayed, report.zero.count) == (2, 4, 1)
+    assert report.is_complete
+    # At other prices the same rows are conflicts.
+    assert (again.posted, again.replayed, again.conflicts.count) == (0, 0, 6)
+    assert again.conflicts.lines == [2, 3, 4, 5, 7]
+    assert not again.is_complete
+    amount = sum(Prices.parse(PRICES).amount((100 + i, 1), 9) for i in range(6))
+    assert await balance(here.local) == money.text(10**9 - amount, 9)
+
+
+async def test_a_file_that_lost_rows_is_not_posted(here: Running, tmp_path: Path) -> None:
+    """Rows of earlier runs that the file lacks are listed; `allow_missing` posts the rest."""
+    await top_up(here.local, "1")
+    lines = [f"2023-11-16 18:00:0{i},{100 + i},1" for i in range(4)]
+    file = written(tmp_path / "calls.csv", lines)
+    await imported(here.local, plan(file))
+    # Others whose ids begin alike are not this import's.
+    await imported(here.local, plan(file, import_id="calls.csv:2"))
+    before = await balance(here.local)
+    written(file, [lines[0], lines[2], lines[3], "2023-11-16 18:00:05,500,1"])
+
+    stopped = await imported(here.local, plan(file))
+
+    assert (stopped.stopped, stopped.posted, stopped.rows) == (True, 0, 0)
+    assert (stopped.missing, stopped.missing_keys) == (1, [key_of(lines[1])])
+    assert not stopped.is_complete
+    assert await balance(here.local) == before
+    allowed = await imported(here.local, plan(file, allow_missing=True))
+    assert (allowed.posted, allowed.replayed, allowed.missing) == (1, 3, 1)
+    assert allowed.is_complete
+
+
+async def test_rows_that_went_unbooked_may_go(here: Running, tmp_path: Path) -> None:
+    """To delete a blank, refused or zero row charges nothing anew and lacks nothing."""
+    await top_up(here.local, "1")
+    good = ["2023-11-16 18:00:00,100,1", "2023-11-16 18:00:00,100,1", "2023-11-16 18:00:02,5,5"]
+    bad = ["", "2023-11-16 18:00:01,0,0", "never,1,1", "2023-11-16 18:00:03,900000,0"]
+    file = written(tmp_path / "calls.csv", [bad[0], good[0], *bad[1:3], good[1], bad[3], good[2]])
+    first = await imported(here.local, plan(file))
+    left = await balance(here.local)
+    written(file, good)
+
+    second = await imported(here.local, plan(file))
+
+    assert (first.posted, first.refusals) == (3, 2)
+    assert (second.posted, second.replayed, second.missing) == (0, 3, 0)
+    assert second.is_complete
+    assert await balance(here.local) == left
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('2023-11-16 18:00:00,100,"1\n2023-11-16 18:00:01,100,1\n', 3),
+        ('2023-11-16 18:00:00,"1"00,1\n', 3),
+        ("2023-11-16 18:00:00,100," + "9" * 200_000 + "\n", 3),
+    ],
+    ids=["a quote that is not closed", "text behind a quote", "a field too long"],
+)
+async def test_a_file_that_is_no_csv_is_refused_whole(
+    here: Running, tmp_path: Path, text: str, line: int
+) -> None:
+    """Nothing of it is posted, and the line is named from which it cannot be read."""
+    await top_up(here.local, "1")
+    file = tmp_path / "calls.csv"
+    file.write_text(f"{HEADER}\n2023-11-16 18:00:00,1,1\n{text}")
+
+    with pytest.raises(CannotImport, match=rf"from line {line} on"):
+        await imported(here.local, plan(file))
+
+    assert await balance(here.local) == "1.00"
+
+
+async def test_a_row_of_another_width_is_refused(here: Running, tmp_path: Path) -> None:
+    """A number with a comma in it is two fields: the row is refused, not charged for the first."""
+    await top_up(here.local, "1")
+    lines = ["2023-11-16 18:00:00,1,000,5", "2023-11-16 18:00:01,1", "2023-11-16 18:00:02,1,5"]
+    file = written(tmp_path / "calls.csv", lines)
 
     report = await imported(here.local, plan(file))
 
-    assert (report.posted, report.replayed) == (2, 3)
-    assert (report.conflicts.count, report.conflicts.lines) == (1, [3])
-    assert report.refusals == 1
-    amount = sum(Prices.parse(PRICES).amount((100 + i, 1), 9) for i in range(6))
-    assert await balance(here.local) == money.text(10**9 - amount, 9)
+    assert (report.posted, report.refused["INVALID_FIELD"].lines) == (1, [2, 3])
+
+
+async def test_a_column_may_name_the_rows(here: Running, tmp_path: Path) -> None:
+    """By its key a row is known whatever else changes; one that stands twice is refused by line."""
+    await top_up(here.local, "1")
+    header = f"id,{HEADER}"
+    lines = [f"call-{i},2023-11-16 18:00:0{i},100,1" for i in range(3)]
+    file = written(tmp_path / "calls.csv", [*lines, lines[1], ",2023-11-16 18:00:00,1,1"], header)
+
+    first = await imported(here.local, plan(file, key_column="id"))
+
+    assert (first.posted, first.refused["INVALID_FIELD"].lines) == (3, [5, 6])
+    lines[1] = "call-1,2023-11-16 18:00:01,999,1"
+    written(file, lines, header)
+    second = await imported(here.local, plan(file, key_column="id"))
+    assert (second.replayed, second.conflicts.lines) == (2, [3])
+    written(file, lines[1:], header)
+    third = await imported(here.local, plan(file, key_column="id"))
+    assert (third.stopped, third.missing_keys) == (True, ["import:calls.csv:key:call-0"])
+
+
+async def by_lines(services: Services, planned: Plan, lines: dict[int, str]) -> None:
+    """What an earlier version booked: the same postings under keys of lines."""
+    for line, text in lines.items():
+        moment, *quantities = text.split(",")
+        counts = [int(one) for one in quantities]
+        request = pb.PostRequest(
+            wallet_id="wal_acme",
+            idempotency_key=f"import:{planned.import_id}:{line}",
+            effective_at=moment.replace(" ", "T") + "Z",
+            consumption=pb.ConsumptionOperation(
+                amount=money.text(planned.prices.amount(counts, 9), 9),
+                usage=pb.Usage(
+                    api_key_id="apk_gateway",
+                    product_id="Example Chat",
+                    product_name="Example Chat",
+                    category="llm",
+                    billing_method=1,
+                    quantities=counts,
+                    base_prices=planned.prices.units,
+                    discount_prices=planned.prices.units,
+                    price_precision=planned.prices.precision,
+                ),
+            ),
+        )
+        await services.wallets.Post(request)
+
+
+async def test_what_was_booked_by_lines_stays_by_lines(here: Running, tmp_path: Path) -> None:
+    """Such an import goes on; a file whose lines have moved is refused, and nothing is posted."""
+    await top_up(here.local, "1")
+    lines = [f"2023-11-16 18:00:0{i},{100 + i},1" for i in range(5)]
+    file = tmp_path / "calls.csv"
+    planned = plan(file)
+    await by_lines(here.local, planned, {2: lines[0], 3: lines[1], 4: lines[2]})
+
+    written(file, lines[:4])
+    more = await imported(here.local, planned)
+    assert (more.posted, more.replayed) == (1, 3)
+    posted = pb.GetPostingRequest(wallet_id="wal_acme", idempotency_key="import:calls.csv:5")
+    await here.local.wallets.GetPosting(posted)
+    left = await balance(here.local)
+    for moved, at in (
+        ([lines[0], *lines[2:]], [3, 4, 5]),
+        (["2023-11-16 18:00:00,0,0", *lines], [2, 3, 4, 5]),
+        ([lines[0], "", *lines[1:]], [4, 5]),
+    ):
+        written(file, moved)
+        report = await imported(here.local, plan(file, allow_missing=True))
+        assert (report.stopped, report.posted) == (True, 0)
+        assert report.moved.lines == at
+    assert await balance(here.local) == left
+    written(file, lines)
+    with pytest.raises(CannotImport, match="key-column"):
+        await imported(here.local, plan(file, key_column="TIMESTAMP"))
 
 
 async def test_another_import_id_is_another_import(here: Running, tmp_path: Path) -> None:
@@ -291,10 +453,10 @@ async def test_a_busy_server_is_asked_again(database_url: str, tmp_path: Path) -
         first, last = [
             await started.local.wallets.GetPosting(
                 pb.GetPostingRequest(
-                    wallet_id="wal_acme", idempotency_key=f"import:calls.csv:{line}"
+                    wallet_id="wal_acme", idempotency_key=key_of(f"2023-11-16 18:00:00,{i},1")
                 )
             )
-            for line in (2, 701)
+            for i in (1, 700)
         ]
         assert [p.transactions[0].sequence for p in (first, last)] == [2, 701]
 
@@ -391,6 +553,9 @@ async def test_the_command_goes_through_the_server(
                 "message": report["refused"]["INVALID_FIELD"]["message"],
             }
         },
+        "missing": {"count": 0, "keys": []},
+        "moved": {"count": 0, "lines": [], "message": ""},
+        "stopped": False,
         "amount": "0.00125",
         "currency": "USD",
         "quantities": {"ContextTokens": 100, "GeneratedTokens": 100},

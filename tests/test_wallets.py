@@ -168,3 +168,36 @@ async def test_what_no_wallet_becomes(api: Api, fields: dict[str, Any], refusal:
     call = api.wallets.UpdateWallet(request, metadata=api.admin)
     assert await refused(call) == refusal
     assert before == await api.wallet_now()
+
+
+async def test_idempotency_keys_are_listed(api: Api) -> None:
+    """Those of one wallet that begin so, in pages, with the postings that they name."""
+    await api.local.new_wallet("wal_other", "cus_other")
+    await api.wallets.Post(post("a:1", "wal_other", **grant("1")), metadata=api.service)
+    posted = {key: await api.post(key, **grant("1")) for key in ("a:2", "b", "a:10", "a~", "a:1")}
+
+    async def listed(prefix: str | None, size: int) -> list[tuple[str, str]]:
+        found: list[tuple[str, str]] = []
+        request = pb.ListIdempotencyKeysRequest(wallet_id=WALLET, prefix=prefix, page_size=size)
+        while True:
+            page = await api.wallets.ListIdempotencyKeys(request, metadata=api.customer)
+            assert len(page.idempotency_keys) <= size
+            found += [(one.idempotency_key, one.posting_id) for one in page.idempotency_keys]
+            if not page.HasField("next_page_token"):
+                return found
+            request.page_token = page.next_page_token
+
+    expected = [(key, posted[key].posting_id) for key in ("a:1", "a:10", "a:2", "a~", "b")]
+    assert await listed(None, 2) == expected
+    assert await listed("a:", 1) == expected[:3]
+    assert await listed("a:1", 1_000) == expected[:2]
+    assert await listed("c", 20) == []
+    faults: list[tuple[dict[str, Any], Refused]] = [
+        ({"wallet_id": "wal_other"}, Refused("NOT_FOUND", "wallet_id")),
+        ({"page_size": 1_001}, Refused("INVALID_FIELD", "page_size")),
+        ({"prefix": "é"}, Refused("INVALID_FIELD", "prefix")),
+    ]
+    for fault, expected_refusal in faults:
+        request = pb.ListIdempotencyKeysRequest(**{"wallet_id": WALLET, **fault})
+        call = api.wallets.ListIdempotencyKeys(request, metadata=api.customer)
+        assert await refused(call) == expected_refusal

@@ -296,14 +296,23 @@ def import_usage_command(
     import_id: Annotated[
         str | None, typer.Option("--import-id", help="Part of each key. Default: file's name.")
     ] = None,
+    key_column: Annotated[
+        str | None,
+        typer.Option("--key-column", help="What names a row. Default: its content."),
+    ] = None,
+    allow_missing: Annotated[
+        bool,
+        typer.Option("--allow-missing", help="Rows of earlier runs may be missing in the file."),
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Charge a file of calls to a wallet: one consumption a row, in file order.
 
     A row's amount is Σ quantity × price / 10^6, halves rounded to even at the currency's scale; a
-    row of 0 is reported, not posted. A row's key is import:ID:LINE, so run it again
-    after an interruption or a top-up: what is booked is replayed, what was refused is posted.
-    Exit code 1 if a row was refused, or booked before with other content.
+    row of 0 is reported, not posted. A row's key is made of its content, so run it again after an
+    interruption, a top-up, or with more rows: what is booked is replayed, the rest is posted. Where
+    the file lacks rows that were booked before, nothing is posted, unless --allow-missing is given.
+    Exit code 1 then, and if a row was refused, or booked before at other prices.
     """
     plan = Plan(
         file=file,
@@ -315,6 +324,8 @@ def import_usage_command(
         quantity_columns=tuple(name.strip() for name in quantity_columns.split(",")),
         timestamp_column=timestamp_column,
         import_id=file.name if import_id is None else import_id,
+        key_column=key_column,
+        allow_missing=allow_missing,
     )
 
     async def work(progress: Progress) -> Report:
@@ -332,7 +343,7 @@ def import_usage_command(
         print_json(import_report.as_json(report, plan))
     else:
         say(import_report.as_text(report, plan))
-    if report.refusals:
+    if not report.is_complete:
         raise typer.Exit(REFUSED)
 
 

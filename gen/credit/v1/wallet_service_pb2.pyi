@@ -1500,6 +1500,111 @@ class GetPostingRequest(_message.Message):
 Global___GetPostingRequest: _TypeAlias = GetPostingRequest  # noqa: Y015
 
 @_typing.final
+class ListIdempotencyKeysRequest(_message.Message):
+    """Asks for the idempotency keys of a wallet's postings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet. Required."""
+    prefix: _builtins.str
+    """Only keys that begin so: 1 to 255 printable ASCII characters. Absent means all."""
+    page_size: _builtins.int
+    """How many keys a page has at most: 1 to 1,000. Absent means 20."""
+    page_token: _builtins.str
+    """The token of the page before. Absent means the first page."""
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str | None = ...,
+        prefix: _builtins.str | None = ...,
+        page_size: _builtins.int | None = ...,
+        page_token: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_page_token", b"_page_token", "_prefix", b"_prefix", "_wallet_id", b"_wallet_id", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_page_size", b"_page_size", "_page_token", b"_page_token", "_prefix", b"_prefix", "_wallet_id", b"_wallet_id", "page_size", b"page_size", "page_token", b"page_token", "prefix", b"prefix", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    _WhichOneofReturnType__page_token: _TypeAlias = _typing.Literal["page_token"]  # noqa: Y015
+    _WhichOneofArgType__page_token: _TypeAlias = _typing.Literal["_page_token", b"_page_token"]  # noqa: Y015
+    _WhichOneofReturnType__prefix: _TypeAlias = _typing.Literal["prefix"]  # noqa: Y015
+    _WhichOneofArgType__prefix: _TypeAlias = _typing.Literal["_prefix", b"_prefix"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_token) -> _WhichOneofReturnType__page_token | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__prefix) -> _WhichOneofReturnType__prefix | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
+
+Global___ListIdempotencyKeysRequest: _TypeAlias = ListIdempotencyKeysRequest  # noqa: Y015
+
+@_typing.final
+class ListIdempotencyKeysResponse(_message.Message):
+    """A page of idempotency keys."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEYS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token of the next page. Absent on the last one."""
+    @_builtins.property
+    def idempotency_keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___IdempotencyKey]:
+        """The keys, in the order of their bytes."""
+
+    def __init__(
+        self,
+        *,
+        idempotency_keys: _abc.Iterable[Global___IdempotencyKey] | None = ...,
+        next_page_token: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token", "idempotency_keys", b"idempotency_keys", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__next_page_token: _TypeAlias = _typing.Literal["next_page_token"]  # noqa: Y015
+    _WhichOneofArgType__next_page_token: _TypeAlias = _typing.Literal["_next_page_token", b"_next_page_token"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__next_page_token) -> _WhichOneofReturnType__next_page_token | None: ...
+
+Global___ListIdempotencyKeysResponse: _TypeAlias = ListIdempotencyKeysResponse  # noqa: Y015
+
+@_typing.final
+class IdempotencyKey(_message.Message):
+    """An idempotency key that is in use, and what it names."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    POSTING_ID_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """The key as the client sent it."""
+    posting_id: _builtins.str
+    """Id of the posting under it, `pst_` and 26 characters."""
+    def __init__(
+        self,
+        *,
+        idempotency_key: _builtins.str = ...,
+        posting_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["idempotency_key", b"idempotency_key", "posting_id", b"posting_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___IdempotencyKey: _TypeAlias = IdempotencyKey  # noqa: Y015
+
+@_typing.final
 class HeldCredit(_message.Message):
     """Credit set aside for a consumption to come. Amounts are decimals in the wallet's currency."""
 

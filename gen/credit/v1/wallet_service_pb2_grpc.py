@@ -81,6 +81,11 @@ class WalletServiceStub:
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_wallet__service__pb2.Posting.FromString,
                 _registered_method=True)
+        self.ListIdempotencyKeys = channel.unary_unary(
+                '/credit.v1.WalletService/ListIdempotencyKeys',
+                request_serializer=credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysResponse.FromString,
+                _registered_method=True)
         self.Hold = channel.unary_unary(
                 '/credit.v1.WalletService/Hold',
                 request_serializer=credit_dot_v1_dot_wallet__service__pb2.HoldRequest.SerializeToString,
@@ -210,6 +215,14 @@ class WalletServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListIdempotencyKeys(self, request, context):
+        """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
+        bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Hold(self, request, context):
         """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
         `balance`. It is a posting without rows, in the same namespace of keys.
@@ -332,6 +345,11 @@ def add_WalletServiceServicer_to_server(servicer, server):
                     servicer.GetPosting,
                     request_deserializer=credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.FromString,
                     response_serializer=credit_dot_v1_dot_wallet__service__pb2.Posting.SerializeToString,
+            ),
+            'ListIdempotencyKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListIdempotencyKeys,
+                    request_deserializer=credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysResponse.SerializeToString,
             ),
             'Hold': grpc.unary_unary_rpc_method_handler(
                     servicer.Hold,
@@ -628,6 +646,33 @@ class WalletService:
             '/credit.v1.WalletService/GetPosting',
             credit_dot_v1_dot_wallet__service__pb2.GetPostingRequest.SerializeToString,
             credit_dot_v1_dot_wallet__service__pb2.Posting.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListIdempotencyKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.WalletService/ListIdempotencyKeys',
+            credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysRequest.SerializeToString,
+            credit_dot_v1_dot_wallet__service__pb2.ListIdempotencyKeysResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -52,6 +52,10 @@ class WalletServiceStub:
     """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
     it did not.
     """
+    ListIdempotencyKeys: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListIdempotencyKeysRequest, _wallet_service_pb2.ListIdempotencyKeysResponse]
+    """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
+    bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
+    """
     Hold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.HoldRequest, _wallet_service_pb2.HoldResponse]
     """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
     `balance`. It is a posting without rows, in the same namespace of keys.
@@ -172,6 +176,16 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_wallet_service_pb2.Posting]:
         """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
         it did not.
+        """
+
+    @_abc_1.abstractmethod
+    def ListIdempotencyKeys(
+        self,
+        request: _wallet_service_pb2.ListIdempotencyKeysRequest,
+        context: _aio.ServicerContext[_wallet_service_pb2.ListIdempotencyKeysRequest, _abc.Awaitable[_wallet_service_pb2.ListIdempotencyKeysResponse]],
+    ) -> _abc.Awaitable[_wallet_service_pb2.ListIdempotencyKeysResponse]:
+        """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
+        bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
         """
 
     @_abc_1.abstractmethod

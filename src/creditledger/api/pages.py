@@ -79,10 +79,10 @@ class Asked:
         return int(before)
 
 
-def asked(request: Message) -> Asked:
+def asked(request: Message, *, size_max: int = PAGE_SIZE_MAX) -> Asked:
     """`page_size` and `page_token` of a request. Raises InvalidField for the size."""
     size = fields.page_size(
-        request, "page_size", field="page_size", default=PAGE_SIZE, most=PAGE_SIZE_MAX
+        request, "page_size", field="page_size", default=PAGE_SIZE, most=size_max
     )
     return Asked(size, fields.optional(request, "page_token", None))
 

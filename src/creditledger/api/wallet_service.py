@@ -29,6 +29,8 @@ log = structlog.get_logger()
 WALLET_IDS_MAX = 10_000
 #: Postings of one stream that may wait for their answers; then reading stops.
 UNANSWERED_MAX = 1_024
+#: Idempotency keys of a page: they are short, and who asks for them wants many.
+KEYS_PAGE_MAX = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +107,26 @@ def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
     return (
         fields.reference("wal", request.wallet_id, field="wallet_id"),
         fields.idempotency_key(request.idempotency_key),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyList:
+    """Which keys of a wallet."""
+
+    wallet_id: str
+    prefix: str
+    page: pages.Asked
+
+
+def _key_list(request: pb.ListIdempotencyKeysRequest) -> _KeyList:
+    prefix = ""
+    if request.HasField("prefix"):
+        prefix = fields.idempotency_key(request.prefix, field="prefix")
+    return _KeyList(
+        fields.reference("wal", request.wallet_id, field="wallet_id"),
+        prefix,
+        pages.asked(request, size_max=KEYS_PAGE_MAX),
     )
 
 
@@ -308,6 +330,30 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             raise NotFound("no posting under this idempotency key", param="idempotency_key")
         posting, dimension = found
         return wire.posted(Posted(posting, dimension, view(wallet, self._clock()), True, False))
+
+    @rpc(_key_list, scope=Scope.CUSTOMER)
+    async def ListIdempotencyKeys(  # noqa: N802
+        self, asked: _KeyList, caller: Caller
+    ) -> pb.ListIdempotencyKeysResponse:
+        """In the order of their bytes. Raises NotFound."""
+        wallet = await self._wallet(asked.wallet_id, caller)
+        filters = ("idempotency_keys", asked.wallet_id, asked.prefix)
+        after, size = asked.page.after(filters), asked.page.size
+        found = await self._store.read(
+            lambda connection: reads.idempotency_keys(
+                connection, wallet.number, asked.prefix, after, size + 1
+            )
+        )
+        page, token = pages.cut(found, size, filters, lambda one: [one[0]])
+        return pb.ListIdempotencyKeysResponse(
+            idempotency_keys=[
+                pb.IdempotencyKey(
+                    idempotency_key=key, posting_id=ids.compose("pst", wallet.number, number)
+                )
+                for key, number in page
+            ],
+            next_page_token=token,
+        )
 
     @rpc(held.place_hold, scope=Scope.SERVICE)
     async def Hold(  # noqa: N802

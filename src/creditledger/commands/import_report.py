@@ -3,7 +3,7 @@
 from itertools import chain
 
 from creditledger import money
-from creditledger.import_usage import Plan, Reason, Report
+from creditledger.import_usage import LINES_NAMED_MAX, Plan, Reason, Report
 
 
 def as_json(report: Report, plan: Plan) -> dict[str, object]:
@@ -16,6 +16,9 @@ def as_json(report: Report, plan: Plan) -> dict[str, object]:
         "zero": _reason(report.zero),
         "conflicts": _reason(report.conflicts),
         "refused": {code: _reason(one) for code, one in report.refused.items()},
+        "missing": {"count": report.missing, "keys": report.missing_keys},
+        "moved": _reason(report.moved),
+        "stopped": report.stopped,
         "amount": money.text(report.amount, report.scale),
         "currency": report.currency,
         "quantities": dict(zip(plan.quantity_columns, report.quantities, strict=True)),
@@ -31,6 +34,7 @@ def as_text(report: Report, plan: Plan) -> str:
     amount = f"{money.text(report.amount, report.scale)} {report.currency}"
     lines = [
         f"{plan.file.name} as {plan.import_id}: {report.rows} rows",
+        *_stopped(report),
         f"  posted    {report.posted}",
         f"  replayed  {report.replayed}",
         f"  booked    {amount} for {quantities}",
@@ -44,6 +48,19 @@ def as_text(report: Report, plan: Plan) -> str:
             said = f": {reason.message}" if reason.message else ""
             lines.append(f"  {fate:9} {reason.count}{code} ({_where(reason)}){said}")
     return "\n".join(lines)
+
+
+def _stopped(report: Report) -> list[str]:
+    """What was found before anything was posted."""
+    lines = []
+    if report.missing:
+        keys = ", ".join(report.missing_keys) + (", …" if report.missing > LINES_NAMED_MAX else "")
+        lines.append(f"  missing   {report.missing} rows of earlier runs ({keys})")
+    if report.moved.count:
+        lines.append(f"  moved     {report.moved.count} ({_where(report.moved)})")
+    if report.stopped:
+        lines.append("  Nothing was posted: the file is not the one that was booked before.")
+    return lines
 
 
 def _reason(reason: Reason) -> dict[str, object]:

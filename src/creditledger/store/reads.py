@@ -132,6 +132,25 @@ def transaction(connection: Connection, wallet: int, sequence: int) -> Transacti
     return None if found is None else _transaction(found)
 
 
+def idempotency_keys(
+    connection: Connection, wallet: int, prefix: str, after: str, size: int
+) -> Sequence[tuple[str, int]]:
+    """Up to `size` keys that begin so and come behind `after`, with their posting numbers."""
+    # Keys are printable ASCII, which all comes before DEL.
+    found = connection.execute(
+        select(p.idempotency_key, p.number)
+        .where(
+            p.wallet_number == wallet,
+            p.idempotency_key > after,
+            p.idempotency_key >= prefix,
+            p.idempotency_key < f"{prefix}\x7f",
+        )
+        .order_by(p.idempotency_key)
+        .limit(size)
+    )
+    return [(key, number) for key, number in found]
+
+
 def posting(
     connection: Connection, wallet: int, key: str
 ) -> tuple[Posting, Dimension | None] | None:
