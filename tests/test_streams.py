@@ -8,6 +8,7 @@ import logging
 from collections import defaultdict
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import wraps
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -323,8 +324,9 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
         on_disk_failure=lambda: pytest.fail("the disk failed"),
     )
     server = grpc.aio.server()
-    taken: Any = Taken(Boundary(server, Door(), local=True))
-    service = WalletService(store=store, ledger=ledger, callers=Callers(store, clock), clock=clock)
+    callers = Callers(store, clock)
+    taken: Any = Taken(Boundary(server, Door(), callers, local=True))
+    service = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
     add_WalletServiceServicer_to_server(service, taken)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
@@ -369,14 +371,19 @@ class Taken:
                     self._one_more()
                     yield request
 
+            @wraps(handler.stream_stream)
+            def streams(requests: AsyncIterator[Any], context: Any) -> Any:
+                return handler.stream_stream(counted(requests), context)
+
             return grpc.stream_stream_rpc_method_handler(
-                lambda requests, context: handler.stream_stream(counted(requests), context),
+                streams,
                 handler.request_deserializer,
                 handler.response_serializer,
             )
         if not name.endswith("Post"):
             return handler
 
+        @wraps(handler.unary_unary)
         async def unary(request: Any, context: Any) -> Any:
             self._one_more()
             return await handler.unary_unary(request, context)

@@ -486,7 +486,7 @@ def test_a_message_of_more_than_4_mib(attacked: Attacked) -> None:
 
     def asked(size: int) -> str | None:
         with Peer(attacked.address) as peer:
-            peer.greet(frame(Kind.HEADERS, END_HEADERS, 1, request(POST)))
+            peer.greet(frame(Kind.HEADERS, END_HEADERS, 1, request(POST, *attacked.service)))
             # One unknown field of bytes, so that it is protobuf.
             filler = b"\xfa\x7f" + integer_of_protobuf(size - 6) + bytes(size - 6)
             peer.upload(1, message(filler[:size], length=size))
@@ -548,7 +548,8 @@ def test_connections_that_do_nothing(attacked: Attacked) -> None:
 
 def test_connections_that_take_their_time(attacked: Attacked) -> None:
     """100 connections that send a byte at a time hinder nobody, and are served in the end."""
-    whole = PREFACE + settings() + frame(Kind.SETTINGS, ACK) + call(GET_WALLET, message())
+    asked = call(GET_WALLET, message(), *attacked.service)
+    whole = PREFACE + settings() + frame(Kind.SETTINGS, ACK) + asked
     with attacked.keeps_its_memory(), connected(attacked.address, 100) as peers:
         for n, byte in enumerate(whole):
             for peer in peers:
@@ -571,7 +572,7 @@ def test_connections_that_take_their_time(attacked: Attacked) -> None:
 def test_a_message_is_refused_by_its_length(attacked: Attacked) -> None:
     """A message that says it is too large is not gathered first."""
     with Peer(attacked.address) as peer:
-        peer.greet(frame(Kind.HEADERS, END_HEADERS, 1, request(POST)))
+        peer.greet(frame(Kind.HEADERS, END_HEADERS, 1, request(POST, *attacked.service)))
         sent = peer.upload(1, message(bytes(32 * MEBIBYTE), length=1 << 30))
 
     assert sent < 2 * MESSAGE_BYTES_MAX
@@ -584,7 +585,7 @@ def test_a_message_is_refused_by_what_it_unpacks_to(attacked: Attacked) -> None:
     """256 MiB packed into a quarter of one do not come to stand in memory."""
     bomb = message(gzip.compress(bytes(4 * GROWTH_BYTES_MAX)), compressed=1)
     with attacked.keeps_its_memory(), Peer(attacked.address) as peer:
-        headers = request(POST, ("grpc-encoding", "gzip"))
+        headers = request(POST, ("grpc-encoding", "gzip"), *attacked.service)
         peer.greet(frame(Kind.HEADERS, END_HEADERS, 1, headers))
         peer.upload(1, bomb)
         with suppress(Gone):
@@ -616,7 +617,7 @@ def test_a_length_alone_costs_no_memory(transport: str, tmp_path: Path) -> None:
         resource.prlimit(one.process.pid, resource.RLIMIT_CORE, (0, 0))
         resource.prlimit(one.process.pid, resource.RLIMIT_AS, (room, room))
         with Peer(one.address) as peer, suppress(Gone):
-            peer.greet(call(POST, message(length=(1 << 32) - 1)))
+            peer.greet(call(POST, message(length=(1 << 32) - 1), *one.service))
             peer.until_pong()
 
         one.serves()

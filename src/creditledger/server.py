@@ -194,9 +194,12 @@ class Server:
             self.unasked = Unasked(config, opened, ledger, self._clock or time.now, self._seal)
             self.unasked.start()
             self._closing.push_async_callback(self.unasked.stop)
-        local = transport.local()
-        entrances = [local] if self._local_only else [transport.network(config.transport), local]
-        self._register(entrances, opened, ledger)
+        callers = Callers(opened, self._clock or time.now)
+        local = transport.local(callers)
+        entrances = [local]
+        if not self._local_only:
+            entrances.insert(0, transport.network(config.transport, callers))
+        self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         self._bind_local(local.server)
         if not self._local_only:
@@ -227,10 +230,11 @@ class Server:
         self._refusing_seconds = refusing_seconds
         await self._closing.aclose()
 
-    def _register(self, entrances: list[transport.Entrance], store: Store, ledger: Ledger) -> None:
+    def _register(
+        self, entrances: list[transport.Entrance], store: Store, ledger: Ledger, callers: Callers
+    ) -> None:
         """Every service, the same objects behind each server: a key revoked at one is at all."""
         clock = self._clock or time.now
-        callers = Callers(store, clock)
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
         grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
         exports = Exports(store)

@@ -20,6 +20,7 @@ from typing import Any
 
 import grpc
 
+from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary, Door
 from creditledger.config import Transport
 
@@ -79,26 +80,32 @@ def is_installed(transport: Transport) -> bool:
     return transport == "grpcio" or find_spec("pygrpc_native") is not None
 
 
-def network(transport: Transport) -> Entrance:
+def network(transport: Transport, callers: Callers) -> Entrance:
     """For whoever has a key. It takes one port, and as `native` no TLS."""
     if transport == "grpcio":
-        return _entrance(grpc.aio.server(options=_OPTIONS))
+        return _entrance(grpc.aio.server(options=_OPTIONS), callers)
     import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
 
     native = pygrpc_native.aio.server(options=_OPTIONS)
-    return _entrance(native, flush_seconds=FLUSH_SECONDS)
+    return _entrance(native, callers, reads_ahead=True, flush_seconds=FLUSH_SECONDS)
 
 
-def local() -> Entrance:
+def local(callers: Callers) -> Entrance:
     """For the database's owner: an admin without a key."""
-    return _entrance(grpc.aio.server(options=_OPTIONS), local=True)
+    return _entrance(grpc.aio.server(options=_OPTIONS), callers, local=True)
 
 
 def _entrance(
-    server: grpc.aio.Server, *, local: bool = False, flush_seconds: float = 0.0
+    server: grpc.aio.Server,
+    callers: Callers,
+    *,
+    local: bool = False,
+    reads_ahead: bool = False,
+    flush_seconds: float = 0.0,
 ) -> Entrance:
     door = Door()
-    return Entrance(server, Boundary(server, door, local=local), door, flush_seconds)
+    boundary = Boundary(server, door, callers, local=local, reads_ahead=reads_ahead)
+    return Entrance(server, boundary, door, flush_seconds)
 
 
 async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:

@@ -1,9 +1,9 @@
 """How an RPC is put together, and how its errors leave the process.
 
-`rpc` wraps a service's method in the order of checks: shape, key, scope; what follows belongs to
-the method. `Boundary` is around every method: it turns every Refusal into a status with details,
-anything unforeseen into INTERNAL without text, and writes one log line per call. `Door` is how a
-server ends.
+The order of checks is key, scope, shape; what follows belongs to the method. `Boundary` is around
+every method: it lets nobody in without a key of the scope that `rpc` names for the method, it turns
+every Refusal into a status with details, anything unforeseen into INTERNAL without text, and writes
+one log line per call. `Door` is how a server ends.
 """
 
 import asyncio
@@ -67,20 +67,10 @@ class Service:
 
     callers: Callers
 
-    async def caller(self, context: Context, scope: Scope, *, shared: bool = False) -> Caller:
-        """The caller of this RPC, allowed at least `scope`; `shared` as in `rpc`."""
+    async def still_there(self) -> Caller:
+        """The caller of a call that lasts. Raises KeyInvalid if the key ended meanwhile."""
         call = _call.get()
-        caller = await self.callers.identify(call.metadata, local=call.local)
-        call.key = caller.id
-        caller.require(scope)
-        if shared:
-            caller.require_live()
-        return caller
-
-    async def still_there(self) -> None:
-        """Of a call that lasts. Raises KeyInvalid where its key was revoked or expired since."""
-        call = _call.get()
-        await self.callers.identify(call.metadata, local=call.local)
+        return await self.callers.identify(call.metadata, local=call.local)
 
 
 def rpc(
@@ -88,7 +78,7 @@ def rpc(
 ) -> Callable[
     [Callable[[Any, P, Caller], Awaitable[M]]], Callable[[Any, Any, Context], Awaitable[M]]
 ]:
-    """A unary RPC of a `Service`: `shape` checks the message, then the key, then its scope.
+    """A unary RPC of a `Service`, for callers of at least `scope`: `shape` checks the message.
 
     `shared`: it changes something that live and test mode share, so a test key may not call it.
     The method takes what `shape` answered and the caller, and answers the response message.
@@ -99,11 +89,10 @@ def rpc(
     ) -> Callable[[Any, Any, Context], Awaitable[M]]:
         @functools.wraps(method)
         async def handler(self: Service, request: Any, context: Context) -> M:
-            shaped = shape(request)
-            caller = await self.caller(context, scope, shared=shared)
-            return await method(self, shaped, caller)
+            return await method(self, shape(request), current_caller())
 
-        handler.scope = scope  # type: ignore[attr-defined] # read by the test of who may do what
+        handler.scope = scope  # type: ignore[attr-defined] # for the boundary
+        handler.shared = shared  # type: ignore[attr-defined] # as well
         return handler
 
     return decorate
@@ -121,14 +110,16 @@ def rpc_stream(
         method: Callable[[Any, P, Caller], AsyncGenerator[M]],
     ) -> Callable[[Any, Any, Context], AsyncIterator[M]]:
         @functools.wraps(method)
-        async def handler(self: Service, request: Any, context: Context) -> AsyncIterator[M]:
-            shaped = shape(request)
-            caller = await self.caller(context, scope)
-            async with aclosing(method(self, shaped, caller)) as answers:
+        async def handler(
+            self: Service,
+            request: Any,
+            context: Context,
+        ) -> AsyncIterator[M]:
+            async with aclosing(method(self, shape(request), current_caller())) as answers:
                 async for answer in answers:
                     yield answer
 
-        handler.scope = scope  # type: ignore[attr-defined] # as `rpc` does
+        handler.scope, handler.shared = scope, False  # type: ignore[attr-defined] # as in `rpc`
         return handler
 
     return decorate
@@ -229,40 +220,60 @@ class Door:
         if self._closed and not self._under_way:
             self._empty.set()
 
-    async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests until the door is closed. Raises ShuttingDown then."""
+    async def wait_for(self, reading: Callable[[], Awaitable[M]]) -> M:
+        """What is read, unless the door closes first. Raises ShuttingDown then."""
         task = asyncio.current_task()
         assert task is not None
-        while not self._closed:
-            self._reading.add(task)
+        if self._closed:
+            raise ShuttingDown
+        self._reading.add(task)
+        try:
+            return await reading()
+        except asyncio.CancelledError:
+            if self._closed and not task.uncancel():
+                raise ShuttingDown from None
+            raise
+        finally:
+            self._reading.discard(task)
+
+    async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        """The requests until the door is closed. Raises ShuttingDown then."""
+        while True:
             try:
-                request = await anext(requests)
+                request = await self.wait_for(requests.__anext__)
             except StopAsyncIteration:
                 return
-            except asyncio.CancelledError:
-                if self._closed and not task.uncancel():
-                    break
-                raise
-            finally:
-                self._reading.discard(task)
             yield request
-        raise ShuttingDown
 
 
 class Boundary:
     """The edge between the services and gRPC: who may call, errors, request ids, the log.
 
     A server to register services with. What it is given it wraps, once, and hands on: an
-    interceptor would be asked at every call.
+    interceptor would be asked at every call. Messages reach it as bytes: nothing is made of them
+    before the caller is known.
 
     `local`: its server is the one that only the database's owner can reach. The peer that gRPC
     names would not tell: behind a native server, calls of the network come over a Unix socket too.
+    `reads_ahead`: its server gathers a call's message before it tells of the call. One that does
+    not is asked for the message once the caller is known, so that what a stranger sends stays where
+    the flow control of HTTP/2 stops it.
     """
 
-    def __init__(self, server: grpc.aio.Server, door: Door, *, local: bool = False) -> None:
+    def __init__(
+        self,
+        server: grpc.aio.Server,
+        door: Door,
+        callers: Callers,
+        *,
+        local: bool = False,
+        reads_ahead: bool = False,
+    ) -> None:
         self._server = server
         self._door = door
+        self._callers = callers
         self._local = local
+        self._reads_ahead = reads_ahead
 
     def add_generic_rpc_handlers(self, _: object) -> None:
         """Nothing: generated code registers everything twice, for servers that know one way."""
@@ -277,84 +288,124 @@ class Boundary:
         self._server.add_registered_method_handlers(service, wrapped)
 
     def _wrap(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
-        def parse(data: bytes) -> Any:
-            # An error raised here would reach the client as gRPC's own INTERNAL.
-            try:
-                return handler.request_deserializer(data)
-            except DecodeError:
-                return _Malformed()
-
-        door, local = self._door, self._local
-        message = _request_of(method)
+        serializer = handler.response_serializer
         if handler.unary_unary is not None:
+            unary = self._unary(method, handler)
+            if self._reads_ahead:
+                return grpc.unary_unary_rpc_method_handler(unary, None, serializer)
+            return grpc.stream_unary_rpc_method_handler(unary, None, serializer)
+        if handler.unary_stream is not None:
+            told = self._told(method, handler)
+            if self._reads_ahead:
+                return grpc.unary_stream_rpc_method_handler(told, None, serializer)
+            return grpc.stream_stream_rpc_method_handler(told, None, serializer)
+        return grpc.stream_stream_rpc_method_handler(
+            self._streams(method, handler), None, serializer
+        )
 
-            async def unary(request: Any, context: Context) -> Any:
-                call = _Call(method, context, local=local)
-                try:
-                    door.enter(context)
-                    call.check_names(message)
-                    answer = await handler.unary_unary(_sound(request), context)
-                except BaseException as error:
-                    await call.failed(error)
-                    raise
-                call.succeeded()
-                return answer
+    def _unary(self, method: str, handler: Any) -> Any:
+        door, local, answered = self._door, self._local, handler.unary_unary
+        message = _request_of(method)
 
-            return grpc.unary_unary_rpc_method_handler(unary, parse, handler.response_serializer)
-
-        @asynccontextmanager
-        async def called(context: Context) -> AsyncIterator[None]:
+        async def unary(given: Any, context: Context) -> Any:
             call = _Call(method, context, local=local)
             try:
                 door.enter(context)
+                await self._admit(call, answered)
                 call.check_names(message)
-                yield
+                request = _parse(handler, await self._message(given, context))
+                answer = await answered(request, context)
             except BaseException as error:
-                await call.failed(error)
+                if await call.was_told(error):
+                    return None
                 raise
             call.succeeded()
+            return answer
 
-        if handler.unary_stream is not None:
+        return unary
 
-            async def told(request: Any, context: Context) -> AsyncIterator[Any]:
-                async with called(context):
-                    sound = _sound(request)
-                    async with aclosing(handler.unary_stream(sound, context)) as answers:
-                        async for answer in answers:
-                            yield answer
+    def _told(self, method: str, handler: Any) -> Any:
+        message = _request_of(method)
 
-            return grpc.unary_stream_rpc_method_handler(told, parse, handler.response_serializer)
+        async def told(given: Any, context: Context) -> AsyncIterator[Any]:
+            async with self._called(method, message, handler.unary_stream, context):
+                request = _parse(handler, await self._message(given, context))
+                async with aclosing(handler.unary_stream(request, context)) as answers:
+                    async for answer in answers:
+                        yield answer
 
-        async def stream(requests: AsyncIterator[Any], context: Context) -> AsyncIterator[Any]:
-            async def sound() -> AsyncIterator[Any]:
-                # Not an expression: that would begin to read, and a refused call is never read.
-                async for request in door.read(requests):
-                    yield _sound(request)
+        return told
+
+    def _streams(self, method: str, handler: Any) -> Any:
+        message = _request_of(method)
+
+        async def streams(given: Any, context: Context) -> AsyncIterator[Any]:
+            async def requests() -> AsyncIterator[Any]:
+                async for data in self._door.read(given):
+                    yield _parse(handler, data)
 
             async with (
-                called(context),
-                aclosing(handler.stream_stream(sound(), context)) as answers,
+                self._called(method, message, handler.stream_stream, context),
+                aclosing(handler.stream_stream(requests(), context)) as answers,
             ):
                 async for answer in answers:
                     yield answer
 
-        return grpc.stream_stream_rpc_method_handler(stream, parse, handler.response_serializer)
+        return streams
+
+    @asynccontextmanager
+    async def _called(
+        self, method: str, message: Descriptor, answered: Any, context: Context
+    ) -> AsyncIterator[None]:
+        """A call that is answered by a stream."""
+        call = _Call(method, context, local=self._local)
+        try:
+            self._door.enter(context)
+            await self._admit(call, answered)
+            call.check_names(message)
+            yield
+        except BaseException as error:
+            if await call.was_told(error):
+                return
+            raise
+        call.succeeded()
+
+    async def _admit(self, call: "_Call", answered: Any) -> None:
+        """Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
+        caller = await self._callers.identify(call.metadata, local=call.local)
+        call.key = caller.id
+        caller.require(answered.scope)
+        if answered.shared:
+            caller.require_live()
+        call.caller = caller
+
+    async def _message(self, given: Any, context: Context) -> bytes:
+        """The one message of a call, as it came."""
+        if self._reads_ahead:
+            data: bytes = given
+            return data
+        data = await self._door.wait_for(context.read)
+        if not isinstance(data, bytes):
+            raise InvalidField("the call has no message")
+        return data
 
 
-class _Malformed:
-    """In the place of a message whose bytes are no protobuf of its type."""
-
-
-def _sound(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise InvalidField("the request is malformed: a text is not UTF-8, or an object no text")
-    return request
+def _parse(handler: Any, data: bytes) -> Any:
+    try:
+        return handler.request_deserializer(data)
+    except DecodeError:
+        raise InvalidField(
+            "the request is malformed: a text is not UTF-8, or an object no text"
+        ) from None
 
 
 class _Call:
     """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
-    __slots__ = ("_began", "_context", "_method", "key", "local", "metadata", "request_id")
+    __slots__ = (
+        *("_began", "_context", "_method"),
+        *("caller", "key", "local", "metadata", "request_id"),
+    )
 
     def __init__(self, method: str, context: Context, *, local: bool) -> None:
         self._method, self._context, self.local = method, context, local
@@ -363,6 +414,7 @@ class _Call:
         self.metadata: Iterable[tuple[str, str]] = context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
         self.request_id = _request_id(self.metadata)
         self.key: str | None = None  #: Of the caller, once known.
+        self.caller: Caller | None = None  #: Once let in.
         _call.set(self)
 
     def check_names(self, message: Descriptor) -> None:
@@ -377,18 +429,31 @@ class _Call:
         if line.is_enabled_for(logging.INFO):
             line.info("call", code="OK", **self._line())
 
-    async def failed(self, error: BaseException) -> None:
-        """Its line, and its end as clients know it: raises gRPC's, or returns."""
+    async def was_told(self, error: BaseException) -> bool:
+        """Its line, and its end as clients know it; False where nobody is left to be told.
+
+        What was refused is let go of here: gRPC keeps the call in memory for a while, and what an
+        error knows of its frames would keep their request with it.
+        """
         if isinstance(error, Refusal):
             log.info("call", code=error.kind.grpc_code, reason=error.reason, **self._line())
-            await _abort(self._context, error, self.request_id)
+            refusal = error
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             log.info("call", code="CANCELLED", **self._line())
+            return False
         elif isinstance(error, grpc.aio.AbortError):
             log.info("call", code="ABORTED", **self._line())
+            return False
         else:
             log.error("call", code="INTERNAL", exc_info=error, **self._line())
-            await _abort(self._context, unforeseen(self.request_id), self.request_id)
+            refusal = unforeseen(self.request_id)
+        try:
+            await _abort(self._context, refusal, self.request_id)
+        except grpc.aio.AbortError as aborted:
+            # gRPC raises it again when the handler has returned.
+            forget_frames(aborted)
+        forget_frames(error)
+        return True
 
     def _line(self) -> dict[str, object]:
         line: dict[str, object] = {"method": self._method, "request_id": self.request_id}
@@ -416,6 +481,25 @@ def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
 def unforeseen(request_id: str) -> Internal:
     """What a client is told of a bug."""
     return Internal(f"internal error; the operator finds it in the log as {request_id}")
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Part the error, and what it came of, from the frames that it passed."""
+    while error is not None:
+        error.__traceback__ = None
+        came_of, error.__cause__, error.__context__ = (
+            error.__cause__ or error.__context__,
+            None,
+            None,
+        )
+        error = came_of
+
+
+def current_caller() -> Caller:
+    """Who makes the call under way."""
+    caller = _call.get().caller
+    assert caller is not None, "the boundary lets nobody in unknown"
+    return caller
 
 
 def current_header(name: str) -> str | None:

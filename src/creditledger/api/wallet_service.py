@@ -283,7 +283,6 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, request_iterator: AsyncIterator[pb.StreamPostRequest], context: Context
     ) -> AsyncIterator[pb.StreamPostResponse]:
         """Postings in, answers out in order; a refusal is an answer and ends nothing."""
-        await self.caller(context, Scope.SERVICE)
         room = asyncio.Semaphore(UNANSWERED_MAX)
         arrived: asyncio.Queue[asyncio.Future[Posted] | Exception | None] = asyncio.Queue()
         unanswered: deque[asyncio.Future[Posted]] = deque()
@@ -294,7 +293,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 await room.acquire()
                 async for request in request_iterator:
                     # Asked anew each time: a key revoked meanwhile ends the stream.
-                    caller = await self.caller(context, Scope.SERVICE)
+                    caller = await self.still_there()
                     unanswered.append(self._submit(request.posting, caller, Budget()))
                     arrived.put_nowait(unanswered[-1])
                     await room.acquire()
@@ -315,7 +314,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
             reading.cancel()
             _give_up(unanswered)
 
-    StreamPost.scope = Scope.SERVICE  # type: ignore[attr-defined] # as `rpc` does
+    StreamPost.scope, StreamPost.shared = Scope.SERVICE, False  # type: ignore[attr-defined] # as `rpc` does
 
     @rpc(_posting_key, scope=Scope.CUSTOMER)
     async def GetPosting(self, key: tuple[str, str], caller: Caller) -> pb.Posting:  # noqa: N802
