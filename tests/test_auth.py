@@ -712,7 +712,7 @@ async def test_health_and_reflection_need_no_key(world: World) -> None:
 async def test_checks_come_in_their_order(world: World) -> None:
     """Of a request with every fault the first is told, then, that one mended, the next.
 
-    Shape, key, scope, wallet, the amount's digits (its wallet says how many), replay,
+    Key, scope, shape, wallet, the amount's digits (its wallet says how many), replay,
     expected_sequence, the wallet's state, references, the operation, credit.
     """
     api = world.api
@@ -736,11 +736,12 @@ async def test_checks_come_in_their_order(world: World) -> None:
         refusal = await refused(api.wallets.Post(request, metadata=metadata))
         return Refused(refusal.reason, refusal.param)
 
-    seen = [await told()]
-    call["amount"] = "1000.0000000001"
+    seen: list[Refused] = []
     while len(callers) > 1:
         seen.append(await told())
         callers.pop(0)
+    seen.append(await told())
+    call["amount"] = "1000.0000000001"
     seen.append(await told())
     fields["wallet_id"] = WALLET
     seen.append(await told())
@@ -758,10 +759,10 @@ async def test_checks_come_in_their_order(world: World) -> None:
     seen.append(await told())
 
     assert seen == [
-        Refused("INVALID_FIELD", "consumption.amount"),
         Refused("KEY_MISSING"),
         Refused("KEY_INVALID"),
         Refused("SCOPE_DENIED"),
+        Refused("INVALID_FIELD", "consumption.amount"),
         Refused("NOT_FOUND", "wallet_id"),
         Refused("INVALID_FIELD", "consumption.amount"),
         Refused("IDEMPOTENCY_KEY_REUSED", "idempotency_key"),
