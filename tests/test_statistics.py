@@ -53,8 +53,24 @@ async def read_all(api: Api) -> None:
     export = list_pb.CreditTransactionServiceExportRequest(customer_id=CUSTOMER)
     async for _ in api.transactions.Export(export, metadata=api.admin):
         pass
+    await search_all(api)
     period = statement_pb.StatementServiceGetRequest(wallet_id=WALLET, start=SINCE, end=UNTIL)
     await StatementServiceStub(api.channel).Get(period, metadata=api.admin)
+
+
+async def search_all(api: Api) -> None:
+    """Searches that match nothing, narrowed in each of the ways that one may be."""
+    window = {"start": START // time.SECOND - 5, "end": START // time.SECOND + 5}
+    narrowed: list[dict[str, Any]] = [{"customer_id": CUSTOMER}, window, {"meter_id": "mtr_none"}]
+    for name in ("q", "source"):
+        for narrow in narrowed:
+            asked = {name: "nothing", **narrow}
+            listed = list_pb.CreditTransactionServiceListRequest(**asked)
+            answer = await api.transactions.List(listed, metadata=api.admin)
+            assert answer.count == 0
+            export = list_pb.CreditTransactionServiceExportRequest(**asked)
+            async for _ in api.transactions.Export(export, metadata=api.admin):
+                pass
 
 
 async def looked(url: str, statements: list[Said]) -> dict[str, int]:
@@ -92,18 +108,18 @@ async def test_a_few_rows_are_no_statistics(database_url: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize("others", [0, 150])
+@pytest.mark.parametrize(("others", "analyzed"), [(0, True), (150, True), (150, False)])
 async def test_a_wallet_that_has_grown_is_read_once(
-    database_url: str, clock: Clock, others: int
+    database_url: str, clock: Clock, others: int, *, analyzed: bool
 ) -> None:
-    """Statistics made of one row, or of many wallets with a row each: then one of them grows."""
+    """Statistics of one row, of many wallets with a row each, or none: then one of them grows."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             for nth in range(others):
                 await api.local.new_wallet(f"wal_{nth}", f"cus_{nth}")
                 await api.post("welcome", f"wal_{nth}", **grant("1"))
             await api.post("welcome", **grant("1"))
-            for table in schema.postgresql.tables:
+            for table in schema.postgresql.tables if analyzed else ():
                 await execute(database_url, f"ANALYZE {table}")
             given = [post(f"g{n}", **grant("1")) for n in range(GRANTS)]
             used = [

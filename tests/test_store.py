@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
+from structlog.testing import capture_logs
 
 from creditledger.errors import QueryTooBroad, Unavailable
 from creditledger.operations import Consume, Usage
@@ -392,15 +393,23 @@ async def test_a_read_cannot_write(store: Store) -> None:
 
 
 async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: Clock) -> None:
-    """A query past its time is QUERY_TOO_BROAD, and its connection serves the next one."""
+    """A query past its time is QUERY_TOO_BROAD, and its connection serves the next one.
+
+    The log has its statement and its plan, and nothing of what was asked for.
+    """
     store = Store(database_url, clock=clock, readers=1)
     await store.open()
     endless = text(
         "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+        " WHERE CAST(i AS TEXT) <> CAST(:said AS TEXT)"
     )
 
     for _ in range(2):
-        with pytest.raises(QueryTooBroad):
-            await store.read(lambda c: c.execute(endless).all(), seconds=0.05)
+        with pytest.raises(QueryTooBroad), capture_logs() as logged:
+            await store.read(lambda c: c.execute(endless, {"said": "secret"}).all(), seconds=0.05)
         assert await store.read(wallet_count) == 0
+        (line,) = [one for one in logged if one["event"] == "read cut off"]
+        assert line["statement"].startswith("WITH RECURSIVE n(i)")
+        assert any("SCAN" in step.upper() for step in line["plan"])
+        assert "secret" not in repr(logged)
     await store.close()

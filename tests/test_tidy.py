@@ -62,6 +62,7 @@ store.multiply store.sums store.billed store.moments
 store.migrations.versions.*
 store.known store.replica store.postgres_statements
 store.pool
+store.cut_off
 store.outage
 store.verify
 store.proofs

@@ -18,6 +18,7 @@ from sqlalchemy import (
     Select,
     and_,
     cast,
+    false,
     func,
     literal,
     literal_column,
@@ -211,14 +212,30 @@ def conditions(filters: Filters) -> ColumnElement[bool] | None:
         found.append(and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1]))
         found.append(t.sequence >= filters.grant[1])
     if filters.meter_id is not None:
-        found.append(d.meter_id == filters.meter_id)
+        found.append(_of_dimension(d.meter_id == filters.meter_id))
     if filters.subscription_id is not None:
-        found.append(d.subscription_id == filters.subscription_id)
+        found.append(_of_dimension(d.subscription_id == filters.subscription_id))
     if filters.source is not None:
-        found.append(_has_source(filters.source))
+        found.append(_of_posting(_has_source(filters.source)))
     if filters.q is not None:
-        found.append(_says(filters.q))
+        found.append(_of_posting(_says(filters.q)))
     return and_(*found) if found else None
+
+
+# What belongs to a row is asked for row by row, after all that the row itself says, and found by
+# its whole key. As joins PostgreSQL would order them by its statistics, and where these know of few
+# rows of a wallet, or of none yet, it compares each of them with all postings of the wallet.
+
+
+def _of_posting(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    asked = select(condition).where(OF_POSTING).correlate(schema.transactions)
+    return func.coalesce(asked.scalar_subquery(), false())
+
+
+def _of_dimension(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    same = and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number)
+    asked = select(condition).where(same).correlate(schema.transactions)
+    return func.coalesce(asked.scalar_subquery(), false())
 
 
 def _has_source(source: str) -> ColumnElement[bool]:
@@ -282,14 +299,11 @@ def matching(
 ) -> Select[Any]:
     """These columns of the rows that the filters match, in no order."""
     query = select(*columns).select_from(schema.transactions)
-    narrowed = conditions(filters)
-    if with_postings or narrowed is not None:
+    if with_postings:
         query = query.join(schema.postings, OF_POSTING)
+    narrowed = conditions(filters)
     if narrowed is not None:
-        query = query.join(
-            schema.dimensions,
-            and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
-        ).where(narrowed)
+        query = query.where(narrowed)
     if wallets is None:
         query = query.join(schema.wallets, w.number == t.wallet_number)
         query = query.where(w.livemode == filters.livemode)

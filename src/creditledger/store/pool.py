@@ -9,11 +9,14 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from creditledger.store import cut_off
+
 
 class Pool:
     """The connections of one engine."""
 
     def __init__(self, engine: AsyncEngine) -> None:
+        cut_off.remember(engine)
         self._engine = engine
         self._lent = 0
         self._all_back = asyncio.Event()

@@ -25,6 +25,7 @@ from creditledger.errors import (
     Unavailable,
     echo,
 )
+from creditledger.store import cut_off
 from creditledger.store.batch import (
     SUM_TOO_LARGE,
     TOO_MANY_READS,
@@ -36,6 +37,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.cut_off import Running
 from creditledger.store.pool import Pool
 from creditledger.store.postgres_writer import DISCARD_PLANS, LOST, Plans, Writer, is_not_now
 from creditledger.store.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
@@ -65,6 +67,8 @@ LOCK_SECONDS_MAX = 5
 #: How long a transaction may stand still; a server that hangs gives its locks back after it.
 IDLE_SECONDS_MAX = 15
 CONNECT_SECONDS_MAX = 5
+#: How long the database may think about the plan of a read that was cut off.
+PLAN_SECONDS_MAX = 1.0
 #: What the answer to a statement may take beyond the statement, before the network counts as lost.
 ANSWER_SECONDS_MAX = 2
 #: How long a read waits for a connection of its pool, and how many have one that nothing else
@@ -347,10 +351,16 @@ class Postgres:
         return await self._read(self._urgent if urgent else self._readers, query, seconds)
 
     async def _read(self, pool: Pool, query: Callable[[Connection], T], seconds: float) -> T:
+        ran: list[Running | None] = []
+
         def planned(connection: Connection) -> T:
-            if connection.info.setdefault("plans", Plans()).are_old():
+            info = connection.info
+            if info.setdefault("plans", Plans()).are_old():
                 connection.exec_driver_sql(DISCARD_PLANS)
-            return query(connection)
+            try:
+                return query(connection)
+            finally:
+                ran.append(cut_off.running(info))
 
         for last in (False, True):
             try:
@@ -358,8 +368,12 @@ class Postgres:
                     return await _within(seconds, connection.run_sync(planned))
             except PoolTimeout:
                 raise Overloaded(TOO_MANY_READS, retry_after="1") from None
+            except QueryTooBroad:
+                await self._tell(seconds, ran)
+                raise
             except (DBAPIError, asyncpg.PostgresError, *LOST) as error:
                 if _state(error) == "57014":
+                    await self._tell(seconds, ran)
                     raise _too_broad(seconds) from None
                 if _state(error) == "22003":
                     raise ResultTooLarge(SUM_TOO_LARGE) from error
@@ -369,6 +383,17 @@ class Postgres:
                 if last:
                     raise Unavailable("the database does not answer") from error
         raise AssertionError  # the last attempt returns or raises
+
+    async def _tell(self, seconds: float, ran: list[Running | None]) -> None:
+        """Write to the log what was cut off, and its plan if the database says it soon."""
+        statement, lines = ran[-1] if ran else None, list[str]()
+        if statement is not None:
+            asked: Running = statement
+            with suppress(QueryTooBroad, DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST):
+                async with self._urgent.connection() as connection:
+                    planning = connection.run_sync(lambda c: cut_off.plan(c, asked))
+                    lines = await _within(PLAN_SECONDS_MAX, planning)
+        cut_off.tell(seconds, statement, lines)
 
     async def _connect(self) -> asyncpg.Connection:
         """A connection for postings. Raises StoreUnavailable where none could be relied on."""

@@ -9,6 +9,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from creditledger.errors import Overloaded, QueryTooBroad, ResultTooLarge
-from creditledger.store import sqlite
+from creditledger.store import cut_off, sqlite
 from creditledger.store.batch import (
     SUM_TOO_LARGE,
     TOO_MANY_READS,
@@ -200,6 +201,13 @@ class SQLite:
             raise Overloaded(TOO_MANY_READS, retry_after="1") from None
 
 
+def _tell(seconds: float, connection: Connection) -> None:
+    """Write to the log what was cut off, and its plan."""
+    statement = cut_off.running(connection.info)
+    lines = [] if statement is None else cut_off.plan(connection, statement)
+    cut_off.tell(seconds, statement, lines)
+
+
 async def _within(
     seconds: float, connection: AsyncConnection, query: Callable[[Connection], T]
 ) -> T:
@@ -211,6 +219,7 @@ async def _within(
         return await connection.run_sync(query)
     except OperationalError as error:
         if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
+            await connection.run_sync(partial(_tell, seconds))
             raise QueryTooBroad(
                 f"the query took longer than {seconds:g} s; narrow it by time or customer"
             ) from None
