@@ -8,7 +8,7 @@ from sqlalchemy import Connection, func, select
 
 from bench.traffic import RECEIPT_BYTES, wallet_id
 from bench.worker import Failed
-from creditledger.commands.verify import failures
+from creditledger.commands.verify import verified
 from creditledger.config import Config
 from creditledger.store import schema
 
@@ -68,7 +68,8 @@ def row_count(connection: Connection) -> int:
 def require_verified(url: str) -> float:
     """`creditledger verify` finds nothing; how many seconds it took. Raises Failed."""
     began = time.perf_counter()
-    found = asyncio.run(failures(Config(database_url=url), on_progress=lambda *_: None))
+    config = Config(database_url=url)
+    found = asyncio.run(verified(config, on_progress=lambda *_: None)).failures
     if found:
         first = found[0].first
         raise Failed(f"{url}: {first.check} of wallet {first.wallet_id}: {first.message}")

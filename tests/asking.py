@@ -271,7 +271,10 @@ class Asking:
             name=st.just("Welcome"),
             effective_at=st.sampled_from(BEGINS).map(lambda ms: self._clock.now + ms),
             expires_at=st.sampled_from(ENDS).map(lambda ms: self._clock.now + ms),
-            source=st.sampled_from([{}, {"provider": "stripe", "receipt_id": "ch_1"}]),
+            source=st.sampled_from(
+                [{}, {"receipt_id": "ch_1"}, {"provider": "stripe", "receipt_id": "ch_1"}]
+            ),
+            allow_repeated_receipt=st.booleans(),
             scope=scopes,
         )
 

@@ -38,7 +38,7 @@ FUTURE_MAX_MS = 60_000
 
 # One key, the operation's name, and its fields; a field left out and None are the same:
 #   grant        amount, kind, category, priority, name, effective_at, expires_at, source,
-#                scope {meter_ids, product_ids, categories}
+#                scope {meter_ids, product_ids, categories}, allow_repeated_receipt
 #   consumption  amount, meter_id, meter_event_id, subscription_id,
 #                usage {api_key_id, product_id, product_name, category, billing_method,
 #                       quantities, base_prices, discount_prices, price_precision}
@@ -499,6 +499,14 @@ class Wallet:
         if expires_at is not None and expires_at <= max(now, start):
             refuse("INVALID_FIELD", param="grant.expires_at")
         category = body.get("category") or default_category(kind)
+        receipt = paid_receipt(body)
+        if receipt and not body.get("allow_repeated_receipt"):
+            for old in [
+                p for p in self.postings.values() if p.name == "grant" and p is not posting
+            ]:
+                grant = self.grant(self.rows_of(old.ref)[0].sequence)
+                if paid_receipt(old.body) == receipt and grant.voided_at is None:
+                    refuse("RECEIPT_USED", posting_id=old.ref)
         terms = {"name": body.get("name"), "effective_at": start, "expires_at": expires_at}
         terms["scope"] = canonical_scope(body.get("scope"))
         if body.get("priority") is not None:
@@ -673,6 +681,15 @@ class Wallet:
         hold.deadline = deadline
 
 
+def paid_receipt(body: Body) -> tuple[str, str] | None:
+    """Provider and receipt of what was paid for the grant, if anything was."""
+    kind, source = body.get("kind") or "topup", body.get("source") or {}
+    is_paid = (body.get("category") or default_category(kind)) == "paid"
+    if not is_paid or kind == "admin_credit" or not source.get("receipt_id"):
+        return None
+    return source.get("provider") or "", source["receipt_id"]
+
+
 def key_of(body: Body) -> str:
     """The API key that what is spent is of."""
     return (body.get("usage") or {}).get("api_key_id") or ""
@@ -749,6 +766,7 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
         "grant.kind": "topup",
         "grant.priority": 50,
         "adjustment.force": False,
+        "grant.allow_repeated_receipt": False,
         "consumption.usage.billing_method": 1,
         "consumption.usage.price_precision": 1,
     }

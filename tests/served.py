@@ -355,6 +355,7 @@ def _random_posting(chance: Random, now: int, shop: Shop, spent: Sequence[str]) 
             expires_at=time.text(ends) if chance.random() < 0.5 else None,
             name=chance.choice(["Welcome", None]),
             source=source if chance.random() < 0.7 else None,
+            allow_repeated_receipt=True,
         )
         return {"grant": grant, **texts}
     if kind < 0.3:

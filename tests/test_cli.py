@@ -692,6 +692,9 @@ async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
 # --- verify ---------------------------------------------------------------------------------------
 
 
+SOUND = {"ok": True, "failures": [], "repeated_receipts": []}
+
+
 def test_verify_names_what_is_wrong(databases: Files | Databases) -> None:
     """The first wrong row of each failing check, exit code 1, as table and as JSON."""
     url = databases.new()
@@ -703,7 +706,7 @@ def test_verify_names_what_is_wrong(databases: Files | Databases) -> None:
     words = creditledger("verify", "--database-url", url)
     found = creditledger("verify", "--json", "--database-url", url)
 
-    assert (sound.returncode, json.loads(sound.stdout)) == (0, {"ok": True, "failures": []})
+    assert (sound.returncode, json.loads(sound.stdout)) == (0, SOUND)
     assert (words.returncode, found.returncode) == (1, 1)
     report = json.loads(found.stdout)
     assert report["ok"] is False

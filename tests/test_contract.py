@@ -77,6 +77,7 @@ REASONS = (
     "GRANT_VOIDED",
     "GRANT_EXPIRED",
     "PERIOD_NOT_NEXT",
+    "RECEIPT_USED",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",

@@ -441,6 +441,10 @@ class LedgerMachine(RuleBasedStateMachine):
             if isinstance(item, Request):
                 self.asked.append(item)
                 event(f"{item.name}: {outcome(expected)}")
+            if isinstance(expected, naive.Refused) and "posting_id" in expected.metadata:
+                ref = expected.metadata["posting_id"]
+                assert isinstance(ref, int)
+                expected.metadata["posting_id"] = self.postings[ref]
             compare(expected, answer, WALLETS[item.wallet_id][2])
             if isinstance(expected, naive.Accepted) and expected.posting_ref:
                 number = self.postings.setdefault(expected.posting_ref, answer.posting.number)
@@ -566,6 +570,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 body.get("expires_at"),
                 body.get("source") or {},
                 grant_scope(body.get("scope")),
+                allow_repeated_receipt=bool(body.get("allow_repeated_receipt")),
             )
         if item.name == "meter_event":
             return ReportEvent(amount, body["meter_id"], body.get("subscription_id"))
@@ -850,6 +855,9 @@ def read(name: str, value: str, scale: int) -> object:
         return time.parse(value, field=name)
     if name == "spend_limit_id":
         place = ids.resolve("spl", value)
+        return place and place[1]
+    if name == "posting_id":
+        place = ids.resolve("pst", value)
         return place and place[1]
     if name in AMOUNTS:
         return int(Decimal(value).scaleb(scale))

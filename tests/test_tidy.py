@@ -73,7 +73,7 @@ store.dialects
 store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
-store.webhook_tables store.closed
+store.webhook_tables store.closed store.receipts
 store.tables statements
 reconciling
 sealing

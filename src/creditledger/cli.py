@@ -352,7 +352,8 @@ def import_usage_command(
 def verify(config: Config, as_json: AsJson = False) -> None:
     """Check every invariant of the ledger on one snapshot, whether a server runs or not.
 
-    Prints the first wrong row of each check that fails; exit code 1 if there is one.
+    Prints the first wrong row of each check that fails; exit code 1 if there is one. Also lists
+    receipts that were credited more than once before the ledger refused that.
     """
     with progress_bar() as progress:
         task = progress.add_task("verifying", total=None)
@@ -360,7 +361,8 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         def on_progress(name: str, done: int, of: int) -> None:
             progress.update(task, description=name, completed=done, total=of)
 
-        failures = server.run(verify_command.failures(config, on_progress=on_progress))
+        verified = server.run(verify_command.verified(config, on_progress=on_progress))
+    failures, repeated = verified.failures, verified.repeated_receipts
     if as_json:
         print_json(
             {
@@ -376,6 +378,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
                     }
                     for one in failures
                 ],
+                "repeated_receipts": [one._asdict() for one in repeated],
             }
         )
     elif failures:
@@ -392,6 +395,13 @@ def verify(config: Config, as_json: AsJson = False) -> None:
         print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
     else:
         say(f"{config.database}: every check passes")
+    if repeated and not as_json:
+        say("Receipts that a wallet credited more than once; no check fails for them:")
+        receipts = [
+            (one.wallet_id, one.provider, one.receipt_id, ", ".join(one.posting_ids))
+            for one in repeated
+        ]
+        print_table(("wallet", "provider", "receipt", "postings"), receipts)
     if failures:
         raise typer.Exit(REFUSED)
 

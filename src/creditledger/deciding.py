@@ -27,10 +27,12 @@ from creditledger.model import (
     NO_ANNOTATION,
     Annotation,
     Dimension,
+    Grant,
     Hold,
     Kind,
     MeterEvent,
     Posting,
+    Receipt,
     Status,
     Type,
     Wallet,
@@ -64,7 +66,7 @@ from creditledger.operations import (
     VoidGrant,
     merged,
 )
-from creditledger.store import Loaded, Wanted
+from creditledger.store import CreditedReceipt, Loaded, Wanted
 from creditledger.writing import Writing, own
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
@@ -90,6 +92,7 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
     """What has to be read to decide these."""
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
     originals, named, revised, held, limited = set(), set(), set(), set(), set()
+    receipts = set()
     postings = []
     for command in commands:
         wallets.add(command.wallet_id)
@@ -115,6 +118,8 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
         elif isinstance(operation, GiveGrant):
             if operation.scope is not None:
                 meters.update(operation.scope.meter_ids)
+            if operation.receipt is not None:
+                receipts.add((command.wallet_id, operation.receipt))
         elif isinstance(operation, VoidGrant):
             revised.add(ids.resolve("cg", operation.id))
         elif isinstance(operation, OnHold):
@@ -132,6 +137,7 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
         dimensions=lambda loaded: _dimensions(postings, loaded),
         limited=frozenset(limited),
         revised=frozenset(pair for pair in revised if pair is not None),
+        receipts=frozenset(receipts),
     )
 
 
@@ -194,6 +200,10 @@ class Deciding(Writing):
                     refunded=loaded.refunded.get(pair, 0),
                 )
                 for pair, posting in loaded.originals.items()
+            },
+            credited={
+                place: [rules.Credited(*one) for one in grants]
+                for place, grants in loaded.credited.items()
             },
         )
 
@@ -272,6 +282,8 @@ class Deciding(Writing):
                 )
             if isinstance(operation, ReportEvent):
                 event = self._report(wallet, posting, operation, command.effective_at, now)
+            elif isinstance(operation, GiveGrant) and operation.receipt is not None:
+                self._credit(wallet, operation.receipt, posting)
         self._settle(wallet, now, write=not validate_only)
         seen = view(wallet, self.loaded.clock)
         return Posted(posting, dimension, seen, False, validate_only, event=event)
@@ -375,10 +387,31 @@ class Deciding(Writing):
         words, by = self._words(wallet, grant), command.posted_by
         self._revise(wallet, grant, terms, words, now, by=by, posting=posting.number)
         self._write(wallet, posting, moves, _EXPIRY, None, now)
+        self._free_receipt(wallet, grant)
         used = _EXPIRY if moves else None
         self.done[wallet.number, command.idempotency_key] = posting, used
         self._settle(wallet, now)
         return Posted(posting, used, view(wallet, self.loaded.clock), False, False)
+
+    def _credit(self, wallet: Wallet, receipt: Receipt, posting: Posting) -> None:
+        """Write down that the posting's grant credits the receipt."""
+        grant = posting.rows[0].sequence
+        others = self.references.credited.setdefault((wallet.number, receipt), [])
+        copy = grant if others else 0
+        others.append(rules.Credited(grant, posting.number))
+        credited = CreditedReceipt(wallet.number, grant, *receipt, copy)
+        self.changes.receipts[wallet.number, grant] = credited
+
+    def _free_receipt(self, wallet: Wallet, grant: Grant) -> None:
+        """What the voided grant credited may be credited anew."""
+        for (number, _), others in self.references.credited.items():
+            if number == wallet.number:
+                others[:] = [one for one in others if one.grant != grant.number]
+        place = wallet.number, grant.number
+        if place in self.changes.given:
+            self.changes.receipts.pop(place, None)
+        else:
+            self.changes.receipts[place] = None
 
     def _post_hold(
         self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int

@@ -154,6 +154,12 @@ class IdempotencyKeyReused(Refusal):
     reason, kind = "IDEMPOTENCY_KEY_REUSED", ErrorKind.TAKEN
 
 
+class ReceiptUsed(Refusal):
+    """A paid grant of the wallet has credited the receipt. Metadata: posting_id."""
+
+    reason, kind = "RECEIPT_USED", ErrorKind.TAKEN
+
+
 class SequenceMismatch(Refusal):
     """The wallet moved on since the expected sequence. Metadata: expected, actual."""
 

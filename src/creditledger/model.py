@@ -129,6 +129,13 @@ class GrantScope(NamedTuple):
         )
 
 
+class Receipt(NamedTuple):
+    """A payment, as its provider names it."""
+
+    provider: str  #: "" where none was given.
+    receipt_id: str
+
+
 class GrantStatus(Word):
     """What a grant is at a moment. Nowhere stored."""
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from creditledger import clock
 from creditledger.durations import Duration
 from creditledger.errors import InvalidField
-from creditledger.model import Category, GrantScope, Kind, Period, Status
+from creditledger.model import Category, GrantScope, Kind, Period, Receipt, Status
 
 #: Metadata a wallet may have, as a request may bring.
 METADATA_KEYS_MAX = 50
@@ -34,6 +34,10 @@ class Usage(NamedTuple):
     price_precision: int
 
 
+#: Kinds of grants that a payment is credited by.
+PAYMENTS = (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW)
+
+
 @dataclass(frozen=True, slots=True)
 class GiveGrant:
     """Operation: give a lot of credit."""
@@ -48,6 +52,15 @@ class GiveGrant:
     source: Mapping[str, str]
     scope: GrantScope | None = None
     expires_after: Duration | None = None  #: Instead of expires_at: from when it begins.
+    allow_repeated_receipt: bool = False  #: The receipt may have been credited before.
+
+    @property
+    def receipt(self) -> Receipt | None:
+        """What was paid for it, if it says so: a wallet credits that once."""
+        receipt_id = self.source.get("receipt_id")
+        if not receipt_id or self.category is not Category.PAID or self.kind not in PAYMENTS:
+            return None
+        return Receipt(self.source.get("provider", ""), receipt_id)
 
 
 @dataclass(frozen=True, slots=True)

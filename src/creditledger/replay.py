@@ -147,6 +147,7 @@ def terms(command: Command) -> dict[str, object]:
             "grant.effective_at": operation.effective_at,
             "grant.expires_at": operation.expires_at,
             "grant.source": dict(operation.source),
+            "grant.allow_repeated_receipt": operation.allow_repeated_receipt or None,
         }
         if operation.expires_after is not None:
             zone = operation.expires_after.zone.key

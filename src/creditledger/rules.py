@@ -7,7 +7,7 @@ docs/ledger.md.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger import bills, clock, ids, money
@@ -19,6 +19,7 @@ from creditledger.errors import (
     NotFound,
     NotRefundable,
     OutOfRange,
+    ReceiptUsed,
     RefundTooLarge,
     SequenceMismatch,
     WalletClosed,
@@ -35,6 +36,7 @@ from creditledger.model import (
     GrantScope,
     Kind,
     Purpose,
+    Receipt,
     Row,
     Status,
     Type,
@@ -78,6 +80,13 @@ class Original:
     is_canceled: bool = False  #: It paid for a meter event that was canceled.
 
 
+class Credited(NamedTuple):
+    """A grant, not voided, that credited a receipt."""
+
+    grant: int
+    posting: int
+
+
 @dataclass(frozen=True, slots=True)
 class References:
     """What the commands of a batch refer to, as far as it exists."""
@@ -86,6 +95,8 @@ class References:
     subscriptions: Mapping[str, str]  #: Subscription id -> customer id.
     originals: dict[tuple[int, int], Original]  #: By wallet number and posting number.
     inactive_meters: frozenset[str] = frozenset()  #: Those of the meters that count nothing new.
+    #: By wallet number and receipt, oldest first: the grants that have credited it.
+    credited: dict[tuple[int, Receipt], list[Credited]] = field(default_factory=dict)
 
 
 def decide(
@@ -122,6 +133,8 @@ def decide(
     elif isinstance(operation, GiveGrant):
         assert amount is not None
         moves = _give(wallet, operation, amount, command, now, backdating_ms_max)
+        if operation.receipt is not None and not operation.allow_repeated_receipt:
+            _require_unused(wallet, operation.receipt, references)
     elif isinstance(operation, Adjust):
         assert amount is not None
         moves = _adjust(wallet, operation, amount, command.effective_at, now)
@@ -403,6 +416,16 @@ def _give(
         scope=operation.scope,
     )
     return [Move(operation.kind.value, _GRANT, amount, grant, given, fresh=True)]
+
+
+def _require_unused(wallet: Wallet, receipt: Receipt, references: References) -> None:
+    credited = references.credited.get((wallet.number, receipt))
+    if credited:
+        raise ReceiptUsed(
+            f"receipt {echo(receipt.receipt_id)} has been credited",
+            param="grant.source.receipt_id",
+            posting_id=ids.compose("pst", wallet.number, credited[0].posting),
+        )
 
 
 def _ends(operation: GiveGrant, starts: int, now: int) -> int | None:

@@ -240,7 +240,7 @@ def _grant(amount: str, kind: Kind, priority: int, name: str, expires_at: int | 
         name=name,
         effective_at=None,
         expires_at=expires_at,
-        source={} if promotional else {"provider": "stripe", "receipt_id": "ch_example"},
+        source={} if promotional else {"provider": "stripe", "method": "card_visa_4242"},
     )
 
 

@@ -250,6 +250,13 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "PERIOD_NOT_NEXT", "domain": "creditledger", "metadata": {"next_start":
       "2026-06-01T00:00:00.000+02:00"}}
     """
+    ERROR_REASON_RECEIPT_USED: _ErrorReason.ValueType  # 38
+    """A paid grant of the wallet, of kind topup or subscription_renew, has credited this receipt of
+    this provider, and was not voided. `allow_repeated_receipt` credits it again.
+    [ALREADY_EXISTS, 409 conflict_error] Metadata: `posting_id`, the posting that gave the grant.
+    Example: {"reason": "RECEIPT_USED", "domain": "creditledger", "metadata": {"posting_id":
+      "pst_00000000000010000000000001"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. The gRPC code, the HTTP status and the `error.type` of each are given
@@ -476,5 +483,12 @@ ERROR_REASON_PERIOD_NOT_NEXT: ErrorReason.ValueType  # 37
 [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: `next_start`, RFC 3339.
 Example: {"reason": "PERIOD_NOT_NEXT", "domain": "creditledger", "metadata": {"next_start":
   "2026-06-01T00:00:00.000+02:00"}}
+"""
+ERROR_REASON_RECEIPT_USED: ErrorReason.ValueType  # 38
+"""A paid grant of the wallet, of kind topup or subscription_renew, has credited this receipt of
+this provider, and was not voided. `allow_repeated_receipt` credits it again.
+[ALREADY_EXISTS, 409 conflict_error] Metadata: `posting_id`, the posting that gave the grant.
+Example: {"reason": "RECEIPT_USED", "domain": "creditledger", "metadata": {"posting_id":
+  "pst_00000000000010000000000001"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

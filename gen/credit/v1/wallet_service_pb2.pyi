@@ -837,6 +837,7 @@ class GrantOperation(_message.Message):
     SCOPE_FIELD_NUMBER: _builtins.int
     EXPIRES_AFTER_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    ALLOW_REPEATED_RECEIPT_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
     """How much, a decimal greater than 0 in the wallet's currency. Required."""
     kind: _builtins.str
@@ -863,6 +864,11 @@ class GrantOperation(_message.Message):
     """
     time_zone: _builtins.str
     """IANA name of the zone in which expires_after is counted, only with it. Absent means UTC."""
+    allow_repeated_receipt: _builtins.bool
+    """True credits a receipt again that a grant of the wallet has credited. Without it a paid grant
+    of kind topup or subscription_renew is RECEIPT_USED where another such grant, that is not
+    voided, has the same provider and receipt_id in its source. Absent means false.
+    """
     @_builtins.property
     def source(self) -> _credit_transaction_pb2.TransactionSource:
         """Where the credit came from; only the fields of `kind` are taken, others are an INVALID_FIELD.
@@ -887,11 +893,14 @@ class GrantOperation(_message.Message):
         scope: Global___GrantScope | None = ...,
         expires_after: _builtins.str | None = ...,
         time_zone: _builtins.str | None = ...,
+        allow_repeated_receipt: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_repeated_receipt", b"_allow_repeated_receipt", "_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "allow_repeated_receipt", b"allow_repeated_receipt", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_repeated_receipt", b"_allow_repeated_receipt", "_amount", b"_amount", "_category", b"_category", "_effective_at", b"_effective_at", "_expires_after", b"_expires_after", "_expires_at", b"_expires_at", "_kind", b"_kind", "_name", b"_name", "_priority", b"_priority", "_scope", b"_scope", "_source", b"_source", "_time_zone", b"_time_zone", "allow_repeated_receipt", b"allow_repeated_receipt", "amount", b"amount", "category", b"category", "effective_at", b"effective_at", "expires_after", b"expires_after", "expires_at", b"expires_at", "kind", b"kind", "name", b"name", "priority", b"priority", "scope", b"scope", "source", b"source", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__allow_repeated_receipt: _TypeAlias = _typing.Literal["allow_repeated_receipt"]  # noqa: Y015
+    _WhichOneofArgType__allow_repeated_receipt: _TypeAlias = _typing.Literal["_allow_repeated_receipt", b"_allow_repeated_receipt"]  # noqa: Y015
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
     _WhichOneofReturnType__category: _TypeAlias = _typing.Literal["category"]  # noqa: Y015
@@ -914,6 +923,8 @@ class GrantOperation(_message.Message):
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
     _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
     _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_repeated_receipt) -> _WhichOneofReturnType__allow_repeated_receipt | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload

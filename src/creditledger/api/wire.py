@@ -251,6 +251,7 @@ def _give(message: wallet_service_pb2.GrantOperation) -> GiveGrant:
         source=_source(message, SOURCE_KEYS[kind], field=name + "source"),
         scope=_scope(message.scope, field=name + "scope") if message.HasField("scope") else None,
         expires_after=_expires_after(message),
+        allow_repeated_receipt=message.allow_repeated_receipt,
     )
 
 

@@ -7,6 +7,7 @@ from sqlalchemy import Connection
 
 from creditledger.config import Config
 from creditledger.server import CannotStart, look_together, require_schema
+from creditledger.store.receipts import RepeatedReceipt, repeated_receipts
 from creditledger.store.verify import FileDamaged, Finding, Verification
 
 
@@ -18,22 +19,29 @@ class Failure:
     count: int = 0
 
 
-async def failures(
-    config: Config, *, on_progress: Callable[[str, int, int], None]
-) -> list[Failure]:
-    """The checks that find something wrong, in order of their first finding; none if all is well.
+@dataclass(frozen=True, slots=True)
+class Verified:
+    """What there is to say of a database."""
 
-    One snapshot of the database is read, whether a server runs or not; `on_progress` is called in
-    several threads, one at a time. Raises CannotStart.
+    #: The checks that find something wrong, in order of their first finding; none if all is well.
+    failures: list[Failure]
+    #: No damage: what was credited more than once before the ledger refused it.
+    repeated_receipts: list[RepeatedReceipt]
+
+
+async def verified(config: Config, *, on_progress: Callable[[str, int, int], None]) -> Verified:
+    """Check one snapshot of the database, whether a server runs or not.
+
+    `on_progress` is called in several threads, one at a time. Raises CannotStart.
     """
     await require_schema(config)
     run = Verification(on_progress)
 
-    def name(connection: Connection) -> list[Failure]:
+    def name(connection: Connection) -> Verified:
         found: dict[str, Failure] = {}
         for finding in run.findings(connection):
             found.setdefault(finding.check, Failure(finding)).count += 1
-        return list(found.values())
+        return Verified(list(found.values()), repeated_receipts(connection))
 
     try:
         return await look_together(config, run.prove, name)

@@ -16,6 +16,7 @@ from creditledger.model import (
     Hold,
     MeterEvent,
     Posting,
+    Receipt,
     Row,
     SpendLimit,
     Status,
@@ -71,6 +72,9 @@ class Loaded:
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
     #: Of the holds that commands and replays are about, by wallet and number.
     annotations: dict[tuple[int, int], Annotation] = field(default_factory=dict)
+    #: (grant number, posting number) of the grants that credited a receipt, oldest first, by wallet
+    #: number and receipt.
+    credited: dict[tuple[int, Receipt], list[tuple[int, int]]] = field(default_factory=dict)
 
     def named_holds(self, wanted: "Wanted") -> list[tuple[int, int]]:
         """(wallet number, hold number) of holds that commands and replays are about."""
@@ -78,6 +82,11 @@ class Loaded:
         found = {place for place in wanted.holds if place[0] in own}
         found |= {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
         return sorted(found)
+
+    def receipt_places(self, wanted: "Wanted") -> list[tuple[int, str, str]]:
+        """(wallet number, provider, receipt id) of what the batch may credit."""
+        wallets = self.wallets
+        return sorted((wallets[id_].number, *r) for id_, r in wanted.receipts if id_ in wallets)
 
     def held(self, wanted: "Wanted") -> list[tuple[int, int]]:
         """(wallet number, hold number) of named holds and those that count against a spend limit.
@@ -120,6 +129,7 @@ class Wanted:
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
     limited: frozenset[str] = frozenset()  #: Wallet ids whose spend limits may change.
     revised: frozenset[tuple[int, int]] = frozenset()  #: Of `grants`: whose terms change.
+    receipts: frozenset[tuple[str, Receipt]] = frozenset()  #: By wallet id: what may be credited.
 
 
 class Revision(NamedTuple):
@@ -129,6 +139,16 @@ class Revision(NamedTuple):
     posting: int
     hold: Hold
     created_at: int
+
+
+class CreditedReceipt(NamedTuple):
+    """A receipt that a grant credits, in the order of its columns."""
+
+    wallet: int
+    grant: int
+    provider: str
+    receipt_id: str
+    copy: int  #: 0 of the first grant; of one that repeats it, the grant's number.
 
 
 class GrantRevision(NamedTuple):
@@ -186,6 +206,8 @@ class Changes:
     repayments: list[GrantRepayment] = field(default_factory=list)  #: How much they paid back.
 
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
+    #: By wallet and grant number: receipts credited; None: the grant's is free again.
+    receipts: dict[tuple[int, int], CreditedReceipt | None] = field(default_factory=dict)
 
     def closed(self) -> list[Wallet]:
         """Wallets that the batch closed: what is closed changes no more."""

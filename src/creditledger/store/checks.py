@@ -376,6 +376,8 @@ def words(dialect: str) -> dict[str, str]:
             parts="json_each(l.parts)",
         )
         among = "coalesce({0} IN (SELECT value FROM json_each(g.scope, '$.{1}')), 0)"
+        words["SAID_RECEIPT"] = "json_extract(p.source, '$.receipt_id')"
+        words["SAID_PROVIDER"] = "json_extract(p.source, '$.provider')"
         given, terms = (
             "json_extract(g.scope, '$.{1}') IS NULL",
             "json_extract(p.terms, '$.\"{0}\"')",
@@ -399,6 +401,8 @@ def words(dialect: str) -> dict[str, str]:
             parts="json_array_elements(CAST(l.parts AS json))",
         )
         among = "coalesce(CAST(g.scope AS jsonb) -> '{1}' @> to_jsonb({0}), false)"
+        words["SAID_RECEIPT"] = "CAST(p.source AS json) ->> 'receipt_id'"
+        words["SAID_PROVIDER"] = "CAST(p.source AS json) ->> 'provider'"
         given, terms = "CAST(g.scope AS jsonb) -> '{1}' IS NULL", "CAST(p.terms AS json) ->> '{0}'"
     words["POSTINGS"] = "postings"
     words["OF_POSTING"] = OF_POSTING

@@ -4,7 +4,7 @@ As checks.py, which has those of rows, postings and roll-ups. The end of the fil
 """
 
 from creditledger.clock import HOUR
-from creditledger.model import ROLLING_PARTS, Kind
+from creditledger.model import ROLLING_PARTS, Category, Kind
 from creditledger.store.checks import (
     ENDS,
     KIND_COUNTS,
@@ -431,10 +431,46 @@ delivery_number: f.number IS NULL OR y.number > f.made
 """,
 )
 
+# --- receipts -------------------------------------------------------------------------------------
+
+#: What grants say was paid for them is kept, until they are voided.
+RECEIPTS = Pass(
+    "receipts",
+    """credit_transactions AS t
+    LEFT JOIN wallets AS w ON w.number = t.wallet_number
+    LEFT JOIN postings AS p ON p.wallet_number = t.wallet_number AND p.number = t.posting_number
+    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.sequence
+    LEFT JOIN receipts AS r ON r.wallet_number = t.wallet_number AND r.grant_number = t.sequence""",
+    ("t.wallet_number", "t.sequence"),
+    f"""
+receipt: t.kind <> $USAGE AND t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW)
+    AND CASE WHEN g.category = {Category.PAID:d} AND g.voided_at IS NULL
+        AND coalesce($SAID_RECEIPT, '') <> ''
+      THEN r.grant_number IS NULL OR r.receipt_id <> $SAID_RECEIPT
+        OR r.provider <> coalesce($SAID_PROVIDER, '')
+      ELSE r.grant_number IS NOT NULL END
+    -- the receipt that its posting names is not that of grant {{t.sequence}}
+""",
+)
+
+RECEIPT_ROWS = Pass(
+    "receipts of grants",
+    """receipts AS r
+    LEFT JOIN wallets AS w ON w.number = r.wallet_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = r.wallet_number AND t.sequence = r.grant_number""",
+    ("r.wallet_number", "r.grant_number"),
+    """
+receipt_row: coalesce(t.kind, 0) NOT IN ($TOPUP, $SUBSCRIPTION_RENEW)
+    -- receipt {r.receipt_id} was credited by no such grant
+""",
+)
+
 # --- all of them ---------------------------------------------------------------------------------
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
     *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, GRANT_REPAYMENTS, WEBHOOKS),
+    *(RECEIPTS, RECEIPT_ROWS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

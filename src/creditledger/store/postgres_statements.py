@@ -24,6 +24,7 @@ from creditledger.store.values import (
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
     POSTING_COLUMNS,
+    RECEIPT_COLUMNS,
     REVISION_COLUMNS,
     ROW_COLUMNS,
     STATE_COLUMNS,
@@ -148,6 +149,15 @@ JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
  AND t.sequence BETWEEN p.first_sequence AND p.first_sequence + p.row_count - 1
 GROUP BY p.wallet_number, p.refund_of"""
 
+#: Grants that have credited these receipts, oldest first, and the postings that gave them.
+CREDITED = """
+SELECT r.wallet_number, r.provider, r.receipt_id, r.grant_number, t.posting_number
+FROM unnest($1::bigint[], $2::text[], $3::text[]) AS j (wallet, provider, receipt)
+JOIN receipts AS r ON r.wallet_number = j.wallet
+ AND r.provider = j.provider AND r.receipt_id = j.receipt
+JOIN credit_transactions AS t ON t.wallet_number = r.wallet_number AND t.sequence = r.grant_number
+ORDER BY r.grant_number"""
+
 METERS = "SELECT id, active FROM meters WHERE id = ANY($1::text[])"
 SUBSCRIPTIONS = "SELECT id, customer_id FROM subscriptions WHERE id = ANY($1::text[])"
 
@@ -237,6 +247,7 @@ _PARTS = {
         + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED)
     ),
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
+    "credited": lambda n: n.insert(schema.receipts, RECEIPT_COLUMNS),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
     "repaid": lambda n: n.insert(schema.grant_repayments, GRANT_REPAYMENT_COLUMNS),
@@ -271,6 +282,8 @@ WRITE_TERMS = _Numbered().update(
 )
 
 WRITE_CLOSED = _Numbered().update(schema.wallets, ["number"], ["closed_at"])
+#: Apart and first, since the same receipt may be credited anew.
+FREE_RECEIPTS = _Numbered().delete(schema.receipts, ["wallet_number", "grant_number"])
 
 #: Apart, since one statement changes a row only once, and of these some are drawn on as well.
 WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)

@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 
-from creditledger.model import Annotation, Grant, Hold, Posting, Row, SpendLimit, Wallet
+from creditledger.model import Annotation, Grant, Hold, Posting, Receipt, Row, SpendLimit, Wallet
 from creditledger.store import postgres_statements as sql
 from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
 from creditledger.store.known import Known
@@ -219,6 +219,11 @@ class Writer:
             meters = dict(await connection.fetch(sql.METERS, list(wanted.meters)))
             loaded.meters = frozenset(meters)
             loaded.inactive_meters = frozenset(m for m, active in meters.items() if not active)
+        if wanted.receipts:
+            sought = _columns(loaded.receipt_places(wanted), 3)
+            for wallet, provider, receipt_id, *one in await connection.fetch(sql.CREDITED, *sought):
+                of_receipt = loaded.credited.setdefault((wallet, Receipt(provider, receipt_id)), [])
+                of_receipt.append((one[0], one[1]))
         if wanted.subscriptions:
             found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
@@ -398,6 +403,9 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
     ]
     if repaid:
         await connection.fetch(sql.WRITE_REPAID, *_columns(repaid))
+    free = [place for place, one in changes.receipts.items() if one is None]
+    if free:
+        await connection.fetch(sql.FREE_RECEIPTS, *_columns(free))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
@@ -412,6 +420,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
         "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
         "unlimited": [place for place, one in changes.limits.items() if one is None],
+        "credited": [one for one in changes.receipts.values() if one is not None],
         "became": list(map(revision_columns, changes.revisions)),
         "revised": list(map(grant_revision_columns, changes.grant_revisions)),
         "repaid": list(changes.repayments),

@@ -53,6 +53,8 @@ from creditledger.store.credit_checks import (
     HOLDS,
     LAST_REVISION,
     LIMITS,
+    RECEIPT_ROWS,
+    RECEIPTS,
     REPAID_SUMS,
     REVISIONS,
     SCOPES,
@@ -351,12 +353,14 @@ _SQLITE = (
         _whole(SCOPES),
     ),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
+    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
+    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS)),
 )
 
 

@@ -31,6 +31,7 @@ from sqlalchemy import (
 from sqlalchemy.schema import SchemaItem
 
 from creditledger.store import closed, tables, webhook_tables
+from creditledger.store import receipts as receipt_tables
 
 metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
 
@@ -443,6 +444,9 @@ rollups = Table(
     PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number"),
     sqlite_with_rowid=False,
 )
+
+#: Made in a module of its own, and one of all tables.
+receipts = receipt_tables.receipts
 
 webhook_endpoints = webhook_tables.endpoints
 webhook_deliveries = webhook_tables.deliveries

@@ -13,7 +13,17 @@ from itertools import chain
 from operator import itemgetter
 from typing import Any
 
-from creditledger.model import Annotation, Dimension, Grant, Hold, Posting, Row, SpendLimit, Wallet
+from creditledger.model import (
+    Annotation,
+    Dimension,
+    Grant,
+    Hold,
+    Posting,
+    Receipt,
+    Row,
+    SpendLimit,
+    Wallet,
+)
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
@@ -29,6 +39,7 @@ from creditledger.store.values import (
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
     POSTING_COLUMNS,
+    RECEIPT_COLUMNS,
     REVISION_COLUMNS,
     ROW_COLUMNS,
     STATE_COLUMNS,
@@ -157,6 +168,14 @@ JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
  AND t.sequence >= p.first_sequence AND t.sequence < p.first_sequence + p.row_count
 GROUP BY p.wallet_number, p.refund_of"""
 
+#: Grants that have credited these receipts, oldest first, and the postings that gave them.
+_CREDITED = """
+SELECT r.wallet_number, r.provider, r.receipt_id, r.grant_number, t.posting_number
+FROM json_each(?) AS j CROSS JOIN receipts AS r ON r.wallet_number = json_extract(j.value, '$[0]')
+ AND r.provider = json_extract(j.value, '$[1]') AND r.receipt_id = json_extract(j.value, '$[2]')
+CROSS JOIN credit_transactions AS t ON t.wallet_number = r.wallet_number
+ AND t.sequence = r.grant_number ORDER BY r.grant_number"""
+
 _METERS = "SELECT m.id, m.active FROM json_each(?) AS j CROSS JOIN meters AS m ON m.id = j.value"
 _SUBSCRIPTIONS = (
     "SELECT s.id, s.customer_id FROM json_each(?) AS j"
@@ -194,7 +213,7 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to 17 statements."""
+    """What the commands name beside their wallets, which are loaded. One to 18 statements."""
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
     if wanted.revised:
@@ -213,6 +232,11 @@ def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
         meters = dict(driver.execute(_METERS, (json.dumps(list(wanted.meters)),)))
         loaded.meters = frozenset(meters)
         loaded.inactive_meters = frozenset(m for m, active in meters.items() if not active)
+    if wanted.receipts:
+        places = json.dumps(loaded.receipt_places(wanted))
+        for wallet, provider, receipt_id, *credited in driver.execute(_CREDITED, (places,)):
+            of_receipt = loaded.credited.setdefault((wallet, Receipt(provider, receipt_id)), [])
+            of_receipt.append((credited[0], credited[1]))
     if wanted.subscriptions:
         found = driver.execute(_SUBSCRIPTIONS, (json.dumps(list(wanted.subscriptions)),))
         loaded.subscriptions = dict(found)
@@ -369,6 +393,10 @@ _LIMIT = _insert(
 _UNLIMIT = """
 DELETE FROM spend_limits WHERE (wallet_number, number) IN
  (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
+_RECEIPT = _insert("receipts", RECEIPT_COLUMNS)
+_FREE_RECEIPTS = """
+DELETE FROM receipts WHERE (wallet_number, grant_number) IN
+ (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
 _REVISION = _insert("hold_revisions", REVISION_COLUMNS)
 _REVISE = _update("grants", GRANT_CHANGED, ["wallet_number", "number"])
 _GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION_COLUMNS)
@@ -445,6 +473,11 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         there = [item for item in changes.repaid.items() if item[0] not in changes.given]
         _write(driver, _REPAY, [(*grant_repaid(grant), *place) for place, grant in there])
         _write(driver, _REPAYMENT, changes.repayments)
+    if changes.receipts:
+        # First those that are free again: the same receipt may be credited anew.
+        free = [place for place, one in changes.receipts.items() if one is None]
+        driver.execute(_FREE_RECEIPTS, (json.dumps(free),))
+        _write(driver, _RECEIPT, [one for one in changes.receipts.values() if one is not None])
     turned, kept = [], []
     for (wallet, number), (grant, was_open) in sorted(changes.drawn.items(), key=_by_place):
         if changes.repaid and (wallet, number) in changes.repaid:

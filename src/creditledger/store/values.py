@@ -117,6 +117,7 @@ GRANT_REPAYMENT_COLUMNS = [
     "created_at",
     "sequence",
 ]
+RECEIPT_COLUMNS = ["wallet_number", "grant_number", "provider", "receipt_id", "copy"]
 POSTING_COLUMNS = [
     "wallet_number",
     "number",
