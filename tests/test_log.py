@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from io import StringIO
+from typing import TYPE_CHECKING
 
+import pytest
 import structlog
 
 from creditledger import log
+
+if TYPE_CHECKING:
+    from creditledger.config import LogFormat
 
 
 class Stuck(StringIO):
@@ -88,3 +94,36 @@ def test_a_reader_that_never_reads_costs_no_memory() -> None:
     assert len(found) == 1 + log.WAITING_MAX + 2
     assert found[-2]["event"] == "last"
     assert found[-1] == {"event": "lines dropped", "count": 7}
+
+
+SECRET = "sk-" + "Ab1_" * 10 + "xyz"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_what_libraries_say_is_masked_and_cut(form: LogFormat) -> None:
+    """A record of another's has no secret in it, and no more than a line's worth of anything."""
+    out = StringIO()
+    log.configure("info", form, out)
+    for text in (f"Invalid encoding on Bearer {SECRET}\xa0", SECRET, "\xff" * 50_000):
+        try:
+            raise ValueError(f"in\n{text}")
+        except ValueError:
+            logging.getLogger("grpc._cython.cygrpc").exception("Invalid encoding on %s", text)
+
+    assert SECRET[3:20] not in out.getvalue()
+    # JSON spells a character with six.
+    assert len(out.getvalue()) < 3 * 3 * 6 * log.FOREIGN_CHARACTERS_MAX
+    assert "sk-****" in out.getvalue()
+
+
+def test_our_own_lines_are_masked() -> None:
+    """A secret that comes into a line by way of an error's text is not written."""
+    out = StringIO()
+    log.configure("info", "json", out)
+    try:
+        raise ValueError(f"a\n{SECRET} b whsec_{SECRET[3:]} task-force-7")
+    except ValueError:
+        structlog.get_logger().error("call", exc_info=True)
+
+    assert SECRET[3:20] not in out.getvalue()
+    assert "task-force-7" in out.getvalue()

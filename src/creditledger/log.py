@@ -1,13 +1,14 @@
 """The log: one line per event on standard error, as JSON or for people.
 
-Called once by each process that serves. Everything logs through structlog; what libraries say
-through `logging` comes out in the same form. Secrets never reach it: callers log ids.
+Everything logs through structlog; what libraries say through `logging` comes out in the same form,
+cut. Secrets never reach it: callers log ids, and what looks like a secret is masked.
 """
 
 import atexit
 import contextlib
 import json
 import logging
+import re
 import sys
 import threading
 import time
@@ -24,6 +25,11 @@ from creditledger.config import LogFormat, LogLevel
 GATHER_SECONDS = 0.02
 #: Lines that may wait for whoever reads the log; beyond, they are counted only.
 WAITING_MAX = 10_000
+#: Characters of what a library says in one line, and of its traceback: a client may be behind it.
+FOREIGN_CHARACTERS_MAX = 500
+
+#: Secrets of API keys and of webhooks, whatever stands before them: perhaps an escape.
+_SECRETS = re.compile(r"(sk-|whsec_)[A-Za-z0-9_-]{16,}", re.ASCII)
 
 
 class _Lines:
@@ -42,6 +48,7 @@ class _Lines:
 
     def info(self, line: str) -> None:
         """Write soon."""
+        line = masked(line)
         if len(self._waiting) >= WAITING_MAX:
             self._dropped += 1
             return
@@ -55,7 +62,7 @@ class _Lines:
 
     def warning(self, line: str) -> None:
         """Write now."""
-        self._waiting.append(line)
+        self._waiting.append(masked(line))
         self.write()
 
     debug = info
@@ -100,6 +107,31 @@ def _json(event: EventDict, **_: object) -> str:
 _SHARED: tuple[Processor, ...] = (structlog.processors.add_log_level, _stamp)
 
 
+def masked(text: str) -> str:
+    """The text without the secrets that it holds."""
+    return _SECRETS.sub(r"\1****", text) if "sk-" in text or "whsec_" in text else text
+
+
+def _cut(text: str) -> str:
+    whole = masked(text)
+    return whole if len(whole) <= FOREIGN_CHARACTERS_MAX else whole[:FOREIGN_CHARACTERS_MAX] + "…"
+
+
+def _foreign(logger: WrappedLogger, method: str, event: EventDict) -> EventDict:
+    """What a library says: masked before it is cut, or half a secret would stay; its end is kept.
+
+    The last lines of a traceback say what went wrong.
+    """
+    event["event"] = _cut(str(event["event"]))
+    event = structlog.processors.format_exc_info(logger, method, event)
+    if "exception" in event:
+        text = masked(str(event["exception"]))
+        event["exception"] = (
+            text if len(text) <= FOREIGN_CHARACTERS_MAX else ("…" + text[-FOREIGN_CHARACTERS_MAX:])
+        )
+    return event
+
+
 def configure(
     level: LogLevel = "info", form: LogFormat | None = None, stream: TextIO | None = None
 ) -> None:
@@ -123,7 +155,7 @@ def configure(
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderers],
-            foreign_pre_chain=_SHARED,
+            foreign_pre_chain=[*_SHARED, _foreign],
         )
     )
     # Libraries speak up when something is wrong with them; their small talk is not ours.

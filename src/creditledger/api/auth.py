@@ -31,6 +31,8 @@ CACHE_MS_MAX = 2_000
 CACHED_MAX = 10_000
 
 _SECRET = re.compile(r"sk-[A-Za-z0-9_-]{16,128}", re.ASCII)
+#: What may surround a header's value. No others: a transport writes what is not ASCII to its log.
+_BLANKS = " \t"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +198,9 @@ def _secret(metadata: Iterable[tuple[str, str]]) -> str:
             scheme, _, credential = value.partition(" ")
             if scheme.lower() != "bearer":
                 raise KeyInvalid("authorization must be: Bearer sk-…")
-            found.add(credential.strip())
+            found.add(credential.strip(_BLANKS))
         elif name == "x-api-key" and value:
-            found.add(value.strip())
+            found.add(value.strip(_BLANKS))
     if not found:
         raise KeyMissing("an API key is required, as authorization: Bearer sk-…")
     if len(found) > 1:
