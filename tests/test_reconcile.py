@@ -143,6 +143,46 @@ def test_a_report_of_the_balance(tmp_path: Path) -> None:
     assert found.returns_elsewhere == 2
 
 
+def test_a_lost_dispute_takes_the_payment_back(tmp_path: Path) -> None:
+    """Of a list of payments: by the disputed amount, or all that was not refunded."""
+    header = f"{HEADER},Disputed Amount,Dispute Status"
+    disputes = ["25.00,lost", "25.00,won", "25.00,needs_response", ",Lost", ","]
+    file = written(
+        tmp_path / "payments.csv",
+        *(f"ch_{n},{at(n)},40.00,10.00,usd,true,Paid,,{one}" for n, one in enumerate(disputes, 1)),
+        header=header,
+    )
+
+    found = {name: one.refunded // 10**7 for name, one in read(file).by_id.items()}
+
+    assert found == {"ch_1": 3_500, "ch_2": 1_000, "ch_3": 1_000, "ch_4": 4_000, "ch_5": 1_000}
+
+
+def test_a_converted_payment_is_what_the_customer_paid(tmp_path: Path) -> None:
+    """Of a report of the balance with columns of it; what is told in the balance's currency alone
+    is the same share of the payment."""
+    header = (
+        "balance_transaction_id,created_utc,currency,gross,reporting_category,charge_id"
+        ",customer_facing_amount,customer_facing_currency"
+    )
+    file = written(
+        tmp_path / "balance.csv",
+        f"txn_1,{at(1)},usd,54.00,charge,ch_1,50.00,eur",
+        f"txn_2,{at(2)},usd,-11.00,refund,ch_1,10.00,eur",
+        f"txn_3,{at(3)},usd,-27.00,dispute,ch_1,,",
+        f"txn_4,{at(4)},usd,30.00,charge,ch_2,30.00,usd",
+        f"txn_5,{at(5)},usd,-30.00,dispute,ch_2,,",
+        f"txn_6,{at(6)},usd,20.00,charge,ch_3,,",
+        header=header,
+    )
+
+    assert amounts(read(file)) == {
+        "ch_1": ("EUR", 50_000, 35_000, 1),
+        "ch_2": ("USD", 30_000, 30_000, 1),
+        "ch_3": ("USD", 20_000, 0, 1),
+    }
+
+
 @pytest.mark.parametrize(
     ("content", "spelling", "expected"),
     [

@@ -1,9 +1,10 @@
 """Files of receipts: CSV as Stripe's dashboard, its reports and its API write them.
 
 Two kinds are known by their header. In a list of payments each line is one, with what of it was
-refunded; in a report of the balance each line is a movement, and those about one payment are added
-up. Amounts become integers of 10^-9 of the currency, times milliseconds. Reads a file and nothing
-else; called by `creditledger reconcile`.
+refunded or lost in a dispute. In a report of the balance each line is a movement, and those about
+one payment are added up; where it also says what the customer saw, in another currency than the
+balance has, that is what the receipt is of. Amounts become integers of 10^-9 of the currency, times
+milliseconds. Reads a file and nothing else.
 """
 
 import csv
@@ -11,6 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fractions import Fraction
 from io import TextIOWrapper
 from pathlib import Path
 from sys import intern
@@ -30,6 +32,8 @@ _PAYMENTS: Mapping[str, tuple[str, ...]] = {
     "id": ("id", "charge id"),
     "amount": ("amount",),
     "refunded": ("amount refunded",),
+    "disputed": ("disputed amount",),
+    "dispute": ("dispute status",),
     "currency": ("currency",),
     "created": ("created (utc)", "created date (utc)", "created utc", "created"),
     "status": ("status",),
@@ -40,10 +44,14 @@ _BALANCE: Mapping[str, tuple[str, ...]] = {
     "id": ("charge id", "source id", "source"),
     "amount": ("gross", "amount"),
     "currency": ("currency",),
+    "shown": ("customer facing amount",),
+    "shown currency": ("customer facing currency",),
     "created": ("created utc", "created (utc)", "created"),
     "category": ("reporting category", "type"),
     "customer": ("customer id",),
 }
+#: Of a dispute, that the money is gone for good.
+_LOST = "lost"
 _REQUIRED = frozenset({"id", "amount", "currency", "created", "category"})
 #: What movements of a balance are about a payment: it, the part of it that was not captured, and
 #: what went back.
@@ -114,10 +122,21 @@ class Receipts:
             kept, other = (new, old) if better else (old, new)
             kept.amount += other.amount
             kept.refunded += other.refunded
+            kept.settled += other.settled
+            kept.settled_back += other.settled_back
             self.by_id[name] = kept
 
     def settle(self) -> None:
-        """At the end: what is about payments of other files is counted and left out."""
+        """At the end: what went back is told in the currency of what was paid.
+
+        And what is about payments of other files is counted and left out.
+        """
+        for one in self.by_id.values():
+            if one.settled_back:
+                # In shares of the payment: a dispute is told in the provider's currency alone.
+                share = Fraction(one.amount, one.settled) if one.settled else Fraction(1)
+                one.refunded += round(one.settled_back * share)
+                one.settled_back = 0
         alone = [name for name, one in self.by_id.items() if not one.paid and not one.status]
         self.returns_elsewhere += len(alone)
         for name in alone:
@@ -234,7 +253,11 @@ class _Layout:
         refunded = (
             self._amount(values, "refunded", receipt.currency) if self._has("refunded") else 0
         )
-        for what, value in (("amount", amount), ("refunded", refunded)):
+        lost = 0
+        if _plain(self._value(values, "dispute")) == _LOST:
+            said = self._value(values, "disputed")
+            lost = self._amount(values, "disputed", receipt.currency) if said else amount - refunded
+        for what, value in (("amount", amount), ("refunded", refunded), ("disputed", lost)):
             if value < 0:
                 raise _Wrong(self._column(what), "it must not be negative")
         status = self._value(values, "status")
@@ -242,7 +265,7 @@ class _Layout:
         paid = captured and (not self._has("status") or _plain(status) in self.spelling.paid)
         receipt.status = intern(status or ("Paid" if paid else "Uncaptured"))
         if paid and amount:
-            receipt.paid, receipt.refunded = 1, refunded
+            receipt.paid, receipt.refunded = 1, refunded + lost
         else:
             receipt.amount = 0
         receipts.add(name, receipt)
@@ -256,25 +279,43 @@ class _Layout:
             receipts.returns_elsewhere += 1
             return
         receipt = self._receipt(line, values)
+        settled, is_converted = receipt.amount, self._convert(receipt, values)
+        if category in _RETURNS:
+            if is_converted:
+                receipt.amount, receipt.refunded = 0, -receipt.amount
+            else:
+                receipt.amount, receipt.settled_back = 0, -settled
+        elif is_converted:
+            receipt.settled = settled
         if category in _CHARGES:
             if receipt.amount < 0:
                 raise _Wrong(self._column("amount"), "a charge must not be negative")
             receipt.paid = 1
             receipt.status = intern(category)
-        elif category in _RETURNS:
-            receipt.amount, receipt.refunded = 0, -receipt.amount
         receipts.add(name, receipt)
 
+    def _convert(self, receipt: Receipt, values: list[str]) -> bool:
+        """Take the amount that the customer saw, where it is in another currency."""
+        said = self._value(values, "shown currency")
+        if not said or said.upper() == receipt.currency:
+            return False
+        currency = self._currency(values, "shown currency")
+        amount = abs(self._amount(values, "shown", currency))
+        receipt.amount = -amount if receipt.amount < 0 else amount
+        receipt.currency = currency
+        return True
+
     def _receipt(self, line: int, values: list[str]) -> Receipt:
-        currency = self._value(values, "currency")
-        if not _CURRENCY.fullmatch(currency):
-            raise _Wrong(
-                self._column("currency"), f"it must be a code such as usd, not {echo(currency)}"
-            )
-        currency = intern(currency.upper())
+        currency = self._currency(values, "currency")
         amount = self._amount(values, "amount", currency)
         customer = self._value(values, "customer")
         return Receipt(line, self._moment(values), currency, amount, 0, "", customer, 0)
+
+    def _currency(self, values: list[str], what: str) -> str:
+        said = self._value(values, what)
+        if not _CURRENCY.fullmatch(said):
+            raise _Wrong(self._column(what), f"it must be a code such as usd, not {echo(said)}")
+        return intern(said.upper())
 
     def _has(self, what: str) -> bool:
         return bool(self.places.get(what))

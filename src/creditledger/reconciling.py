@@ -52,6 +52,10 @@ class Receipt:
     status: str  #: The file's word for it; empty where it has none.
     customer: str
     paid: int  #: How many of its lines say that it was paid.
+    #: Of a payment that the provider converted: its amount in the provider's currency, and what
+    #: went back of it as far as it is told in that currency alone. In 10^-9 like the others.
+    settled: int = 0
+    settled_back: int = 0
 
     @property
     def kept(self) -> int:

@@ -83,8 +83,9 @@ class StatementServiceServicer:
     """
 
     def Get(self, request, context):
-        """Answers the statement of a period as of now, closed or not. Expirations that are due are
-        written down first.
+        """Answers the statement of a period. A period that is exactly one that was closed answers the
+        closed statement, as Retrieve does; any other one the figures as of now, before which
+        expirations that are due are written down.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -114,7 +115,7 @@ class StatementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Render(self, request, context):
-        """Answers the statement of a period as of now, as Get does, as a file in pieces: CSV, whose last
+        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV, whose last
         line holds the number of rows and the SHA-256 of all bytes before it; HTML for printing, which
         needs nothing from elsewhere; or JSON.
         """

@@ -24,8 +24,9 @@ class StatementServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     Get: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.StatementServiceGetRequest, _statement_service_pb2.Statement]
-    """Answers the statement of a period as of now, closed or not. Expirations that are due are
-    written down first.
+    """Answers the statement of a period. A period that is exactly one that was closed answers the
+    closed statement, as Retrieve does; any other one the figures as of now, before which
+    expirations that are due are written down.
     """
     Close: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.StatementServiceCloseRequest, _statement_service_pb2.Statement]
     """Closes a period: its statement is written down for good, and nothing that is written later
@@ -37,7 +38,7 @@ class StatementServiceStub:
     Retrieve: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.StatementServiceRetrieveRequest, _statement_service_pb2.Statement]
     """Answers a closed statement as it was closed."""
     Render: _aio.UnaryStreamMultiCallable[_statement_service_pb2.StatementServiceRenderRequest, _httpbody_pb2.HttpBody]
-    """Answers the statement of a period as of now, as Get does, as a file in pieces: CSV, whose last
+    """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV, whose last
     line holds the number of rows and the SHA-256 of all bytes before it; HTML for printing, which
     needs nothing from elsewhere; or JSON.
     """
@@ -61,8 +62,9 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statement_service_pb2.StatementServiceGetRequest,
         context: _aio.ServicerContext[_statement_service_pb2.StatementServiceGetRequest, _abc.Awaitable[_statement_service_pb2.Statement]],
     ) -> _abc.Awaitable[_statement_service_pb2.Statement]:
-        """Answers the statement of a period as of now, closed or not. Expirations that are due are
-        written down first.
+        """Answers the statement of a period. A period that is exactly one that was closed answers the
+        closed statement, as Retrieve does; any other one the figures as of now, before which
+        expirations that are due are written down.
         """
 
     @_abc_1.abstractmethod
@@ -98,7 +100,7 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statement_service_pb2.StatementServiceRenderRequest,
         context: _aio.ServicerContext[_statement_service_pb2.StatementServiceRenderRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
     ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
-        """Answers the statement of a period as of now, as Get does, as a file in pieces: CSV, whose last
+        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV, whose last
         line holds the number of rows and the SHA-256 of all bytes before it; HTML for printing, which
         needs nothing from elsewhere; or JSON.
         """

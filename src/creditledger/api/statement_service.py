@@ -80,8 +80,12 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
 
     @rpc(period, scope=Scope.CUSTOMER)
     async def Get(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
-        """The statement of a period as of now. Raises NotFound, Overloaded, ResultTooLarge."""
-        return _message(await self._statements.open(wanted, caller))
+        """The statement of a period, closed or as of now.
+
+        Raises NotFound, Overloaded, ResultTooLarge.
+        """
+        found = await self._statements.get(wanted, caller)
+        return _closed(found) if isinstance(found, Closed) else _message(found)
 
     @rpc(period, scope=Scope.SERVICE)
     async def Close(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
@@ -118,9 +122,13 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
     async def Render(  # noqa: N802
         self, wanted: _Render, caller: Caller
     ) -> AsyncGenerator[HttpBody]:
-        """The statement of a period as of now, as a file. Raises as Get does."""
-        said = await self._statements.open(wanted.period, caller)
-        for piece in await asyncio.to_thread(_pieces, said, wanted.format, None):
+        """The statement of a period, closed or as of now, as a file. Raises as Get does."""
+        found = await self._statements.get(wanted.period, caller)
+        if isinstance(found, Closed):
+            said, sha256 = json.loads(found.content), found.sha256
+        else:
+            said, sha256 = found, None
+        for piece in await asyncio.to_thread(_pieces, said, wanted.format, sha256):
             yield piece
 
     @rpc_stream(_render_closed, scope=Scope.CUSTOMER)

@@ -78,8 +78,16 @@ class Statements:
         self._clock = clock
         self._places = Places("statements", retry_after="2")
 
+    async def get(self, wanted: Period, caller: Caller) -> Closed | Document:
+        """The statement of a period: as it was closed, or else as of now.
+
+        Raises NotFound, Overloaded, ResultTooLarge.
+        """
+        found = await self._store.read(lambda c: _closed_as(c, wanted, caller))
+        return await self.open(wanted, caller) if found is None else found
+
     async def open(self, wanted: Period, caller: Caller) -> Document:
-        """The statement of a period as of now. Raises NotFound, Overloaded, ResultTooLarge."""
+        """The statement of a period as of now, closed or not. Raises as `get` does."""
         with self._places.one(STATEMENTS_MAX):
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
@@ -143,6 +151,15 @@ def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:
 
 def _basis(connection: Connection, wanted: Period, caller: Caller) -> Basis:
     return periods.basis(connection, _wallet(connection, wanted, caller), wanted.bucket.start)
+
+
+def _closed_as(connection: Connection, wanted: Period, caller: Caller) -> Closed | None:
+    """The closed statement of exactly this period, in whichever zone it was asked for."""
+    wallet, bucket = _wallet(connection, wanted, caller), wanted.bucket
+    for mark in closed.marks(connection, wallet.number):
+        if (mark.starts_at, mark.ends_at) == (bucket.start, bucket.end):
+            return closed.one(connection, wallet.number, mark.number)
+    return None
 
 
 def _closed_before(connection: Connection, basis: Basis, wanted: Period) -> Closed | None:
