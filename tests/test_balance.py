@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -174,3 +175,25 @@ async def test_what_cannot_be_asked(api: Api) -> None:
     assert await refused(balance(api, wallet_id="wal_other")) == Refused(
         "NOT_FOUND", param="wallet_id"
     )
+
+
+async def test_a_posting_that_is_looked_up_comes_with_a_wallet_that_knows_it(api: Api) -> None:
+    """While others post, the wallet of an answer is never older than the posting in it."""
+    await api.post("given", **grant("1000"))
+
+    async def look_up(key: str) -> list[pb.Posting]:
+        found: list[pb.Posting] = []
+        while len(found) < 2:
+            answer = await api.found(key)
+            found += [] if answer is None else [answer]
+        return found
+
+    seen = 0
+    for n in range(60):
+        looks = [asyncio.create_task(look_up(f"call {n}")) for _ in range(4)]
+        await api.post(f"call {n}", **consume("1"))
+        for answers in await asyncio.gather(*looks):
+            for one in answers:
+                seen += 1
+                assert int(one.wallet.sequence) >= int(one.transactions[-1].sequence)
+    assert seen == 480

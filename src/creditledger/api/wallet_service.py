@@ -18,7 +18,15 @@ from creditledger.budget import Budget
 from creditledger.deciding import Posted
 from creditledger.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.ledger import BATCH_MAX, Ledger
-from creditledger.model import NO_ANNOTATION, Annotation, Status, Wallet, view
+from creditledger.model import (
+    NO_ANNOTATION,
+    Annotation,
+    Dimension,
+    Posting,
+    Status,
+    Wallet,
+    view,
+)
 from creditledger.operations import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
 from creditledger.registry import Scope
 from creditledger.store import Store, reads, registry
@@ -320,11 +328,15 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     async def GetPosting(self, key: tuple[str, str], caller: Caller) -> pb.Posting:  # noqa: N802
         """What the wallet has under an idempotency key. Raises NotFound."""
         wallet_id, idempotency_key = key
-        wallet = await self._wallet(wallet_id, caller)
 
-        found = await self._store.read(
-            lambda connection: reads.posting(connection, wallet.number, idempotency_key)
-        )
+        def read(
+            connection: Connection,
+        ) -> tuple[Wallet, tuple[Posting, Dimension | None] | None]:
+            # Of one snapshot, or the wallet could be older than the posting.
+            wallet = wire.own(registry.wallet(connection, wallet_id), wallet_id, caller)
+            return wallet, reads.posting(connection, wallet.number, idempotency_key)
+
+        wallet, found = await self._store.read(read)
         if found is None:
             raise NotFound("no posting under this idempotency key", param="idempotency_key")
         posting, dimension = found
