@@ -25,7 +25,7 @@ from creditledger.errors import (
 )
 from creditledger.ledger import BATCH_MAX
 from creditledger.operations import WalletChange
-from creditledger.store import schema
+from creditledger.store import reads, schema
 from tests.databases import kept_locked, someone_waits
 from tests.support import (
     Clock,
@@ -115,7 +115,7 @@ async def booked(store: Store) -> dict[str, tuple[int, int]]:
     postings, rows = schema.postings.c, schema.transactions.c
     query = (
         select(postings.idempotency_key, func.sum(rows.amount), func.count())
-        .join_from(schema.postings, schema.transactions, rows.posting_number == postings.number)
+        .join_from(schema.postings, schema.transactions, reads.OF_POSTING)
         .group_by(postings.wallet_number, postings.number, postings.idempotency_key)
     )
 

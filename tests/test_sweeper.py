@@ -101,7 +101,9 @@ async def test_a_pass_writes_down_all_that_is_due(database_url: str, clock: Cloc
         assert await sweeps.sweep() == 0
 
         def read(connection: Connection) -> tuple[Any, ...]:
-            ended = connection.execute(select(h.ended, h.ended_at).order_by(h.number)).all()
+            ended = connection.execute(
+                select(h.ended, h.ended_at).order_by(h.wallet_number.desc())
+            ).all()
             return expirations(connection), [tuple(one) for one in ended]
 
         found, ended = look(database_url, read)

@@ -102,7 +102,9 @@ class Failing(Store):
 
     chance = random.Random(0)
 
-    async def commit(self, wanted: object, decide: Callable[[Loaded], Changes]) -> None:
+    async def commit(
+        self, wanted: object, decide: Callable[[Loaded], Changes], *, wait: bool = True
+    ) -> None:
         """As a store does, or not."""
 
         def decided(loaded: Loaded) -> Changes:
@@ -111,7 +113,7 @@ class Failing(Store):
                 raise StoreUnavailable(ConnectionError("on purpose"))
             return changes
 
-        await super().commit(wanted, decided)  # type: ignore[arg-type] # handed on
+        await super().commit(wanted, decided, wait=wait)  # type: ignore[arg-type] # handed on
 
 
 async def write(ledger: Ledger, name: str, chance: random.Random) -> None:
@@ -200,11 +202,15 @@ async def until_read(reader: Following, count: int) -> None:
 
 
 @pytest.mark.only("postgresql")
-async def test_an_earlier_number_that_waited_comes_later(database_url: str, clock: Clock) -> None:
+async def test_an_earlier_number_that_waited_comes_later(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A transaction that was numbered first, and then had to wait for a wallet, is read behind.
 
     Numbers alone would put its row before those that its wallet had already.
     """
+    # Here it waits as long as it takes, and is not begun anew without the wallet.
+    monkeypatch.setitem(postgres.POSTING, "lock_timeout", "60s")
     async with (
         opened(database_url, clock) as (store, ledger),
         opened(database_url, clock) as (_, other),

@@ -50,6 +50,7 @@ deciding statement_files receipts
 exports
 writing
 holds grants limits settling transfers
+locked_wallets
 rules replay store
 store.postgres store.sqlite_database
 store.webhook_feed

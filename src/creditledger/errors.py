@@ -272,6 +272,13 @@ class Unavailable(Refusal):
     reason, kind = "UNAVAILABLE", ErrorKind.AWAY
 
 
+class WalletLocked(Unavailable):
+    """Another writer has the wallet locked and does not go on; other wallets are not concerned."""
+
+    def __init__(self) -> None:
+        super().__init__("another writer has the wallet locked; nothing was written")
+
+
 class ShuttingDown(Unavailable):
     """This server takes no new call: another one will, or the next one here."""
 

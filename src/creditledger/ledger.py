@@ -13,21 +13,25 @@ one write transaction, and answers after COMMIT:
 | 6 | commit, then answer                  | here                         |
 
 While one batch commits the next one gathers, and what has reached the process by then joins it.
+A wallet that somebody else has locked for long is left out of its batch: what concerns it waits by
+itself (locked_wallets.py), in order, and all others go on.
 Called by the API; imports deciding.py and the store.
 """
 
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import structlog
 
 from creditledger.budget import Budget
 from creditledger.deciding import Deciding, Posted, wanted
-from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable
+from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable, WalletLocked
 from creditledger.limits import LimitView
+from creditledger.locked_wallets import PAUSE_SECONDS, LockedWallets
 from creditledger.model import WalletView
 from creditledger.operations import (
     Asked,
@@ -39,6 +43,7 @@ from creditledger.operations import (
     SetLimit,
     Sweep,
     WalletChange,
+    wallet_ids,
 )
 from creditledger.store import (
     Changes,
@@ -47,6 +52,7 @@ from creditledger.store import (
     Loaded,
     Store,
     StoreUnavailable,
+    WalletsLocked,
 )
 
 log = structlog.get_logger()
@@ -65,11 +71,26 @@ RECOVERY_SECONDS_MAX = 5.0
 Answer = Posted | WalletView | LimitView | int | Exception
 
 
-#: A command, and what its answer may take.
-_Item = tuple[Asked, Budget]
+class _Locked(NamedTuple):
+    """No answer yet: the batch went without the wallet."""
+
+    wallet_id: str
 
 
-@dataclass(slots=True)
+class _Item(NamedTuple):
+    """A command, what its answer may take, and where it goes."""
+
+    command: Asked
+    budget: Budget
+    call: "_Call"
+    place: int  #: Among the call's commands.
+
+    def is_gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        return self.call.answer.done()
+
+
+@dataclass(slots=True, eq=False)
 class _Call:
     """Commands of one caller, which share a batch, and the future that it waits for."""
 
@@ -78,17 +99,30 @@ class _Call:
     answer: asyncio.Future[Any]
     many: bool  #: The answer is a list, in which a refusal is one of them.
     refused: list[Exception]  #: Of the commands after these, for which there was no room.
+    answers: list[Answer | None] = field(init=False)  #: None: not yet.
+    open: int = field(init=False)  #: How many have no answer yet.
 
-    def tell(self, answers: list[Answer]) -> None:
-        """Answer the caller, if it still waits."""
-        if self.answer.done():
+    def __post_init__(self) -> None:
+        self.open = len(self.commands)
+        self.answers = [None] * self.open
+
+    def items(self) -> list[_Item]:
+        """Its commands."""
+        return [_Item(one, self.budget, self, at) for at, one in enumerate(self.commands)]
+
+    def tell(self, place: int, answer: Answer) -> None:
+        """What became of a command. With the last of them the caller is answered."""
+        if self.answers[place] is None:
+            self.answers[place] = answer
+            self.open -= 1
+        if self.open or self.answer.done():
             return
         if self.many:
-            self.answer.set_result([*answers, *self.refused])
-        elif isinstance(answers[0], Exception):
-            self.answer.set_exception(answers[0])
+            self.answer.set_result([*self.answers, *self.refused])
+        elif isinstance(answer, Exception):
+            self.answer.set_exception(answer)
         else:
-            self.answer.set_result(answers[0])
+            self.answer.set_result(answer)
 
 
 class Ledger:
@@ -105,6 +139,8 @@ class Ledger:
         self._store = store
         self._queue: deque[_Call] = deque()
         self._queued = 0  #: Commands in the queue.
+        # One wallet takes a tenth of the room at most, and all that are locked leave half of it.
+        self._locked = LockedWallets[_Item](max(1, queue_max // 10), max(1, queue_max // 2))
         self._queue_max = queue_max
         self._backdating_ms_max = backdating_ms_max
         self._on_disk_failure = on_disk_failure
@@ -165,7 +201,7 @@ class Ledger:
     ) -> asyncio.Future[Any]:
         if self._closing:
             raise Unavailable("the server is shutting down")
-        taken = commands[: max(0, self._queue_max - self._queued)]
+        taken = commands[: max(0, self._queue_max - self._queued - self._locked.count)]
         refused: list[Exception] = []
         if len(taken) < len(commands):
             full = Overloaded(f"{self._queue_max} postings are waiting already", retry_after="1")
@@ -183,24 +219,44 @@ class Ledger:
 
     async def _run(self) -> None:
         while True:
-            await self._arrived.wait()
+            await self._turn()
             await self._gathered()
-            calls = self._take()
-            if calls:
-                try:
-                    await self._commit(calls)
-                except Exception:
-                    # Not even the log can be written, perhaps. Nobody would be answered any more,
-                    # so nobody may go on waiting.
-                    self._closing = True
-                    for call in (*calls, *self._queue):
-                        call.tell([OutcomeUnknown("the ledger has stopped")] * len(call.commands))
-                    self._on_disk_failure()
-                    raise
-            elif self._closing:
-                return
-            else:
-                self._arrived.clear()
+            items: list[_Item] = []
+            try:
+                if self._locked and self._locked.next_try <= _now():
+                    items = self._locked.turn(BATCH_MAX, _now(), _Item.is_gone)
+                    if items:
+                        await self._try_again(items)
+                items = self._take()
+                if items:
+                    await self._commit(items)
+            except Exception:
+                # Not even the log can be written, perhaps. Nobody would be answered any more,
+                # so nobody may go on waiting.
+                self._closing = True
+                queued = [item for call in self._queue for item in call.items()]
+                for item in (*items, *queued, *self._locked.take_all()):
+                    item.call.tell(item.place, OutcomeUnknown("the ledger has stopped"))
+                self._on_disk_failure()
+                raise
+            if not items and not self._queue:
+                if self._closing and not self._locked:
+                    return
+                if not self._closing:
+                    self._arrived.clear()
+
+    async def _turn(self) -> None:
+        """Until there is something to do: a command has come, or locked wallets are tried again."""
+        if not self._locked:
+            await self._arrived.wait()
+        elif self._queue or (pause := self._locked.next_try - _now()) <= 0:
+            return
+        elif self._closing:
+            await asyncio.sleep(pause)
+        else:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._arrived.wait()
 
     async def _gathered(self) -> None:
         """Let the event loop read what has come to this process already, as long as more comes.
@@ -216,45 +272,81 @@ class Ledger:
             queued = self._queued
             await asyncio.sleep(0)
 
-    def _take(self) -> list[_Call]:
-        """All that waits, up to the bound, without those whose callers have gone."""
-        taken: list[_Call] = []
+    def _take(self) -> list[_Item]:
+        """All that waits, up to the bound, without those whose callers have gone.
+
+        What concerns a wallet that others wait for already waits behind them.
+        """
+        taken: list[_Item] = []
         room = BATCH_MAX
         while self._queue and len(self._queue[0].commands) <= room:
             call = self._queue.popleft()
             self._queued -= len(call.commands)
-            if not call.answer.done():
-                room -= len(call.commands)
-                taken.append(call)
+            if call.answer.done():
+                continue
+            room -= len(call.commands)
+            for item in call.items():
+                locked = self._locked.find(wallet_ids(item.command)) if self._locked else None
+                if locked is None:
+                    taken.append(item)
+                else:
+                    self._wait(item, locked)
         return taken
 
-    async def _commit(self, calls: list[_Call]) -> None:
-        """One batch, to the end: every caller is answered when this returns."""
-        asked = [(command, call.budget) for call in calls for command in call.commands]
-        disk_failed = False
+    def _wait(self, item: _Item, wallet_id: str) -> None:
+        """Have a command wait for a wallet that somebody else has locked."""
+        if not self._locked:
+            log.warning("wallet locked by another writer", wallet_id=wallet_id)
+        if self._locked.has_room(wallet_id):
+            self._locked.add(wallet_id, item, _now())
+        else:
+            full = "too many postings wait for this wallet, which another writer has locked"
+            item.call.tell(item.place, Overloaded(full, retry_after="1"))
+
+    async def _commit(self, items: list[_Item]) -> None:
+        """One batch, to the end: who is not answered waits for a locked wallet."""
+        for item, answer in zip(items, await self._told(items), strict=True):
+            if isinstance(answer, _Locked):
+                self._wait(item, answer.wallet_id)
+            else:
+                item.call.tell(item.place, answer)
+
+    async def _try_again(self, items: list[_Item]) -> None:
+        """The same of what has waited for locked wallets."""
+        answers = await self._told(items)
+        still = []
+        for place, (item, answer) in enumerate(zip(items, answers, strict=True)):
+            if isinstance(answer, _Locked):
+                still.append((answer.wallet_id, place))
+            else:
+                item.call.tell(item.place, answer)
+        for item in self._locked.tried(still, _now()):
+            item.call.tell(item.place, WalletLocked())
+
+    async def _told(self, items: list[_Item]) -> list[Answer | _Locked]:
+        """What became of each command, whatever happened to the disk."""
         try:
-            answers = await self._answers(asked)
+            return await self._answers(items, wait=not self._locked)
         except DiskFailed:
             log.critical("disk failed", exc_info=True)
-            disk_failed = True
-            answers = [OutcomeUnknown("the disk failed while it was written")] * len(asked)
-        at = 0
-        for call in calls:
-            count = len(call.commands)
-            call.tell(answers[at : at + count])
-            at += count
-        if disk_failed:
-            self._on_disk_failure()
+            # Once the callers are told.
+            asyncio.get_running_loop().call_soon(self._on_disk_failure)
+            failed = OutcomeUnknown("the disk failed while it was written")
+            return [failed for _ in items]
 
-    async def _answers(self, asked: list[_Item]) -> list[Answer]:
+    async def _answers(self, asked: list[_Item], *, wait: bool) -> list[Answer | _Locked]:
         """What became of each command. Raises DiskFailed.
+
+        `wait`: for locks, a moment; otherwise what is locked is left out at once.
 
         An error before COMMIT wrote nothing: the batch is halved until the one command that
         causes it is alone. An error in COMMIT leaves open what happened: see `_recovered`.
         """
         batch = _Batch(asked, self._backdating_ms_max)
         try:
-            await self._store.commit(batch.wanted, batch.decide)
+            await self._store.commit(batch.wanted, batch.decide, wait=wait)
+        except WalletsLocked:
+            return await self._answers(asked, wait=False)
         except CommitFailed:
             return await self._recovered(asked)
         except DiskFailed:
@@ -266,19 +358,29 @@ class Ledger:
             if len(asked) == 1:
                 return [error]
             middle = len(asked) // 2
-            return [*await self._answers(asked[:middle]), *await self._answers(asked[middle:])]
+            first = await self._answers(asked[:middle], wait=wait)
+            return [*first, *await self._answers(asked[middle:], wait=wait)]
         return batch.answers()
 
-    async def _recovered(self, asked: list[_Item]) -> list[Answer]:
-        """Decide the batch anew on a new connection: what is there answers as a replay."""
-        loop = asyncio.get_running_loop()
-        give_up = loop.time() + RECOVERY_SECONDS_MAX
+    async def _recovered(self, asked: list[_Item]) -> list[Answer | _Locked]:
+        """Decide the batch anew on a new connection: what is there answers as a replay.
+
+        Of a wallet that is locked nobody knows it: the transaction that failed may have the lock.
+        """
+        give_up = _now() + RECOVERY_SECONDS_MAX
         pause = 0.05
-        while loop.time() < give_up:
-            batch = _Batch(asked, self._backdating_ms_max)
+        unknown = OutcomeUnknown("the database failed while the posting was written")
+        answers: list[Answer | _Locked] = [unknown for _ in asked]
+        places = list(range(len(asked)))
+        connected = False
+        while places and _now() < give_up:
+            batch = _Batch([asked[place] for place in places], self._backdating_ms_max)
             try:
-                await self._store.reconnect()
-                await self._store.commit(batch.wanted, batch.decide)
+                if not connected:
+                    await self._store.reconnect()
+                connected = False
+                await self._store.commit(batch.wanted, batch.decide, wait=False)
+                connected = True
             except DiskFailed:
                 raise
             except Exception as error:
@@ -287,9 +389,21 @@ class Ledger:
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
-                return batch.answers()
-        unknown = OutcomeUnknown("the database failed while the posting was written")
-        return [unknown] * len(asked)
+                locked = []
+                for place, answer in zip(places, batch.answers(), strict=True):
+                    if isinstance(answer, _Locked):
+                        locked.append(place)
+                    else:
+                        answers[place] = answer
+                places = locked
+                if places:
+                    await asyncio.sleep(PAUSE_SECONDS)
+        return answers
+
+
+def _now() -> float:
+    """Seconds, as the event loop counts them."""
+    return asyncio.get_running_loop().time()
 
 
 class _Batch:
@@ -297,9 +411,9 @@ class _Batch:
 
     def __init__(self, asked: list[_Item], backdating_ms_max: int) -> None:
         self._asked = asked
-        self.wanted = wanted(command for command, _ in asked)
+        self.wanted = wanted(item.command for item in asked)
         self._backdating_ms_max = backdating_ms_max
-        self._answers: list[Answer] = []
+        self._answers: list[Answer | _Locked] = []
         #: What the batch leaves of its callers' budgets: one that is not committed spends nothing.
         self._left: dict[int, tuple[Budget, Budget]] = {}
 
@@ -308,7 +422,12 @@ class _Batch:
         deciding = Deciding(loaded, self._backdating_ms_max)
         answers = self._answers = []
         left = self._left = {}
-        for command, budget in self._asked:
+        for command, budget, *_ in self._asked:
+            if loaded.locked:
+                locked = next((one for one in wallet_ids(command) if one in loaded.locked), None)
+                if locked is not None:
+                    answers.append(_Locked(locked))
+                    continue
             if id(budget) not in left:
                 left[id(budget)] = budget, Budget(budget.left)
             try:
@@ -324,7 +443,7 @@ class _Batch:
                 answers.append(refusal)
         return deciding.changes
 
-    def answers(self) -> list[Answer]:
+    def answers(self) -> list[Answer | _Locked]:
         """After COMMIT: what to tell, in order."""
         for budget, left in self._left.values():
             budget.left = left.left

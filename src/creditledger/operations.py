@@ -273,6 +273,13 @@ LimitChange = SetLimit | DropLimit
 Asked = Command | Change | LimitChange | Sweep
 
 
+def wallet_ids(asked: Asked) -> tuple[str, ...]:
+    """The wallets that it changes: one, or both of a transfer."""
+    if isinstance(asked, Command) and isinstance(asked.operation, Transfer):
+        return asked.wallet_id, asked.operation.to_wallet_id
+    return (asked.wallet_id,)
+
+
 def merged(metadata: Mapping[str, str], change: Mapping[str, str]) -> dict[str, str]:
     """Metadata after a change of it. Raises InvalidField where it would become too much."""
     after = {name: value for name, value in {**metadata, **change}.items() if value}

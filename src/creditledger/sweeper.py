@@ -13,7 +13,7 @@ from functools import partial
 
 import structlog
 
-from creditledger.errors import OutcomeUnknown, Overloaded, Unavailable
+from creditledger.errors import OutcomeUnknown, Overloaded, Unavailable, WalletLocked
 from creditledger.ledger import Ledger
 from creditledger.operations import Sweep
 from creditledger.store import Store, due
@@ -98,6 +98,8 @@ class Sweeper:
                 continue
             written = 0
             for answer in answers:
+                if isinstance(answer, WalletLocked):
+                    continue  # whoever has it locked writes it down, or the next sweep
                 if isinstance(answer, Exception):
                     raise answer
                 written += answer

@@ -173,8 +173,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "RATE_LIMITED", "domain": "creditledger"}
     """
     ERROR_REASON_UNAVAILABLE: _ErrorReason.ValueType  # 26
-    """The database is away or the server is shutting down. Nothing was written; try again with the
-    same key.
+    """The database is away, the server is shutting down, or another writer keeps the wallet locked.
+    Nothing was written; try again with the same key.
     [UNAVAILABLE, 503 overloaded_error] Metadata: none.
     Example: {"reason": "UNAVAILABLE", "domain": "creditledger"}
     """
@@ -407,8 +407,8 @@ ERROR_REASON_RATE_LIMITED: ErrorReason.ValueType  # 25
 Example: {"reason": "RATE_LIMITED", "domain": "creditledger"}
 """
 ERROR_REASON_UNAVAILABLE: ErrorReason.ValueType  # 26
-"""The database is away or the server is shutting down. Nothing was written; try again with the
-same key.
+"""The database is away, the server is shutting down, or another writer keeps the wallet locked.
+Nothing was written; try again with the same key.
 [UNAVAILABLE, 503 overloaded_error] Metadata: none.
 Example: {"reason": "UNAVAILABLE", "domain": "creditledger"}
 """

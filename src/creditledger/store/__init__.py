@@ -30,6 +30,7 @@ from creditledger.store.batch import (
     GrantRevision,
     Loaded,
     StoreUnavailable,
+    WalletsLocked,
     Wanted,
 )
 from creditledger.store.outage import Outage
@@ -51,6 +52,7 @@ __all__ = [
     "Loaded",
     "Store",
     "StoreUnavailable",
+    "WalletsLocked",
     "Wanted",
     "check",
     "database_name",
@@ -74,7 +76,9 @@ class _Database(Protocol):
     async def open(self) -> None: ...
     async def close(self) -> None: ...
     async def reconnect(self) -> None: ...
-    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None: ...
+    async def commit(
+        self, wanted: Wanted, decide: Callable[[Loaded], Changes], *, wait: bool
+    ) -> None: ...
     async def write(self, change: Callable[[Connection], T]) -> T: ...
     async def read(
         self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
@@ -198,14 +202,18 @@ class Store:
         with self._watched("commit"):
             await self._database.reconnect()
 
-    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+    async def commit(
+        self, wanted: Wanted, decide: Callable[[Loaded], Changes], *, wait: bool = True
+    ) -> None:
         """Phases 1 to 6 of the write path: one transaction in which `decide` runs.
 
-        Raises what `decide` raises, the driver's error for a broken constraint and StoreUnavailable
-        with nothing written, CommitFailed and DiskFailed with the outcome unknown.
+        `wait`: for a moment, for wallets that another server has locked; then raises WalletsLocked.
+        Without it these are left out, as `Loaded.locked` says. Raises what `decide` raises, the
+        driver's error for a broken constraint and StoreUnavailable with nothing written,
+        CommitFailed and DiskFailed with the outcome unknown.
         """
         with self._watched("commit"):
-            await self._database.commit(wanted, decide)
+            await self._database.commit(wanted, decide, wait=wait)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
         """`change` as one write transaction; it may be run more than once.

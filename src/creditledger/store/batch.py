@@ -43,6 +43,10 @@ class StoreUnavailable(Exception):
     """The database refused or did not answer before COMMIT; nothing was written."""
 
 
+class WalletsLocked(Exception):
+    """Somebody else has locked a wallet for longer than a batch waits; nothing was written."""
+
+
 class CommitFailed(Exception):
     """COMMIT itself failed: whether the batch is in the ledger has to be looked up."""
 
@@ -57,6 +61,8 @@ class Loaded:
 
     clock: int  #: Milliseconds; on PostgreSQL the database's, read after the locks.
     wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
+    #: Ids of wallets that are there, and that somebody else has locked: left out.
+    locked: frozenset[str] = frozenset()
     postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
     originals: dict[tuple[int, int], Posting] = field(default_factory=dict)  #: To be refunded.
     #: Other sides of transfers among `postings`, as far as their wallets are the batch's.

@@ -39,7 +39,15 @@ from creditledger.store.batch import (
 )
 from creditledger.store.cut_off import Running
 from creditledger.store.pool import Pool
-from creditledger.store.postgres_writer import DISCARD_PLANS, LOST, Plans, Writer, is_not_now
+from creditledger.store.postgres_writer import (
+    DISCARD_PLANS,
+    LOCK_SECONDS_MAX,
+    LOST,
+    WALLET_LOCK_MS_MAX,
+    Plans,
+    Writer,
+    is_not_now,
+)
 from creditledger.store.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
 
 log = structlog.get_logger()
@@ -62,8 +70,6 @@ VERSION_MIN = 14
 WRITE_STATEMENT_SECONDS_MAX = 10
 #: Connections that look together; each may have the server's own parallel workers besides.
 TOGETHER_MAX = 2
-#: How long a lock is waited for: that of a wallet which another server is writing to.
-LOCK_SECONDS_MAX = 5
 #: How long a transaction may stand still; a server that hangs gives its locks back after it.
 IDLE_SECONDS_MAX = 15
 CONNECT_SECONDS_MAX = 5
@@ -142,12 +148,13 @@ def _settings(
 _PRIMARY = {"target_session_attrs": "primary"}
 #: Statements of the write path look rows up by their keys, whatever the planner thinks of the
 #: tables' sizes; each is planned once.
-_WRITING = {
+POSTING = {
     "statement_timeout": f"{WRITE_STATEMENT_SECONDS_MAX}s",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "lock_timeout": f"{WALLET_LOCK_MS_MAX}ms",
 }
 
 
@@ -294,10 +301,12 @@ class Postgres:
         await self._writer.close()
         await self._writer.connection()
 
-    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+    async def commit(
+        self, wanted: Wanted, decide: Callable[[Loaded], Changes], *, wait: bool
+    ) -> None:
         """See Writer.commit."""
         # A transaction once begun is finished whatever happens to the one who waits for it.
-        await asyncio.shield(self._writer.commit(wanted, decide))
+        await asyncio.shield(self._writer.commit(wanted, decide, wait=wait))
 
     async def write(self, change: Callable[[Connection], T]) -> T:
         """`change` as one transaction; done again if another writer got in its way.
@@ -401,7 +410,7 @@ class Postgres:
         _, place = url.get_dialect()().create_connect_args(url)
         driver = await asyncpg.connect(
             **place,
-            **_settings("posting", **_WRITING),
+            **_settings("posting", **POSTING),
             **_PRIMARY,
             command_timeout=WRITE_STATEMENT_SECONDS_MAX + ANSWER_SECONDS_MAX,
         )

@@ -66,6 +66,8 @@ SELECT turn.clock, EXISTS (
  locked.wallet_number, {_of("locked", STATE_COLUMNS)},
  CASE WHEN locked.written_in > turn.own THEN CAST(locked.written_in AS text) END
 FROM turn LEFT JOIN locked ON turn.count > 0"""
+#: The same without those that somebody else has locked.
+LOCK_FREE = LOCK.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
 
 OPEN_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}

@@ -16,7 +16,14 @@ import asyncpg
 
 from creditledger.model import Annotation, Grant, Hold, Posting, Receipt, Row, SpendLimit, Wallet
 from creditledger.store import postgres_statements as sql
-from creditledger.store.batch import Changes, CommitFailed, Loaded, StoreUnavailable, Wanted
+from creditledger.store.batch import (
+    Changes,
+    CommitFailed,
+    Loaded,
+    StoreUnavailable,
+    WalletsLocked,
+    Wanted,
+)
 from creditledger.store.known import Known
 from creditledger.store.values import (
     digest,
@@ -53,6 +60,15 @@ LOST = (
 #: Classes of errors that say "not now": connection, resources, operator, system; and a lock that
 #: was waited for too long, a deadlock with somebody else's statements, a server that only reads.
 _NOT_NOW = ("08", "53", "57", "58", "55P03", "40", "25006")
+#: How long a lock is waited for.
+LOCK_SECONDS_MAX = 5
+#: How long a batch waits for a lock before it goes without the wallets that somebody else has
+#: locked: a few batches of another server. Until then who waits has its turn, in order.
+WALLET_LOCK_MS_MAX = 200
+BEGIN = "BEGIN ISOLATION LEVEL READ COMMITTED"
+#: Locks of wallets are not waited for, so this is about others, such as an administrator's of a
+#: table: there is nothing to go on with.
+BEGIN_WITHOUT_LOCKED = f"{BEGIN}; SET LOCAL lock_timeout = '{LOCK_SECONDS_MAX}s'"
 #: Wallets of which what never changes is kept in memory, about 400 bytes each.
 PLACES_MAX = 100_000
 
@@ -122,19 +138,23 @@ class Writer:
             except Exception:
                 connection.terminate()
 
-    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
+    async def commit(
+        self, wanted: Wanted, decide: Callable[[Loaded], Changes], *, wait: bool = True
+    ) -> None:
         """Phases 1 to 6 of the write path as one transaction; `decide` runs inside it.
 
-        Raises what `decide` raises, StoreUnavailable, or the driver's error for what the schema
-        refuses, with nothing written; CommitFailed if it was COMMIT that failed.
+        `wait`: for a moment, for wallets that somebody else has locked; then raises WalletsLocked.
+        Without it they are left out: `Loaded.locked`. Raises what `decide` raises,
+        StoreUnavailable, or the driver's error for what the schema refuses, with nothing written;
+        CommitFailed if it was COMMIT that failed.
         """
         try:
             connection = await self.connection()
         except Exception as error:
             raise StoreUnavailable(error) from error
         try:
-            async with self._transaction(connection):
-                loaded, behind = await self._load(connection, wanted)
+            async with self._transaction(connection, wait=wait):
+                loaded, behind = await self._load(connection, wanted, wait=wait)
                 changes = decide(loaded)
                 await _store(connection, changes, behind)
         except BaseException:
@@ -143,12 +163,16 @@ class Writer:
         self._known.keep(loaded)
 
     @asynccontextmanager
-    async def _transaction(self, connection: asyncpg.Connection) -> AsyncIterator[None]:
+    async def _transaction(
+        self, connection: asyncpg.Connection, *, wait: bool
+    ) -> AsyncIterator[None]:
         try:
-            await connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+            await connection.execute(BEGIN if wait else BEGIN_WITHOUT_LOCKED)
             yield
         except BaseException as error:
             await self._undo(connection, error)
+            if wait and isinstance(error, asyncpg.LockNotAvailableError):
+                raise WalletsLocked(error) from error
             if is_not_now(error):
                 raise StoreUnavailable(error) from error
             raise
@@ -173,7 +197,7 @@ class Writer:
             self._connection = None
 
     async def _load(
-        self, connection: asyncpg.Connection, wanted: Wanted
+        self, connection: asyncpg.Connection, wanted: Wanted, *, wait: bool
     ) -> tuple[Loaded, dict[int, str]]:
         """What is there, and where rows of those wallets stand whose place is not their own.
 
@@ -183,7 +207,8 @@ class Writer:
         places = await self._found(connection, wanted.wallets)
         numbers = {place[2]: number for number, place in places.items()}
         keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
-        records = await connection.fetch(sql.LOCK, list(places), *_columns(keys))
+        lock = sql.LOCK if wait else sql.LOCK_FREE
+        records = await connection.fetch(lock, list(places), *_columns(keys))
         clock, seen = records[0][:2]
         wallets, moved = self._locked(wanted, places, records)
         loaded = Loaded(
@@ -191,6 +216,8 @@ class Writer:
             wallets=wallets,
             numbers=self._known.numbers,
         )
+        if len(wallets) < len(places):
+            loaded.locked = frozenset(place[2] for place in places.values()) - wallets.keys()
         if moved:
             await _load_open(connection, moved)
         if wanted.grants:

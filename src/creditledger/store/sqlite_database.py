@@ -179,8 +179,14 @@ class SQLite:
         """Forget the writing connection and open another one."""
         await self._writer.reopen()
 
-    async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
-        """See Writer.commit."""
+    async def commit(
+        self,
+        wanted: Wanted,
+        decide: Callable[[Loaded], Changes],
+        *,
+        wait: bool,
+    ) -> None:
+        """See Writer.commit. Nobody else writes, so there is nothing to wait for."""
         await self._writer.commit(wanted, decide)
 
     async def write(self, change: Callable[[Connection], T]) -> T:
