@@ -18,7 +18,7 @@ from structlog.testing import capture_logs
 from creditledger.config import load
 from creditledger.errors import InvalidField
 from creditledger.server import CannotStart, migrate, require_schema
-from creditledger.store import Store, schema, tail
+from creditledger.store import Store, postgres, schema, tail
 from creditledger.store.batch import StoreUnavailable
 from creditledger.store.tail import START, Mark
 from tests.databases import connect, execute
@@ -210,7 +210,7 @@ async def test_an_earlier_number_that_waited_comes_later(
     Numbers alone would put its row before those that its wallet had already.
     """
     # Here it waits as long as it takes, and is not begun anew without the wallet.
-    monkeypatch.setitem(postgres.POSTING, "lock_timeout", "60s")
+    monkeypatch.setitem(postgres._WRITING, "lock_timeout", "60s")
     async with (
         opened(database_url, clock) as (store, ledger),
         opened(database_url, clock) as (_, other),

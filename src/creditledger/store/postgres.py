@@ -148,7 +148,7 @@ def _settings(
 _PRIMARY = {"target_session_attrs": "primary"}
 #: Statements of the write path look rows up by their keys, whatever the planner thinks of the
 #: tables' sizes; each is planned once.
-POSTING = {
+_WRITING = {
     "statement_timeout": f"{WRITE_STATEMENT_SECONDS_MAX}s",
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -410,7 +410,7 @@ class Postgres:
         _, place = url.get_dialect()().create_connect_args(url)
         driver = await asyncpg.connect(
             **place,
-            **_settings("posting", **POSTING),
+            **_settings("posting", **_WRITING),
             **_PRIMARY,
             command_timeout=WRITE_STATEMENT_SECONDS_MAX + ANSWER_SECONDS_MAX,
         )
