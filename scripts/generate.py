@@ -1,10 +1,10 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/, and the table of errors in envoy.yaml; `--check` compares
-them with a fresh generation and names the files that differ; `--googleapis` only puts Google's
-protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether the contract
-still keeps what it promised in that git revision. Everything comes from installed packages, nothing
-from the network; the same packages give the same bytes.
+`python scripts/generate.py` writes gen/, and the tables of errors and routes in envoy.yaml;
+`--check` compares them with a fresh generation and names the files that differ; `--googleapis` only
+puts Google's protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether
+the contract still keeps what it promised in that git revision. Everything comes from installed
+packages, nothing from the network; the same packages give the same bytes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
+from google.rpc import code_pb2
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -124,30 +126,51 @@ def generate(out: Path) -> None:
         (out / name).write_text(text, encoding="utf-8")
 
 
-def errors() -> list[tuple[str, int, str]]:
-    """Code, HTTP status and type of each error, as the comments of errors.proto state them."""
+def errors() -> list[str]:
+    """The rows of Envoy's table of errors, as the comments of errors.proto state them."""
     text = (PROTOS / "credit/v1/errors.proto").read_text(encoding="utf-8")
     text = re.sub(r"\n *// ?", " ", text)
     found = []
     before = 0
     for value in re.finditer(r"ERROR_REASON_(\w+) = [1-9]\d*;", text):
         comment, before = text[before : value.start()], value.end()
-        stated = re.findall(r"\[[A-Z_]+, (\d+) (\w+)\]", comment)
+        stated = re.findall(r"\[([A-Z_]+), (\d+) (\w+)\]", comment)
         if len(stated) != 1:
             sys.exit(f"generate: the comment of {value[1]} in errors.proto has no [CODE, 400 type]")
-        found.append((value[1], int(stated[0][0]), stated[0][1]))
+        code, status, kind = stated[0]
+        number = code_pb2.Code.Value(code)
+        found.append(f'{value[1]} = {{{status}, "{kind}", {number}}},')
     return found
 
 
+def routes() -> list[str]:
+    """The rows of Envoy's table of routes: a Lua pattern of the path, and its methods."""
+    described = (GEN / DESCRIPTOR_SET).read_bytes()
+    methods: dict[str, set[str]] = {}
+    for file in descriptor_pb2.FileDescriptorSet.FromString(described).file:
+        for method in (m for service in file.service for m in service.method):
+            rule = method.options.Extensions[annotations_pb2.http]
+            for one in (rule, *rule.additional_bindings):
+                verb = one.WhichOneof("pattern")
+                if verb is not None:
+                    literal = re.sub(r"([-.])", r"%\1", getattr(one, verb))
+                    pattern = re.sub(r"{\w+}", "[^/]+", literal)
+                    methods.setdefault(pattern, set()).add(verb.upper())
+    return [f'{{"^{path}$", "{" ".join(sorted(methods[path]))}"}},' for path in sorted(methods)]
+
+
 def envoy_yaml() -> str:
-    """envoy.yaml with the table of errors as the contract has it."""
+    """envoy.yaml with the tables of errors and routes as the contract has them."""
     text = ENVOY.read_text(encoding="utf-8")
-    table = re.compile(r"(?m)^( *)local ERRORS = \{\n(?:.*\n)*?\1\}\n")
-    if len(found := table.findall(text)) != 1:
-        sys.exit("generate: envoy.yaml has no table ERRORS, or several")
-    (indent,) = found
-    rows = (f'{indent}  {name} = {{{status}, "{kind}"}},\n' for name, status, kind in errors())
-    return table.sub(f"{indent}local ERRORS = {{\n{''.join(rows)}{indent}}}\n", text)
+    for name, rows in (("ERRORS", errors()), ("ROUTES", routes())):
+        table = re.compile(rf"(?m)^( *)local {name} = \{{\n(?:.*\n)*?\1\}}\n")
+        if len(found := table.findall(text)) != 1:
+            sys.exit(f"generate: envoy.yaml has no table {name}, or several")
+        (indent,) = found
+        lines = "".join(f"{indent}  {row}\n" for row in rows)
+        first, last = table.split(text)[::2]
+        text = f"{first}{indent}local {name} = {{\n{lines}{indent}}}\n{last}"
+    return text
 
 
 def spell_requests_in_camel_case(files: descriptor_pb2.FileDescriptorSet) -> None:

@@ -56,6 +56,7 @@ ERROR_TYPES = {
     402: "insufficient_credit_error",
     403: "permission_error",
     404: "not_found_error",
+    405: "not_found_error",
     409: "conflict_error",
     413: "request_too_large",
     429: "rate_limit_error",
@@ -87,6 +88,7 @@ def failure(answer: httpx.Response) -> Failure:
     metadata = error.pop("metadata")
     assert all(isinstance(value, str) and value for value in (error | metadata).values()), error
     assert error["type"] == ERROR_TYPES[answer.status_code], error
+    assert ("allow" in answer.headers) == (answer.status_code == 405)
     assert error["request_id"] == answer.headers["x-request-id"]
     return Failure(answer.status_code, error["code"], error.get("param"))
 

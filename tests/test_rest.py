@@ -1346,9 +1346,10 @@ ROUTES = [
 
 @pytest.mark.parametrize("route", ROUTES)
 async def test_beside_each_route(writer: Served, admin: str, route: str) -> None:
-    """An unknown parameter is a 400; another method, a slash or a step more a 404."""
+    """An unknown parameter is a 400; another method a 405, a slash or a step more a 404."""
     method, path = route.split(" ")
     known = {one for one in ROUTES if one.split(" ")[1] == path}
+    methods = {one.split(" ")[0] for one in known}
     # To change a thing, this is an id.
     known.add(f"PATCH {GRANTS}/summary")
     unknown_path = Failure(404, "UNKNOWN_PATH")
@@ -1362,10 +1363,17 @@ async def test_beside_each_route(writer: Served, admin: str, route: str) -> None
             assert found == expected, name
         for other in ("GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
             if f"{other} {path}" not in known:
-                found = await refusal(writer, admin, f"{other} {path}", b"{}")
-                assert found == unknown_path, other
+                answer = await writer.ask(other, path, key=admin, content=b"{}")
+                assert failure(answer) == Failure(405, "UNKNOWN_PATH"), other
+                allow = answer.headers["allow"].split(", ")
+                assert methods <= set(allow), other
+                assert (allow, other in allow) == (sorted(allow), False)
         head = await writer.ask("HEAD", path, key=admin)
-        assert (head.status_code, head.content) == (404, b"")
+        assert (head.status_code, head.content) == (405, b"")
+        assert head.headers["content-type"] == "application/json"
+        assert methods <= set(head.headers["allow"].split(", "))
+        head = await writer.ask("HEAD", path + "/x/y/z", key=admin)
+        assert (head.status_code, head.headers["content-type"]) == (404, "application/json")
         for beside in (path + "/", path + "/x/y/z", "/v2" + path, path + "//"):
             assert await refusal(writer, admin, f"{method} {beside}") == unknown_path, beside
 
@@ -1705,6 +1713,20 @@ async def test_fields_given_twice(writer: Served, admin: str) -> None:
             assert await refusal(writer, admin, POSTING, body) == invalid(param), body
         other = {"wallet_id": "wal_other", "idempotency_key": "a", "grant": {"amount": "1"}}
         assert await refusal(writer, admin, POSTING, other) == invalid("wallet_id")
+
+
+@pytest.mark.parametrize("route", ROUTES)
+async def test_grpc_web_is_no_grpc(writer: Served, route: str) -> None:
+    """Content types that only begin like gRPC's are REST: errors have the common body."""
+    method, path = route.split(" ")
+    for kind in ("application/grpc-web", "application/grpc-web+proto", "application/grpc-web-text",
+                 "application/grpcx"):  # fmt: skip
+        headers = {"content-type": kind, "x-grpc-web": "1"}
+        answer = await writer.ask(method, path, key="sk-short", content=b"{}", headers=headers)
+        assert failure(answer).status in (400, 401)
+        rpc = "/credit.v1.WalletService/GetWallet"
+        answer = await writer.ask("POST", rpc, key=None, content=b"\0" * 5, headers=headers)
+        assert failure(answer) == Failure(404, "UNKNOWN_PATH")
 
 
 @pytest.mark.parametrize("route", ROUTES)

@@ -369,7 +369,7 @@ async def test_who_may_ask(served: Served) -> None:
     refusal = await served.refusal(BILLS, key, **window(currency="XXX"))
     assert refusal == Failure(404, "NOT_FOUND", "currency")
     answer = await served.ask("POST", BILLS, key=key, json=window())
-    assert failure(answer) == Failure(404, "UNKNOWN_PATH")
+    assert failure(answer) == Failure(405, "UNKNOWN_PATH")
 
 
 async def test_every_currency_and_mode_has_its_bills(served: Served) -> None:

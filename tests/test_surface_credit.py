@@ -385,13 +385,14 @@ async def test_what_is_no_id(served: Served, id_: str) -> None:
      "/api/credit-transaction", "/api//credit-transactions"],
 )  # fmt: skip
 async def test_paths_beside(served: Served, path: str) -> None:
-    """A path that is none of the three routes is a 404, and so are writes to them."""
+    """A path that is none of the three routes is a 404, writes to them are a 405."""
     key = await served.key("admin")
 
     assert await served.refusal(path, key) == Failure(404, "UNKNOWN_PATH")
     for method in ("POST", "PUT", "DELETE"):
         answer = await served.ask(method, TRANSACTIONS, key=key, json={})
-        assert failure(answer) == Failure(404, "UNKNOWN_PATH")
+        assert failure(answer) == Failure(405, "UNKNOWN_PATH")
+        assert answer.headers["allow"] == "GET"
 
 
 # --- list: pages ----------------------------------------------------------------------------------

@@ -506,12 +506,12 @@ async def test_what_no_query_is(served: Served, query: str, code: str, param: st
 
 @pytest.mark.parametrize("path", [BILLING + "/", BILLING + "/1", BILLING + "s", "/api/v1/me"])
 async def test_paths_beside(served: Served, path: str) -> None:
-    """An unknown path is a 404, another method on the known one too."""
+    """An unknown path is a 404, another method on the known one a 405."""
     _, key = await account(served)
 
     assert await served.refusal(path, key) == Failure(404, "UNKNOWN_PATH")
     answer = await served.ask("POST", BILLING, key=key, json={})
-    assert failure(answer) == Failure(404, "UNKNOWN_PATH")
+    assert failure(answer) == Failure(405, "UNKNOWN_PATH")
 
 
 async def test_the_documents_loop_writes_every_row_once(served: Served) -> None:

@@ -573,7 +573,7 @@ async def test_credentials(served: Served) -> None:
         answer = await served.ask("GET", path, key=None, headers={"x-api-key": key})
         assert answer.status_code == 200
         answer = await served.ask("POST", path, key=key, json={})
-        assert failure(answer) == Failure(404, "UNKNOWN_PATH")
+        assert failure(answer) == Failure(405, "UNKNOWN_PATH")
         assert await served.refusal(path, key, page="1") == Failure(
             400, "UNKNOWN_PARAMETER", "page"
         )

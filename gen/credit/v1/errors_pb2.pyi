@@ -48,7 +48,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "UNKNOWN_PARAMETER", "domain": "creditledger"}
     """
     ERROR_REASON_UNKNOWN_PATH: _ErrorReason.ValueType  # 4
-    """REST only: no route has this path and method.
+    """REST only: no route has this path and method. Where the path has other methods, the status is
+    405 and the header `allow` names them.
     [NOT_FOUND, 404 not_found_error] Metadata: none.
     Example: {"reason": "UNKNOWN_PATH", "domain": "creditledger"}
     """
@@ -282,7 +283,8 @@ ERROR_REASON_UNKNOWN_PARAMETER: ErrorReason.ValueType  # 3
 Example: {"reason": "UNKNOWN_PARAMETER", "domain": "creditledger"}
 """
 ERROR_REASON_UNKNOWN_PATH: ErrorReason.ValueType  # 4
-"""REST only: no route has this path and method.
+"""REST only: no route has this path and method. Where the path has other methods, the status is
+405 and the header `allow` names them.
 [NOT_FOUND, 404 not_found_error] Metadata: none.
 Example: {"reason": "UNKNOWN_PATH", "domain": "creditledger"}
 """
