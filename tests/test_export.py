@@ -164,6 +164,33 @@ async def test_a_spreadsheet_computes_nothing(served: Served) -> None:
     assert {row["livemode"] for row in rows} == {"true"}
 
 
+async def test_a_browser_is_told_what_an_answer_is(served: Served) -> None:
+    """No answer is guessed at, framed, run or stored; a file is kept, a page fetches nothing."""
+    customer, _ = await filled(served)
+    key = await served.key("service")
+    wallet = (await served.body("/v1/wallets", key, customer_id=customer))["wallets"][0]["id"]
+    page, export = f"/v1/wallets/{wallet}/statement:render", "/api/credit-transactions:export"
+    for path, query, kind in (
+        ("/api/credit-transactions", {"customer_id": customer}, "json"),
+        ("/api/credit-transactions", {"page": "x"}, "json"),
+        ("/nowhere", {}, "json"),
+        (export, {"customer_id": customer}, "csv"),
+        (export, {"customer_id": customer, "format": "ndjson"}, "ndjson"),
+        (page, {"month": "2026-05", "format": "html"}, "html"),
+        (page, {"month": "2026-05"}, "csv"),
+    ):
+        headers = (await served.get(path, key, **query)).headers
+        assert kind in headers["content-type"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["cache-control"] == "no-store"
+        policy = headers["content-security-policy"]
+        assert policy.startswith("default-src 'none'; ")
+        assert ("style-src 'unsafe-inline'" in policy) is (kind == "html")
+        is_file = kind in {"csv", "ndjson"}
+        name = f'attachment; filename="creditledger.{kind}"' if is_file else None
+        assert headers.get("content-disposition") == name
+
+
 async def test_columns_and_zone(served: Served) -> None:
     """The columns that are asked for, in that order; times as the zone's clocks showed them."""
     customer, _ = await filled(served)

@@ -30,8 +30,17 @@ CONTENT_TYPES: Mapping[Format, str] = {
 #: What the last line begins with in a CSV; in JSON it is the key of its object.
 MARK = "#"
 
-#: What makes a spreadsheet compute a cell instead of showing it.
-_COMPUTED = ("=", "+", "-", "@", "\t", "\r", "\n")
+#: What makes a spreadsheet compute a cell instead of showing it, in either width.
+_COMPUTED = "=+\\-@\uff1d\uff0b\uff0d\uff20"
+#: Blanks that a spreadsheet passes over; those of no width are no blanks to Python.
+_BLANKS = "\\s\u200b\u2060\ufeff"
+#: Where a cell begins: at its own beginning and, for a spreadsheet that separates by semicolons or
+#: splits lines itself, behind one of these.
+_FORMULA = re.compile(f"(^[{_BLANKS}]*|[;\t\r\n][{_BLANKS}]*)(?=[{_COMPUTED}])")
+#: A control at the beginning of a cell may be dropped, with what it stands before.
+_CONTROLS = ("\t", "\r", "\n")
+#: Controls that turn the direction of text, so that it is read as something else.
+_BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 #: Longer than any last line: a sum for each of a thousand currencies.
 _TAIL_BYTES_MAX = 128 * 1024
 _PIECE_BYTES = 1024 * 1024
@@ -278,12 +287,21 @@ def cell(value: object, is_text: bool) -> object:  # a flag of the column
         return safe(str(value))
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value if isinstance(value, str | int) else _compact(value)
+    # JSON reads an escaped semicolon as what it is, and no spreadsheet splits the cell at it.
+    return (
+        value if isinstance(value, str | int) else visible(_compact(value)).replace(";", "\\u003b")
+    )
 
 
 def safe(text: str) -> str:
-    """Other people's text as a cell of a CSV, so that no spreadsheet computes it."""
-    return f"'{text}" if text.startswith(_COMPUTED) else text
+    """Other people's text as a cell of a CSV, so that no spreadsheet computes any of it."""
+    marked = _FORMULA.sub(r"\1'", visible(text))
+    return f"'{marked}" if marked.startswith(_CONTROLS) else marked
+
+
+def visible(text: str) -> str:
+    """Other people's text with the controls of its direction as escapes, such as \\u202e."""
+    return _BIDI.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _value(value: object, _is_text: bool) -> object:  # as cell

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html import escape
 from typing import Literal, NamedTuple
 
-from creditledger.exports import cell, csv_text
+from creditledger.exports import cell, csv_text, visible
 from creditledger.statements import COLUMNS, OVERDRAFT_COLUMNS, Document, canonical
 
 Format = Literal["csv", "html", "json"]
@@ -100,14 +100,14 @@ _SELDOM = frozenset(COLUMNS) - {"granted", "consumed", "expired"}
 
 def _html(said: Document) -> str:
     title = f"Statement of {said['customer_name']}"
-    parts = [f"<h1>{escape(title)}</h1>"]
+    parts = [f"<h1>{_shown(title)}</h1>"]
     parts += [_paragraph(line) for line in heading(said)]
     parts += [_paragraph(standing(said), "quiet"), *map(_section, tables(said))]
     body = "\n".join(parts)
     return (
         f'<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n"
+        f"<title>{_shown(title)}</title>\n<style>\n{_STYLE}\n</style>\n</head>\n"
         f"<body>\n{body}\n</body>\n</html>\n"
     )
 
@@ -215,7 +215,7 @@ def _is_zero(value: str) -> bool:
 def _section(table: Table) -> str:
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
-            f"<{tag}{'' if i < table.words else ' class=n'}>{escape(value)}</{tag}>"
+            f"<{tag}{'' if i < table.words else ' class=n'}>{_shown(value)}</{tag}>"
             for i, value in enumerate(values)
         )
 
@@ -235,4 +235,9 @@ def _words(name: str) -> str:
 
 
 def _paragraph(text: str, style: str = "") -> str:
-    return f"<p{f' class={style}' if style else ''}>{escape(text)}</p>"
+    return f"<p{f' class={style}' if style else ''}>{_shown(text)}</p>"
+
+
+def _shown(text: str) -> str:
+    """Other people's text in a page: shown as it is, and in the direction of the page."""
+    return escape(visible(text))
