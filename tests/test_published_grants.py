@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 from credit.v1 import wallet_service_pb2 as wallets_pb
+from structlog.testing import capture_logs
 
 from creditledger import clock as time
 from tests.served import Failure, Json, Served, failure, serving
@@ -136,6 +137,39 @@ async def test_a_key_gives_once(giving: Giving) -> None:
     first, second = await giving.give("5"), await giving.give("5")
     assert first["id"] != second["id"]
     assert (await giving.get(customer_id=giving.customer))["count"] == 3
+
+
+async def test_an_equal_grant_without_a_key_is_told(giving: Giving) -> None:
+    """Given all the same; within a minute a header and a line in the log name the one before."""
+    asked = {"name": "May", "expires_at": SECOND + 3600, "metadata": {"order": "7"}}
+
+    async def warned(amount: str, key: str | None = None, **fields: Any) -> tuple[str, bool]:
+        headers = {} if key is None else {"idempotency-key": key}
+        body = giving.grant(amount, **(asked | fields))
+        with capture_logs() as lines:
+            answer = await giving.served.ask(
+                "POST", GRANTS, key=giving.key, headers=headers, json=body
+            )
+        assert answer.status_code == 200, answer.text
+        told = answer.headers.get("warning", "")
+        logged = [line for line in lines if line["event"] == "equal grant without a key"]
+        assert [line["given_before"] in told for line in logged] == [True] * bool(told)
+        return answer.json()["id"], told.startswith("299 creditledger ")
+
+    first, told = await warned("5")
+    assert not told
+    for other in ({"name": "June"}, {"metadata": {"order": "8"}}, {"category": "promotional"},
+                  {"expires_at": SECOND + 3601}, {"effective_at": SECOND - 5}):  # fmt: skip
+        assert (await warned("5", **other))[1] is False, other
+    assert (await warned("5.01"))[1] is False
+    assert (await warned("5", key="a key"))[1] is False
+    second, told = await warned("5")
+    assert (second != first, told) == (True, True)
+    giving.served.clock.advance(time.MINUTE)
+    assert (await warned("5"))[1] is True
+    giving.served.clock.advance(time.MINUTE + 1)
+    assert (await warned("5"))[1] is False
+    assert (await giving.get(customer_id=giving.customer))["count"] == 11
 
 
 async def test_a_grant_pays_what_events_are_owed(giving: Giving) -> None:

@@ -216,7 +216,8 @@ class PaymentKitServiceServicer:
         """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
         wallet in this currency, which is made if there is none. The header Idempotency-Key names the
         intent: the same request with it again answers the same grant; without one each call gives
-        anew. Needs a service or admin key.
+        anew, and where an equal grant was given within a minute before, the header `warning` of the
+        answer names it. Needs a service or admin key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -56,7 +56,8 @@ class PaymentKitServiceStub:
     """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
     wallet in this currency, which is made if there is none. The header Idempotency-Key names the
     intent: the same request with it again answers the same grant; without one each call gives
-    anew. Needs a service or admin key.
+    anew, and where an equal grant was given within a minute before, the header `warning` of the
+    answer names it. Needs a service or admin key.
     """
     GetGrant: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetGrantRequest, _payment_kit_service_pb2.PaymentKitGrant]
     """Answers one grant as it is now. A customer key sees its own customer's."""
@@ -187,7 +188,8 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
         wallet in this currency, which is made if there is none. The header Idempotency-Key names the
         intent: the same request with it again answers the same grant; without one each call gives
-        anew. Needs a service or admin key.
+        anew, and where an equal grant was given within a minute before, the header `warning` of the
+        answer names it. Needs a service or admin key.
         """
 
     @_abc_1.abstractmethod

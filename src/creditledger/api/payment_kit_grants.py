@@ -91,6 +91,16 @@ def _scope(scope: pb.ApplicabilityScope) -> GrantScope | None:
     return GrantScope(product_ids=tuple(prices)) if prices else None
 
 
+def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGrant) -> bool:
+    """Whether two grants of one wallet would be given by the same request."""
+    same = ["amount", "name", "category", "priority", "expires_at", "applicability_config"]
+    if asked.effective_at is not None:  # else it is the moment of each
+        same.append("effective_at")
+    return one.metadata == other.metadata and all(
+        getattr(one, field) == getattr(other, field) for field in same
+    )
+
+
 def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> payment_kit.Named:
     """A grant by its id."""
     id_ = fields.made("cg", request.id, field="id")

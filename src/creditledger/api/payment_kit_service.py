@@ -1,17 +1,20 @@
 """PaymentKitService: meters, meter events and grants, as Payment Kit's client asks for them."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 
+import structlog
 from credit.v1 import payment_kit_service_pb2 as pb
 from credit.v1 import payment_kit_service_pb2_grpc
 from google.protobuf.struct_pb2 import Struct
 from sqlalchemy import Connection
 
+from creditledger import clock as time
 from creditledger import ids, money
 from creditledger.api import fields, payment_kit, payment_kit_grants
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, current_header, rpc
+from creditledger.api.rpc import Service, current_header, rpc, send_header
 from creditledger.deciding import Posted
 from creditledger.errors import (
     IdempotencyKeyReused,
@@ -35,7 +38,13 @@ from creditledger.store import READ_SECONDS_MAX, Store, grants, meter_events, me
 from creditledger.store.grants import GrantFilters
 from creditledger.store.meter_events import EventFilters, Reported
 
+log = structlog.get_logger()
+
 SEARCH_SECONDS_MAX = 2.0
+#: How soon after each other equal grants without a key are likely one that was sent twice.
+TWINS_MS_MAX = time.MINUTE
+#: The newest grants of the customer and currency among which an equal one is looked for.
+TWINS_LOOKED_AT_MAX = 100
 #: More than a customer can have of one mode that are not closed: there is one for each currency.
 WALLETS_MAX = 1_000
 #: Wallets that a write goes to, one after the other, where they are closed in that very moment.
@@ -336,10 +345,43 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             posting = await self._give(new, key or ids.random("key"), livemode, caller)
         except Refusal as refusal:
             raise payment_kit_grants.renamed(refusal) from None
+        place = posting.wallet, posting.rows[0].sequence
         try:
-            return await self._given((posting.wallet, posting.rows[0].sequence))
+            made = await self._given(place)
         except (Unavailable, Overloaded, QueryTooBroad) as refusal:
             raise OutcomeUnknown("the grant stands, but could not be read") from refusal
+        twin = None
+        if key is None:
+            with suppress(Unavailable, Overloaded, QueryTooBroad):  # it is only a warning
+                twin = await self._twin(place, made, new, livemode)
+        if twin is not None:
+            log.warning("equal grant without a key", grant=made.id, given_before=twin)
+            words = f"an equal grant, {twin}, was given within a minute before"
+            await send_header("warning", f'299 creditledger "{words}; send Idempotency-Key"')
+        return made
+
+    async def _twin(
+        self,
+        place: tuple[int, int],
+        made: pb.PaymentKitGrant,
+        new: payment_kit_grants.NewGrant,
+        livemode: bool,
+    ) -> str | None:
+        """The id of a grant as was asked for, given shortly before the one at `place`."""
+        filters = GrantFilters(livemode, customer_id=new.customer_id, currency=new.currency)
+
+        def read(connection: Connection) -> str | None:
+            near = grants.page(connection, filters, None, TWINS_LOOKED_AT_MAX, clock=self._clock())
+            mine = {one.grant.number: one for one in near if one.wallet_number == place[0]}
+            for one in mine.values() if place[1] in mine else ():
+                before = mine[place[1]].grant.created_at - one.grant.created_at
+                if one.grant.number < place[1] and before <= TWINS_MS_MAX:
+                    shown = _shown(connection, one)
+                    if payment_kit_grants.are_alike(shown, made, new.operation):
+                        return shown.id
+            return None
+
+        return await self._store.read(read)
 
     async def _give(
         self, new: payment_kit_grants.NewGrant, key: str, livemode: bool, caller: Caller

@@ -423,6 +423,10 @@ class _Call:
             if name == NAMES_HEADER:
                 check(message, value)
 
+    async def send_header(self, name: str, value: str) -> None:
+        """A header of its answer."""
+        await self._context.send_initial_metadata(((name, value),))
+
     def succeeded(self) -> None:
         """Its line in the log."""
         line = log.bind()  # once, for what is asked of it here; the level may change under way
@@ -512,6 +516,14 @@ def current_header(name: str) -> str | None:
         if one == name:
             found = value
     return found
+
+
+async def send_header(name: str, value: str) -> None:
+    """A header of the answer to the call under way; over gRPC it is initial metadata.
+
+    The last thing before the answer: an error behind it reaches REST without its own headers.
+    """
+    await _call.get().send_header(name, value)
 
 
 def current_request_id() -> str:
