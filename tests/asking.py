@@ -351,4 +351,4 @@ class Asking:
         spent = self._spent(wallet_id, postings)
         # Mostly what can be; what another wallet posted does not exist here.
         posting_id = self._draw(st.sampled_from([*spent * 9, *postings, NOBODY]))
-        return {"posting_id": posting_id} | self._some(amount=amounts)
+        return {"posting_id": posting_id} | self._some(amount=amounts, force=st.booleans())

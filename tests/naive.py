@@ -43,7 +43,7 @@ FUTURE_MAX_MS = 60_000
 #                usage {api_key_id, product_id, product_name, category, billing_method,
 #                       quantities, base_prices, discount_prices, price_precision}
 #   adjustment   amount (signed), credit_grant_id, force, source
-#   refund       posting_id, amount
+#   refund       posting_id, amount, force
 #   hold         amount, deadline, ttl_ms, meter_id, meter_event_id, subscription_id, usage,
 #                whose quantities may be left out
 #   capture      hold_id, amount (0 if final), final, allow_more, meter_event_id, usage
@@ -85,6 +85,7 @@ class Grant:
     scope: Body | None
     metadata: dict[str, str]
     voided_at: int | None
+    returned: bool  #: It came back after the grant had ended that it was of.
 
     def end(self) -> int | None:
         return self.expires_at if self.voided_at is None else self.voided_at
@@ -254,12 +255,20 @@ class Wallet:
     revisions: list[tuple[int, int, Grant]] = field(default_factory=list)
     repayments: list[Repayment] = field(default_factory=list)
     begun: set[int] = field(default_factory=set)  #: Grants that have begun since they were given.
+    #: By overdraft row: which grants paid how much of it, oldest first; and what was forgiven.
+    paid_by: dict[int, list[tuple[int, int]]] = field(default_factory=dict)
+    forgiven: dict[int, int] = field(default_factory=dict)
+    reversed: dict[int, str] = field(default_factory=dict)  #: Category of what refunds reverse.
+    late: list[tuple[int, int]] = field(default_factory=list)  #: What a refund gave back too late.
 
     def draft(self) -> Wallet:
         draft = replace(self, rows=[*self.rows], grants=[*self.grants], postings={**self.postings})
         draft.holds = [replace(hold, parts={**hold.parts}) for hold in self.holds]
         draft.revisions = [*self.revisions]
         draft.repayments, draft.begun = [*self.repayments], {*self.begun}
+        draft.paid_by = {row: [*paid] for row, paid in self.paid_by.items()}
+        draft.forgiven, draft.reversed = {**self.forgiven}, {**self.reversed}
+        draft.late = []
         return draft
 
     def now(self, clock: int) -> int:
@@ -281,6 +290,9 @@ class Wallet:
         return next(grant for grant in self.grants if grant.ref == ref)
 
     def category(self, row: Row) -> str:
+        """In bills: a refund is of what it reverses."""
+        if row.sequence in self.reversed:
+            return self.reversed[row.sequence]
         return "paid" if row.grant is None else self.grant(row.grant).category
 
     def remaining(self, grant: Grant) -> int:
@@ -351,6 +363,22 @@ class Wallet:
         sequence, running = len(self.rows) + 1, sum(row.amount for row in self.rows) + amount
         now, at = posting.created_at, posting.effective_at if at is None else at
         self.rows.append(Row(sequence, kind, type_, amount, running, now, at, grant, posting.ref))
+        if grant is None and amount < 0:
+            self.paid_by[sequence], self.forgiven[sequence] = [], 0
+
+    def owed(self, row: int) -> int:
+        """What of an overdraft row nothing has paid back or forgiven."""
+        paid = sum(amount for _, amount in self.paid_by[row])
+        return -self.rows[row - 1].amount - self.forgiven[row] - paid
+
+    def pays(self, grant: int, amount: int) -> None:
+        """A grant pays the oldest overdraft rows back."""
+        for row in sorted(self.paid_by):
+            part = min(amount, self.owed(row))
+            amount -= part
+            if part:
+                self.paid_by[row].append((grant, part))
+        assert amount == 0
 
     def give(self, posting: Posting, kind: str, amount: int, category: str, **terms: Any) -> None:
         """A row and the grant it creates, which pays back overdraft if it is open.
@@ -361,12 +389,14 @@ class Wallet:
         defaults: Body = {"priority": 50, "name": None, "effective_at": now, "expires_at": None}
         defaults["scope"] = None
         defaults |= {"voided_at": None, "metadata": posting.request.get("metadata", {})}
+        defaults["returned"] = False
         pays_back = (at is None or at <= now) and not terms.get("scope")
         paid = min(self.overdraft_used(), amount) if pays_back else 0
         self.append(posting, kind, amount, ref, at)
         self.grants.append(
             Grant(ref, amount, paid, category, created_at=now, **{**defaults, **terms})
         )
+        self.pays(ref, paid)
 
     def draw(self, posting: Posting, kind: str, amount: int, grants: Iterable[Grant]) -> None:
         """Take from these grants in burn order; the rest is one overdraft row, last."""
@@ -403,6 +433,7 @@ class Wallet:
         if amount:
             one = Repayment(grant.ref, amount, at, now, len(self.rows))
             self.repayments.append(one)
+            self.pays(grant.ref, amount)
         return amount
 
     def expire(self, ref: int, now: int) -> None:
@@ -559,6 +590,7 @@ class Wallet:
 
     def apply_refund(self, posting: Posting, body: Body) -> None:
         original, draws = self.postings[body["posting_id"]], self.rows_of(body["posting_id"])
+        now, ref = posting.created_at, posting.ref + 1
         returned = sum(row.amount for row in self.refund_rows(original.ref))
         refundable = -sum(row.amount for row in draws) - returned
         left = refundable if body.get("amount") is None else body["amount"]
@@ -566,25 +598,71 @@ class Wallet:
             refuse("NOT_REFUNDABLE")
         if left > refundable:
             refuse("REFUND_TOO_LARGE", refundable=refundable)
-        for row in reversed(draws):
+        for row in draws[::-1]:
             skipped = min(returned, -row.amount)
             part = min(left, -row.amount - skipped)
             returned, left = returned - skipped, left - part
-            if part:
-                self.put_back(posting, part, None if row.grant is None else self.grant(row.grant))
+            if part and row.grant is None:
+                self.give_back_overdraft(posting, row, skipped, part)
+            elif part:
+                self.give_back(posting, [(self.grant(row.grant or 0), part)], of_overdraft=False)
+        expiry = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
+        for grant_ref, amount in self.late:
+            self.append(expiry, "expiry", -amount, grant_ref)
+            self.postings[ref] = expiry
 
-    def put_back(self, posting: Posting, amount: int, grant: Grant | None) -> None:
-        if grant is None:
-            overdraft = min(amount, self.overdraft_used())
-            if overdraft:
-                self.append(posting, "refund", overdraft, None)
-            if amount > overdraft:
-                self.give(posting, "refund", amount - overdraft, "paid")
-        elif grant.ended(posting.created_at):
-            terms = {"priority": grant.priority, "scope": grant.scope}
-            self.give(posting, "refund", amount, grant.category, **terms)
-        else:
-            self.append(posting, "refund", amount, grant.ref)
+    def give_back_overdraft(self, posting: Posting, row: Row, skipped: int, part: int) -> None:
+        """The row's newest layer first: what is forgiven, what is owed, what was paid last."""
+        layers: list[tuple[int | None, int]] = [(None, self.forgiven[row.sequence])]
+        layers.append((0, self.owed(row.sequence)))
+        layers += reversed(self.paid_by[row.sequence])
+        pieces: list[tuple[Grant, int]] = []
+        for layer, amount in layers:
+            taken = min(part, amount - min(skipped, amount))
+            skipped -= min(skipped, amount)
+            part -= taken
+            if taken and layer == 0:
+                self.append(posting, "refund", taken, None)
+                self.forgiven[row.sequence] += taken
+            elif taken:
+                assert layer is not None
+                pieces.append((self.grant(layer), taken))
+        self.give_back(posting, pieces, of_overdraft=True)
+
+    def give_back(
+        self, posting: Posting, pieces: list[tuple[Grant, int]], *, of_overdraft: bool
+    ) -> None:
+        """In the grant itself, or as new credit that is no better; what is alike in one."""
+        now, rows = posting.created_at, len(self.rows)
+        alike: list[tuple[Grant | None, Body, int]] = []
+        for grant, amount in pieces:
+            if grant.voided_at is not None and not posting.body.get("force"):
+                refuse("NOT_REFUNDABLE")
+            over = grant.returned and grant.ended(now) and grant.voided_at is None
+            if over or not (of_overdraft or grant.ended(now)):
+                alike.append((grant, {}, amount))
+                continue
+            end, returned = grant.expires_at, grant.returned
+            if grant.ended(now) and grant.category == "paid":
+                end = None
+            elif grant.ended(now) and not (returned and end is not None and end > now):
+                hour = 3_600_000
+                end, returned = (now + 30 * 24 * hour) // hour * hour + hour, True
+            terms: Body = {"category": grant.category, "priority": grant.priority}
+            terms |= {"scope": grant.scope, "expires_at": end, "returned": returned}
+            if alike and alike[-1][:2] == (None, terms):
+                amount += alike.pop()[2]  # noqa: PLW2901
+            alike.append((None, terms, amount))
+        for own, terms, amount in alike:
+            if own is None:
+                self.give(posting, "refund", amount, **terms)
+            else:
+                self.append(posting, "refund", amount, own.ref)
+        for row in self.rows[rows:]:
+            category = self.grant(row.grant or 0).category
+            self.reversed[row.sequence] = "paid" if of_overdraft else category
+            if self.grant(row.grant or 0).ended(now):
+                self.late.append((row.grant or 0, row.amount))
 
     def apply_void(self, posting: Posting, body: Body) -> None:
         now, grant = posting.created_at, self.grant(body["id"])
@@ -767,6 +845,7 @@ def canonical(name: str, body: Body, others: Body) -> dict[str, object]:
         "grant.priority": 50,
         "adjustment.force": False,
         "grant.allow_repeated_receipt": False,
+        "refund.force": False,
         "consumption.usage.billing_method": 1,
         "consumption.usage.price_precision": 1,
     }
@@ -965,11 +1044,20 @@ class NaiveLedger:
         return view
 
     def sweep(self, *, now: int) -> None:
-        """What is due in any wallet is written down, as any command on it would."""
+        """What is due is written down, as any command would, where a grant or a hold has ended."""
+        for wallet_id, wallet in self.wallets.items():
+            left = [g for g in wallet.grants if wallet.remaining(g)]
+            ends = [g.expires_at for g in left if g.expires_at is not None]
+            ends += [hold.deadline for hold in wallet.holds if hold.ended is None]
+            if any(end <= now for end in ends):
+                self.write_down(wallet_id, now=now)
+
+    def write_down(self, wallet_id: str, *, now: int) -> None:
+        """What is due in a wallet is written down, as any command on it would."""
         self.clock = now
-        for wallet in self.wallets.values():
-            self.postings_made += 1
-            wallet.expire(self.postings_made, wallet.now(now))
+        wallet = self.wallets[wallet_id]
+        self.postings_made += 1
+        wallet.expire(self.postings_made, wallet.now(now))
 
     def update_grant(
         self,
@@ -1104,7 +1192,8 @@ class NaiveLedger:
         for row in drafts[0].rows_of(ref):
             assert row.grant is not None
             grant = drafts[0].grant(row.grant)
-            terms = {name: getattr(grant, name) for name in ("priority", "name", "expires_at")}
+            kept = ("priority", "name", "expires_at", "returned")
+            terms = {name: getattr(grant, name) for name in kept}
             drafts[1].give(into, "transfer_in", -row.amount, grant.category, **terms)
         last = ref + 1
         for draft in drafts:

@@ -6,7 +6,8 @@ what it asks for goes over REST. `differences` compares whole bodies, `failure` 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
@@ -97,6 +98,29 @@ def metadata(answer: httpx.Response) -> dict[str, str]:
     """What a program reacts to in an error; fails unless all of it has the common shape."""
     failure(answer)
     found: dict[str, str] = answer.json()["error"]["metadata"]
+    return found
+
+
+def promotional(rows: Iterable[Json]) -> set[str]:
+    """Sequences of a wallet's rows that count as voucher: what promotional grants paid.
+
+    A refund's row counts as the draw does that it returns, whatever comes back: draws are returned
+    newest first.
+    """
+    draws: dict[str, list[tuple[Decimal, bool]]] = defaultdict(list)
+    found = set()
+    for row in sorted(rows, key=lambda one: int(one["sequence"])):
+        counts = row.get("creditGrant", {}).get("category") == "promotional"
+        amount = Decimal(row["amount"])
+        if row["kind"] == "usage":
+            draws[row["posting_id"]].append((-amount, counts))
+        elif row["kind"] == "refund":
+            left = draws[row["source"]["posting_id"]]
+            drawn, counts = left.pop()
+            if drawn > amount:
+                left.append((drawn - amount, counts))
+        if counts:
+            found.add(row["sequence"])
     return found
 
 

@@ -16,7 +16,7 @@ from creditledger import ids
 from creditledger.clock import DAY, HOUR, MINUTE
 from creditledger.store import grants as store_grants
 from creditledger.store import schema
-from tests.running import CUSTOMER, WALLET, consume, grant, refund, serve
+from tests.running import CUSTOMER, WALLET, consume, grant, post, refund, serve
 from tests.serving import Refused, refused
 from tests.support import look
 
@@ -377,8 +377,9 @@ async def test_all_of_it_held_or_nothing_left(grants: Grants, api: Api, clock: C
     used = await grants.given("used", "2")
     spent = await api.post("spent", **consume("2"))
     assert not (await grants.void("void used", used)).posting.transactions
-    back = await api.post("back", **refund(spent.posting_id))
-    (row,) = back.transactions
+    assert (await refused(api.post("back", **refund(spent.posting_id)))).reason == "NOT_REFUNDABLE"
+    forced = post("back", **refund(spent.posting_id, force=True))
+    (row,) = (await api.wallets.Post(forced, metadata=api.admin)).transactions
     assert row.credit_grant_id not in ("", used)
     assert (await api.wallet_now()).available == "2.00"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from importlib import import_module
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -41,7 +42,9 @@ from tests.test_verify import ACME, BETA, TAKING, written
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
+    from creditledger.deciding import Posted
     from creditledger.ledger import Ledger
+    from creditledger.operations import Operation
 
 #: (table, column)
 ADDED_BY_0003 = (
@@ -49,6 +52,7 @@ ADDED_BY_0003 = (
     ("wallet_states", "refund_amount"),
     ("rollups", "posting_count"),
 )
+WHO_PAID = "0020_who_paid_overdrafts"
 #: (kind, name) -> what the definition says.
 Definitions = dict[tuple[str, str], Any]
 
@@ -149,7 +153,8 @@ def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
         f"{table}_no_{act}"
         for table in (
             *("credit_transactions", "postings", "dimensions", "hold_revisions"),
-            *("grant_revisions", "grant_repayments", "statements"),
+            *("grant_revisions", "grant_repayments", "overdraft_payers", "overdraft_returns"),
+            "statements",
         )
         for act in acts
     }
@@ -352,6 +357,8 @@ NUMBERED = (
 def number_over_all_wallets(connection: Connection) -> None:
     """The ledger as 0017 had it: a posting's number is used by no other wallet."""
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
+    forget_who_paid(connection)
+    connection.exec_driver_sql("DROP TABLE receipts")
     guards: list[Any] = []
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
@@ -422,3 +429,87 @@ def last_consumption(connection: Connection) -> int:
     query = select(func.max(p.number)).where(p.wallet_number == ACME, p.operation == 2)
     found: int = connection.execute(query).scalar_one()
     return found
+
+
+def forget_who_paid(connection: Connection) -> None:
+    """The ledger as 0019 had it."""
+    for name in ("draws", "payers", "returns"):
+        connection.exec_driver_sql(f"DROP TABLE overdraft_{name}")
+    for column in ("overdrawn", "repaid_to"):
+        connection.exec_driver_sql(f"ALTER TABLE wallet_states DROP COLUMN {column}")
+    connection.exec_driver_sql("ALTER TABLE grants DROP COLUMN returned")
+
+
+async def test_who_paid_overdrafts_is_worked_out_from_the_rows(
+    ledger: Ledger, store: Store, clock: Clock, database_url: str
+) -> None:
+    """What the ledger writes as it goes is what the migration finds in an older ledger."""
+    keys = (f"k{number}" for number in count())
+
+    async def post(operation: Operation) -> Posted:
+        return await ledger.post(command(operation, key=next(keys)))
+
+    await ledger.change(WalletChange("wal_acme", livemode=True, overdraft_limit="100"))
+    spent = [await post(consume("3")) for _ in range(5)]
+    await post(give("2", category=Category.PROMOTIONAL))
+    await post(give("2", effective_at=clock.now + time.HOUR))
+    await post(refund(posting_id(spent[2])))
+    clock.advance(time.DAY)
+    await post(refund(posting_id(spent[0]), "1"))
+    await post(give("7"))
+    await post(refund(posting_id(spent[4]), "2"))
+    await post(refund(posting_id(spent[1])))
+    await post(consume("50"))
+    await ledger.close()
+    await store.close()
+
+    def line(connection: Connection) -> list[Any]:
+        states = schema.wallet_states.c
+        found = [connection.execute(select(states.overdrawn, states.repaid_to)).all()]
+        tables = schema.overdraft_draws, schema.overdraft_payers
+        found += [sorted(connection.execute(table.select()).all()) for table in tables]
+        return found
+
+    def again(connection: Connection) -> None:
+        returns = connection.execute(schema.overdraft_returns.select()).all()
+        forget_who_paid(connection)
+        with Operations.context(MigrationContext.configure(connection)):
+            import_module(f"{versions.__name__}.{WHO_PAID}").upgrade()
+        for wallet, sequence in returns:
+            row = {"wallet_number": wallet, "sequence": sequence}
+            connection.execute(schema.overdraft_returns.insert().values(row))
+
+    before = look(database_url, line)
+    assert len(before[1]) == 6
+    assert len(before[2]) == 4
+    change(database_url, again)
+
+    assert look(database_url, line) == before
+
+
+def test_a_refund_that_lowered_what_others_owed_stays_as_booked() -> None:
+    """What had paid its draw then paid the oldest that were owed in its place."""
+    line = import_module(f"{versions.__name__}.{WHO_PAID}").Line(1)
+    line.draw(sequence=1, posting=1, amount=5)
+    line.draw(sequence=2, posting=2, amount=5)
+    line.pay(grant=3, amount=5, row=3)
+
+    line.give_back(sequence=4, posting=1, amount=4)
+
+    assert line.payers == [(0, 5, 5, 3, 3), (5, 9, 4, 3, 4)]
+    assert (line.drawn, line.repaid) == (10, 9)
+    assert [forgiven for *_, forgiven in line.draws.values()] == [0, 0]
+
+
+def test_a_refund_of_what_is_owed_is_gone_past() -> None:
+    """Its own draw's end is forgiven; who pays later pays the others."""
+    line = import_module(f"{versions.__name__}.{WHO_PAID}").Line(1)
+    for number in (1, 2, 3):
+        line.draw(sequence=number, posting=number, amount=5)
+    line.give_back(sequence=4, posting=2, amount=3)
+    line.pay(grant=5, amount=8, row=5)
+
+    assert line.payers == [(0, 11, 8, 5, 5)]
+    line.give_back(sequence=6, posting=3, amount=4)
+    assert (line.drawn, line.repaid) == (15, 15)
+    assert [forgiven for *_, forgiven in line.draws.values()] == [0, 3, 4]

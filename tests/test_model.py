@@ -17,7 +17,7 @@ import pytest
 from hypothesis import event, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 
 from creditledger import clock as time
 from creditledger import ids, limits, statements
@@ -335,6 +335,7 @@ class LedgerMachine(RuleBasedStateMachine):
         if self.closed[wallet_id]:
             one = data.draw(st.sampled_from(self.closed[wallet_id]))
             period = one.starts_at, one.ends_at
+            self.model.write_down(wallet_id, now=self.clock.now)
             again = self._statements().close(self._period(wallet_id, *period), LOCAL)
             assert self.run(again) == one
             said = figures_of(json.loads(one.content), WALLETS[wallet_id][2])
@@ -354,6 +355,7 @@ class LedgerMachine(RuleBasedStateMachine):
         return StatedPeriod(wallet_id, Bucket(start, end), ZoneInfo("UTC"), is_month=False)
 
     def _statement(self, wallet_id: str, start: int, end: int) -> dict[str, Any]:
+        self.model.write_down(wallet_id, now=self.clock.now)
         wanted = self._period(wallet_id, start, end)
         return figures_of(self.run(self._statements().open(wanted, LOCAL)), WALLETS[wallet_id][2])
 
@@ -372,12 +374,15 @@ class LedgerMachine(RuleBasedStateMachine):
         lying = self.run(self.store.read(lambda c: self._lying(c, wallets.values())))
         for wallet_id in WALLETS:
             wallet = wallets[wallet_id]
-            grants, terms, limits_, rows = (part[wallet.number] for part in lying)
+            grants, terms, limits_, rows, voucher = (part[wallet.number] for part in lying)
             expected = self.model.wallet(wallet_id, now=self.clock.now)
             assert expected == figures(view(wallet, self.clock.now))
             self._remember(wallet_id, expected)
             assert [
-                (g.ref, g.amount, g.overdraft_paid, g.repaid, g.remaining, g.effective_at)
+                (
+                    *(g.ref, g.amount, g.overdraft_paid, g.repaid, g.remaining),
+                    *(g.effective_at, g.category),
+                )
                 for g in self.model.grants(wallet_id)
             ] == grants
             assert self._model_terms(wallet_id) == terms
@@ -388,6 +393,8 @@ class LedgerMachine(RuleBasedStateMachine):
             assert wallet.unpaid_amount == sum(amount for _, amount in unpaid)
             assert self._model_limits(wallet_id) == limits_
             self._compare_rows(wallet, rows)
+            promotional = [row for row in own.rows if own.category(row) == "promotional"]
+            assert voucher == sum(row.amount for row in promotional)
             summary = naive_bills.summary(self.model, [wallet_id])
             assert summary == (
                 wallet.usage_quantity,
@@ -539,7 +546,8 @@ class LedgerMachine(RuleBasedStateMachine):
             ref = body["posting_id"]
             owner = next((w for w in WALLETS if ref in self.model.wallets[w].postings), None)
             place = number if owner is None else self.numbers[owner]
-            return Refund(ids.compose("pst", place, self.postings.get(ref, ref)), amount)
+            posting_id = ids.compose("pst", place, self.postings.get(ref, ref))
+            return Refund(posting_id, amount, bool(body.get("force")))
         if item.name in ("capture", "release", "extend"):
             return self._on_hold(item, amount)
         if item.name == "void":
@@ -641,11 +649,14 @@ class LedgerMachine(RuleBasedStateMachine):
         for number, *revision, metadata in connection.execute(REVISIONS):
             terms[number].append((*revision, load(metadata, {})))
         for number, *grant in connection.execute(GRANTS):
-            grants[number].append(tuple(grant[:6]))
-            terms[number].append((grant[0], *grant[6:]))
+            grants[number].append((*grant[:6], Category(grant[6]).word))
+            terms[number].append((grant[0], *grant[7:]))
         shown = {wallet.number: self._limits(connection, wallet) for wallet in wallets}
         written = {wallet.number: self._rows(connection, wallet) for wallet in wallets}
-        return [grants, terms, shown, written]
+        vouchers = dict.fromkeys(grants, 0) | {
+            number: int(amount) for number, amount in connection.execute(VOUCHERS)
+        }
+        return [grants, terms, shown, written, vouchers]
 
     def _model_limits(self, wallet_id: str) -> list[naive.LimitView]:
         wallet = self.model.wallets[wallet_id]
@@ -701,9 +712,9 @@ class LedgerMachine(RuleBasedStateMachine):
 
 
 _TERMS = ("name", "priority", "expires_at", "voided_at")
-_OF_GRANTS = ("amount", "overdraft_paid", "repaid", "remaining", "effective_at")
+_OF_GRANTS = ("amount", "overdraft_paid", "repaid", "remaining", "effective_at", "category")
 _grants, _revisions, _rows = schema.grants.c, schema.grant_revisions.c, schema.transactions.c
-#: Of all wallets, oldest first: six columns of what is left, and the terms.
+#: Of all wallets, oldest first: seven columns of what is left, and the terms.
 GRANTS = select(
     _grants.wallet_number, _grants.number, *(_grants[name] for name in (*_OF_GRANTS, *_TERMS))
 ).order_by(_grants.number)
@@ -714,6 +725,11 @@ REVISIONS = select(
     _revisions.created_at,
     *(_revisions[name] for name in (*_TERMS, "metadata")),
 ).order_by(_revisions.grant_number, _revisions.number)
+_rollups = schema.rollups.c
+#: What promotional grants paid, less what was refunded of that, by wallet.
+VOUCHERS = select(_rollups.wallet_number, func.sum(_rollups.voucher_amount)).group_by(
+    _rollups.wallet_number
+)
 ROWS = (
     select(*[_rows[name] for name in ROW_COLUMNS])
     .where(_rows.wallet_number == bindparam("wallet"), _rows.sequence > bindparam("after"))

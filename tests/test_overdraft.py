@@ -9,11 +9,12 @@ from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import statement_service_pb2 as statements_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
+from sqlalchemy import select
 
 from creditledger import clock as time
 from creditledger.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.store import schema
-from tests.running import WALLET, adjust, consume, grant, post, refund, serve
+from tests.running import TWO_DAYS_OF_BILLS, WALLET, adjust, consume, grant, post, refund, serve
 from tests.serving import Refused, refused
 from tests.support import START, change, look
 
@@ -385,3 +386,224 @@ async def test_what_was_before_the_ledger_learnt_it_stays(database_url: str, clo
         assert await stands(api) == ("-5.00", "-5.00", "5.00")
         assert await stands(api, as_of=time.text(START + MINUTE)) == ("-6.00", "-6.00", "10.00")
         assert await the(api, begun) == ("0.00", "4.00", "expired")
+
+
+# --- refunds -------------------------------------------------------------------------------------
+
+#: 2026-10-21T15:00:00Z: the first full hour after START and 30 days.
+COMES_BACK_UNTIL = (START + 30 * DAY) // HOUR * HOUR + HOUR
+
+
+async def of(api: Api, id_: str) -> tuple[str, str, int, str]:
+    """Amount, category, priority and end of a grant."""
+    request = grants_pb.CreditGrantServiceRetrieveRequest(id=id_)
+    one = await api.grants.Retrieve(request, metadata=api.service)
+    return one.amount, one.category, one.priority, one.expires_at
+
+
+async def returned(api: Api, key: str, posting_id: str, **fields: Any) -> list[tuple[str, str]]:
+    """(amount, grant) of a refund's rows; no grant is overdraft."""
+    posted = await api.post(key, **refund(posting_id, **fields))
+    return [(one.amount, one.credit_grant_id) for one in posted.transactions]
+
+
+async def test_overdraft_that_promotional_credit_repaid_comes_back_as_that(
+    api: Api, clock: Clock
+) -> None:
+    """Not as paid, and not for ever: with the category and end of the grant that paid."""
+    spent = await api.post("1", **consume("10"))
+    ends = clock.now + HOUR
+    promo = {"category": "promotional", "priority": 7, "expires_at": time.text(ends)}
+    await api.post("2", **grant("10", **promo))
+
+    ((amount, back),) = await returned(api, "3", spent.posting_id, amount="4")
+
+    assert amount == "4.00"
+    assert await of(api, back) == ("4.00", "promotional", 7, time.text(ends))
+    clock.now = ends
+    ((_, later),) = await returned(api, "4", spent.posting_id)
+    assert await of(api, later) == (
+        "6.00",
+        "promotional",
+        7,
+        time.text((ends + 30 * DAY) // HOUR * HOUR + HOUR),
+    )
+
+
+async def test_each_repayment_pays_the_oldest_draws(api: Api) -> None:
+    """A refund gives back what paid that very draw, newest first, then what nothing paid yet."""
+    first = await api.post("1", **consume("4"))
+    second = await api.post("2", **consume("6"))
+    paid = await given(api, "3", "3")
+    promo = await given(api, "4", "4", category="promotional")
+    assert (await stands(api))[2] == "3.00"
+
+    # Of the second, 3 are owed and 3 were paid by the promotional grant.
+    rows = await returned(api, "5", second.posting_id, amount="5")
+    assert rows[0] == ("3.00", "")
+    assert rows[1][0] == "2.00"
+    assert await of(api, rows[1][1]) == ("2.00", "promotional", 50, "")
+    # Of the first, 1 by the promotional one and 3 by the paid one.
+    rows = await returned(api, "6", first.posting_id)
+    assert [(amount, (await of(api, id_))[1]) for amount, id_ in rows] == [
+        ("1.00", "promotional"),
+        ("3.00", "paid"),
+    ]
+    assert await the(api, paid) == ("0.00", "3.00", "depleted")
+    assert await the(api, promo) == ("0.00", "4.00", "depleted")
+
+
+async def test_what_a_refund_forgave_is_not_paid_by_a_later_grant(api: Api) -> None:
+    """A draw in the middle that was given back unpaid is gone past."""
+    draws = [await api.post(f"{n}", **consume("2")) for n in range(3)]
+    assert await returned(api, "3", draws[1].posting_id) == [("2.00", "")]
+    await given(api, "4", "3", category="promotional")
+
+    rows = await returned(api, "5", draws[2].posting_id)
+
+    assert [amount for amount, _ in rows] == ["1.00", "1.00"]
+    assert rows[0][1] == ""
+    assert (await of(api, rows[1][1]))[1] == "promotional"
+    rows = await returned(api, "6", draws[0].posting_id)
+    assert [(amount, (await of(api, id_))[1]) for amount, id_ in rows] == [("2.00", "promotional")]
+
+
+async def test_what_a_later_grant_repaid_comes_back_in_its_category(api: Api, clock: Clock) -> None:
+    """A repayment without a row is known to refunds as well."""
+    spent = await api.post("1", **consume("2"))
+    begins = time.text(clock.now + MINUTE)
+    await api.post("2", **grant("2", effective_at=begins, category="promotional"))
+    clock.advance(MINUTE)
+
+    ((amount, back),) = await returned(api, "3", spent.posting_id)
+
+    assert (amount, (await of(api, back))[1]) == ("2.00", "promotional")
+
+
+async def test_expired_promotional_credit_comes_back_for_a_while(api: Api, clock: Clock) -> None:
+    """Until the first full hour after 30 days; paid credit comes back without an end."""
+    ends = time.text(clock.now + MINUTE)
+    await api.post("1", **grant("5", category="promotional", expires_at=ends, priority=3))
+    await api.post("2", **grant("2", expires_at=ends))
+    spent = await api.post("3", **consume("7"))
+    clock.advance(MINUTE)
+
+    rows = await returned(api, "4", spent.posting_id)
+
+    assert [await of(api, id_) for _, id_ in rows] == [
+        ("2.00", "paid", 50, ""),
+        ("5.00", "promotional", 3, time.text(COMES_BACK_UNTIL)),
+    ]
+
+
+async def test_what_came_back_once_gets_no_new_end(api: Api, clock: Clock) -> None:
+    """Spent and refunded again it has the same end; after that it expires at once, in rows."""
+    ends = time.text(clock.now + MINUTE)
+    await api.post("1", **grant("5", category="promotional", expires_at=ends))
+    spent = await api.post("2", **consume("5"))
+    clock.advance(MINUTE)
+    ((_, back),) = await returned(api, "3", spent.posting_id)
+    again = await api.post("4", **consume("5"))
+    assert await returned(api, "5", again.posting_id, amount="1") == [("1.00", back)]
+    assert await of(api, back) == ("5.00", "promotional", 50, time.text(COMES_BACK_UNTIL))
+    clock.now = COMES_BACK_UNTIL + SECOND
+
+    dry = await api.post("6", **refund(again.posting_id), validate_only=True)
+    assert dry.wallet.balance == "0.00"
+    assert await returned(api, "6", again.posting_id) == [("4.00", back)]
+
+    assert await stands(api) == ("0.00", "0.00", "0.00")
+    # The one left over, the refund, and its own end.
+    assert (await api.wallet_now()).sequence == 8
+    assert await the(api, back) == ("0.00", "0.00", "expired")
+
+
+async def test_transferred_it_gets_no_new_end_either(api: Api, clock: Clock) -> None:
+    """A way through another wallet makes nothing of it that lasts longer."""
+    await api.local.new_wallet("wal_other", "cus_other")
+    ends = time.text(clock.now + MINUTE)
+    await api.post("1", **grant("5", category="promotional", expires_at=ends))
+    spent = await api.post("2", **consume("5"))
+    clock.advance(MINUTE)
+    await returned(api, "3", spent.posting_id)
+    request = pb.TransferRequest(
+        from_wallet_id=WALLET, to_wallet_id="wal_other", idempotency_key="4", amount="5"
+    )
+    await api.wallets.Transfer(request, metadata=api.service)
+    again = await api.post("5", "wal_other", **consume("5"))
+    clock.now = COMES_BACK_UNTIL
+
+    posted = await api.post("6", "wal_other", **refund(again.posting_id))
+
+    assert [one.amount for one in posted.transactions] == ["5.00"]
+    assert posted.wallet.balance == "0.00"
+
+
+async def test_how_long_it_lasts_is_a_setting(database_url: str, clock: Clock) -> None:
+    """0 days: until the next full hour."""
+    async with serve(database_url, clock, refund_promotional_days=0) as api:
+        ends = time.text(clock.now + SECOND)
+        await api.post("1", **grant("5", category="promotional", expires_at=ends))
+        spent = await api.post("2", **consume("5"))
+        clock.advance(SECOND)
+
+        ((_, back),) = await returned(api, "3", spent.posting_id)
+
+        assert (await of(api, back))[3] == time.text(clock.now // HOUR * HOUR + HOUR)
+
+
+async def test_what_a_voided_grant_paid_is_given_back_by_force_only(api: Api) -> None:
+    """A draw on it and an overdraft that it repaid; force is for admin keys."""
+    overdrawn = await api.post("1", **consume("2"))
+    voided = await given(api, "2", "5")
+    spent = await api.post("3", **consume("3"))
+    request = grants_pb.CreditGrantServiceVoidRequest(id=voided, idempotency_key="4")
+    await api.grants.Void(request, metadata=api.service)
+
+    for posting in (overdrawn, spent):
+        asked = post("5", **refund(posting.posting_id))
+        assert await refused(api.wallets.Post(asked, metadata=api.service)) == Refused(
+            "NOT_REFUNDABLE", "refund.posting_id", {}
+        )
+        forced = post(f"6{posting.posting_id}", **refund(posting.posting_id, force=True))
+        assert (await refused(api.wallets.Post(forced, metadata=api.service))).reason == (
+            "SCOPE_DENIED"
+        )
+        done = await api.wallets.Post(forced, metadata=api.admin)
+        assert len(done.transactions) == 1
+    assert (await stands(api))[0] == "5.00"
+
+
+async def test_in_bills_a_refund_is_of_what_it_reverses(api: Api, clock: Clock) -> None:
+    """Overdraft counts as paid, whatever repaid it: the refund takes the same parts away."""
+    spent = await api.post("1", **consume("10"))
+    await api.post("2", **grant("10", category="promotional"))
+    await returned(api, "3", spent.posting_id)
+
+    for cycle in ("Day", "Month"):
+        request = TWO_DAYS_OF_BILLS.__class__()
+        request.CopyFrom(TWO_DAYS_OF_BILLS)
+        request.cycle_type = cycle
+        bills = await api.billing.ListApiKeyBills(request, metadata=api.customer)
+        assert sum(one.voucher_amount for one in bills.bills) == 0
+        assert sum(one.pay_amount for one in bills.bills) == 0
+
+
+async def test_a_refund_reads_what_paid_its_draw_and_no_more(api: Api, database_url: str) -> None:
+    """However many draws a repayment pays, it is one stretch of the line they lie on."""
+    for place in range(20):
+        await api.post(f"s{place}", **consume("1"))
+    middle = await api.post("middle", **consume("1"))
+    for place in range(20):
+        await api.post(f"t{place}", **consume("1"))
+    await api.post("all", **grant("41", category="promotional"))
+
+    ((amount, back),) = await returned(api, "refund", middle.posting_id)
+
+    assert (amount, (await of(api, back))[1]) == ("1.00", "promotional")
+    payers = schema.overdraft_payers.c
+
+    def stretches(connection: Any) -> list[int]:
+        return list(connection.execute(select(payers.start)).scalars())
+
+    assert len(look(database_url, stretches)) == 1

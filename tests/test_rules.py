@@ -13,9 +13,10 @@ from hypothesis import event, given
 from hypothesis import strategies as st
 
 from creditledger import bills, books, ids, money, rules
-from creditledger.clock import DAY, SECOND
+from creditledger.clock import DAY, HOUR, SECOND
 from creditledger.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
 from creditledger.model import Category, Grant, Kind, Wallet, standing
+from creditledger.overdraft import OverdraftDraw
 from tests.support import adjust, command, consume, give, refund
 from tests.values import (
     NOW,
@@ -200,13 +201,14 @@ def test_an_open_grant_pays_the_overdraft_back_first() -> None:
 
 
 def test_refunds_by_example() -> None:
-    """Newest draw first: overdraft still used, then a paid grant; ended grants give a new one."""
+    """Newest draw first: overdraft still used, then what paid it; ended grants give a new one."""
     wallet = wallet_of(
         grant(1, 0, amount=10),
         grant(2, 0, amount=10, ends=0, category=PROMOTIONAL, priority=20),
         overdraft_used=2,
+        repaid_to=3,
     )
-    known = references((3, 1), (4, 2), (5, None))
+    known = references((3, 1), (4, 2), (5, None), paid_by=((1, 3),))
 
     moves = decide(wallet, command(refund(SPENT_ID)), known)
 
@@ -219,13 +221,13 @@ def test_refunds_by_example() -> None:
         promotional.category,
         promotional.priority,
         promotional.expires_at,
-    ) == (PROMOTIONAL, 20, None)
+    ) == (PROMOTIONAL, 20, (NOW + 30 * DAY) // HOUR * HOUR + HOUR)
     # A part skips what was returned before: two of the overdraft's five, then on.
     assert drawn(
         decide(
-            wallet_of(*wallet.grants.values()),
+            wallet_of(*wallet.grants.values(), repaid_to=5),
             command(refund(SPENT_ID, "5")),
-            references((3, 1), (4, 2), (5, None), refunded=2),
+            references((3, 1), (4, 2), (5, None), refunded=2, paid_by=((1, 5),)),
         )
     ) == [(3, 0), (2, 0)]
 
@@ -267,10 +269,13 @@ def grants(draw: st.DrawFn, number: int) -> Grant:
 @st.composite
 def wallets(draw: st.DrawFn) -> Wallet:
     found = [draw(grants(number)) for number in range(1, 1 + draw(st.integers(0, 6)))]
+    used = draw(st.integers(0, 10))
     return wallet_of(
         *found,
-        overdraft_used=draw(st.integers(0, 10)),
+        overdraft_used=used,
         overdraft_limit=draw(st.integers(0, 12)),
+        # What is due by NOW is paid back before the rules decide.
+        repays_from=NOW + 5,
     )
 
 
@@ -402,8 +407,13 @@ def test_refunds_return_what_was_drawn_and_never_more(
         rows = carry_out(wallet, consume(str(amount)))
     except InsufficientCredit:
         return
+    drawn_ = {
+        row.sequence: OverdraftDraw(WALLET, row.sequence, used_before, -row.amount)
+        for row in rows
+        if row.grant is None
+    }
     known = rules.References(
-        frozenset(), {}, {(WALLET, SPENT): rules.Original(rows, USAGE, refunded=0)}
+        frozenset(), {}, {(WALLET, SPENT): rules.Original(rows, USAGE, 0, overdrafts=drawn_)}
     )
     refunded, now = 0, NOW + later
 
@@ -422,7 +432,7 @@ def test_refunds_return_what_was_drawn_and_never_more(
         assert returned == (amount - refunded if due is None else due)
         assert all(row.amount > 0 for row in given_back)
         refunded += returned
-        known.originals[WALLET, SPENT] = rules.Original(rows, USAGE, refunded)
+        known.originals[WALLET, SPENT] = rules.Original(rows, USAGE, refunded, overdrafts=drawn_)
         assert_consistent(wallet)
 
     assert refunded == amount

@@ -161,10 +161,11 @@ async def test_what_is_overdrawn_is_not_spent_through_a_scope(api: Api, clock: C
     """Credit that an overdraft needs stays, however much the scope has."""
     change = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="5")
     await api.wallets.UpdateWallet(change, metadata=api.admin)
-    # Given before, it pays nothing back when it begins.
-    plain = await given(api, "plain", "5", effective_at=time.text(clock.now + HOUR), priority=1)
+    # What comes back to it while something is overdrawn stands beside that.
+    plain = await given(api, "plain", "5", priority=1)
+    spent = await api.post("spent", **consume("5"))
     await api.post("overdrawn", **consume("5"))
-    clock.advance(HOUR)
+    await api.post("back", **refund(spent.posting_id))
     scoped = await given(api, "scoped", "3", scope=IMAGES)
     lowered = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="1")
     await api.wallets.UpdateWallet(lowered, metadata=api.admin)

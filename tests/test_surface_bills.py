@@ -29,6 +29,7 @@ from tests.served import (
     Shop,
     differences,
     failure,
+    promotional,
     serving,
     traffic,
 )
@@ -818,7 +819,7 @@ def summed(
 ) -> list[tuple[int, int, _Label, Bill]]:
     """(first second, last second, label, sums) of the window's rows, in the published order."""
     found: dict[tuple[int, int, _Label], Bill] = defaultdict(Bill)
-    counted = set()
+    counted, promotions = set(), promotional(rows)
     for row in sorted(rows, key=lambda one: int(one["sequence"])):
         moment = milliseconds(row["effective_at"])
         inside = query["startTime"] * 1000 <= moment < (query["endTime"] + 1) * 1000
@@ -840,7 +841,7 @@ def summed(
         counted.add(row["posting_id"])
         key = (*bounds(query["cycleType"], query["timeZone"], moment // 900_000), label)
         old, amount = found[key], -units(row["amount"])
-        voucher = amount if row.get("creditGrant", {}).get("category") == "promotional" else 0
+        voucher = amount if row["sequence"] in promotions else 0
         quantities = usage.get("quantities", ()) if first else ()
         found[key] = Bill(
             tuple(a + b for a, b in zip_longest(old.quantities, quantities, fillvalue=0)),

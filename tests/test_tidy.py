@@ -80,6 +80,7 @@ reconciling
 sealing
 registry shown targets webhooks
 books budget
+overdraft
 operations
 model bills
 durations

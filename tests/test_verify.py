@@ -371,7 +371,7 @@ WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_
     VALUES (99, 1, 2, 20, 1)"""
 
 EXTRA_GRANT = """INSERT INTO grants
-    SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0, 0"""
+    SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0, 0, false"""
 
 EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
@@ -723,8 +723,41 @@ def owing(grant_number: int, changed: str) -> str:
     return f"UPDATE grants SET {changed} WHERE wallet_number = {OWING} AND number = {grant_number}"
 
 
+def overdrawn(changed: str) -> str:
+    return f"UPDATE overdraft_draws SET {changed} WHERE wallet_number = {OWING}"
+
+
+def payer(grant_number: int, changed: str) -> str:
+    where = f"wallet_number = {OWING} AND grant_number = {grant_number}"
+    return f"UPDATE overdraft_payers SET {changed} WHERE {where}"
+
+
+def state(changed: str) -> str:
+    return f"UPDATE wallet_states SET {changed} WHERE wallet_number = {OWING}"
+
+
 #: What is done to the repayments of wal_owing: of grant 5 as it began, of grant 2 as it ended.
 DAMAGED_REPAYMENTS: list[tuple[str, int, tuple[str, ...]]] = [
+    ("overdraft_row", 4, (overdrawn("amount = amount + 1"),)),
+    ("overdraft_row", 4, (overdrawn("start = 1"),)),
+    ("overdraft_row", 3, (overdrawn("sequence = 3"),)),
+    ("overdraft_forgiven", 4, (overdrawn("forgiven = 1"),)),
+    ("payer_place", 2, (payer(5, "until = until - 1, amount = amount - 1"),)),
+    ("payer_place", 2, (payer(2, "amount = amount - 1"),)),
+    ("payer_place", 2, (payer(2, "until = until + 1, amount = amount + 1"),)),
+    ("payer_grant", 6, (payer(5, "grant_number = 6"),)),
+    ("payer_grant", 5, (payer(5, "amount = amount - 1"),)),
+    ("payer_row", 5, (payer(5, "row_sequence = 1"),)),
+    ("payer_row", 5, (payer(5, "row_sequence = 99"),)),
+    (
+        "wallet_overdrawn",
+        7,
+        (
+            f"DELETE FROM overdraft_draws WHERE wallet_number = {OWING}",
+            state("overdrawn = 0, repaid_to = 0"),
+        ),
+    ),
+    ("wallet_repaid_to", 7, (state("repaid_to = repaid_to - 1"),)),
     ("grant_repaid", 5, (owing(5, "repaid = 0"),)),
     ("grant_repaid", 2, (repaid(2, "amount = amount - 1"),)),
     ("grant_repaid", 2, (f"DELETE FROM grant_repayments WHERE wallet_number = {OWING}",)),

@@ -7,10 +7,21 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from creditledger import books, ids, rules
+from creditledger import books, ids, overdraft, rules
 from creditledger.clock import DAY, SECOND
-from creditledger.model import Category, Dimension, Grant, Kind, Row, Status, Type, Wallet
+from creditledger.model import (
+    RETURNED_MS,
+    Category,
+    Dimension,
+    Grant,
+    Kind,
+    Row,
+    Status,
+    Type,
+    Wallet,
+)
 from creditledger.operations import Usage
+from creditledger.overdraft import OverdraftDraw, Payer
 from tests.support import BACKDATING_MS_MAX, START, command
 
 if TYPE_CHECKING:
@@ -53,7 +64,13 @@ def grant(
     )
 
 
-def wallet_of(*grants: Grant, overdraft_used: int = 0, overdraft_limit: int = 0) -> Wallet:
+def wallet_of(
+    *grants: Grant,
+    overdraft_used: int = 0,
+    overdraft_limit: int = 0,
+    repaid_to: int = 0,
+    repays_from: int = 0,
+) -> Wallet:
     """A wallet with these grants, in a currency of scale 0: amounts are their own units."""
     wallet = Wallet(
         number=WALLET,
@@ -72,22 +89,44 @@ def wallet_of(*grants: Grant, overdraft_used: int = 0, overdraft_limit: int = 0)
         overdraft_used=overdraft_used,
         posted_at=NOW - SECOND,
         moved_sequence=38,  # the last two rows are expirations
+        overdrawn=repaid_to + overdraft_used,
+        repaid_to=repaid_to,
+        repays_from=repays_from,
     )
     for one in grants:
         wallet.add(one)
     return wallet
 
 
-def references(*draws: tuple[int, int | None], refunded: int = 0) -> rules.References:
-    """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`."""
+def references(
+    *draws: tuple[int, int | None], refunded: int = 0, paid_by: tuple[tuple[int, int], ...] = ()
+) -> rules.References:
+    """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`.
+
+    `paid_by`: which grants paid how much of its overdraft back, oldest first.
+    """
+    payers: list[Payer] = []
+    for number, amount in paid_by:
+        start = payers[-1].until if payers else 0
+        payers.append(Payer(WALLET, start, start + amount, amount, number, None))
     rows = [row_of(sequence, -amount, number) for sequence, (amount, number) in enumerate(draws, 1)]
     return rules.References(
         meters=frozenset({"mtr_tokens"}),
         subscriptions={"sub_pro": "cus_acme", "sub_other": "cus_other"},
         originals={
-            (WALLET, SPENT): rules.Original(rows, USAGE, refunded),
+            (WALLET, SPENT): rules.Original(
+                rows,
+                USAGE,
+                refunded,
+                overdrafts={
+                    row.sequence: OverdraftDraw(WALLET, row.sequence, 0, -row.amount)
+                    for row in rows
+                    if row.grant is None
+                },
+            ),
             (WALLET, GIVEN): rules.Original([row_of(9, 5, 9)], TOPUP, 0),
         },
+        payers={WALLET: payers},
     )
 
 
@@ -111,6 +150,7 @@ def decide(
         None if amount is None else int(amount),
         references() if known is None else known,
         now=now,
+        returned_ms=RETURNED_MS,
         backdating_ms_max=BACKDATING_MS_MAX,
     )
 
@@ -126,7 +166,15 @@ def carry_out(
     moves = decide(wallet, command(operation), known, now=now)
     ended = books.expirations(wallet, now)
     books.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
-    return books.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+    rows = books.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+    for move, row in zip(moves, rows, strict=True):
+        if move.grant is not None and move.fresh and move.grant.overdraft_paid:
+            overdraft.pay(wallet, row.sequence, move.grant.overdraft_paid, row.sequence)
+        elif move.grant is None and move.overdraft is None:
+            overdraft.draw(wallet, row.sequence, -row.amount)
+        elif move.grant is None and move.overdraft is not None:
+            overdraft.forgive(wallet, move.overdraft, row.amount)
+    return rows
 
 
 def drawn(moves: Sequence[books.Move]) -> list[tuple[int, int | None]]:

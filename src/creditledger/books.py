@@ -17,6 +17,7 @@ from creditledger.model import (
     Type,
     Wallet,
 )
+from creditledger.overdraft import OverdraftDraw
 
 # Looking a word up in its list costs more than all else that is done with it.
 _TOPUP, _REFUND, _USAGE, _EXPIRY = (
@@ -34,6 +35,9 @@ class Move(NamedTuple):
     grant: Grant | None
     effective_at: int | None  #: None: when it is written.
     fresh: bool = False  #: The grant is made by this move.
+    #: The overdraft that it gives back, owed by then or not: in bills that was paid, whatever the
+    #: category of what comes back.
+    overdraft: OverdraftDraw | None = None
 
 
 def check_range(
@@ -127,7 +131,7 @@ def append(
     assert now >= wallet.posted_at
     rows = []
     counted = quantity or 0
-    for kind, type_, amount, grant, effective_at, fresh in moves:
+    for kind, type_, amount, grant, effective_at, fresh, _ in moves:
         wallet.sequence += 1
         wallet.running_balance += amount
         if grant is None:

@@ -147,6 +147,15 @@ class Config(BaseSettings):
     backdating_days: Annotated[
         int, Field(ge=0, le=36_500, description="How far back effective_at may lie.")
     ] = 35
+    refund_promotional_days: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=3_660,
+            description="How many days promotional credit lasts that a refund gives back after its"
+            " grant has ended.",
+        ),
+    ] = 30
     #: 2026-01-01T00:00:00Z, where the published API begins.
     bills_from: Annotated[
         int, Field(ge=0, le=253_402_300_799, description="First bill, in Unix seconds; 0: all.")

@@ -169,6 +169,7 @@ def _dimensions(commands: Sequence[Command], loaded: Loaded) -> Iterator[tuple[i
             yield found.number, _EXPIRY
             original = loaded.dimensions[found.number, hold.dimension]
         elif isinstance(command.operation, Refund):
+            yield found.number, _EXPIRY
             pair = ids.resolve("pst", command.operation.posting_id)
             posting = loaded.originals.get(pair) if pair else None
             if posting is None or not posting.rows:
@@ -198,6 +199,11 @@ class Deciding(Writing):
                     rows=posting.rows,
                     dimension=_dimension_of(loaded, posting),
                     refunded=loaded.refunded.get(pair, 0),
+                    overdrafts={
+                        row.sequence: loaded.overdrafts[row.wallet, row.sequence]
+                        for row in posting.rows
+                        if (row.wallet, row.sequence) in loaded.overdrafts
+                    },
                 )
                 for pair, posting in loaded.originals.items()
             },
@@ -205,6 +211,7 @@ class Deciding(Writing):
                 place: [rules.Credited(*one) for one in grants]
                 for place, grants in loaded.credited.items()
             },
+            payers=loaded.payers,
         )
 
     def post(self, command: Command, budget: Budget) -> Posted:
@@ -251,6 +258,7 @@ class Deciding(Writing):
             self.references,
             now=now,
             backdating_ms_max=self.backdating_ms_max,
+            returned_ms=self.returned_ms,
         )
         original = None
         if isinstance(operation, Refund):
@@ -270,6 +278,9 @@ class Deciding(Writing):
             posting.rows = books.append(
                 wallet, moves, posting=0, dimension=0, quantity=quantity, now=now
             )
+            if original is not None:
+                over = rules.over_at_once(moves, now)
+                books.append(wallet, over, posting=0, dimension=0, quantity=None, now=now)
         else:
             if ended:
                 self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
@@ -277,9 +288,12 @@ class Deciding(Writing):
             self.done[key] = posting, dimension
             if original is not None and posting.refund_of is not None:
                 returned = original.refunded + sum(move.amount for move in moves)
-                self.references.originals[wallet.number, posting.refund_of] = rules.Original(
-                    original.rows, original.dimension, returned
+                self.references.originals[wallet.number, posting.refund_of] = replace(
+                    original, refunded=returned
                 )
+                over = rules.over_at_once(moves, now)
+                if over:
+                    self._write(wallet, _expiry(wallet), over, _EXPIRY, None, now)
             if isinstance(operation, ReportEvent):
                 event = self._report(wallet, posting, operation, command.effective_at, now)
             elif isinstance(operation, GiveGrant) and operation.receipt is not None:
@@ -474,8 +488,8 @@ class Deciding(Writing):
         if before is not None and after.ended is not None:
             repaid, given_up = holds.given_up(wallet, before, moves, now)
             if repaid:
-                books.repay(wallet, repaid)
-                self._note_repaid(wallet, repaid, wallet.sequence, now)
+                payers = self._repay(wallet, repaid)
+                self._note_repaid(wallet, repaid, payers, wallet.sequence, now)
             if given_up:
                 self._write(wallet, _expiry(wallet), given_up, _EXPIRY, None, now)
         self.done[wallet.number, command.idempotency_key] = posting, dimension if moves else None

@@ -32,7 +32,7 @@ from creditledger.deciding import Deciding, Posted, wanted
 from creditledger.errors import OutcomeUnknown, Overloaded, Refusal, Unavailable, WalletLocked
 from creditledger.limits import LimitView
 from creditledger.locked_wallets import PAUSE_SECONDS, LockedWallets
-from creditledger.model import WalletView
+from creditledger.model import RETURNED_MS, WalletView
 from creditledger.operations import (
     Asked,
     Change,
@@ -134,6 +134,7 @@ class Ledger:
         *,
         queue_max: int,
         backdating_ms_max: int,
+        returned_ms: int = RETURNED_MS,
         on_disk_failure: Callable[[], None],
     ) -> None:
         self._store = store
@@ -143,6 +144,7 @@ class Ledger:
         self._locked = LockedWallets[_Item](max(1, queue_max // 10), max(1, queue_max // 2))
         self._queue_max = queue_max
         self._backdating_ms_max = backdating_ms_max
+        self._returned_ms = returned_ms
         self._on_disk_failure = on_disk_failure
         self._arrived = asyncio.Event()
         self._closing = False
@@ -342,7 +344,7 @@ class Ledger:
         An error before COMMIT wrote nothing: the batch is halved until the one command that
         causes it is alone. An error in COMMIT leaves open what happened: see `_recovered`.
         """
-        batch = _Batch(asked, self._backdating_ms_max)
+        batch = _Batch(asked, self._backdating_ms_max, self._returned_ms)
         try:
             await self._store.commit(batch.wanted, batch.decide, wait=wait)
         except WalletsLocked:
@@ -374,7 +376,9 @@ class Ledger:
         places = list(range(len(asked)))
         connected = False
         while places and _now() < give_up:
-            batch = _Batch([asked[place] for place in places], self._backdating_ms_max)
+            batch = _Batch(
+                [asked[place] for place in places], self._backdating_ms_max, self._returned_ms
+            )
             try:
                 if not connected:
                     await self._store.reconnect()
@@ -409,17 +413,18 @@ def _now() -> float:
 class _Batch:
     """Commands decided together in one transaction, and their answers until it is committed."""
 
-    def __init__(self, asked: list[_Item], backdating_ms_max: int) -> None:
+    def __init__(self, asked: list[_Item], backdating_ms_max: int, returned_ms: int) -> None:
         self._asked = asked
         self.wanted = wanted(item.command for item in asked)
         self._backdating_ms_max = backdating_ms_max
+        self._returned_ms = returned_ms
         self._answers: list[Answer | _Locked] = []
         #: What the batch leaves of its callers' budgets: one that is not committed spends nothing.
         self._left: dict[int, tuple[Budget, Budget]] = {}
 
     def decide(self, loaded: Loaded) -> Changes:
         """Phase 4. Runs inside the transaction, maybe in another thread; keeps the answers."""
-        deciding = Deciding(loaded, self._backdating_ms_max)
+        deciding = Deciding(loaded, self._backdating_ms_max, self._returned_ms)
         answers = self._answers = []
         left = self._left = {}
         for command, budget, *_ in self._asked:

@@ -17,6 +17,8 @@ from creditledger import clock
 OPEN_GRANTS_MAX = 1_000
 #: Open holds a wallet may have: they are read with it.
 OPEN_HOLDS_MAX = 1_000
+#: How long promotional credit lasts that a refund gives back after its grant has ended.
+RETURNED_MS = 30 * clock.DAY
 #: How long after it was made or extended a hold may last.
 HOLD_MS_MAX = 7 * clock.DAY
 #: Meter events a wallet may have that are not paid in full: they are read with it, and one command
@@ -174,6 +176,7 @@ class Grant:
     revision: int = 0  #: How often its terms have changed.
     held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
     repaid: int = 0  #: Part of it that paid back overdraft as it began or ended.
+    returned: bool = False  #: Promotional credit that came back after its grant had ended.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""
@@ -354,6 +357,10 @@ class Wallet:
     revision: int = 0  #: How many postings and changes there have been: what readers compare.
     #: Grants pay overdraft back as they begin and end, if that is after this moment.
     repays_from: int = 0
+    overdrawn: int = 0  #: All that was ever drawn beyond grants; see overdraft.py ...
+    repaid_to: int = 0  #: ... up to where that is paid back ...
+    #: ... and what of the rest refunds gave back: [begins, ends), in order.
+    forgiven: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, grant: Grant) -> None:
         """Take a grant read or made into the wallet's books."""
@@ -446,6 +453,7 @@ class Wallet:
             burning=[grants[grant.number] for grant in self.burning],
             holds={n: replace(hold, parts={**hold.parts}) for n, hold in self.holds.items()},
             unpaid={**self.unpaid},
+            forgiven=[*self.forgiven],
         )
 
 

@@ -90,6 +90,7 @@ class Refund:
 
     posting_id: str
     amount: str | None = None
+    force: bool = False  #: Admin keys only: give back what voided grants paid, too.
 
 
 @dataclass(frozen=True, slots=True)

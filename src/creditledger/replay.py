@@ -164,6 +164,7 @@ def terms(command: Command) -> dict[str, object]:
         }
     else:
         fields["refund.posting_id"] = operation.posting_id
+        fields["refund.force"] = operation.force or None
     return _present(fields)
 
 

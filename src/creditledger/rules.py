@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from creditledger import bills, clock, ids, money
+from creditledger import bills, clock, ids, money, overdraft
 from creditledger.books import Move, check_range
 from creditledger.errors import (
     InsufficientCredit,
@@ -55,13 +55,15 @@ from creditledger.operations import (
     Refund,
     ReportEvent,
 )
+from creditledger.overdraft import OverdraftDraw, Payer
 
 # Looking a word up in its list costs more than all else that is done with it.
-_USAGE, _REFUND, _ADMIN_CREDIT, _ADMIN_DEBIT = (
-    kind.value for kind in (Kind.USAGE, Kind.REFUND, Kind.ADMIN_CREDIT, Kind.ADMIN_DEBIT)
+_USAGE, _REFUND, _ADMIN_CREDIT, _ADMIN_DEBIT, _EXPIRY = (
+    kind.value
+    for kind in (Kind.USAGE, Kind.REFUND, Kind.ADMIN_CREDIT, Kind.ADMIN_DEBIT, Kind.EXPIRY)
 )
-_GRANT, _CONSUMPTION, _ADJUSTMENT = (
-    type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT)
+_GRANT, _CONSUMPTION, _ADJUSTMENT, _EXPIRATION = (
+    type_.value for type_ in (Type.GRANT, Type.CONSUMPTION, Type.ADJUSTMENT, Type.EXPIRATION)
 )
 _ACTIVE = Status.ACTIVE
 _NOTHING: Mapping[int, int] = {}
@@ -78,6 +80,8 @@ class Original:
     dimension: Dimension | None  #: None of a posting without rows.
     refunded: int
     is_canceled: bool = False  #: It paid for a meter event that was canceled.
+    #: Its rows that drew beyond the grants, by sequence.
+    overdrafts: Mapping[int, OverdraftDraw] = field(default_factory=dict)
 
 
 class Credited(NamedTuple):
@@ -97,6 +101,8 @@ class References:
     inactive_meters: frozenset[str] = frozenset()  #: Those of the meters that count nothing new.
     #: By wallet number and receipt, oldest first: the grants that have credited it.
     credited: dict[tuple[int, Receipt], list[Credited]] = field(default_factory=dict)
+    #: Who paid the overdrafts of the originals back, by wallet number.
+    payers: Mapping[int, Sequence[Payer]] = field(default_factory=dict)
 
 
 def decide(
@@ -107,11 +113,13 @@ def decide(
     *,
     now: int,
     backdating_ms_max: int,
+    returned_ms: int,
 ) -> list[Move]:
     """The command's own moves, in order (the expirations due are `expirations`).
 
     `amount`: the operation's, in smallest units; None only for a refund of all that is left.
-    `now`: the wallet's time. Raises, in this order of precedence: SequenceMismatch; WalletClosed,
+    `now`: the wallet's time. `returned_ms`: how long promotional credit lasts that comes back after
+    its grant has ended. Raises, in this order of precedence: SequenceMismatch; WalletClosed,
     WalletFrozen; NotFound, MeterInactive; InvalidField and the refusals of the operation;
     InsufficientCredit; OutOfRange.
     """
@@ -144,7 +152,9 @@ def decide(
         moves = _report(wallet, amount, command.effective_at, metered, now)
     else:
         assert isinstance(operation, Refund)
-        moves = _refund(wallet, operation, amount, command.effective_at, references, now)
+        moves = _refund(
+            wallet, operation, amount, command.effective_at, references, now, returned_ms
+        )
     check_range(wallet, moves, now, quantity=quantity or 0)
     return moves
 
@@ -500,6 +510,7 @@ def _refund(
     effective_at: int | None,
     references: References,
     now: int,
+    returned_ms: int,
 ) -> list[Move]:
     original = refundable(wallet, operation, references)
     left = -sum(row.amount for row in original.rows) - original.refunded
@@ -511,7 +522,15 @@ def _refund(
             f"only {most} of the posting is left to refund", param="refund.amount", refundable=most
         )
     draws = unreturned(original, left if amount is None else amount)
-    returned = give_back(wallet, draws, effective_at=effective_at, now=now)
+    returned = give_back(
+        wallet,
+        draws,
+        references.payers.get(wallet.number, ()),
+        effective_at=effective_at,
+        now=now,
+        returned_ms=returned_ms,
+        force=operation.force,
+    )
     return [move for _, moves in returned for move in moves]
 
 
@@ -520,49 +539,161 @@ class Draw(NamedTuple):
 
     row: Row
     amount: int  #: > 0
+    returned: int  #: What was returned of the row before.
+    overdraft: OverdraftDraw | None  #: Of a row that drew beyond the grants.
 
 
 def unreturned(original: Original, amount: int) -> Iterator[Draw]:
     """`amount` of the draws of a posting, newest first, after those returned before."""
     returned = original.refunded
     for row in reversed(original.rows):
-        drawn = -row.amount
-        skipped = min(returned, drawn)
+        skipped = min(returned, -row.amount)
         returned -= skipped
-        part = min(drawn - skipped, amount)
+        part = min(-row.amount - skipped, amount)
         if part:
-            yield Draw(row, part)
+            drawn = None if row.grant is not None else original.overdrafts[row.sequence]
+            yield Draw(row, part, skipped, drawn)
         amount -= part
         if not amount:
             return
 
 
 def give_back(
-    wallet: Wallet, draws: Iterable[Draw], *, effective_at: int | None, now: int
+    wallet: Wallet,
+    draws: Iterable[Draw],
+    payers: Sequence[Payer],
+    *,
+    effective_at: int | None,
+    now: int,
+    returned_ms: int,
+    force: bool,
 ) -> Iterator[tuple[Draw, list[Move]]]:
-    """Return these draws: each with its moves, which are in order but not yet carried out."""
-    overdraft_used = wallet.overdraft_used
-    for draw_ in draws:
-        row, part = draw_
-        moves: list[Move] = []
-        drawn_on = None if row.grant is None else wallet.grants[row.grant]
-        if drawn_on is not None and not drawn_on.has_ended(now):
-            yield draw_, [Move(_REFUND, _ADJUSTMENT, part, drawn_on, effective_at)]
-            continue
-        if drawn_on is None and (paid := min(part, overdraft_used)):
-            moves.append(Move(_REFUND, _ADJUSTMENT, paid, None, effective_at))
-            overdraft_used -= paid
-            part -= paid
-        if part:
-            grant = _new_grant(
-                wallet,
-                part,
-                drawn_on.category if drawn_on else Category.PAID,
-                now,
-                overdraft_used=overdraft_used,
-                priority=drawn_on.priority if drawn_on else PRIORITY_DEFAULT,
-                scope=drawn_on.scope if drawn_on else None,
+    """Return these draws: each with its moves, which are in order but not yet carried out.
+
+    `payers`: who paid the wallet's overdrafts back. Raises NotRefundable for what a voided grant
+    paid, unless `force`.
+    """
+    back = _GivingBack(wallet, effective_at, now, returned_ms, force=force)
+    for one in draws:
+        back.moves = []
+        if one.overdraft is None:
+            assert one.row.grant is not None
+            back.to_grant(wallet.grants[one.row.grant], one.amount)
+        else:
+            back.to_overdraft(one, one.overdraft, payers)
+        yield one, back.moves
+
+
+class _GivingBack:
+    """What is given back is never better than what was spent."""
+
+    def __init__(
+        self,
+        wallet: Wallet,
+        effective_at: int | None,
+        now: int,
+        returned_ms: int,
+        *,
+        force: bool,
+    ) -> None:
+        self.moves: list[Move] = []  #: Of one draw.
+        self._wallet = wallet
+        self._effective_at = effective_at
+        self._now = now
+        self._returned_ms = returned_ms
+        self._force = force
+        self._overdraft_used = wallet.overdraft_used
+
+    def to_grant(self, drawn_on: Grant, amount: int) -> None:
+        """Back to the grant that was drawn on or, if it has ended, in a grant of its own."""
+        self._require_not_voided(drawn_on)
+        if not drawn_on.has_ended(self._now) or self._is_over(drawn_on):
+            self._move(amount, drawn_on)
+        else:
+            self._give(drawn_on, amount)
+
+    def to_overdraft(self, one: Draw, drawn: OverdraftDraw, payers: Sequence[Payer]) -> None:
+        """What nothing has paid back is owed no more; the rest comes back as what paid it."""
+        owed = min(one.amount, overdraft.unpaid(self._wallet, drawn, one.returned))
+        if owed:
+            self._move(owed, None, overdraft=drawn)
+            self._overdraft_used -= owed
+        rest = one.amount - owed
+        for number, part in overdraft.paid_by(drawn, one.returned + owed, rest, payers):
+            payer = self._wallet.grants[number]
+            self._require_not_voided(payer)
+            if self._is_over(payer):
+                self._move(part, payer, overdraft=drawn)
+            else:
+                # As good as the one that paid, whose own part was never spendable.
+                self._give(payer, part, drawn)
+
+    def _move(
+        self,
+        amount: int,
+        grant: Grant | None,
+        *,
+        fresh: bool = False,
+        overdraft: OverdraftDraw | None = None,
+    ) -> None:
+        self.moves.append(
+            Move(_REFUND, _ADJUSTMENT, amount, grant, self._effective_at, fresh, overdraft)
+        )
+
+    def _require_not_voided(self, grant: Grant) -> None:
+        if grant.voided_at is not None and not self._force:
+            raise NotRefundable(
+                "a grant that paid for it was voided: only force gives that back",
+                param="refund.posting_id",
             )
-            overdraft_used -= grant.overdraft_paid
-            moves.append(Move(_REFUND, _ADJUSTMENT, part, grant, effective_at, fresh=True))
-        yield draw_, moves
+
+    def _is_over(self, grant: Grant) -> bool:
+        """Whether it came back once already, and its end has passed: it gets no new one."""
+        return grant.returned and grant.voided_at is None and grant.has_ended(self._now)
+
+    def _give(self, like: Grant, amount: int, drawn: OverdraftDraw | None = None) -> None:
+        expires_at, returned = like.expires_at, like.returned
+        if like.has_ended(self._now):
+            if like.category is Category.PAID:
+                expires_at = None
+            elif not returned or expires_at is None or expires_at <= self._now:
+                expires_at, returned = _full_hour(self._now + self._returned_ms), True
+        paid = min(self._overdraft_used, amount) if like.scope is None else 0
+        self._overdraft_used -= paid
+        last = self.moves[-1] if self.moves else None
+        if last is not None and last.fresh and last.grant is not None:
+            made = last.grant
+            terms = (like.category, like.priority, like.scope, expires_at, returned)
+            if terms == (made.category, made.priority, made.scope, made.expires_at, made.returned):
+                # One row for all payers that come back in the same way.
+                made.amount += amount
+                made.overdraft_paid += paid
+                made.remaining += amount - paid
+                self.moves[-1] = last._replace(amount=made.amount)
+                return
+        grant = _new_grant(
+            self._wallet,
+            amount,
+            like.category,
+            self._now,
+            overdraft_used=paid,
+            priority=like.priority,
+            expires_at=expires_at,
+            scope=like.scope,
+        )
+        grant.returned = returned
+        self._move(amount, grant, fresh=True, overdraft=drawn)
+
+
+def _full_hour(moment: int) -> int:
+    """The first full hour, UTC, after the moment: refunds of one hour end together."""
+    return (moment // clock.HOUR + 1) * clock.HOUR
+
+
+def over_at_once(moves: list[Move], now: int) -> list[Move]:
+    """What expires as a refund gives it back: its grant's end has passed."""
+    return [
+        Move(_EXPIRY, _EXPIRATION, -move.amount, move.grant, None)
+        for move in moves
+        if move.kind == _REFUND and move.grant is not None and move.grant.has_ended(now)
+    ]

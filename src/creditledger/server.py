@@ -186,6 +186,7 @@ class Server:
             opened,
             queue_max=config.queue_max,
             backdating_ms_max=config.backdating_days * time.DAY,
+            returned_ms=config.refund_promotional_days * time.DAY,
             on_disk_failure=self.failed.set,
         )
         await ledger.start()

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from creditledger import books, clock, grants, holds, limits, settling
+from creditledger import books, clock, grants, holds, limits, overdraft, settling
 from creditledger.model import (
+    RETURNED_MS,
     Category,
     Dimension,
     Grant,
@@ -32,6 +33,7 @@ class Writing:
 
     loaded: Loaded
     backdating_ms_max: int
+    returned_ms: int = RETURNED_MS
     changes: Changes = field(default_factory=Changes)
     spending: limits.Spending = field(init=False)
 
@@ -54,17 +56,46 @@ class Writing:
         Answers how many repayments that were.
         """
         due, sequence = repayments(wallet, now), wallet.sequence
-        books.repay(wallet, due)
+        if not due:
+            yield 0
+            return
+        line, payers = (wallet.repaid_to, wallet.forgiven), self._payers(wallet)
+        known = len(payers)
+        self._repay(wallet, due)
         try:
             yield len(due)
         except BaseException:
             books.undo(wallet, due)
+            wallet.repaid_to, wallet.forgiven = line
+            del payers[known:]
             raise
-        if due and write:
-            self._note_repaid(wallet, due, sequence, now)
+        if write:
+            self._note_repaid(wallet, due, payers[known : known + len(due)], sequence, now)
+        else:
+            del payers[known:]
 
-    def _note_repaid(self, wallet: Wallet, due: list[Repayment], sequence: int, now: int) -> None:
+    def _payers(self, wallet: Wallet) -> list[overdraft.Payer]:
+        """Who paid the wallet's overdrafts back, as far as that is read or written by now."""
+        return self.loaded.payers.setdefault(wallet.number, [])
+
+    def _repay(self, wallet: Wallet, due: list[Repayment]) -> list[overdraft.Payer]:
+        """Carry out what grants pay back, and find out of which draws."""
+        books.repay(wallet, due)
+        paid = [overdraft.pay(wallet, one.grant.number, one.amount, None) for one in due]
+        self._payers(wallet).extend(paid)
+        return paid
+
+    def _note_repaid(
+        self,
+        wallet: Wallet,
+        due: list[Repayment],
+        payers: list[overdraft.Payer],
+        sequence: int,
+        now: int,
+    ) -> None:
         """Write down what grants have paid back: the wallet has moved, without a row."""
+        self.changes.payers += payers
+        self.changes.overdrawn[wallet.number] = wallet
         for moment, grant, start, amount in due:
             place = wallet.number, grant.number
             paid = GrantRepayment(*place, start, amount, moment, now, sequence)
@@ -142,9 +173,16 @@ class Writing:
             )
         else:
             wallet.posted_at = now
-        for move in moves:
-            if move.fresh and move.grant is not None:
-                given[wallet.number, move.grant.number] = move.grant
+        for move, row in zip(moves, posting.rows, strict=True):
+            grant = move.grant
+            if grant is None:
+                self._overdraw(wallet, move, row)
+            elif move.fresh:
+                given[wallet.number, grant.number] = grant
+                if grant.overdraft_paid:
+                    self._pay(wallet, grant.number, grant.overdraft_paid, row.sequence)
+            if move.overdraft and grant is not None and grant.category is _PROMOTIONAL:
+                changes.overdraft_returns.append((wallet.number, row.sequence))
         changes.postings.append(posting)
         changes.rows += posting.rows
         changes.touched[wallet.number] = wallet
@@ -154,6 +192,23 @@ class Writing:
                 original = loaded.originals[wallet.number, posting.refund_of].rows[0]
             self.spending.count(wallet, posting, dimension, original, now=now)
         self._roll_up(posting, moves, quantity or 0)
+
+    def _overdraw(self, wallet: Wallet, move: books.Move, row: Row) -> None:
+        """Write down what a row drew beyond the grants, or gave back of that."""
+        drawn = move.overdraft
+        if drawn is None:
+            drawn = overdraft.draw(wallet, row.sequence, -row.amount)
+        else:
+            overdraft.forgive(wallet, drawn, row.amount)
+        self.changes.overdrafts[wallet.number, drawn.sequence] = drawn
+        self.changes.overdrawn[wallet.number] = wallet
+
+    def _pay(self, wallet: Wallet, grant: int, amount: int, row: int) -> None:
+        """Write down which overdrafts the credit of a row paid back."""
+        payer = overdraft.pay(wallet, grant, amount, row)
+        self._payers(wallet).append(payer)
+        self.changes.payers.append(payer)
+        self.changes.overdrawn[wallet.number] = wallet
 
     def _words(self, wallet: Wallet, grant: Grant) -> Mapping[str, str]:
         """The grant's metadata; until it is changed, that of the posting that gave it."""
@@ -208,7 +263,7 @@ class Writing:
             sums = self._sums(row, happened)
             sums[0] += 1
             sums[1] += amount
-            if grant is not None and grant.category is _PROMOTIONAL:
+            if grant is not None and grant.category is _PROMOTIONAL and not move.overdraft:
                 sums[2] += amount
             for place, one in enumerate(quantities, 3):
                 sums[place] += one

@@ -146,7 +146,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "WALLET_CLOSED", "domain": "creditledger"}
     """
     ERROR_REASON_NOT_REFUNDABLE: _ErrorReason.ValueType  # 21
-    """The posting is not a consumption or nothing of it is left to refund.
+    """The posting is not a consumption, nothing of it is left to refund, or a grant that paid for it
+    was voided.
     [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "NOT_REFUNDABLE", "domain": "creditledger"}
     """
@@ -381,7 +382,8 @@ ERROR_REASON_WALLET_CLOSED: ErrorReason.ValueType  # 20
 Example: {"reason": "WALLET_CLOSED", "domain": "creditledger"}
 """
 ERROR_REASON_NOT_REFUNDABLE: ErrorReason.ValueType  # 21
-"""The posting is not a consumption or nothing of it is left to refund.
+"""The posting is not a consumption, nothing of it is left to refund, or a grant that paid for it
+was voided.
 [FAILED_PRECONDITION, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "NOT_REFUNDABLE", "domain": "creditledger"}
 """

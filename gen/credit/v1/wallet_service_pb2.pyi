@@ -1210,28 +1210,38 @@ class RefundOperation(_message.Message):
 
     POSTING_ID_FIELD_NUMBER: _builtins.int
     AMOUNT_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
     posting_id: _builtins.str
     """Id of the consumption's posting, `pst_…`. Required."""
     amount: _builtins.str
     """How much, a decimal greater than 0 in the wallet's currency; all refunds of a posting together
     are at most what it spent. Absent means all that is not yet refunded.
     """
+    force: _builtins.bool
+    """Admin keys only: true gives back what grants paid that were voided since, too. Absent means
+    false: such a refund is NOT_REFUNDABLE.
+    """
     def __init__(
         self,
         *,
         posting_id: _builtins.str | None = ...,
         amount: _builtins.str | None = ...,
+        force: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_posting_id", b"_posting_id", "amount", b"amount", "posting_id", b"posting_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_force", b"_force", "_posting_id", b"_posting_id", "amount", b"amount", "force", b"force", "posting_id", b"posting_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_posting_id", b"_posting_id", "amount", b"amount", "posting_id", b"posting_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_force", b"_force", "_posting_id", b"_posting_id", "amount", b"amount", "force", b"force", "posting_id", b"posting_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
+    _WhichOneofReturnType__force: _TypeAlias = _typing.Literal["force"]  # noqa: Y015
+    _WhichOneofArgType__force: _TypeAlias = _typing.Literal["_force", b"_force"]  # noqa: Y015
     _WhichOneofReturnType__posting_id: _TypeAlias = _typing.Literal["posting_id"]  # noqa: Y015
     _WhichOneofArgType__posting_id: _TypeAlias = _typing.Literal["_posting_id", b"_posting_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__force) -> _WhichOneofReturnType__force | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__posting_id) -> _WhichOneofReturnType__posting_id | None: ...
 

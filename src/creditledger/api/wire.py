@@ -87,7 +87,7 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
         )
 
     def asked_by(caller: Caller) -> Command:
-        if isinstance(operation, Adjust) and operation.force:
+        if isinstance(operation, Adjust | Refund) and operation.force:
             caller.require(Scope.ADMIN)
         # By place: names cost as much again as all the rest of making it.
         return Command(
@@ -123,6 +123,7 @@ def _operation(request: wallet_service_pb2.PostRequest) -> Operation:
         return Refund(
             posting_id=fields.reference("pst", refund.posting_id, field="refund.posting_id"),
             amount=fields.amount(refund.amount, field="refund.amount") if given else None,
+            force=refund.force,
         )
     raise MissingField("operation")
 

@@ -22,6 +22,7 @@ from creditledger.model import (
     Status,
     Wallet,
 )
+from creditledger.overdraft import OverdraftDraw, Payer
 
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
@@ -68,6 +69,9 @@ class Loaded:
     #: Other sides of transfers among `postings`, as far as their wallets are the batch's.
     linked: dict[tuple[int, int], Posting] = field(default_factory=dict)
     refunded: dict[tuple[int, int], int] = field(default_factory=dict)  #: Σ returned of them.
+    #: What their rows drew beyond the grants, by wallet and sequence, ...
+    overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
+    payers: dict[int, list[Payer]] = field(default_factory=dict)  #: ... and who paid it back.
     meters: frozenset[str] = frozenset()
     inactive_meters: frozenset[str] = frozenset()  #: Those of them.
     subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
@@ -104,6 +108,20 @@ class Loaded:
             if wallet.limits or wallet.id in wanted.limited:
                 found |= {(wallet.number, number) for number in wallet.holds}
         return sorted(found)
+
+    def overdraft_places(self) -> list[tuple[int, int]]:
+        """(wallet number, sequence) of the originals' rows that drew beyond the grants."""
+        rows = [row for posting in self.originals.values() for row in posting.rows]
+        return sorted((row.wallet, row.sequence) for row in rows if row.grant is None)
+
+    def add_payers(self, payers: Iterable[Payer]) -> None:
+        """Take who paid overdrafts back; one may come more than once."""
+        for payer in dict.fromkeys(payers):
+            self.payers.setdefault(payer.wallet, []).append(payer)
+
+    def paying(self) -> list[tuple[int, int]]:
+        """(wallet number, grant number) of the payers."""
+        return sorted({(one.wallet, one.grant) for some in self.payers.values() for one in some})
 
     def other_sides(self) -> list[tuple[int, int]]:
         """(wallet number, posting number) of what `linked` has to hold."""
@@ -214,6 +232,12 @@ class Changes:
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
     #: By wallet and grant number: receipts credited; None: the grant's is free again.
     receipts: dict[tuple[int, int], CreditedReceipt | None] = field(default_factory=dict)
+    overdrawn: dict[int, Wallet] = field(default_factory=dict)  #: Overdrawn more, or less.
+    #: What rows drew beyond the grants, or gave back of that.
+    overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
+    payers: list[Payer] = field(default_factory=list)  #: Who paid it back.
+    #: (wallet number, sequence) of rows that give back promotional credit for overdraft.
+    overdraft_returns: list[tuple[int, int]] = field(default_factory=list)
 
     def closed(self) -> list[Wallet]:
         """Wallets that the batch closed: what is closed changes no more."""

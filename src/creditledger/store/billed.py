@@ -201,7 +201,7 @@ def _add_rows(
     p = schema.postings.c
     query = (
         select(
-            *(t.dimension_number, t.sequence, t.amount, t.grant_number),
+            *(t.dimension_number, t.sequence, t.amount, t.grant_number, t.kind),
             *(p.first_sequence, p.quantities),
         )
         .join_from(schema.transactions, schema.postings, OF_POSTING)
@@ -214,8 +214,11 @@ def _add_rows(
         *connection.execute(query.where(t.effective_at >= start, t.effective_at < end)),
     ]
     promotional = _promotional(connection, wallet, {row.grant_number for row in rows} - {None})
+    refunds = {row.sequence for row in rows if row.kind == Kind.REFUND.value}
+    of_overdraft = _of_overdraft(connection, wallet, refunds) if promotional else set()
     for row in rows:
-        voucher = row.amount if row.grant_number in promotional else 0
+        is_voucher = row.grant_number in promotional and row.sequence not in of_overdraft
+        voucher = row.amount if is_voucher else 0
         first = row.sequence == row.first_sequence
         quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
         sums = found.setdefault(row.dimension_number, BillSums())
@@ -232,6 +235,16 @@ def _promotional(connection: Connection, wallet: int, numbers: set[int]) -> set[
             g.number.in_(wanted),
             g.category == Category.PROMOTIONAL.value,
         )
+        found.update(connection.scalars(query))
+    return found
+
+
+def _of_overdraft(connection: Connection, wallet: int, refunds: set[int]) -> set[int]:
+    """Of these rows of refunds those that give back what had paid an overdraft back."""
+    o, asked, found = schema.overdraft_returns.c, sorted(refunds), set[int]()
+    for at in range(0, len(asked), GRANTS_MAX):
+        wanted = asked[at : at + GRANTS_MAX]
+        query = select(o.sequence).where(o.wallet_number == wallet, o.sequence.in_(wanted))
         found.update(connection.scalars(query))
     return found
 

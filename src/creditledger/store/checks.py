@@ -98,12 +98,19 @@ NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
 #: The first moment at which the grant `g` could not be drawn on; other rows of the moment at which
 #: it was voided may lie before that.
 GONE_AT = "coalesce(g.voided_at + 1, g.expires_at)"
+#: Whether a refund gave something back to the grant `g` of the row `t`, at that moment, which gets
+#: no new end: it expires at once.
+_CAME_BACK = """g.returned AND EXISTS (SELECT 1 FROM credit_transactions AS k
+      WHERE k.wallet_number = t.wallet_number AND k.sequence < t.sequence AND k.kind = $REFUND
+      AND k.sequence >= t.sequence - 2000 AND k.grant_number = t.grant_number
+      AND k.created_at = t.created_at)"""
 #: What is wrong with an expiration. It is of the moment at which its grant ends or, of what a hold
-#: had set aside, at which the hold does.
+#: had set aside, at which the hold does; of what comes back later, at which it does.
 NOT_EXPIRED = """t.kind = $EXPIRY AND (coalesce(g.voided_at, g.expires_at) IS NULL
       OR coalesce(g.voided_at, g.expires_at) > t.created_at
       OR CASE WHEN p.operation = $OP_VOID
          THEN t.effective_at IS NOT NULL OR coalesce(g.voided_at, 0) <> t.created_at
+         WHEN t.effective_at IS NULL AND $CAME_BACK THEN false
          WHEN g.voided_at IS NULL AND g.expires_at = coalesce(t.effective_at, t.created_at)
          THEN t.posting_number <> b.posting_number AND g.expires_at <= b.created_at
          ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
@@ -157,6 +164,7 @@ grant: t.grant_number IS NOT NULL AND g.number IS NULL OR {NO_SUCH_GRANT}
 grant_origin: t.grant_number = t.sequence AND ({OTHER_ORIGIN})
     -- the grant it made has another amount or time
 grant_time: t.kind <> $EXPIRY AND {GONE_AT} <= t.created_at AND p.operation <> $OP_CAPTURE
+      AND NOT (t.kind = $REFUND AND g.returned)
     OR t.kind IN ($USAGE, $TRANSFER_OUT) AND g.effective_at > t.created_at
     -- grant {{g.number}} was not open at {{t.created_at}}
 expiration: {NOT_EXPIRED}
@@ -287,7 +295,11 @@ refund_usage: {" OR ".join(f"d.{label} <> o.{label}" for label in _USAGE)}
 QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
 KEY = "wallet_number, quarter, dimension_number"
 _PLACE = "quarter {x.quarter}, dimension {x.dimension_number}"
-_VOUCHER = f"CASE g.category WHEN {Category.PROMOTIONAL:d} THEN t.amount ELSE 0 END"
+#: What is given back of an overdraft was paid, whatever the category of what comes back.
+OF_OVERDRAFT = """LEFT JOIN overdraft_returns AS o ON t.kind = $REFUND
+         AND o.wallet_number = t.wallet_number AND o.sequence = t.sequence"""
+_VOUCHER = f"""CASE WHEN g.category = {Category.PROMOTIONAL:d} AND o.sequence IS NULL
+         THEN t.amount ELSE 0 END"""
 _ROWS_AND_POSTINGS = """credit_transactions AS t
        LEFT JOIN $POSTINGS AS p ON $OF_POSTING"""
 
@@ -315,6 +327,7 @@ ROLLUPS = Pass(
           FROM {_ROWS_AND_POSTINGS}
           LEFT JOIN grants AS g
             ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+          {OF_OVERDRAFT}
           UNION ALL SELECT {KEY}, 1, -count, -amount, -voucher_amount, -posting_count,
             $JS_STORED
           FROM rollups) AS every
@@ -412,6 +425,11 @@ def words(dialect: str) -> dict[str, str]:
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
     words["SPENDING"] = ", ".join(map(str, _SPENDING))
     words["HOLDS"] = _HOLDS
+    words["FORGIVEN_BEFORE"] = _FORGIVEN.format("c.place", "c.start")
+    behind = _FORGIVEN.format("v.repaid_to", "v.overdrawn")
+    words["FORGIVEN_BEHIND"] = behind.replace("c.wallet_number", "w.number")
+    words["FORGIVEN_WITHIN"] = _FORGIVEN.format("c.start", "c.until")
+    words["CAME_BACK"] = _CAME_BACK.replace("$REFUND", words["REFUND"])
     words["ROLLING"] = str(Period.ROLLING.value)
     words["IN_SCOPE"] = " AND ".join(
         f"({given} OR {among})".format(f"d.{label}", name) for label, name in _SCOPE.items()
@@ -431,6 +449,13 @@ _HOLDS = "EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = w.number AND 
 #: What open holds have set aside of the grant `g`.
 _HELD = """(SELECT coalesce(sum({amount}), 0) FROM holds AS h, {parts} AS q
     WHERE h.wallet_number = g.wallet_number AND h.ended IS NULL AND {grant} = g.number)"""
+#: How many places between two were forgiven before they were paid back.
+_FORGIVEN = """(SELECT coalesce(sum(
+       CASE WHEN i.start + i.amount < {1} THEN i.start + i.amount ELSE {1} END
+       - CASE WHEN i.start + i.amount - i.forgiven > {0} THEN i.start + i.amount - i.forgiven
+         ELSE {0} END), 0)
+     FROM overdraft_draws AS i WHERE i.wallet_number = c.wallet_number AND i.forgiven > 0
+     AND i.start + i.amount > {0} AND i.start + i.amount - i.forgiven < {1})"""
 #: What spend limits say was spent, the other way round.
 _LIMIT_PARTS = """SELECT l.wallet_number, l.number, {start} AS start, -{amount} AS amount
       FROM spend_limits AS l, {parts} AS q"""  # constants

@@ -59,7 +59,7 @@ grant_repaid: g.repaid <> coalesce(y.amount, 0)
     -- it has repaid {g.repaid} of overdraft, its repayments are of {coalesce(y.amount, 0)}
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
 grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
-grant_expired: s.expirations > 1
+grant_expired: s.expirations > 1 AND NOT g.returned
       AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = g.wallet_number)
     OR g.remaining > $HELD AND (s.expirations > 0 OR g.expires_at <= v.posted_at)
     -- it ended at {g.expires_at} with {g.remaining} left and {s.expirations} expirations
@@ -146,8 +146,10 @@ WALLETS = Pass(
     LEFT JOIN customers AS u ON u.id = w.customer_id
     LEFT JOIN credit_transactions AS l ON l.wallet_number = w.number AND l.sequence = v.sequence
     LEFT JOIN credit_transactions AS x ON x.wallet_number = w.number AND x.sequence = v.sequence + 1
-    LEFT JOIN (SELECT wallet_number, sum(amount) AS amount FROM credit_transactions
-               WHERE grant_number IS NULL GROUP BY wallet_number + 0, wallet_number) AS o
+    LEFT JOIN (SELECT wallet_number, sum(amount) AS amount,
+                 sum(CASE WHEN amount < 0 THEN -amount ELSE 0 END) AS drawn
+               FROM credit_transactions WHERE grant_number IS NULL
+               GROUP BY wallet_number + 0, wallet_number) AS o
       ON o.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, sum(remaining) AS remaining,
                  sum(overdraft_paid + repaid) AS paid
@@ -188,6 +190,10 @@ wallet_credit: v.running_balance <> coalesce(g.remaining, 0) - v.overdraft_used
     -- {v.running_balance} are not {coalesce(g.remaining, 0)} of grants less {v.overdraft_used} used
 wallet_last_posting: v.last_posting <> coalesce(p.number, 0)
     -- last_posting is {v.last_posting}, its last one has number {coalesce(p.number, 0)}
+wallet_overdrawn: v.overdrawn <> coalesce(o.drawn, 0)
+    -- overdrawn is {v.overdrawn}, its rows have drawn {coalesce(o.drawn, 0)}
+wallet_repaid_to: v.overdraft_used <> v.overdrawn - v.repaid_to - $FORGIVEN_BEHIND
+    -- {v.overdrawn} drawn and paid back up to {v.repaid_to} leave not {v.overdraft_used} overdrawn
 wallet_unpaid_amount: v.unpaid_amount <> coalesce(m.unpaid, 0)
     -- unpaid_amount is {v.unpaid_amount}, its meter events are owed {coalesce(m.unpaid, 0)}
 wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
@@ -403,6 +409,80 @@ repayment_time: r.repaid_at <= w.repays_from OR r.created_at > v.posted_at
 """,
 )
 
+# --- which grants paid which overdrafts back ------------------------------------------------------
+
+#: Draws lie behind one another on the line. That none is missing, `wallet_overdrawn` says.
+OVERDRAFTS = Pass(
+    "overdrafts",
+    """(SELECT *, coalesce(lag(start + amount)
+           OVER (PARTITION BY wallet_number ORDER BY sequence), 0) AS place
+         FROM overdraft_draws) AS i
+    LEFT JOIN wallets AS w ON w.number = i.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = i.wallet_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = i.wallet_number AND t.sequence = i.sequence
+    LEFT JOIN (SELECT f.wallet_number, f.sequence, sum(u.amount) AS amount
+               FROM overdraft_draws AS f
+               JOIN credit_transactions AS t
+                 ON t.wallet_number = f.wallet_number AND t.sequence = f.sequence
+               JOIN postings AS p
+                 ON p.wallet_number = f.wallet_number AND p.refund_of = t.posting_number
+               JOIN credit_transactions AS u ON u.wallet_number = f.wallet_number
+                 AND u.sequence >= p.first_sequence
+                 AND u.sequence < p.first_sequence + p.row_count AND u.grant_number IS NULL
+               GROUP BY f.wallet_number, f.sequence) AS b
+      ON b.wallet_number = i.wallet_number AND b.sequence = i.sequence
+    LEFT JOIN (SELECT c.wallet_number, p.refund_of, sum(c.amount) AS amount
+               FROM overdraft_payers AS c
+               JOIN credit_transactions AS u ON u.wallet_number = c.wallet_number
+                 AND u.sequence = c.row_sequence AND u.grant_number IS NULL
+               JOIN postings AS p
+                 ON p.wallet_number = c.wallet_number AND p.number = u.posting_number
+               GROUP BY c.wallet_number, p.refund_of) AS e
+      ON e.wallet_number = i.wallet_number AND e.refund_of = t.posting_number""",
+    ("i.wallet_number", "i.sequence"),
+    """
+overdraft_row: t.sequence IS NULL OR t.grant_number IS NOT NULL OR t.amount <> -i.amount
+    OR i.start <> i.place
+    -- it has {i.amount} from {i.start} on, and what was drawn before ends at {i.place}
+overdraft_forgiven: i.forgiven <> coalesce(b.amount, 0) - coalesce(e.amount, 0)
+    -- {i.forgiven} are forgiven, refunds gave back {coalesce(b.amount, 0) - coalesce(e.amount, 0)}
+""",
+)
+
+#: A stretch of the line begins where the one before ends, or behind what was forgiven in between.
+OVERDRAFT_PAYERS = Pass(
+    "payers of overdrafts",
+    """(SELECT *, coalesce(lag(until) OVER (PARTITION BY wallet_number ORDER BY start), 0) AS place,
+           sum(amount) OVER (PARTITION BY wallet_number, grant_number) AS paid
+         FROM overdraft_payers) AS c
+    LEFT JOIN wallets AS w ON w.number = c.wallet_number
+    LEFT JOIN wallet_states AS v ON v.wallet_number = c.wallet_number
+    LEFT JOIN grants AS g ON g.wallet_number = c.wallet_number AND g.number = c.grant_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = c.wallet_number AND t.sequence = c.row_sequence
+    LEFT JOIN (SELECT c.wallet_number, c.grant_number, sum(c.amount) AS amount
+               FROM overdraft_payers AS c
+               JOIN credit_transactions AS u ON u.wallet_number = c.wallet_number
+                 AND u.sequence = c.row_sequence AND u.grant_number IS NULL
+               GROUP BY c.wallet_number, c.grant_number) AS e
+      ON e.wallet_number = c.wallet_number AND e.grant_number = c.grant_number""",
+    ("c.wallet_number", "c.grant_number"),
+    """
+payer_place: c.start < c.place OR c.until > v.repaid_to
+      OR c.start - c.place <> $FORGIVEN_BEFORE
+      OR c.until - c.start - c.amount <> $FORGIVEN_WITHIN
+    -- it paid {c.amount} from {c.start} to {c.until}, the one before it up to {c.place}
+payer_grant: g.number IS NULL OR g.scope IS NOT NULL
+    OR c.paid - coalesce(e.amount, 0) <> g.overdraft_paid + g.repaid
+    -- the grant paid {g.overdraft_paid} and {g.repaid} of overdraft, not {c.paid}
+payer_row: c.row_sequence IS NOT NULL AND (t.sequence IS NULL
+      OR coalesce(t.grant_number, c.grant_number) <> c.grant_number OR t.amount < c.amount
+      OR t.grant_number IS NULL AND t.kind <> $REFUND)
+    -- row {c.row_sequence} gave no credit that paid
+""",
+)
+
 # --- webhooks -------------------------------------------------------------------------------------
 
 #: What is told is there, and whoever is told may know of it.
@@ -472,5 +552,6 @@ PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
     *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, GRANT_REPAYMENTS, WEBHOOKS),
     *(RECEIPTS, RECEIPT_ROWS),
+    *(OVERDRAFTS, OVERDRAFT_PAYERS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

@@ -23,6 +23,8 @@ from creditledger.store.values import (
     HOLD_COLUMNS,
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
+    OVERDRAFT_COLUMNS,
+    PAYER_COLUMNS,
     POSTING_COLUMNS,
     RECEIPT_COLUMNS,
     REVISION_COLUMNS,
@@ -127,6 +129,30 @@ FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, last)
 JOIN credit_transactions AS t
   ON t.wallet_number = j.wallet AND t.sequence BETWEEN j.first AND j.last
 ORDER BY t.wallet_number, t.sequence"""
+
+#: What refunds gave back of overdrafts above where the wallet is paid back to.
+FORGIVEN = """
+SELECT o.wallet_number, o.start + o.amount - o.forgiven, o.start + o.amount
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, place)
+JOIN overdraft_draws AS o ON o.wallet_number = j.wallet AND o.forgiven > 0
+ AND o.start >= coalesce((SELECT max(b.start) FROM overdraft_draws AS b
+   WHERE b.wallet_number = j.wallet AND b.forgiven > 0 AND b.start <= j.place), 0)
+WHERE o.start + o.amount > j.place
+ORDER BY o.wallet_number, o.start"""
+
+OVERDRAFTS = f"""
+SELECT {_of("o", OVERDRAFT_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, sequence)
+JOIN overdraft_draws AS o ON o.wallet_number = j.wallet AND o.sequence = j.sequence"""
+
+#: Stretches do not overlap, so those of a draw begin with the last one that begins before it.
+PAYERS = f"""
+SELECT {_of("p", PAYER_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, behind)
+JOIN overdraft_payers AS p ON p.wallet_number = j.wallet AND p.start < j.behind
+ AND p.start >= coalesce((SELECT max(b.start) FROM overdraft_payers AS b
+   WHERE b.wallet_number = j.wallet AND b.start <= j.first), 0)
+WHERE p.until > j.first"""
 
 DIMENSIONS = f"""
 SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)}
@@ -252,6 +278,14 @@ _PARTS = {
     "credited": lambda n: n.insert(schema.receipts, RECEIPT_COLUMNS),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
+    "overdrafts": lambda n: (
+        n.insert(schema.overdraft_draws, OVERDRAFT_COLUMNS)
+        + " ON CONFLICT (wallet_number, sequence) DO UPDATE SET forgiven = excluded.forgiven"
+    ),
+    "payers": lambda n: n.insert(schema.overdraft_payers, PAYER_COLUMNS),
+    "overdraft_returns": lambda n: n.insert(
+        schema.overdraft_returns, ["wallet_number", "sequence"]
+    ),
     "repaid": lambda n: n.insert(schema.grant_repayments, GRANT_REPAYMENT_COLUMNS),
     "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
     "added": lambda n: (
@@ -286,6 +320,10 @@ WRITE_TERMS = _Numbered().update(
 WRITE_CLOSED = _Numbered().update(schema.wallets, ["number"], ["closed_at"])
 #: Apart and first, since the same receipt may be credited anew.
 FREE_RECEIPTS = _Numbered().delete(schema.receipts, ["wallet_number", "grant_number"])
+#: Apart, since few batches overdraw or pay back: counters are written by all.
+WRITE_OVERDRAWN = _Numbered().update(
+    schema.wallet_states, ["wallet_number"], ["overdrawn", "repaid_to"]
+)
 
 #: Apart, since one statement changes a row only once, and of these some are drawn on as well.
 WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)

@@ -15,6 +15,7 @@ from typing import Any
 import asyncpg
 
 from creditledger.model import Annotation, Grant, Hold, Posting, Receipt, Row, SpendLimit, Wallet
+from creditledger.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store import postgres_statements as sql
 from creditledger.store.batch import (
     Changes,
@@ -41,6 +42,7 @@ from creditledger.store.values import (
     limit_columns,
     limit_value,
     load,
+    overdraft_columns,
     posting_columns,
     posting_value,
     revision_columns,
@@ -325,6 +327,11 @@ async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> N
         holds[number].append(hold_value(columns))
     for wallet in wallets:
         wallet.fill(found[wallet.number], holds[wallet.number])
+    gaps = [place for wallet in wallets if (place := forgiving(wallet))]
+    if gaps:
+        by_number = {wallet.number: wallet for wallet in wallets}
+        for number, begins, ends in await connection.fetch(sql.FORGIVEN, *_columns(gaps)):
+            by_number[number].forgiven.append((begins, ends))
     owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
     if owing:
         for number, *columns in await connection.fetch(sql.UNPAID_EVENTS, list(owing)):
@@ -376,6 +383,15 @@ async def _load_originals(connection: asyncpg.Connection, wanted: Wanted, loaded
         drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
     for wallet, number, amount in await connection.fetch(sql.REFUNDED, *_columns(pairs)):
         loaded.refunded[wallet, number] = amount
+    places = loaded.overdraft_places()
+    if places:
+        for columns in await connection.fetch(sql.OVERDRAFTS, *_columns(places)):
+            one = OverdraftDraw(*columns)
+            loaded.overdrafts[one.wallet, one.sequence] = one
+        drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
+        paid = await connection.fetch(sql.PAYERS, *_columns(drawn, 3))
+        loaded.add_payers(Payer(*row) for row in paid)
+        drawn_on += loaded.paying()
     await _load_named_grants(connection, loaded, drawn_on)
 
 
@@ -405,7 +421,7 @@ async def _load_postings(
 
 
 async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[int, str]) -> None:
-    """At most four statements however many postings."""
+    """At most five statements however many postings."""
     if changes.terms:
         terms = [
             (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
@@ -433,6 +449,9 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
     free = [place for place, one in changes.receipts.items() if one is None]
     if free:
         await connection.fetch(sql.FREE_RECEIPTS, *_columns(free))
+    if changes.overdrawn:
+        owing = [(number, w.overdrawn, w.repaid_to) for number, w in changes.overdrawn.items()]
+        await connection.fetch(sql.WRITE_OVERDRAWN, *_columns(owing))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
@@ -450,6 +469,9 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "credited": [one for one in changes.receipts.values() if one is not None],
         "became": list(map(revision_columns, changes.revisions)),
         "revised": list(map(grant_revision_columns, changes.grant_revisions)),
+        "overdrafts": list(map(overdraft_columns, changes.overdrafts.values())),
+        "payers": list(changes.payers),
+        "overdraft_returns": list(changes.overdraft_returns),
         "repaid": list(changes.repayments),
         "posted": list(map(posting_columns, changes.postings)),
         "added": [(*place, *sums) for place, sums in changes.rollups.items()],

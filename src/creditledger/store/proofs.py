@@ -26,6 +26,7 @@ from creditledger.store.checks import (
     NO_SUCH_GRANT,
     NO_SUCH_KIND,
     NOT_EXPIRED,
+    OF_OVERDRAFT,
     OF_POSTING,
     OTHER_DIMENSION,
     OTHER_ORIGIN,
@@ -53,6 +54,8 @@ from creditledger.store.credit_checks import (
     HOLDS,
     LAST_REVISION,
     LIMITS,
+    OVERDRAFT_PAYERS,
+    OVERDRAFTS,
     RECEIPT_ROWS,
     RECEIPTS,
     REPAID_SUMS,
@@ -205,7 +208,8 @@ _DRAWN = f"LEFT JOIN drawn AS s ON s.grant_ = {_GRANT('g', 'number')}"
 _DRAWN_LATE = f"""CASE WHEN {GONE_AT} <= s.last_at THEN EXISTS (
       SELECT 1 FROM credit_transactions AS t JOIN postings AS p ON {OF_POSTING}
       WHERE t.wallet_number = g.wallet_number AND t.grant_number = g.number
-      AND t.kind <> $EXPIRY AND t.created_at >= {GONE_AT} AND p.operation <> $OP_CAPTURE) END"""  # noqa: S608 # constants
+      AND t.kind <> $EXPIRY AND t.created_at >= {GONE_AT} AND p.operation <> $OP_CAPTURE
+      AND NOT (t.kind = $REFUND AND g.returned)) END"""  # noqa: S608 # constants
 
 _SQLITE_GRANTS = Proof(
     "grants",
@@ -254,12 +258,14 @@ def _entries(promotional: str, quantities: str) -> str:
     """What each row adds to its roll-up."""
     return f"""SELECT t.wallet_number, {quarter("coalesce(t.effective_at, t.created_at)")},
           t.dimension_number, t.amount,
-          CASE WHEN g.number IS NULL THEN 0 ELSE t.amount END AS voucher_amount,
+          CASE WHEN g.number IS NULL OR o.sequence IS NOT NULL THEN 0 ELSE t.amount END
+            AS voucher_amount,
           {FIRST} AS posting_count, {quantities}
         FROM credit_transactions AS t $UNINDEXED
         LEFT JOIN $POSTINGS AS p ON $OF_POSTING
         LEFT JOIN {promotional} AS g
-          ON g.wallet_number = t.wallet_number AND g.number = t.grant_number"""  # noqa: S608 # constants
+          ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+        {OF_OVERDRAFT}"""  # noqa: S608 # constants
 
 
 _PROMOTIONAL = f"SELECT wallet_number, number FROM grants WHERE category = {Category.PROMOTIONAL:d}"  # noqa: S608 # constants
@@ -353,14 +359,14 @@ _SQLITE = (
         _whole(SCOPES),
     ),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
-    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS)),
+    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
-    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS)),
+    *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
 )
 
 

@@ -24,6 +24,7 @@ from sqlalchemy import (
     SmallInteger,
     Table,
     UniqueConstraint,
+    false,
     func,
     text,
     true,
@@ -172,6 +173,10 @@ wallet_states = Table(
     Column("credited_amount", BigInteger, nullable=False, server_default=text("0")),
     # The number of its last posting.
     Column("last_posting", BigInteger, nullable=False, server_default=text("0")),
+    # All that was ever drawn beyond the grants, and up to where of that it is paid back: written
+    # only by postings that overdraw or pay back.
+    Column("overdrawn", BigInteger, nullable=False, server_default=text("0")),
+    Column("repaid_to", BigInteger, nullable=False, server_default=text("0")),
     CheckConstraint("status BETWEEN 1 AND 3", name="status"),
     CheckConstraint("overdraft_limit >= 0", name="overdraft_limit"),
     CheckConstraint("overdraft_used >= 0", name="overdraft_used"),
@@ -231,6 +236,8 @@ grants = Table(
     Column("revision", BigInteger, nullable=False, server_default=text("0")),
     # The sum of its repayments: what of it paid overdraft back as it began or ended.
     Column("repaid", BigInteger, nullable=False, server_default=text("0")),
+    # Promotional credit that came back after its grant had ended: it gets no new end once more.
+    Column("returned", Boolean, nullable=False, server_default=false()),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
@@ -297,6 +304,57 @@ grant_repayments = Table(
     PrimaryKeyConstraint("wallet_number", "grant_number", "start"),
     CheckConstraint("start >= 0 AND amount > 0", name="amount"),
     CheckConstraint("repaid_at <= created_at", name="repaid_at"),
+    sqlite_with_rowid=False,
+)
+
+#: What rows drew beyond the grants, one behind the other on one line for each wallet: the places
+#: [start, start + amount), of whose end refunds gave back `forgiven` before it was paid back.
+overdraft_draws = Table(
+    "overdraft_draws",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("forgiven", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "sequence"),
+    CheckConstraint("start >= 0 AND amount > 0", name="amount"),
+    CheckConstraint("forgiven >= 0 AND forgiven <= amount", name="forgiven"),
+    sqlite_with_rowid=False,
+)
+_is_forgiven = text("forgiven > 0")
+Index(
+    "overdraft_draws_forgiven",
+    *(overdraft_draws.c.wallet_number, overdraft_draws.c.start),
+    sqlite_where=_is_forgiven,
+    postgresql_where=_is_forgiven,
+)
+
+#: Which grant paid which places of that line back, but for what was forgiven in between. A draw's
+#: payers are the stretches that overlap it, so a repayment is one row however many draws it pays.
+overdraft_payers = Table(
+    "overdraft_payers",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("until", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("grant_number", BigInteger, nullable=False),
+    # The row that gave the credit; NULL: the grant paid as it began or ended.
+    Column("row_sequence", BigInteger),
+    PrimaryKeyConstraint("wallet_number", "start"),
+    CheckConstraint("start >= 0 AND amount > 0 AND until - start >= amount", name="amount"),
+    sqlite_with_rowid=False,
+)
+
+#: Rows of refunds that give back promotional credit which had paid an overdraft back. In bills they
+#: are paid, as the rows are that they reverse.
+overdraft_returns = Table(
+    "overdraft_returns",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "sequence"),
     sqlite_with_rowid=False,
 )
 

@@ -24,6 +24,7 @@ from creditledger.model import (
     SpendLimit,
     Wallet,
 )
+from creditledger.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store.batch import Changes, Loaded, Wanted
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
@@ -38,6 +39,8 @@ from creditledger.store.values import (
     HOLD_COLUMNS,
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
+    OVERDRAFT_COLUMNS,
+    PAYER_COLUMNS,
     POSTING_COLUMNS,
     RECEIPT_COLUMNS,
     REVISION_COLUMNS,
@@ -60,6 +63,7 @@ from creditledger.store.values import (
     limit_columns,
     limit_value,
     load,
+    overdraft_columns,
     posting_columns,
     posting_value,
     revision_columns,
@@ -144,6 +148,32 @@ CROSS JOIN credit_transactions AS t ON t.wallet_number = json_extract(j.value, '
  AND t.sequence BETWEEN json_extract(j.value, '$[1]') AND json_extract(j.value, '$[2]')
 ORDER BY t.wallet_number, t.sequence"""
 
+#: What refunds gave back of overdrafts above where the wallet is paid back to.
+_FORGIVEN = """
+SELECT o.wallet_number, o.start + o.amount - o.forgiven, o.start + o.amount
+FROM json_each(?) AS j CROSS JOIN overdraft_draws AS o INDEXED BY overdraft_draws_forgiven
+  ON o.wallet_number = json_extract(j.value, '$[0]') AND o.forgiven > 0
+ AND o.start >= coalesce((SELECT max(b.start) FROM overdraft_draws AS b
+   INDEXED BY overdraft_draws_forgiven WHERE b.wallet_number = json_extract(j.value, '$[0]')
+   AND b.forgiven > 0 AND b.start <= json_extract(j.value, '$[1]')), 0)
+WHERE o.start + o.amount > json_extract(j.value, '$[1]')
+ORDER BY o.wallet_number, o.start"""
+
+_OVERDRAFTS = f"""
+SELECT {_of("o", OVERDRAFT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN overdraft_draws AS o ON o.wallet_number = json_extract(j.value, '$[0]')
+ AND o.sequence = json_extract(j.value, '$[1]')"""
+
+#: Stretches do not overlap, so those of a draw begin with the last one that begins before it.
+_PAYERS = f"""
+SELECT {_of("p", PAYER_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN overdraft_payers AS p ON p.wallet_number = json_extract(j.value, '$[0]')
+ AND p.start < json_extract(j.value, '$[2]') AND p.start >= coalesce((
+   SELECT max(b.start) FROM overdraft_payers AS b
+   WHERE b.wallet_number = json_extract(j.value, '$[0]')
+   AND b.start <= json_extract(j.value, '$[1]')), 0)
+WHERE p.until > json_extract(j.value, '$[1]')"""
+
 _DIMENSIONS = f"""
 SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
@@ -197,6 +227,11 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
         holds[number].append(hold_value(columns))
     for wallet in wallets:
         wallet.fill(grants[wallet.number], holds[wallet.number])
+    gaps = [place for wallet in wallets if (place := forgiving(wallet))]
+    if gaps:
+        by_number = {wallet.number: wallet for wallet in wallets}
+        for number, begins, ends in driver.execute(_FORGIVEN, (json.dumps(gaps),)):
+            by_number[number].forgiven.append((begins, ends))
     owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
     if owing:
         for number, *columns in driver.execute(_UNPAID_EVENTS, (json.dumps(list(owing)),)):
@@ -301,6 +336,13 @@ def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) 
         drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
     for wallet, number, amount in driver.execute(_REFUNDED, (json.dumps(pairs),)):
         loaded.refunded[wallet, number] = amount
+    places = loaded.overdraft_places()
+    if places:
+        for columns in driver.execute(_OVERDRAFTS, (json.dumps(places),)):
+            loaded.overdrafts[columns[:2]] = OverdraftDraw(*columns)
+        drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
+        loaded.add_payers(Payer(*row) for row in driver.execute(_PAYERS, (json.dumps(drawn),)))
+        drawn_on += loaded.paying()
     _load_named_grants(driver, loaded, drawn_on)
 
 
@@ -402,6 +444,14 @@ _REVISE = _update("grants", GRANT_CHANGED, ["wallet_number", "number"])
 _GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION_COLUMNS)
 _REPAY = _update("grants", GRANT_REPAID, ["wallet_number", "number"])
 _REPAYMENT = _insert("grant_repayments", GRANT_REPAYMENT_COLUMNS)
+_OVERDRAFT = _insert(
+    "overdraft_draws",
+    OVERDRAFT_COLUMNS,
+    " ON CONFLICT (wallet_number, sequence) DO UPDATE SET forgiven = excluded.forgiven",
+)
+_PAYER = _insert("overdraft_payers", PAYER_COLUMNS)
+_RETURN = _insert("overdraft_returns", ["wallet_number", "sequence"])
+_OVERDRAWN = _update("wallet_states", ["overdrawn", "repaid_to"], ["wallet_number"])
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
 _MOVE = _update(
@@ -422,7 +472,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Seventeen kinds of rows at most, in the order of dependence.
+    """Twenty-one kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -478,6 +528,14 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         free = [place for place, one in changes.receipts.items() if one is None]
         driver.execute(_FREE_RECEIPTS, (json.dumps(free),))
         _write(driver, _RECEIPT, [one for one in changes.receipts.values() if one is not None])
+    if changes.overdrawn:
+        drawn = sorted(changes.overdrafts.items(), key=_by_place)
+        _write(driver, _OVERDRAFT, [overdraft_columns(one) for _, one in drawn])
+        _write(driver, _PAYER, changes.payers)
+        owing = [(w.overdrawn, w.repaid_to, number) for number, w in changes.overdrawn.items()]
+        _write(driver, _OVERDRAWN, owing)
+    if changes.overdraft_returns:
+        _write(driver, _RETURN, changes.overdraft_returns)
     turned, kept = [], []
     for (wallet, number), (grant, was_open) in sorted(changes.drawn.items(), key=_by_place):
         if changes.repaid and (wallet, number) in changes.repaid:

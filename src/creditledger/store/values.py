@@ -26,6 +26,7 @@ from creditledger.model import (
     Status,
     Wallet,
 )
+from creditledger.overdraft import OverdraftDraw
 from creditledger.store.batch import GrantRevision, Revision
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ STATE_COLUMNS = [
     "overdraft_limit",
     "metadata",
     "updated_at",
+    "overdrawn",
+    "repaid_to",
     "sequence",
     "running_balance",
     "overdraft_used",
@@ -90,6 +93,7 @@ GRANT_COLUMNS = [
     "voided_at",
     "revision",
     "repaid",
+    "returned",
 ]
 #: What changes of a grant's terms.
 GRANT_CHANGED = ["name", "priority", "expires_at", "voided_at", "revision"]
@@ -106,6 +110,8 @@ GRANT_REVISION_COLUMNS = [
     "voided_at",
     "metadata",
 ]
+OVERDRAFT_COLUMNS = ["wallet_number", "sequence", "start", "amount", "forgiven"]
+PAYER_COLUMNS = ["wallet_number", "start", "until", "amount", "grant_number", "row_sequence"]
 #: What changes of a grant as it pays overdraft back.
 GRANT_REPAID = ["remaining", "open", "repaid"]
 GRANT_REPAYMENT_COLUMNS = [
@@ -275,7 +281,7 @@ def load(text: str | None, nothing: T) -> T:
 def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     """A wallet, still without grants, of WALLET_COLUMNS and STATE_COLUMNS."""
     number, id_, customer, currency, live, made, repays_from, *state = columns
-    status, limit, metadata, changed, *rest = state
+    status, limit, metadata, changed, overdrawn, repaid_to, *rest = state
     wallet = Wallet(
         number,
         id_,
@@ -291,7 +297,7 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
         *rest[:15],
     )
     *counted, wallet.revision = rest[15:]
-    wallet.repays_from = repays_from
+    wallet.repays_from, wallet.overdrawn, wallet.repaid_to = repays_from, overdrawn, repaid_to
     for kind, count in zip(_COUNTED, counted, strict=True):
         wallet.kind_counts[kind] = count
     return wallet
@@ -329,9 +335,13 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
 
 def grant_value(columns: Iterable[Any]) -> Grant:
     """A grant of its columns."""
-    number, amount, paid, remaining, category, *terms, scope, voided_at, revision, repaid = columns
+    number, amount, paid, remaining, category, *terms, scope, voided_at = (found := [*columns])[:-3]
     one = Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
-    one.voided_at, one.revision, one.repaid = voided_at, revision, repaid
+    one.voided_at, one.revision, one.repaid, one.returned = (
+        voided_at,
+        *found[-3:-1],
+        bool(found[-1]),
+    )
     if scope is not None:
         one.scope = GrantScope(**{name: tuple(found) for name, found in json.loads(scope).items()})
     return one
@@ -354,8 +364,14 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
         grant.voided_at,
         grant.revision,
         grant.repaid,
+        grant.returned,
         grant.remaining > 0,
     )
+
+
+def overdraft_columns(drawn: OverdraftDraw) -> tuple[object, ...]:
+    """The columns of what a row drew beyond the grants."""
+    return (drawn.wallet, drawn.sequence, drawn.start, drawn.amount, drawn.forgiven)
 
 
 def grant_repaid(grant: Grant) -> tuple[object, ...]:
