@@ -1169,26 +1169,33 @@ class NaiveLedger:
         return Accepted(old.ref, True, wallet.rows_of(old.ref), wallet.view(now), other)
 
     def transfer(self, wallet_id: str, clock: int, side: dict[str, Any], *, dry: bool) -> Accepted:
-        """Both sides at the later of the wallets' times, in drafts of both."""
+        """Each side at its wallet's time, in drafts of both; what has ended there stays here."""
         body = side["body"]
         sender, to = self.wallets[wallet_id], body["to_wallet_id"]
         receiver = check_transfer(sender, self.wallets.get(to))
-        now = max(sender.now(clock), receiver.now(clock))
+        times = sender.now(clock), receiver.now(clock)
         drafts = sender.draft(), receiver.draft()
         ref = self.postings_made + 3  # One before it for what expired in each.
-        for draft, expired in zip(drafts, (ref - 2, ref - 1), strict=True):
+        for draft, expired, now in zip(drafts, (ref - 2, ref - 1), times, strict=True):
             draft.expire(expired, now)
         out = Posting(
-            ref, name="transfer", created_at=now, effective_at=now,
-            overdraft_limit=sender.overdraft_limit, oldest=now, **side,
+            ref, name="transfer", created_at=times[0], effective_at=times[0],
+            overdraft_limit=sender.overdraft_limit, oldest=times[0], **side,
         )  # fmt: skip
         words = {"metadata": out.request.get("metadata", {})}
-        into = replace(out, ref=ref + 1, key=None, name="received", request=words)
+        into = replace(
+            out, ref=ref + 1, key=None, name="received", request=words,
+            created_at=times[1], effective_at=times[1],
+        )  # fmt: skip
         drafts[0].postings[ref], drafts[1].postings[ref + 1] = out, into
-        available = drafts[0].view(now).available
+        payers = drafts[0].payers({}, times[0])
+        stay = [grant for grant in payers if grant.ended(times[1]) and not grant.scope]
+        available = drafts[0].view(times[0]).available
+        available -= sum(drafts[0].free(grant, times[0]) for grant in stay)
         if body["amount"] > available:
             refuse("INSUFFICIENT_CREDIT", required=body["amount"], available=available)
-        drafts[0].draw(out, "transfer_out", body["amount"], drafts[0].payers({}, now))
+        payers = [grant for grant in payers if not grant.ended(times[1])]
+        drafts[0].draw(out, "transfer_out", body["amount"], payers)
         for row in drafts[0].rows_of(ref):
             assert row.grant is not None
             grant = drafts[0].grant(row.grant)
@@ -1196,11 +1203,11 @@ class NaiveLedger:
             terms = {name: getattr(grant, name) for name in kept}
             drafts[1].give(into, "transfer_in", -row.amount, grant.category, **terms)
         last = ref + 1
-        for draft in drafts:
+        for draft, now in zip(drafts, times, strict=True):
             check_limits(draft, now)
             last = draft.settle(last, now)
         sides = []
-        for draft, made in zip(drafts, (ref, ref + 1), strict=True):
+        for draft, made, now in zip(drafts, (ref, ref + 1), times, strict=True):
             rows = [replace(row, posting=0 if dry else made) for row in draft.rows_of(made)]
             sides.append(Accepted(0 if dry else made, False, rows, draft.view(now)))
         if not dry:

@@ -49,7 +49,7 @@ def check(ledger: NaiveLedger) -> None:
 
 
 def check_transfers(ledger: NaiveLedger) -> None:
-    """What went out of one wallet came into another: category, end, time and all."""
+    """What went out of one wallet came into another: amount, category and end."""
     moved: dict[str, dict[int, list[tuple[object, ...]]]] = {"transfer": {}, "received": {}}
     ends: dict[int, list[tuple[bool, int | None]]] = {}
     for wallet in ledger.wallets.values():
@@ -57,7 +57,7 @@ def check_transfers(ledger: NaiveLedger) -> None:
         for posting in [p for p in wallet.postings.values() if p.name in moved]:
             drawn = [(row, wallet.grant(row.grant or 0)) for row in wallet.rows_of(posting.ref)]
             moved[posting.name][posting.ref] = [
-                (abs(row.amount), row.created_at, row.effective_at, grant.category)
+                (abs(row.amount), row.created_at == row.effective_at, grant.category)
                 for row, grant in drawn
             ]
             ends[posting.ref] = [(grant.ref in revised, grant.expires_at) for _, grant in drawn]

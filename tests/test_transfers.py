@@ -314,8 +314,8 @@ async def test_it_is_no_consumption(api: Api) -> None:
     assert await listed(kind="transfer_in") == []
 
 
-async def test_a_clock_behind_one_of_the_wallets(api: Api, clock: Clock) -> None:
-    """Both sides are of the later of the wallets' times: what has ended for one does not travel."""
+async def test_a_receiver_ahead_of_the_clock(api: Api, clock: Clock) -> None:
+    """Each side has its own wallet's time; what has ended at the receiver's stays, not lost."""
     await api.post("given", **grant("10", expires_at=time.text(clock.now + HOUR)))
     await api.post("lasting", **grant("2"))
     clock.advance(2 * HOUR)
@@ -324,10 +324,42 @@ async def test_a_clock_behind_one_of_the_wallets(api: Api, clock: Clock) -> None
 
     assert (await refused(transfer(api, "move", "3"))).metadata["available"] == "2.00"
     done = await transfer(api, "move", "2")
-    assert {one.created_at for one in (*done.sent.transactions, *done.received.transactions)} == {
-        time.text(clock.now + 2 * HOUR)
-    }
-    assert (await api.wallet_now()).balance == "0.00"
+
+    assert {one.created_at for one in done.sent.transactions} == {time.text(clock.now)}
+    received = {one.created_at for one in done.received.transactions}
+    assert received == {time.text(clock.now + 2 * HOUR)}
+    assert (await api.wallet_now()).balance == "10.00"
+    assert (await api.wallet_now(OTHER)).balance == "3.00"
+
+
+async def test_a_sender_ahead_of_the_clock(api: Api, clock: Clock) -> None:
+    """A wallet that is ahead takes no other along: the receiver's credit and time stay."""
+    await api.post("kept", OTHER, **grant("100", expires_at=time.text(clock.now + DAY)))
+    clock.advance(400 * DAY)
+    await api.post("ahead", **grant("5"))
+    clock.advance(-400 * DAY)
+
+    done = await transfer(api, "move", "1")
+
+    assert {one.created_at for one in done.received.transactions} == {time.text(clock.now)}
+    assert (await api.wallet_now(OTHER)).balance == "101.00"
+    ends = time.text(clock.now + HOUR)
+    await api.post("top-up", OTHER, **grant("1", expires_at=ends))
+    assert (await api.wallet_now(OTHER)).balance == "102.00"
+
+
+async def test_a_wallet_in_the_future_can_be_left(api: Api, clock: Clock) -> None:
+    """Its credit goes by a transfer to a wallet whose time is that of the clock."""
+    await api.post("given", **grant("10", expires_at=time.text(clock.now + 500 * DAY)))
+    clock.advance(400 * DAY)
+    await api.post("ahead", **consume("1"))
+    clock.advance(-400 * DAY)
+
+    await transfer(api, "leave", "9")
+    await update(api, WALLET, status="closed")
+
+    assert (await api.wallet_now(OTHER)).available == "9.00"
+    await api.post("month", OTHER, **grant("5", expires_at=time.text(clock.now + 30 * DAY)))
 
 
 # --- many at once ---------------------------------------------------------------------------------

@@ -535,6 +535,12 @@ TRANSFER_DAMAGES: list[Any] = [
     ("transfer_category", 5, (
         f"UPDATE grants SET category = 2 WHERE wallet_number = {TAKING} AND number = 2",
     )),
+    # Its wallet was not ahead of the other one.
+    ("transfer_time", 6, (
+        row(6, "created_at = created_at + 1", GIVING),
+        row(7, "created_at = created_at + 1", GIVING),
+        f"UPDATE wallet_states SET posted_at = posted_at + 1 WHERE wallet_number = {GIVING}",
+    )),
     # Two transfers of which each has the other's other side.
     ("transfer_rows", 6, tuple(
         posting(mine, f"linked_posting = {number(theirs, of)}", wallet_number)

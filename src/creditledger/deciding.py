@@ -143,12 +143,8 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
 
 def _dimensions(commands: Sequence[Command], loaded: Loaded) -> Iterator[tuple[int, Dimension]]:
     """Under which dimensions, of which wallets, the commands may write; some more than once."""
-    # A transfer takes the later of its wallets' times, so that both sides are of one moment.
-    latest = 0
-    if any(isinstance(command.operation, Transfer) for command in commands):
-        latest = max((w.time(loaded.clock) for w in loaded.wallets.values()), default=0)
     for wallet in loaded.wallets.values():
-        if books.expirations(wallet, max(latest, wallet.time(loaded.clock))):
+        if books.expirations(wallet, wallet.time(loaded.clock)):
             yield wallet.number, _EXPIRY
         for dimension in {settling.dimension(event) for event in wallet.unpaid.values()}:
             yield wallet.number, dimension
@@ -515,42 +511,40 @@ class Deciding(Writing):
         amount: int,
         budget: Budget,
     ) -> Posted:
-        """A posting in each of two wallets, or in none."""
+        """A posting in each of two wallets, or in none; each at the time of its own wallet."""
         if command.expected_sequence is not None:
             rules.expect_sequence(sender, command.expected_sequence)
         receiver = transfers.check_wallets(
             sender, self._posted_to(operation.to_wallet_id, command.livemode), operation
         )
         clock_ = self.loaded.clock
-        now = max(sender.time(clock_), receiver.time(clock_))
+        sent_at, received_at = sender.time(clock_), receiver.time(clock_)
         dry = command.validate_only
         if dry:
             sender, receiver = sender.copy(), receiver.copy()
         with (
-            self._repaid(sender, now, write=not dry),
-            self._repaid(receiver, now, write=not dry),
+            self._repaid(sender, sent_at, write=not dry),
+            self._repaid(receiver, received_at, write=not dry),
         ):
-            return self._move(sender, receiver, command, amount, budget, now)
+            return self._move(sender, receiver, command, amount, budget)
 
     def _move(
-        self,
-        sender: Wallet,
-        receiver: Wallet,
-        command: Command,
-        amount: int,
-        budget: Budget,
-        now: int,
+        self, sender: Wallet, receiver: Wallet, command: Command, amount: int, budget: Budget
     ) -> Posted:
-        """A transfer between two wallets as they are by `now`."""
+        """A transfer between two wallets as they are by the time of each."""
         clock_, dry = self.loaded.clock, command.validate_only
-        sent, received = transfers.transfer(sender, receiver, amount, now=now)
-        sides = (
-            (sender, _posting(sender, command, amount), sent, replay.SENT),
-            (receiver, _arriving(sender, receiver, command, amount), received, replay.RECEIVED),
+        sent_at, received_at = sender.time(clock_), receiver.time(clock_)
+        sent, received = transfers.transfer(
+            sender, receiver, amount, sent_at=sent_at, received_at=received_at
         )
-        for _, posting, moves, _ in sides:
+        out, into = _posting(sender, command, amount), _arriving(sender, receiver, command, amount)
+        sides = (
+            (sender, out, sent, replay.SENT, sent_at),
+            (receiver, into, received, replay.RECEIVED, received_at),
+        )
+        for _, posting, moves, _, _ in sides:
             budget.spend(posting, len(moves))
-        for wallet, posting, moves, dimension in sides:
+        for wallet, posting, moves, dimension, now in sides:
             ended = self._over(wallet, now, write=not dry)
             if dry:
                 for some in (ended, moves):
@@ -561,12 +555,11 @@ class Deciding(Writing):
             if ended:
                 self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
             self._write(wallet, posting, moves, dimension, None, now)
-        (_, out, _, _), (_, into, _, _) = sides
         if not dry:
             out.linked, into.linked = (into.wallet, into.number), (out.wallet, out.number)
             self.done[sender.number, command.idempotency_key] = out, replay.SENT
             self.loaded.linked[out.linked] = into
-        for wallet in (sender, receiver):
+        for wallet, now in ((sender, sent_at), (receiver, received_at)):
             self._settle(wallet, now, write=not dry)
         answer = Posted(into, replay.RECEIVED, view(receiver, clock_), False, dry)
         seen = view(sender, clock_)

@@ -236,7 +236,6 @@ class Spending:
 
     def _set_aside(self, wallet: Wallet, now: int) -> Held:
         found = self._held.get(wallet.number)
-        # A transfer may take a wallet on to a later moment, at which holds are over.
         if found is None or found[0] < now:
             found = now, held(wallet, lambda hold: self._label(wallet, hold), now)
             self._held[wallet.number] = found

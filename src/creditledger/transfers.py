@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from creditledger.books import Move, check_range
 from creditledger.errors import InvalidField, NotFound, WalletClosed, WalletFrozen, echo
-from creditledger.model import Kind, Status, Type, Wallet, standing
+from creditledger.model import Kind, Status, Type, Wallet, given_back, standing
 from creditledger.operations import Transfer
 from creditledger.rules import draw, insufficient
 
@@ -45,17 +45,18 @@ def check_wallets(sender: Wallet, receiver: Wallet | None, operation: Transfer) 
 
 
 def transfer(
-    sender: Wallet, receiver: Wallet, amount: int, *, now: int
+    sender: Wallet, receiver: Wallet, amount: int, *, sent_at: int, received_at: int
 ) -> tuple[list[Move], list[Move]]:
     """The moves of the sender, and those of the receiver: as many, one for one.
 
-    `now`: the time of both, for what one has open must not have ended for the other. Raises
-    InsufficientCredit, OutOfRange.
+    `sent_at`, `received_at`: the time of each wallet. They differ where the time of one is ahead of
+    the clock. What has ended at the receiver's time stays with the sender: it would be lost there.
+    Raises InsufficientCredit, OutOfRange.
     """
-    available = standing(sender, now).available
+    source, available = _travelling(sender, sent_at=sent_at, received_at=received_at)
     if amount > available:
         raise insufficient(sender, amount, available)
-    sent = draw(sender, amount, _OUT, _ADJUSTMENT, None, now=now)
+    sent = draw(source, amount, _OUT, _ADJUSTMENT, None, now=sent_at, room=amount)
     received = []
     overdraft_used = receiver.overdraft_used
     for move in sent:
@@ -69,14 +70,28 @@ def transfer(
             amount=part,
             overdraft_paid=paid,
             remaining=part - paid,
-            effective_at=now,
-            created_at=now,
+            effective_at=received_at,
+            created_at=received_at,
             # What it has been is the other one's history.
             revision=0,
             held=0,
             repaid=0,
         )
         received.append(Move(_IN, _ADJUSTMENT, part, arriving, None, fresh=True))
-    check_range(sender, sent, now, quantity=0)
-    check_range(receiver, received, now, quantity=0)
+    check_range(sender, sent, sent_at, quantity=0)
+    check_range(receiver, received, received_at, quantity=0)
     return sent, received
+
+
+def _travelling(sender: Wallet, *, sent_at: int, received_at: int) -> tuple[Wallet, int]:
+    """The sender with the grants that may travel, and what of their credit is available."""
+    available = standing(sender, sent_at).available
+    if received_at <= sent_at:
+        return sender, available
+    freed = given_back(sender, sent_at)
+    staying = [grant for grant in sender.burning if grant.has_ended(received_at)]
+    for grant in staying:
+        if grant.is_open(sent_at) and grant.scope is None:
+            available -= grant.remaining - grant.held + freed.get(grant.number, 0)
+    burning = [grant for grant in sender.burning if not grant.has_ended(received_at)]
+    return replace(sender, burning=burning), available

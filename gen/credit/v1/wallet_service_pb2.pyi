@@ -2296,7 +2296,8 @@ class TransferRequest(_message.Message):
     """
     amount: _builtins.str
     """How much, a decimal greater than 0 in the wallets' currency; at most what is available in the
-    sending wallet, for overdraft is no credit to give. Required.
+    sending wallet, for overdraft is no credit to give, and has not ended at the receiving wallet's
+    time. Required.
     """
     description: _builtins.str
     """What the rows of both wallets are, for lists: 1 to 512 characters. Absent means none."""

@@ -255,7 +255,8 @@ revision_posting: h.number IS NULL OR p.number IS NULL
 
 # --- transfers ------------------------------------------------------------------------------------
 
-#: Row by row: what goes out of one wallet is what comes into the other.
+#: Row by row: what goes out of one wallet is what comes into the other. Each side has the time of
+#: its own wallet: they differ where one wallet is ahead of the clock, so it has had that time.
 TRANSFERS = Pass(
     "transfers",
     """(SELECT * FROM postings WHERE linked_posting IS NOT NULL) AS p
@@ -267,7 +268,9 @@ TRANSFERS = Pass(
     LEFT JOIN credit_transactions AS u ON u.wallet_number = o.wallet_number
       AND u.sequence = o.first_sequence + t.sequence - p.first_sequence
     LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
-    LEFT JOIN grants AS h ON h.wallet_number = u.wallet_number AND h.number = u.grant_number""",
+    LEFT JOIN grants AS h ON h.wallet_number = u.wallet_number AND h.number = u.grant_number
+    LEFT JOIN credit_transactions AS b ON b.wallet_number = p.wallet_number
+      AND b.sequence = p.first_sequence - 1""",
     ("p.wallet_number", "coalesce(t.sequence, p.first_sequence)"),
     """
 transfer_link: o.number IS NULL OR coalesce(o.linked_wallet, 0) <> p.wallet_number
@@ -276,8 +279,18 @@ transfer_link: o.number IS NULL OR coalesce(o.linked_wallet, 0) <> p.wallet_numb
     -- posting {p.linked_posting} of wallet {p.linked_wallet} is not the other side of {p.number}
 transfer_wallets: w.number = v.number OR w.currency <> v.currency OR w.livemode <> v.livemode
     -- it is between wallets of {w.currency} and {v.currency}, or of two modes
-transfer_rows: o.row_count <> p.row_count OR u.amount <> -t.amount OR u.created_at <> t.created_at
-    -- it moved {t.amount} at {t.created_at}, and the other side {u.amount} at {u.created_at}
+transfer_rows: o.row_count <> p.row_count OR u.amount <> -t.amount
+    -- it moved {t.amount}, and the other side {u.amount}
+transfer_time: t.created_at > u.created_at AND coalesce(b.created_at, 0) <> t.created_at
+    AND NOT EXISTS (SELECT 1 FROM hold_revisions AS r
+      WHERE r.wallet_number = t.wallet_number AND r.created_at = t.created_at)
+    AND NOT EXISTS (SELECT 1 FROM grant_revisions AS r
+      WHERE r.wallet_number = t.wallet_number AND r.created_at = t.created_at)
+    AND NOT EXISTS (SELECT 1 FROM meter_events AS r
+      WHERE r.wallet_number = t.wallet_number AND r.created_at = t.created_at)
+    AND NOT EXISTS (SELECT 1 FROM grant_repayments AS r
+      WHERE r.wallet_number = t.wallet_number AND r.created_at = t.created_at)
+    -- it is of {t.created_at}, the other side of {u.created_at}, and its wallet was not ahead
 transfer_category: g.category <> h.category
     -- its credit is of category {g.category}, and that of the other side of {h.category}
 """,
