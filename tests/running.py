@@ -103,7 +103,7 @@ async def running(
 ) -> AsyncIterator[Running]:
     """Serve the database from this process until the block ends."""
     # Where rows stand, and what is read, would depend on how long a test takes.
-    unasked = {"sweep_interval_seconds": 0, "webhook_connections": 0}
+    unasked = {"sweep_interval_seconds": 0, "sweep_grace_seconds": 0, "webhook_connections": 0}
     settings = {"grpc_address": "127.0.0.1:0", **unasked, **settings}
     config = Config(database_url=database_url, **settings)
     server = build(config, clock=clock)

@@ -12,6 +12,7 @@ import grpc
 import pytest
 from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import billing_service_pb2 as billing_pb
+from credit.v1 import clock_service_pb2 as clock_pb
 from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
@@ -376,6 +377,8 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         keys_pb.CreateApiKeyRequest(name="New", scope="service"),
         FROM_ADMIN,
     ),
+    "ClockService.GetClock": (clock_pb.GetClockRequest(), FROM_ADMIN),
+    "ClockService.AcceptClock": (clock_pb.AcceptClockRequest(), FROM_ADMIN_SHARED),
     "ApiKeyService.ListApiKeys": (keys_pb.ListApiKeysRequest(), FROM_ADMIN),
     # Of the key that the fixture makes for it.
     "ApiKeyService.RevokeApiKey": (keys_pb.RevokeApiKeyRequest(id="apk_spare"), FROM_ADMIN_LIVE),

@@ -78,11 +78,14 @@ REASONS = (
     "GRANT_EXPIRED",
     "PERIOD_NOT_NEXT",
     "RECEIPT_USED",
+    "CLOCK_IMPLAUSIBLE",
 )
 ROUTES = {
     "CreditTransactionService.Retrieve": "get /api/credit-transactions/{id}",
     "CreditTransactionService.List": "get /api/credit-transactions",
     "CreditTransactionService.Summary": "get /api/credit-transactions/summary",
+    "ClockService.GetClock": "get /v1/clock",
+    "ClockService.AcceptClock": "post /v1/clock:accept *",
     "CreditGrantService.Retrieve": "get /v1/credit-grants/{id}",
     "CreditGrantService.List": "get /v1/credit-grants",
     "CreditGrantService.Update": "patch /v1/credit-grants/{id} *",

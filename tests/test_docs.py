@@ -32,6 +32,7 @@ import pytest
 from credit.v1 import (
     api_key_service_pb2,
     billing_service_pb2,
+    clock_service_pb2,
     credit_grant_service_pb2,
     credit_transaction_service_pb2,
     errors_pb2,
@@ -65,6 +66,7 @@ SERVICES = [
     for module in (
         api_key_service_pb2,
         billing_service_pb2,
+        clock_service_pb2,
         credit_grant_service_pb2,
         credit_transaction_service_pb2,
         payment_kit_service_pb2,

@@ -28,14 +28,16 @@ EXCUSE = re.compile(r"  # (noqa|type)\b")
 ORDER = """
 __main__
 cli
-commands.backup commands.export commands.health commands.import_report commands.keys\
- commands.reconcile commands.secrets commands.seed commands.statement commands.up commands.verify
+commands.backup commands.clock commands.export commands.health commands.import_report\
+ commands.keys commands.reconcile commands.secrets commands.seed commands.statement commands.up\
+ commands.verify
 console
 workers
 server demo import_usage seeding
 unasked
 deliverer notifier sweeper
 transport
+api.clock_service
 api.api_key_service api.billing_service api.credit_grant_service api.credit_transaction_service\
  api.registry_service api.payment_kit_service api.statement_service api.wallet_service\
  api.webhook_service
@@ -45,6 +47,7 @@ api.granted api.held api.payment_kit api.stating
 api.wire
 api.fields api.places api.rpc
 api.auth api.names log
+clock_watch
 ledger config
 deciding statement_files receipts
 exports
@@ -74,7 +77,7 @@ store.dialects
 store.values
 store.credit_checks
 store.batch store.checks store.schema store.migrations
-store.webhook_tables store.closed store.receipts
+store.webhook_tables store.closed store.clock_marks store.receipts
 store.tables statements
 reconciling
 sealing
@@ -84,6 +87,8 @@ overdraft
 operations
 model bills
 durations
+ledger_clock
+clock_guard
 money clock
 envoy
 errors ids private_postgres child
@@ -316,5 +321,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
             if not isinstance(getattr(getattr(service, method.name), "scope", None), Scope)
         ]
 
-    assert len(server.SERVICES) == 9
+    assert len(server.SERVICES) == 10
     assert missing == []

@@ -4,6 +4,7 @@ Called as `creditledger`. What a command does is in `commands/`, `server.py` and
 here are names, help, output and exit codes, and nothing else.
 """
 
+import getpass
 import os
 import platform
 import re
@@ -16,12 +17,13 @@ from typing import Annotated, Any, NoReturn
 
 import grpc
 import typer
-from credit.v1 import api_key_service_pb2
+from credit.v1 import api_key_service_pb2, clock_service_pb2
 from google.protobuf.json_format import MessageToDict
 from rich.progress import Progress
 
 from creditledger import __version__, clock, server, workers
 from creditledger.commands import backup as backup_command
+from creditledger.commands import clock as clock_commands
 from creditledger.commands import export as export_commands
 from creditledger.commands import health as health_command
 from creditledger.commands import import_report
@@ -58,6 +60,8 @@ keys = typer.Typer(no_args_is_help=True, help="Make, list and revoke API keys.")
 app.add_typer(keys, name="keys")
 secrets = typer.Typer(no_args_is_help=True, help="Seal webhook secrets in the database.")
 app.add_typer(secrets, name="secrets")
+clocks = typer.Typer(no_args_is_help=True, help="Show and accept the ledger's clock.")
+app.add_typer(clocks, name="clock")
 bench = typer.Typer(no_args_is_help=True, help="What measurements need.")
 app.add_typer(bench, name="bench")
 
@@ -273,6 +277,52 @@ def secrets_rotate(config: Config, as_json: AsJson = False) -> None:
         print_json({"sealed": sealed})
     else:
         say(f"{sealed} secrets sealed anew")
+
+
+@clocks.command("show")
+@with_settings(*DATABASE)
+def clock_show(config: Config, as_json: AsJson = False) -> None:
+    """Show whether the ledger's clock is trusted, what it shows and what the ledger's time is.
+
+    Exit code 1 if it is not trusted.
+    """
+    found = server.run(clock_commands.show(config))
+    _say_clock(found, as_json=as_json)
+    if found.state != "trusted":
+        raise typer.Exit(REFUSED)
+
+
+@clocks.command("accept")
+@with_settings(*DATABASE)
+def clock_accept(
+    config: Config,
+    by: Annotated[
+        str | None, typer.Option("--by", help="Who says so. Default: the user of this machine.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say that the ledger's clock is right as it is now, for all servers and restarts.
+
+    It is kept in the database with the time and with who said so. Look at the clock before: what
+    ends by the accepted time ends for ever.
+    """
+    _say_clock(server.run(clock_commands.accept(config, by or _user())), as_json=as_json)
+
+
+def _say_clock(found: clock_service_pb2.Clock, *, as_json: bool) -> None:
+    if as_json:
+        print_json(_plain(found))
+        return
+    accepted = f", accepted at {found.accepted_at} by {found.accepted_by}"
+    more = accepted if found.HasField("accepted_at") else ""
+    say(f"{found.state}: the clock shows {found.clock}, the ledger's time is {found.time}{more}")
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return f"user {os.getuid()}"
 
 
 @app.command("import-usage")

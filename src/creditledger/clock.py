@@ -37,6 +37,20 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
+#: Nobody sets it, and it counts on while the machine sleeps. On macOS the other one does as well.
+_ELAPSED: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def elapsed() -> int:
+    """Milliseconds since the machine was started, sleep included."""
+    return time.clock_gettime_ns(_ELAPSED) // 1_000_000
+
+
+def shown(milliseconds: int) -> str:
+    """`text` of what a clock shows, which may be no time that can be stored."""
+    return text(min(max(milliseconds, FIRST), END - 1))
+
+
 def parse(text: str, *, field: str) -> int:
     """Milliseconds of an RFC 3339 time with zone; digits below a millisecond are cut off.
 

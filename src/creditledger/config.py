@@ -164,6 +164,19 @@ class Config(BaseSettings):
         float,
         Field(ge=0, le=86_400, description="How often expirations due are written down; 0: never."),
     ] = 60.0
+    sweep_grace_seconds: Annotated[
+        float,
+        Field(ge=0, le=86_400, description="How long something is due before it is swept."),
+    ] = 60.0
+    #: A machine whose clock is wrong at its start is wrong by months, mostly by years.
+    clock_idle_days: Annotated[
+        int,
+        Field(
+            ge=1,
+            le=36_500,
+            description="A start whose clock is further beyond the last one refuses commands.",
+        ),
+    ] = 60
     webhook_connections: Annotated[
         int,
         Field(ge=0, le=1_000, description="Webhooks sent at the same time; 0: none made or sent."),

@@ -37,6 +37,7 @@ from creditledger.model import (
     Type,
     Wallet,
     WalletView,
+    repayments,
     standing,
     view,
 )
@@ -350,6 +351,8 @@ class Deciding(Writing):
         if wallet is None:
             return 0
         now = wallet.time(self.loaded.clock)
+        if sweep.grace_ms and _is_recent(wallet, now - sweep.grace_ms, now):
+            return 0
         with self._repaid(wallet, now) as repaid:
             lapsed = len(wallet.lapsed(now))
             return self._expire(wallet, now) + lapsed + repaid
@@ -586,6 +589,18 @@ class Deciding(Writing):
         """The wallet, if there is one of this mode."""
         wallet = self.loaded.wallets.get(wallet_id)
         return None if wallet is None or livemode not in (None, wallet.livemode) else wallet
+
+
+def _is_recent(wallet: Wallet, before: int, now: int) -> bool:
+    """Whether something in the wallet came due in between.
+
+    A sweep would write it down too: an expiration leaves nothing behind that is due.
+    """
+    return (
+        len(wallet.lapsed(now)) != len(wallet.lapsed(before))
+        or books.expirations(wallet, now) != books.expirations(wallet, before)
+        or repayments(wallet, now) != repayments(wallet, before)
+    )
 
 
 def _dimension_of(loaded: Loaded, posting: Posting) -> Dimension | None:

@@ -279,6 +279,15 @@ class WalletLocked(Unavailable):
         super().__init__("another writer has the wallet locked; nothing was written")
 
 
+class ClockImplausible(Refusal):
+    """The ledger's clock leapt too far to be believed; nothing was written.
+
+    Metadata: clock, what it shows, and expected.
+    """
+
+    reason, kind = "CLOCK_IMPLAUSIBLE", ErrorKind.AWAY
+
+
 class ShuttingDown(Unavailable):
     """This server takes no new call: another one will, or the next one here."""
 

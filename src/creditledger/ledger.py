@@ -427,6 +427,9 @@ class _Batch:
         deciding = Deciding(loaded, self._backdating_ms_max, self._returned_ms)
         answers = self._answers = []
         left = self._left = {}
+        if loaded.refused is not None:
+            answers += [loaded.refused] * len(self._asked)
+            return deciding.changes
         for command, budget, *_ in self._asked:
             if loaded.locked:
                 locked = next((one for one in wallet_ids(command) if one in loaded.locked), None)

@@ -213,6 +213,8 @@ class Sweep:
     """What the sweeper asks for: what every command does first, and no more."""
 
     wallet_id: str
+    #: While something in the wallet has been due for less than this, nothing is written.
+    grace_ms: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,8 @@ from credit.v1 import (
     api_key_service_pb2_grpc,
     billing_service_pb2,
     billing_service_pb2_grpc,
+    clock_service_pb2,
+    clock_service_pb2_grpc,
     credit_grant_service_pb2,
     credit_grant_service_pb2_grpc,
     credit_transaction_service_pb2,
@@ -52,6 +54,7 @@ from creditledger import store, transport
 from creditledger.api.api_key_service import ApiKeyService
 from creditledger.api.auth import Callers
 from creditledger.api.billing_service import BillingService
+from creditledger.api.clock_service import ClockService
 from creditledger.api.credit_grant_service import CreditGrantService
 from creditledger.api.credit_transaction_service import CreditTransactionService
 from creditledger.api.exporting import Exports
@@ -61,8 +64,11 @@ from creditledger.api.statement_service import StatementService
 from creditledger.api.wallet_service import WalletService
 from creditledger.api.watching import Watches
 from creditledger.api.webhook_service import WebhookService
+from creditledger.clock_watch import ClockWatch
 from creditledger.config import Config, WrongSetting, host_and_port, spelled
+from creditledger.errors import Refusal
 from creditledger.ledger import Ledger
+from creditledger.ledger_clock import LedgerClock
 from creditledger.sealing import Seal
 from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations, tail, webhooks
 from creditledger.unasked import Unasked
@@ -100,6 +106,7 @@ SERVICES = tuple(
     for module in (
         api_key_service_pb2,
         billing_service_pb2,
+        clock_service_pb2,
         credit_grant_service_pb2,
         credit_transaction_service_pb2,
         payment_kit_service_pb2,
@@ -117,23 +124,38 @@ class CannotStart(Exception):
 
 
 def build(
-    config: Config, *, clock: Callable[[], int] | None = None, local_only: bool = False
+    config: Config,
+    *,
+    clock: Callable[[], int] | None = None,
+    elapsed: Callable[[], int] | None = None,
+    local_only: bool = False,
 ) -> "Server":
     """A server that does nothing yet. `local_only`: it takes calls through its socket alone.
 
-    `clock`: for tests; by default this machine's, and a database server's own for what is posted.
+    `clock`: for tests; by default this machine's, and a database server's own where there is one.
+    `elapsed`: for tests too, what guards the clock; without it, a clock that is given is right.
     """
-    return Server(config, clock=clock, local_only=local_only)
+    return Server(config, clock=clock, elapsed=elapsed, local_only=local_only)
 
 
 class Server:
     """One process's ledger: the database, the committer, and gRPC in front of it."""
 
     def __init__(
-        self, config: Config, *, clock: Callable[[], int] | None, local_only: bool
+        self,
+        config: Config,
+        *,
+        clock: Callable[[], int] | None,
+        elapsed: Callable[[], int] | None,
+        local_only: bool,
     ) -> None:
         self._config = config
-        self._clock = clock
+        given = clock is not None
+        #: Every service and task of this process takes its time from here.
+        self.clock = LedgerClock(
+            clock if given else store.own_clock(config.database_url),
+            elapsed if given else time.elapsed,
+        )
         self._local_only = local_only
         self._closing = contextlib.AsyncExitStack()
         self._refusing_seconds = 0.0
@@ -170,7 +192,7 @@ class Server:
             raise CannotStart(f"There is no database at {config.path}: run `creditledger migrate`.")
         opened = Store(
             config.database_url,
-            clock=self._clock,
+            clock=self.clock,
             readers=config.readers,
             replica_url=config.read_database_url,
             on_disk_failure=self.failed.set,
@@ -182,6 +204,13 @@ class Server:
         except CannotOpen as error:
             raise CannotStart(str(error)) from None
         self._seal = await _sealing(config, opened)
+        self.watch = ClockWatch(opened, self.clock, idle_ms_max=config.clock_idle_days * time.DAY)
+        try:
+            await self.watch.begin()
+        except Refusal as refusal:
+            raise CannotStart(f"The clock cannot be checked: {refusal.message}.") from None
+        self._closing.push_async_callback(self.watch.stop)
+        self.watch.start()
         ledger = Ledger(
             opened,
             queue_max=config.queue_max,
@@ -192,10 +221,10 @@ class Server:
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
         if not self._local_only:
-            self.unasked = Unasked(config, opened, ledger, self._clock or time.now, self._seal)
+            self.unasked = Unasked(config, opened, ledger, self.clock, self._seal)
             self.unasked.start()
             self._closing.push_async_callback(self.unasked.stop)
-        callers = Callers(opened, self._clock or time.now)
+        callers = Callers(opened, self.clock.now)
         local = transport.local(callers)
         entrances = [local]
         if not self._local_only:
@@ -235,7 +264,7 @@ class Server:
         self, entrances: list[transport.Entrance], store: Store, ledger: Ledger, callers: Callers
     ) -> None:
         """Every service, the same objects behind each server: a key revoked at one is at all."""
-        clock = self._clock or time.now
+        clock = self.clock.now
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
         grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
         exports = Exports(store)
@@ -262,6 +291,7 @@ class Server:
             allow_private=self._config.webhook_allow_private,
             on_change=self.unasked.look_for_webhooks if self.unasked else lambda: None,
         )
+        clocks = ClockService(watch=self.watch, callers=callers)
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         for entrance in entrances:
             edge: Any = entrance.boundary  # a server, to what was generated
@@ -276,6 +306,7 @@ class Server:
             statement_service_pb2_grpc.add_StatementServiceServicer_to_server(statements, edge)
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
             webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhook_endpoints, edge)
+            clock_service_pb2_grpc.add_ClockServiceServicer_to_server(clocks, edge)
             # These answer whoever asks, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
             reflection.enable_server_reflection(names, entrance.server)

@@ -2,8 +2,9 @@
 
 Every command on a wallet does so first, and every read counts what has expired as gone, so nothing
 but where and when the rows stand depends on it: rows of a wallet that is left alone are in lists
-and exports soon after, and not years later. Goes through the ledger like any caller, and after all
-others. Started by the server.
+and exports soon after, and not years later. Since nobody asks for it, it can wait: it acts on what
+has been due for a grace, and on nothing while the clock is in doubt. Goes through the ledger like
+any caller, and after all others. Started by the server.
 """
 
 import asyncio
@@ -32,11 +33,21 @@ class Sweeper:
     """One per server; several servers on a database find what the others have left."""
 
     def __init__(
-        self, store: Store, ledger: Ledger, *, clock: Callable[[], int], interval_seconds: float
+        self,
+        store: Store,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], int],
+        interval_seconds: float,
+        grace_ms: int = 0,
+        is_trusted: Callable[[], bool] = lambda: True,
     ) -> None:
+        """`grace_ms`: how long something has to be due; `is_trusted`: whether the clock is."""
         self._store = store
         self._ledger = ledger
         self._clock = clock
+        self._grace_ms = grace_ms
+        self._is_trusted = is_trusted
         self._interval = interval_seconds
         self._task: asyncio.Task[None] | None = None
 
@@ -66,12 +77,16 @@ class Sweeper:
         return await self.sweep((due.HOLDS,))
 
     async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS)) -> int:
-        """One pass over all of these that is due now; how much of it was written down.
+        """One pass over all of these that has been due for the grace; how much was written down.
+
+        None of it while the clock is in doubt.
 
         Raises what the store raises, and Unavailable where the ledger is closing.
         """
-        now = self._clock()
+        now = self._clock() - self._grace_ms
         written = 0
+        if not self._is_trusted():
+            return written
         for what in kinds:
             last = due.NOTHING
             while True:
@@ -91,7 +106,8 @@ class Sweeper:
         pause = PAUSE_SECONDS
         while True:
             try:
-                answers = await self._ledger.sweep([Sweep(wallet_id) for wallet_id in wallet_ids])
+                sweeps = [Sweep(wallet_id, self._grace_ms) for wallet_id in wallet_ids]
+                answers = await self._ledger.sweep(sweeps)
             except Overloaded:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, PAUSE_SECONDS_MAX)

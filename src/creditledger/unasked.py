@@ -3,13 +3,13 @@
 Put together here, started and stopped by the server.
 """
 
-from collections.abc import Callable
 from contextlib import AsyncExitStack
 
 from creditledger import clock as time
 from creditledger.config import Config
 from creditledger.deliverer import Deliverer
 from creditledger.ledger import Ledger
+from creditledger.ledger_clock import LedgerClock
 from creditledger.notifier import Notifier
 from creditledger.sealing import Seal
 from creditledger.store import Store
@@ -20,17 +20,18 @@ class Unasked:
     """The tasks of one process, as its settings have them."""
 
     def __init__(
-        self,
-        config: Config,
-        store: Store,
-        ledger: Ledger,
-        clock: Callable[[], int],
-        seal: Seal,
+        self, config: Config, store: Store, ledger: Ledger, ledger_clock: LedgerClock, seal: Seal
     ) -> None:
+        clock = ledger_clock.now
         self._config = config
         self._running = AsyncExitStack()
         self.sweeper = Sweeper(
-            store, ledger, clock=clock, interval_seconds=config.sweep_interval_seconds
+            store,
+            ledger,
+            clock=clock,
+            interval_seconds=config.sweep_interval_seconds,
+            grace_ms=round(config.sweep_grace_seconds * time.SECOND),
+            is_trusted=lambda: ledger_clock.is_trusted,
         )
         # Without places it is not started.
         self.deliverer = Deliverer(

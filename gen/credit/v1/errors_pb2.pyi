@@ -259,6 +259,14 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     Example: {"reason": "RECEIPT_USED", "domain": "creditledger", "metadata": {"posting_id":
       "pst_00000000000010000000000001"}}
     """
+    ERROR_REASON_CLOCK_IMPLAUSIBLE: _ErrorReason.ValueType  # 39
+    """The ledger's clock leapt by more than 24 hours, or at a start lies further beyond the ledger's
+    last time than a ledger is ever idle. Nothing was written; commands are refused until the clock
+    is right or an operator accepts it. Try again with the same key.
+    [UNAVAILABLE, 503 overloaded_error] Metadata: `clock`, what it shows, and `expected`, RFC 3339.
+    Example: {"reason": "CLOCK_IMPLAUSIBLE", "domain": "creditledger", "metadata": {"clock":
+      "2027-10-26T00:00:03.000Z", "expected": "2026-09-21T00:00:03.000Z"}}
+    """
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Why a request was refused. The gRPC code, the HTTP status and the `error.type` of each are given
@@ -494,5 +502,13 @@ this provider, and was not voided. `allow_repeated_receipt` credits it again.
 [ALREADY_EXISTS, 409 conflict_error] Metadata: `posting_id`, the posting that gave the grant.
 Example: {"reason": "RECEIPT_USED", "domain": "creditledger", "metadata": {"posting_id":
   "pst_00000000000010000000000001"}}
+"""
+ERROR_REASON_CLOCK_IMPLAUSIBLE: ErrorReason.ValueType  # 39
+"""The ledger's clock leapt by more than 24 hours, or at a start lies further beyond the ledger's
+last time than a ledger is ever idle. Nothing was written; commands are refused until the clock
+is right or an operator accepts it. Try again with the same key.
+[UNAVAILABLE, 503 overloaded_error] Metadata: `clock`, what it shows, and `expected`, RFC 3339.
+Example: {"reason": "CLOCK_IMPLAUSIBLE", "domain": "creditledger", "metadata": {"clock":
+  "2027-10-26T00:00:03.000Z", "expected": "2026-09-21T00:00:03.000Z"}}
 """
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

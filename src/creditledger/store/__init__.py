@@ -17,6 +17,7 @@ from sqlalchemy.exc import ArgumentError
 
 from creditledger import clock as time
 from creditledger.errors import OutcomeUnknown, Unavailable
+from creditledger.ledger_clock import LedgerClock
 from creditledger.store import postgres, sqlite_database
 from creditledger.store.batch import (
     SUMS,
@@ -60,6 +61,7 @@ __all__ = [
     "look",
     "look_together",
     "migrate",
+    "own_clock",
 ]
 
 log = structlog.get_logger()
@@ -136,6 +138,11 @@ def holds_secret(url: str) -> bool:
     return parsed.password is not None or "password" in parsed.query
 
 
+def own_clock(url: str) -> Callable[[], int] | None:
+    """What postings take for now: this machine's clock, or None, the database's."""
+    return None if _is_postgres(url) else time.now
+
+
 async def look(url: str, query: Callable[[Connection], T]) -> T:
     """`query` on one snapshot, server or not, however long it takes. Raises CannotOpen."""
     return await _kind(url).look(url, query)
@@ -166,18 +173,21 @@ class Store:
         self,
         url: str,
         *,
-        clock: Callable[[], int] | None = None,
+        clock: Callable[[], int] | LedgerClock | None = None,
         readers: int = 8,
         replica_url: str | None = None,
         on_disk_failure: Callable[[], None] = lambda: None,
     ) -> None:
-        """`clock`: what postings take for now; by default a file takes this machine's, and a
-        server's database its own. `replica_url`: where reads go that may be a moment behind.
-        `on_disk_failure` is told of one in `write`; one in `commit` is raised to the ledger.
+        """`clock`: what postings take for now, guarded or as it is; by default a file takes this
+        machine's, and a server's database its own. `replica_url`: where reads go that may be a
+        moment behind. `on_disk_failure` is told of one in `write`; one in `commit` is raised to
+        the ledger.
         """
         self._on_disk_failure = on_disk_failure
         self._outage = Outage(database_name(url))
         self._database: _Database
+        if not isinstance(clock, LedgerClock):
+            clock = LedgerClock(clock or own_clock(url), time.elapsed)  # not guarded
         if _is_postgres(url):
             self._database = Postgres(
                 url,
@@ -187,7 +197,7 @@ class Store:
                 read_seconds_max=READ_SECONDS_MAX,
             )
         else:
-            self._database = SQLite(url, clock=clock or time.now, readers=readers)
+            self._database = SQLite(url, clock=clock, readers=readers)
 
     async def open(self) -> None:
         """Connect. The schema must be there and current. Raises CannotOpen."""

@@ -1,13 +1,14 @@
 """What one write transaction reads and writes, as values: the store's half of the write path.
 
 ledger.py fills `Wanted`, a writer answers `Loaded` under the wallets' locks, the rules decide, and
-the writer stores `Changes`. Imports the model only; every database's writer speaks these.
+the writer stores `Changes`. Imports the model and errors; every database's writer speaks these.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from creditledger.errors import Refusal
 from creditledger.model import (
     Annotation,
     Dimension,
@@ -60,7 +61,7 @@ class DiskFailed(Exception):
 class Loaded:
     """What the database knows of what a batch wants; read after the wallets were locked."""
 
-    clock: int  #: Milliseconds; on PostgreSQL the database's, read after the locks.
+    clock: int  #: The ledger's time; on PostgreSQL by the database's clock, read after the locks.
     wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
     #: Ids of wallets that are there, and that somebody else has locked: left out.
     locked: frozenset[str] = frozenset()
@@ -78,6 +79,7 @@ class Loaded:
     dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)  #: Of the postings.
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
+    refused: Refusal | None = None  #: Why none of the batch may be carried out.
     #: Metadata of the grants whose terms change, by wallet and number.
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
     #: Of the holds that commands and replays are about, by wallet and number.

@@ -25,6 +25,7 @@ from creditledger.errors import (
     Unavailable,
     echo,
 )
+from creditledger.ledger_clock import LedgerClock
 from creditledger.store import cut_off
 from creditledger.store.batch import (
     SUM_TOO_LARGE,
@@ -266,11 +267,10 @@ class Postgres:
         url: str,
         *,
         replica_url: str | None,
-        clock: Callable[[], int] | None,
+        clock: LedgerClock,
         readers: int,
         read_seconds_max: float,
     ) -> None:
-        """`clock`: for tests; without it the database's own, read after the locks."""
         self._url = url
         writing = {**_settings("registry"), **_PRIMARY}
         self._registry = Pool(_engine(url, REGISTRARS, "READ COMMITTED", writing))

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 
+from creditledger.ledger_clock import LedgerClock, refusal
 from creditledger.model import Annotation, Grant, Hold, Posting, Receipt, Row, SpendLimit, Wallet
 from creditledger.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store import postgres_statements as sql
@@ -111,7 +112,7 @@ class Plans:
 class Writer:
     """One connection that writes postings, made when it is needed and again when it is lost."""
 
-    def __init__(self, connect: Connect, clock: Callable[[], int] | None) -> None:
+    def __init__(self, connect: Connect, clock: LedgerClock) -> None:
         self._connect = connect
         self._clock = clock
         self._connection: asyncpg.Connection | None = None
@@ -213,8 +214,11 @@ class Writer:
         records = await connection.fetch(lock, list(places), *_columns(keys))
         clock, seen = records[0][:2]
         wallets, moved = self._locked(wanted, places, records)
+        shown = self._clock.shown()  # of a clock that was given, the database's else
+        verdict = self._clock.read(clock if shown is None else shown)
         loaded = Loaded(
-            clock=clock if self._clock is None else self._clock(),
+            clock=verdict.now,
+            refused=refusal(verdict),
             wallets=wallets,
             numbers=self._known.numbers,
         )

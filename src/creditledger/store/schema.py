@@ -31,7 +31,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.schema import SchemaItem
 
-from creditledger.store import closed, tables, webhook_tables
+from creditledger.store import clock_marks, closed, tables, webhook_tables
 from creditledger.store import receipts as receipt_tables
 
 metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
@@ -637,6 +637,8 @@ transactions = _transactions(
 
 #: Made in a module of its own, and one of all tables.
 statements = closed.statements
+clock_seen = clock_marks.seen
+clock_acceptances = clock_marks.acceptances
 
 # --- PostgreSQL: keyed by wallet ---
 

@@ -21,6 +21,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
+from creditledger.ledger_clock import LedgerClock, refusal
 from creditledger.store.batch import (
     Changes,
     CommitFailed,
@@ -160,7 +161,7 @@ def reading_engine(path: Path) -> Engine:
 class Writer:
     """The one connection that writes, and the thread it lives in."""
 
-    def __init__(self, path: Path, clock: Callable[[], int]) -> None:
+    def __init__(self, path: Path, clock: LedgerClock) -> None:
         self._clock = clock
         self._engine = writer_engine(path)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer")
@@ -243,8 +244,10 @@ class Writer:
             # Another connection has written: an operator's, for there should be no other.
             known.forget()
             self._version = version
+        verdict = self._clock.read()
         loaded = Loaded(
-            clock=self._clock(),
+            clock=verdict.now,
+            refused=refusal(verdict),
             wallets=known.take(wanted.wallets),
             numbers=known.numbers,
         )

@@ -19,6 +19,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from creditledger.errors import Overloaded, QueryTooBroad, ResultTooLarge
+from creditledger.ledger_clock import LedgerClock
 from creditledger.store import cut_off, sqlite
 from creditledger.store.batch import (
     SUM_TOO_LARGE,
@@ -155,7 +156,7 @@ async def migrate(url: str, change: Callable[[Connection], T]) -> T:
 class SQLite:
     """One file, opened for writing by this process and no other."""
 
-    def __init__(self, url: str, *, clock: Callable[[], int], readers: int) -> None:
+    def __init__(self, url: str, *, clock: LedgerClock, readers: int) -> None:
         """Raises DatabaseLocked."""
         file = path(url)
         self._lock = sqlite.lock(file)

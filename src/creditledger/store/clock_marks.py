@@ -1,0 +1,101 @@
+"""What the database knows of the ledger's clock: when it was last seen, and who accepted it.
+
+A server that runs writes the time down now and then, and at once when it doubts the clock or trusts
+it again; a server that starts compares its clock with that. Functions of a connection on one
+snapshot or in one transaction.
+"""
+
+from typing import NamedTuple
+
+from sqlalchemy import BigInteger, CheckConstraint, Column, Connection, Table, func, select, text
+
+from creditledger.store.tables import Number, Text, metadata
+
+#: One row.
+seen = Table(
+    "clock_seen",
+    metadata,
+    Column("number", Number, primary_key=True),
+    # The ledger's time at that moment.
+    Column("seen_at", BigInteger, nullable=False),
+    # What the clock showed at that moment, where the server did not believe it.
+    Column("doubted_at", BigInteger),
+    CheckConstraint("number = 1", name="number"),
+)
+#: Rows are only ever added; triggers (in the migration) refuse their change.
+acceptances = Table(
+    "clock_acceptances",
+    metadata,
+    # Counted from 1.
+    Column("number", Number, primary_key=True),
+    # What the clock showed, which became the ledger's time.
+    Column("accepted_at", BigInteger, nullable=False),
+    # What the ledger's time was before.
+    Column("expected_at", BigInteger, nullable=False),
+    Column("accepted_by", Text, nullable=False),
+)
+s, a = seen.c, acceptances.c
+
+_WRITE = text(
+    "INSERT INTO clock_seen (number, seen_at, doubted_at) VALUES (1, :seen_at, :doubted_at)"
+    " ON CONFLICT (number) DO UPDATE SET seen_at = excluded.seen_at,"
+    " doubted_at = excluded.doubted_at"
+)
+_LAST_POSTED = text("SELECT max(posted_at) FROM wallet_states WHERE posted_at <= :shown")
+_DATABASE_CLOCK = text("SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint)")
+
+
+class Mark(NamedTuple):
+    """The ledger's time when a server last wrote it down."""
+
+    seen_at: int
+    doubted_at: int | None  #: What the clock showed, if that server did not believe it.
+
+
+class Acceptance(NamedTuple):
+    """An operator's word that the clock is right, in the order of the columns."""
+
+    number: int  #: Counted from 1.
+    accepted_at: int  #: What the clock showed.
+    expected_at: int  #: What the ledger's time was before.
+    accepted_by: str
+
+
+def mark(connection: Connection) -> Mark | None:
+    """The last one; None before the first."""
+    found = connection.execute(select(s.seen_at, s.doubted_at)).one_or_none()
+    return None if found is None else Mark(*found)
+
+
+def write(connection: Connection, new: Mark) -> None:
+    """Put this one in the place of the last."""
+    connection.execute(_WRITE, new._asdict())
+
+
+def last_acceptance(connection: Connection) -> Acceptance | None:
+    """The newest one."""
+    found = connection.execute(select(acceptances).order_by(a.number.desc()).limit(1)).one_or_none()
+    return None if found is None else Acceptance(*found)
+
+
+def accept(
+    connection: Connection, *, accepted_at: int, expected_at: int, accepted_by: str
+) -> Acceptance:
+    """Write down that the clock is right, for all servers and restarts."""
+    last = connection.execute(select(func.coalesce(func.max(a.number), 0))).scalar_one()
+    new = Acceptance(last + 1, accepted_at, expected_at, accepted_by)
+    connection.execute(acceptances.insert().values(new._asdict()))
+    write(connection, Mark(accepted_at, None))
+    return new
+
+
+def last_posted(connection: Connection, shown: int) -> int | None:
+    """When anything was last posted to a wallet that is not ahead of the clock; None: never."""
+    found: int | None = connection.execute(_LAST_POSTED, {"shown": shown}).scalar_one()
+    return found or None  # 0 is a wallet that nobody has posted to
+
+
+def database_clock(connection: Connection) -> int:
+    """What the clock of a PostgreSQL server shows now, in milliseconds."""
+    found: int = connection.execute(_DATABASE_CLOCK).scalar_one()
+    return found
