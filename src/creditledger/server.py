@@ -228,7 +228,8 @@ class Server:
         local = transport.local(callers)
         entrances = [local]
         if not self._local_only:
-            entrances.insert(0, transport.network(config.transport, callers))
+            turns = max(1, config.readers // 4)
+            entrances.insert(0, transport.network(config.transport, callers, turns=turns))
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         self._bind_local(local.server)

@@ -80,14 +80,14 @@ def is_installed(transport: Transport) -> bool:
     return transport == "grpcio" or find_spec("pygrpc_native") is not None
 
 
-def network(transport: Transport, callers: Callers) -> Entrance:
-    """For whoever has a key. It takes one port, and as `native` no TLS."""
+def network(transport: Transport, callers: Callers, *, turns: int) -> Entrance:
+    """For those with a key; `turns` as of `Boundary`. It takes one port, and as `native` no TLS."""
     if transport == "grpcio":
-        return _entrance(grpc.aio.server(options=_OPTIONS), callers)
+        return _entrance(grpc.aio.server(options=_OPTIONS), callers, turns=turns)
     import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
 
     native = pygrpc_native.aio.server(options=_OPTIONS)
-    return _entrance(native, callers, reads_ahead=True, flush_seconds=FLUSH_SECONDS)
+    return _entrance(native, callers, reads_ahead=True, turns=turns, flush_seconds=FLUSH_SECONDS)
 
 
 def local(callers: Callers) -> Entrance:
@@ -101,10 +101,11 @@ def _entrance(
     *,
     local: bool = False,
     reads_ahead: bool = False,
+    turns: int = 1,
     flush_seconds: float = 0.0,
 ) -> Entrance:
     door = Door()
-    boundary = Boundary(server, door, callers, local=local, reads_ahead=reads_ahead)
+    boundary = Boundary(server, door, callers, local=local, reads_ahead=reads_ahead, turns=turns)
     return Entrance(server, boundary, door, flush_seconds)
 
 

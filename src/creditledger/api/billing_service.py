@@ -218,7 +218,9 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             end=wanted.until,
         )
         export = Export("csv", BILLING_COLUMNS, UTC)
-        async with aclosing(self._exports.stream(export, Walk(filters, wanted.kinds))) as pieces:
+        async with aclosing(
+            self._exports.stream(export, Walk(filters, wanted.kinds), caller.customer_id)
+        ) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -332,7 +332,9 @@ class CreditTransactionService(
         """All rows, oldest first, as a file. Raises as List does, and Overloaded."""
         filters = _filters(wanted.rows.window, caller, wanted.rows)
         export = Export(wanted.format, wanted.columns, wanted.zone)
-        async with aclosing(self._exports.stream(export, Walk(filters))) as pieces:
+        async with aclosing(
+            self._exports.stream(export, Walk(filters), caller.customer_id)
+        ) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -367,7 +369,7 @@ class CreditTransactionService(
             wanted.kinds,
             wanted.heartbeat_seconds,
         )
-        return self._watches.stream(watch, self.still_there)
+        return self._watches.stream(watch, caller.customer_id, self.still_there)
 
 
 def _filters(window: _Window, caller: Caller, rows: _Rows | None = None) -> Filters:

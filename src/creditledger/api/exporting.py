@@ -24,7 +24,7 @@ from creditledger.store.reads import Filters
 from creditledger.store.walks import Line, Place
 
 #: Exports of one process at the same time.
-EXPORTS_MAX = 4
+EXPORTS_MAX = 8
 #: Rows read in one transaction.
 STEP_ROWS = 2_000
 #: Bytes of one message: a row may have 8 kB of metadata and more.
@@ -78,9 +78,11 @@ class Exports:
         self._store = store
         self._places = Places("exports", retry_after="5")
 
-    async def stream(self, export: Export, walk: Walk) -> AsyncGenerator[HttpBody]:
-        """The file in pieces. Raises Overloaded, QueryTooBroad."""
-        with self._places.one(EXPORTS_MAX):
+    async def stream(
+        self, export: Export, walk: Walk, customer_id: str | None
+    ) -> AsyncGenerator[HttpBody]:
+        """The file in pieces, for a customer or an operator. Raises Overloaded, QueryTooBroad."""
+        with self._places.one(EXPORTS_MAX, customer_id):
             type_ = CONTENT_TYPES[export.format]
             step = await self._store.read(walk.step)
             # The first piece says what the others are; it is there even without a row.

@@ -28,7 +28,8 @@ from google.rpc import error_details_pb2, status_pb2
 
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.names import NAMES_HEADER, check
-from creditledger.errors import ErrorKind, InvalidField, Refusal, ShuttingDown
+from creditledger.api.places import Turns
+from creditledger.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
 from creditledger.registry import Scope
 
 log = structlog.get_logger()
@@ -46,6 +47,8 @@ ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
 #: Headers this long pass every proxy.
 HEADER_BYTES_MAX = 2_000
 MESSAGE_CHARACTERS_MAX = 400
+#: How long a piece of a stream may lie unread by its client.
+UNREAD_SECONDS_MAX = 60.0
 #: Characters of the message and of each value of the metadata, tried until the header holds them.
 _CUTS = ((MESSAGE_CHARACTERS_MAX, 400), (64, 400), (64, 64), (16, 4))
 
@@ -257,7 +260,8 @@ class Boundary:
     names would not tell: behind a native server, calls of the network come over a Unix socket too.
     `reads_ahead`: its server gathers a call's message before it tells of the call. One that does
     not is asked for the message once the caller is known, so that what a stranger sends stays where
-    the flow control of HTTP/2 stops it.
+    the flow control of HTTP/2 stops it. `turns`: calls of one customer that go on at the same time:
+    they read, and the connections that read are everybody's.
     """
 
     def __init__(
@@ -268,8 +272,10 @@ class Boundary:
         *,
         local: bool = False,
         reads_ahead: bool = False,
+        turns: int = 1,
     ) -> None:
         self._server = server
+        self._turns = Turns(turns)
         self._door = door
         self._callers = callers
         self._local = local
@@ -311,10 +317,11 @@ class Boundary:
             call = _Call(method, context, local=local)
             try:
                 door.enter(context)
-                await self._admit(call, answered)
+                caller = await self._admit(call, answered)
                 call.check_names(message)
                 request = _parse(handler, await self._message(given, context))
-                answer = await answered(request, context)
+                async with self._turns.one(caller.customer_id):
+                    answer = await answered(request, context)
             except BaseException as error:
                 if await call.was_told(error):
                     return None
@@ -327,14 +334,34 @@ class Boundary:
     def _told(self, method: str, handler: Any) -> Any:
         message = _request_of(method)
 
-        async def told(given: Any, context: Context) -> AsyncIterator[Any]:
-            async with self._called(method, message, handler.unary_stream, context):
+        async def told(given: Any, context: Context) -> AsyncGenerator[Any]:
+            async with self._called(method, message, handler.unary_stream, context) as call:
                 request = _parse(handler, await self._message(given, context))
                 async with aclosing(handler.unary_stream(request, context)) as answers:
                     async for answer in answers:
+                        # What was read before the key ended is not told after it.
+                        await self._callers.identify(call.metadata, local=call.local)
                         yield answer
 
-        return told
+        if self._reads_ahead:
+            return told
+
+        async def read_in_time(given: Any, context: Context) -> None:
+            async with aclosing(told(given, context)) as answers:
+                async for answer in answers:
+                    writing = asyncio.ensure_future(context.write(answer))
+                    try:
+                        await asyncio.wait([writing], timeout=UNREAD_SECONDS_MAX)
+                        if not writing.done():
+                            # Its place goes to others. It is told if it ever reads on.
+                            await answers.aclose()
+                            await writing
+                            await _abort(context, _unread(), current_request_id())
+                        await writing
+                    finally:
+                        writing.cancel()
+
+        return read_in_time
 
     def _streams(self, method: str, handler: Any) -> Any:
         message = _request_of(method)
@@ -356,28 +383,29 @@ class Boundary:
     @asynccontextmanager
     async def _called(
         self, method: str, message: Descriptor, answered: Any, context: Context
-    ) -> AsyncIterator[None]:
+    ) -> AsyncIterator["_Call"]:
         """A call that is answered by a stream."""
         call = _Call(method, context, local=self._local)
         try:
             self._door.enter(context)
             await self._admit(call, answered)
             call.check_names(message)
-            yield
+            yield call
         except BaseException as error:
             if await call.was_told(error):
                 return
             raise
         call.succeeded()
 
-    async def _admit(self, call: "_Call", answered: Any) -> None:
-        """Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
+    async def _admit(self, call: "_Call", answered: Any) -> Caller:
+        """Who may make the call. Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
         caller = await self._callers.identify(call.metadata, local=call.local)
         call.key = caller.id
         caller.require(answered.scope)
         if answered.shared:
             caller.require_live()
         call.caller = caller
+        return caller
 
     async def _message(self, given: Any, context: Context) -> bytes:
         """The one message of a call, as it came."""
@@ -480,6 +508,13 @@ def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
         if name == "x-request-id":
             given = value
     return given if _REQUEST_ID.fullmatch(given) else f"req_{_numbers.getrandbits(128):032x}"
+
+
+def _unread() -> Refusal:
+    """Of a stream whose client read nothing for too long."""
+    return Overloaded(
+        f"nothing of the stream was read for {UNREAD_SECONDS_MAX:g} s", retry_after="1"
+    )
 
 
 def unforeseen(request_id: str) -> Internal:

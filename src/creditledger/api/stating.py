@@ -88,7 +88,7 @@ class Statements:
 
     async def open(self, wanted: Period, caller: Caller) -> Document:
         """The statement of a period as of now, closed or not. Raises as `get` does."""
-        with self._places.one(STATEMENTS_MAX):
+        with self._places.one(STATEMENTS_MAX, caller.customer_id):
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             figures = await self._figures(basis, wanted)
@@ -96,7 +96,7 @@ class Statements:
 
     async def close(self, wanted: Period, caller: Caller) -> Closed:
         """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
-        with self._places.one(STATEMENTS_MAX):
+        with self._places.one(STATEMENTS_MAX, caller.customer_id):
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             before = await self._store.read(lambda c: _closed_before(c, basis, wanted))

@@ -125,16 +125,16 @@ class Watches:
             await self._looking
 
     async def stream(
-        self, watch: Watch, is_allowed: Callable[[], Awaitable[object]]
+        self, watch: Watch, customer_id: str | None, is_allowed: Callable[[], Awaitable[object]]
     ) -> AsyncGenerator[Seen]:
         """What comes, without end; nothing new where a heartbeat is due, and in the beginning.
 
-        `is_allowed` raises where the caller may no longer. Raises InvalidField(after), Overloaded,
-        ShuttingDown, and what the store raises.
+        `customer_id`: of the caller, if it is a customer. `is_allowed` raises where the caller may
+        no longer. Raises InvalidField(after), Overloaded, ShuttingDown, and what the store raises.
         """
         if self._closing:
             raise ShuttingDown
-        with self._places.one(WATCHES_MAX):
+        with self._places.one(WATCHES_MAX, customer_id):
             loop = asyncio.get_running_loop()
             mark = await self._store.read(lambda c: tail.begin(c, watch.after))
             yield Seen([], mark, more=True)
