@@ -45,8 +45,8 @@ api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grant
  api.usage api.watching
 api.granted api.held api.payment_kit api.stating
 api.wire
-api.fields api.places api.rpc
-api.auth api.names log
+api.fields api.rpc
+api.auth api.names api.places log
 clock_watch
 ledger config
 deciding statement_files receipts
