@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 from creditledger import clock as time
 from creditledger import ledger as committer
 from creditledger.errors import OutcomeUnknown, Overloaded, QueryTooBroad, Unavailable
-from creditledger.store import CannotOpen, Store, StoreUnavailable, postgres
+from creditledger.store import CannotOpen, Store, StoreUnavailable, postgres, tail
 from creditledger.store.outage import Outage
 from tests.databases import Databases, connect, execute, own_postgres
 from tests.persistent import NETWORK, Persistent
@@ -51,6 +51,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
+    from creditledger.deciding import Posted
+    from creditledger.ledger import Ledger
     from creditledger.private_postgres import PrivatePostgres
     from tests.proxy import Lose, Proxy
 
@@ -124,6 +126,40 @@ async def _under_load(url: str, meanwhile: Callable[[Persistent], Awaitable[obje
             await load.answered(200)
             load.ended.set()
     return load
+
+
+async def test_no_row_is_passed_over_after_a_crash(own: Own) -> None:
+    """Numbers that another application used up and the crash took back are no place to go on at.
+
+    It commits without waiting for the disk; what reads the ledger has seen its numbers go by.
+    """
+    await execute(own.url, "ALTER SYSTEM SET wal_writer_delay = '10s'", "SELECT pg_reload_conf()")
+    async with opened(own.url, Clock()) as (store, ledger):
+        await ledger.post(command(give("100"), key="given"))
+        other = await connect(own.server.url("postgres"))
+        await other.execute("SET synchronous_commit = off")
+        for _ in range(300):
+            used = int(await other.fetchval("SELECT CAST(pg_current_xact_id() AS text)"))
+        begun = await store.read(lambda c: tail.begin(c, None))
+        looked = (await store.read(lambda c: tail.step(c, tail.START, 100))).mark
+        other.terminate()
+        await asyncio.to_thread(own.kill)
+        await asyncio.to_thread(own.start)
+
+        written = [(await posted_again(ledger, n)).posting.rows[0] for n in range(40)]
+
+        (again,) = await execute(own.url, "SELECT CAST(pg_current_xact_id() AS text)")
+        assert int(again[0]) < used, "the crash took no number back"
+        for mark in (begun, looked):
+            step = await store.read(lambda c, mark=mark: tail.step(c, mark, 100))
+            assert [row.mark.sequence for row in step.rows] == [row.sequence for row in written]
+
+
+async def posted_again(ledger: Ledger, n: int) -> Posted:
+    """A posting by a client that repeats it until it has an answer."""
+    while True:
+        with suppress(Unavailable, OutcomeUnknown):
+            return await ledger.post(command(consume("1"), key=f"call {n}"))
 
 
 @pytest.mark.parametrize("ends", [Own.kill, Own.stop])

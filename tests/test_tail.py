@@ -15,6 +15,7 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
+from creditledger.clock import HOUR
 from creditledger.config import load
 from creditledger.errors import InvalidField
 from creditledger.server import CannotStart, migrate, require_schema
@@ -268,7 +269,44 @@ async def test_a_mark_of_the_future_is_refused(store: Store, ledger: Ledger) -> 
         await store.read(lambda c: tail.begin(c, beyond))
 
 
-@pytest.mark.parametrize("given", ["", "1", "1-2", "-1-2-3", "1-2-3-4", "1-2-x", "9" * 19 + "-1-1"])
+async def test_a_mark_stands_on_a_row(store: Store, ledger: Ledger) -> None:
+    """What clients keep names a row that is committed, with its time, and nothing beyond it."""
+    assert await store.read(lambda c: tail.begin(c, None)) == START
+    posted = await ledger.post(command(give("1")))
+    (row,) = posted.posting.rows
+    mark = await store.read(lambda c: tail.begin(c, None))
+
+    assert (mark.wallet, mark.sequence, mark.written_at) == (1, row.sequence, row.created_at)
+    assert Mark.parse(mark.text(), field="after") == mark
+    step = await store.read(lambda c: tail.step(c, START, 10))
+    assert (step.rows[-1].mark, step.mark) == (mark, mark)
+    assert await store.read(lambda c: tail.step(c, mark, 10)) == tail.Step([], mark, more=False)
+
+
+@pytest.mark.parametrize("sequence", [1, 2])
+async def test_a_row_that_the_database_has_lost_leaves_no_gap(
+    store: Store, ledger: Ledger, clock: Clock, sequence: int
+) -> None:
+    """Behind a mark whose row is gone, or is another one, comes all that was written since."""
+    await ledger.post(command(give("5"), key="long before"))
+    clock.advance(HOUR)
+    # Its number may be one that this server has not reached yet.
+    lost = Mark(10**15, 1, sequence, clock.now)
+    before = await store.read(lambda c: tail.step(c, lost, 10))
+    assert before.rows == []
+    for nth in range(3):
+        await ledger.post(command(consume("1"), key=f"{nth}"))
+
+    for mark in (lost, before.mark):
+        begun = await store.read(lambda c, mark=mark: tail.begin(c, mark))
+        for one in (mark, begun):
+            step = await store.read(lambda c, one=one: tail.step(c, one, 10))
+            assert [row.place for row in step.rows] == [(1, 2), (1, 3), (1, 4)]
+
+
+@pytest.mark.parametrize(
+    "given", ["", "1", "1-2", "-1-2-3", "1-2-3-4-5", "1-2-3-", "1-2-x", "9" * 19 + "-1-1"]
+)
 def test_what_is_no_mark(given: str) -> None:
     """Only what `text` writes is read."""
     with pytest.raises(InvalidField, match="after is no cursor"):

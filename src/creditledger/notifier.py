@@ -208,7 +208,7 @@ class Notifier:
         if stored != feed.mark:
             begun = Mark.parse(feed.mark, field="mark") if feed.mark else tail.START
         try:
-            tail.begin(connection, begun)
+            begun = tail.begin(connection, begun)
         except InvalidField:
             # The rows are those of an older state, or were numbered anew: what is told of twice is
             # worse here than what is told of late by lists.

@@ -323,8 +323,10 @@ class CreditTransactionServiceWatchRequest(_message.Message):
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     after: _builtins.str
     """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
-    Absent means from now on. One that lies beyond the end of the ledger is an INVALID_FIELD: it is
-    of another ledger, or of this one before an older state was restored.
+    Absent means from now on. Where the database has lost the row that the cursor stands on, by a
+    failover or because an older state was restored, what was written since comes, and rows of the
+    ten minutes before may come again. A cursor without a row that lies beyond the end of the ledger
+    is an INVALID_FIELD.
     """
     customer_id: _builtins.str
     """Only rows of this customer. Absent means all that the key may see."""
@@ -415,8 +417,10 @@ class CreditTransactionServiceWatchEventsRequest(_message.Message):
     HEARTBEAT_SECONDS_FIELD_NUMBER: _builtins.int
     after: _builtins.str
     """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
-    Absent means from now on. One that lies beyond the end of the ledger is an INVALID_FIELD: it is
-    of another ledger, or of this one before an older state was restored.
+    Absent means from now on. Where the database has lost the row that the cursor stands on, by a
+    failover or because an older state was restored, what was written since comes, and rows of the
+    ten minutes before may come again. A cursor without a row that lies beyond the end of the ledger
+    is an INVALID_FIELD.
     """
     customer_id: _builtins.str
     """Only rows of this customer. Absent means all that the key may see."""

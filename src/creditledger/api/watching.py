@@ -161,7 +161,7 @@ class Watches:
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
-                    while not self._closing and self._newest < mark.position:
+                    while not self._closing and self._newest <= mark.position:
                         await self._news.wait()
         finally:
             self._waiting -= 1

@@ -5,21 +5,33 @@ PostgreSQL it is the number of the database transaction that wrote the row, or t
 which wrote on its wallet before, if that is higher; and only what lies before the oldest number
 still under way is read. So no row ever appears behind a mark that was reached, and those of a
 wallet come in order of their sequence. Functions of a connection on one snapshot of the primary.
+
+A mark stands on a row that is committed, never on a number that nothing durable has: a server that
+crashes hands out such numbers again. It says when that row was written. So a database that has lost
+the row, by a failover or because an older state was restored, is noticed, and reading goes back to
+what was written since then.
 """
 
 import re
 from dataclasses import dataclass
 from typing import NamedTuple, Self
 
+import structlog
 from sqlalchemy import Connection, or_, select, text, tuple_
 
+from creditledger.clock import MINUTE
 from creditledger.errors import InvalidField
 from creditledger.store import schema
 from creditledger.store.dialects import at_place, horizon, place
 
 t = schema.transactions.c
 
-_MARK = re.compile(r"(\d{1,18})-(\d{1,18})-(\d{1,18})", re.ASCII)
+log = structlog.get_logger()
+
+_MARK = re.compile(r"(\d{1,18})-(\d{1,18})-(\d{1,18})(?:-(\d{1,18}))?", re.ASCII)
+
+#: How far the clocks of two databases may be apart of which one succeeds the other.
+CLOCKS_APART_MS_MAX = 10 * MINUTE
 
 
 class Mark(NamedTuple):
@@ -28,10 +40,12 @@ class Mark(NamedTuple):
     position: int
     wallet: int
     sequence: int
+    written_at: int = 0  #: When the row was written that it stands on; 0: it stands on none.
 
     def text(self) -> str:
         """As clients keep it."""
-        return f"{self.position}-{self.wallet}-{self.sequence}"
+        place = f"{self.position}-{self.wallet}-{self.sequence}"
+        return f"{place}-{self.written_at}" if self.written_at > 0 else place
 
     @classmethod
     def parse(cls, given: str, *, field: str) -> Self:
@@ -39,7 +53,7 @@ class Mark(NamedTuple):
         found = _MARK.fullmatch(given)
         if found is None:
             raise InvalidField(f"{field} is no cursor of this ledger", param=field)
-        return cls(*map(int, found.groups()))
+        return cls(*map(int, found.groups(default="0")))
 
 
 #: Before the first row.
@@ -75,20 +89,37 @@ class Step:
 
 
 def end(connection: Connection) -> Mark:
-    """Behind everything that is settled: what is being written now comes after it."""
+    """Behind everything that is settled: what is being written now comes after it.
+
+    No number of a transaction stands for that beyond this database: whoever keeps it has to keep it
+    there, in a transaction of its own.
+    """
     return Mark(connection.execute(select(horizon())).scalar_one(), 0, 0)
 
 
-def begin(connection: Connection, after: Mark | None) -> Mark:
-    """Where to begin: at this mark, or at the end.
+def last(connection: Connection) -> Mark:
+    """At the last row that can be read; START without any."""
+    query = (
+        select(place(), t.wallet_number, t.sequence, t.created_at)
+        .where(place() < horizon())
+        .order_by(place().desc(), t.wallet_number.desc(), t.sequence.desc())
+        .limit(1)
+    )
+    found = connection.execute(query).one_or_none()
+    return START if found is None else Mark(*found)
 
-    Raises InvalidField(after) for a mark that lies in the future: of another ledger, or of this one
-    before its database was put back to an earlier state.
+
+def begin(connection: Connection, after: Mark | None) -> Mark:
+    """Where to begin: at this mark, or at the last row.
+
+    Raises InvalidField(after) for a mark that stands on no row and lies in the future: of another
+    ledger, or of this one before its database was put back to an earlier state.
     """
-    last = end(connection)
     if after is None:
-        return last
-    if after > last:
+        return last(connection)
+    if after.written_at:
+        return found_again(connection, after)
+    if after > end(connection):
         raise InvalidField(
             "after lies beyond the end of this ledger: it is of another one, or of this one"
             " before an older state of its database was restored",
@@ -104,26 +135,55 @@ def newest(connection: Connection) -> int:
     return connection.execute(query).scalar_one_or_none() or 0
 
 
+def found_again(connection: Connection, mark: Mark) -> Mark:
+    """The mark, if its row is still there; or one from which on no row is left out.
+
+    Where the row is gone, this database has another history than the one that the mark is of, and
+    its numbers may have been given out twice. What was written here since is behind the new mark,
+    and so may be rows of the minutes before, a second time.
+    """
+    row = connection.execute(
+        select(place(), t.created_at).where(
+            t.wallet_number == mark.wallet, t.sequence == mark.sequence
+        )
+    ).one_or_none()
+    if row is not None and tuple(row) == (mark.position, mark.written_at):
+        return mark
+    since = mark.written_at - CLOCKS_APART_MS_MAX
+    first = connection.execute(
+        select(place()).where(t.created_at >= since).order_by(place()).limit(1)
+    ).scalar_one_or_none()
+    back = last(connection) if first is None else Mark(first, 0, 0)
+    log.warning("database has lost a row that was read", mark=mark.text(), goes_on=back.text())
+    return back
+
+
 def step(connection: Connection, after: Mark, size: int) -> Step:
-    """The next rows behind a mark that was begun at, at most `size`."""
-    last = end(connection)
+    """The next rows behind a mark that was begun at, at most `size`.
+
+    One look by key more finds out whether the database still has the row of the mark.
+    """
+    if after.written_at:
+        after = found_again(connection, after)
+    settled = end(connection).position
     here = at_place(str(after.position))
     behind = or_(
         place() > here, tuple_(t.wallet_number, t.sequence) > (after.wallet, after.sequence)
     )
     query = (
-        select(place(), t.wallet_number, t.sequence, t.kind, t.grant_number, t.dimension_number)
-        .where(place() >= here, place() < at_place(str(last.position)), behind)
+        select(
+            *(place(), t.wallet_number, t.sequence, t.created_at),
+            *(t.kind, t.grant_number, t.dimension_number),
+        )
+        .where(place() >= here, place() < at_place(str(settled)), behind)
         .order_by(place(), t.wallet_number, t.sequence)
         .limit(size)
     )
     rows = [
-        Passed(Mark(position, wallet, sequence), *rest)
-        for position, wallet, sequence, *rest in connection.execute(query)
+        Passed(Mark(position, wallet, sequence, written_at), *rest)
+        for position, wallet, sequence, written_at, *rest in connection.execute(query)
     ]
-    if len(rows) == size:
-        return Step(rows, rows[-1].mark, more=True)
-    return Step(rows, last, more=False)
+    return Step(rows, rows[-1].mark if rows else after, more=len(rows) == size)
 
 
 # --- rows of another PostgreSQL -------------------------------------------------------------------
