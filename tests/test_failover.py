@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -151,7 +152,7 @@ async def test_no_row_is_passed_over_after_a_crash(own: Own) -> None:
         (again,) = await execute(own.url, "SELECT CAST(pg_current_xact_id() AS text)")
         assert int(again[0]) < used, "the crash took no number back"
         for mark in (begun, looked):
-            step = await store.read(lambda c, mark=mark: tail.step(c, mark, 100))
+            step = await store.read(partial(tail.step, after=mark, size=100))
             assert [row.mark.sequence for row in step.rows] == [row.sequence for row in written]
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import random
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -298,9 +299,9 @@ async def test_a_row_that_the_database_has_lost_leaves_no_gap(
         await ledger.post(command(consume("1"), key=f"{nth}"))
 
     for mark in (lost, before.mark):
-        begun = await store.read(lambda c, mark=mark: tail.begin(c, mark))
+        begun = await store.read(partial(tail.begin, after=mark))
         for one in (mark, begun):
-            step = await store.read(lambda c, one=one: tail.step(c, one, 10))
+            step = await store.read(partial(tail.step, after=one, size=10))
             assert [row.place for row in step.rows] == [(1, 2), (1, 3), (1, 4)]
 
 
