@@ -325,8 +325,8 @@ class CreditTransactionServiceWatchRequest(_message.Message):
     """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
     Absent means from now on. Where the database has lost the row that the cursor stands on, by a
     failover or because an older state was restored, what was written since comes, and rows of the
-    ten minutes before may come again. A cursor without a row that lies beyond the end of the ledger
-    is an INVALID_FIELD.
+    ten minutes before may come again. A cursor without a row that lies beyond the end of the
+    ledger is an INVALID_FIELD.
     """
     customer_id: _builtins.str
     """Only rows of this customer. Absent means all that the key may see."""
@@ -419,8 +419,8 @@ class CreditTransactionServiceWatchEventsRequest(_message.Message):
     """Cursor to go on behind, as a message of a watch had it, or `beginning` for all there ever were.
     Absent means from now on. Where the database has lost the row that the cursor stands on, by a
     failover or because an older state was restored, what was written since comes, and rows of the
-    ten minutes before may come again. A cursor without a row that lies beyond the end of the ledger
-    is an INVALID_FIELD.
+    ten minutes before may come again. A cursor without a row that lies beyond the end of the
+    ledger is an INVALID_FIELD.
     """
     customer_id: _builtins.str
     """Only rows of this customer. Absent means all that the key may see."""
