@@ -367,6 +367,16 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         kit_pb.PaymentKitServiceGetGrantSummaryRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "PaymentKitService.ListGrantHolders": (
+        kit_pb.PaymentKitServiceListGrantHoldersRequest(currency_id="USD"),
+        FROM_SERVICE,
+    ),
+    "PaymentKitService.GetGrantStats": (
+        kit_pb.PaymentKitServiceGetGrantStatsRequest(
+            currency_id="USD", start_date=0, end_date=86_400
+        ),
+        FROM_SERVICE,
+    ),
     "PaymentKitService.GetGrantAvailability": (
         kit_pb.PaymentKitServiceGetGrantAvailabilityRequest(
             customer_id=CUSTOMER, currency_id="USD"

@@ -218,6 +218,13 @@ class World:
             "PaymentKitService.GetGrant": bought,
             "PaymentKitService.ListGrants": [{}, *customers],
             "PaymentKitService.GetGrantSummary": customers,
+            "PaymentKitService.ListGrantHolders": [
+                {"currency_id": code} for code, _ in WALLETS.values()
+            ],
+            "PaymentKitService.GetGrantStats": [
+                {"currency_id": code, "start_date": str(start), "end_date": str(end)}
+                for code, _ in WALLETS.values()
+            ],
             "PaymentKitService.GetGrantAvailability": [
                 {"customer_id": f"cus_{one}", "currency_id": code, "pending_amount": "1"}
                 for one, (code, _) in WALLETS.items()

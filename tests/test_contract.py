@@ -38,6 +38,10 @@ SPELLED_OTHERWISE = {
     ("PaymentKitGrant", "payment_currency"): "paymentCurrency",
     ("PaymentKitServiceListGrantsRequest", "page_size"): "pageSize",
     ("PaymentKitPaging", "page_size"): "pageSize",
+    ("PaymentKitServiceListGrantHoldersRequest", "page_size"): "pageSize",
+    ("GrantHolder", "grant_count"): "grantCount",
+    ("GrantHoldersPaging", "page_size"): "pageSize",
+    ("GrantHoldersPaging", "total_pages"): "totalPages",
 }
 REASONS = (
     "INVALID_FIELD",
@@ -140,6 +144,8 @@ ROUTES = {
     "PaymentKitService.ListGrants": "get /api/credit-grants",
     "PaymentKitService.UpdateGrant": "put /api/credit-grants/{id} *",
     "PaymentKitService.GetGrantSummary": "get /api/credit-grants/summary",
+    "PaymentKitService.ListGrantHolders": "get /api/credit-grants/holders",
+    "PaymentKitService.GetGrantStats": "get /api/credit-grants/stats",
     "PaymentKitService.GetGrantAvailability": "get /api/credit-grants/verify-availability",
     "RegistryService.CreateCustomer": "post /v1/customers *",
     "RegistryService.GetCustomer": "get /v1/customers/{customer_id}",

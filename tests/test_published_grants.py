@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import pytest_asyncio
+from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 from structlog.testing import capture_logs
 
@@ -170,6 +171,99 @@ async def test_an_equal_grant_without_a_key_is_told(giving: Giving) -> None:
     giving.served.clock.advance(time.MINUTE + 1)
     assert (await warned("5"))[1] is False
     assert (await giving.get(customer_id=giving.customer))["count"] == 11
+
+
+async def test_holders(giving: Giving) -> None:
+    """Customers with credit now, by id: what is left of grants that have begun and not ended."""
+    served, number = giving.served, giving.served.number()
+    code = f"HOLD{number}"
+    await served.registry.CreateCurrency(registry_pb.CreateCurrencyRequest(
+        id=code, scale=2, name="Held"))  # fmt: skip
+    wallets = {}
+    for name in ("a", "b", "c", "d"):
+        customer = await served.customer(f"cus_holder_{number}_{name}")
+        wallets[customer] = await served.wallet(customer, currency=code)
+    a, b, c, _ = wallets
+    soon, ends = time.text(NOW + time.HOUR), time.text(NOW + time.HOUR)
+    await served.post(wallets[a], {"grant": {"amount": "5"}}, {"grant": {"amount": "2"}},
+                      {"consumption": {"amount": "5.50"}})  # fmt: skip
+    await served.post(wallets[b], {"grant": {"amount": "7", "effective_at": soon}})
+    await served.post(wallets[c], {"grant": {"amount": "3", "expires_at": ends}})
+
+    async def held(**query: Any) -> Json:
+        return await giving.get("/holders", currency_id=code, **query)
+
+    found = await held()
+    assert found == {
+        "holders": [
+            {"customer_id": a, "balance": "1.50", "grantCount": 1},
+            {"customer_id": c, "balance": "3.00", "grantCount": 1},
+        ],
+        "currency": {"id": code, "name": "Held", "symbol": code, "decimal": 2, "type": "credit"},
+        "paging": {"page": 1, "pageSize": 20, "total": 2, "totalPages": 1},
+    }
+    second = await held(page=2, pageSize=1)
+    assert (second["holders"], second["paging"]["totalPages"]) == (found["holders"][1:], 2)
+    served.clock.now = NOW + time.HOUR
+    assert [one["customer_id"] for one in (await held())["holders"]] == [a, b]
+    wrong: list[tuple[Json, Failure]] = [
+        ({}, Failure(400, "MISSING_FIELD", "currency_id")),
+        ({"currency_id": "NONE"}, Failure(404, "NOT_FOUND", "currency_id")),
+        ({"currency_id": code, "pageSize": 101}, Failure(400, "INVALID_FIELD", "pageSize")),
+    ]
+    for query, expected in wrong:
+        assert await served.refusal(f"{GRANTS}/holders", giving.key, **query) == expected
+
+
+async def test_stats(giving: Giving) -> None:
+    """Grants by the second they were given in, both ends in; days as far ahead as asked for."""
+    served, code = giving.served, f"STAT{giving.served.number()}"
+    await served.registry.CreateCurrency(registry_pb.CreateCurrencyRequest(
+        id=code, scale=2, name="Counted"))  # fmt: skip
+    customer = await served.customer()
+    wallet = await served.wallet(customer, currency=code)
+    midnight = NOW - NOW % time.DAY + time.DAY
+    for moment, grant in [
+        (midnight - 1, {"amount": "5"}),
+        (midnight, {"amount": "7", "category": "promotional"}),
+        (midnight + 999, {"amount": "1"}),
+        (midnight + time.SECOND, {"amount": "100"}),
+    ]:
+        served.clock.now = moment
+        await served.post(wallet, {"grant": grant})
+    await served.post(wallet, {"consumption": {"amount": "8"}})
+    window = {"start_date": midnight // 1000 - 1, "end_date": midnight // 1000}
+
+    async def stats(**query: Any) -> Json:
+        return await giving.get("/stats", **{"currency_id": code, **window, **query})
+
+    def sums(count: int, granted: str, left: str, gone: str, **more: Any) -> Json:
+        return {
+            "currency_id": code, **more, "grant_count": count, "total_granted": granted,
+            "total_remaining": left, "total_consumed": gone,
+        }  # fmt: skip
+
+    currency = {"id": code, "name": "Counted", "symbol": code, "decimal": 2, "type": "credit"}
+    days = [time.text(midnight - time.DAY)[:10], time.text(midnight)[:10]]
+    found = await stats()
+    assert found["stats"] == sums(3, "13.00", "5.00", "8.00", currency=currency)
+    assert [one["date"] for one in found["daily_stats"]] == days
+    assert [one["grant_count"] for one in found["daily_stats"]] == [1, 2]
+    (whole,) = (await stats(timezone_offset=480))["daily_stats"]
+    assert whole == sums(3, "13.00", "5.00", "8.00", date=days[1])
+    assert (await stats(category="promotional"))["stats"]["total_granted"] == "7.00"
+    none = await stats(start_date=0, end_date=1)
+    assert none == {"stats": sums(0, "0.00", "0.00", "0.00", currency=currency), "daily_stats": []}
+    wrong: list[tuple[Json, str]] = [
+        ({"end_date": window["start_date"] - 1}, "end_date"),
+        ({"end_date": window["start_date"] + 367 * 86_400}, "end_date"),
+        ({"timezone_offset": 1_441}, "timezone_offset"),
+        ({"category": "none"}, "category"),
+    ]
+    for query, param in wrong:
+        asked: Json = {"currency_id": code, **window, **query}
+        refused = await served.refusal(f"{GRANTS}/stats", giving.key, **asked)
+        assert refused == Failure(400, "INVALID_FIELD", param), query
 
 
 async def test_a_grant_pays_what_events_are_owed(giving: Giving) -> None:

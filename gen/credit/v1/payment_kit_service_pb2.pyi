@@ -1963,3 +1963,341 @@ class PaymentKitServiceGetGrantAvailabilityResponse(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__reason) -> _WhichOneofReturnType__reason | None: ...
 
 Global___PaymentKitServiceGetGrantAvailabilityResponse: _TypeAlias = PaymentKitServiceGetGrantAvailabilityResponse  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceListGrantHoldersRequest(_message.Message):
+    """Whose credit to list."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    PAGE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    LIMIT_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    currency_id: _builtins.str
+    """Id of the currency. Required; must exist."""
+    page: _builtins.int
+    """Number of the page, from 1. Absent means 1."""
+    page_size: _builtins.int
+    """Customers a page, 1 to 100. Absent means 20."""
+    limit: _builtins.int
+    """Another name for pageSize. Both with different values are an INVALID_FIELD."""
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    def __init__(
+        self,
+        *,
+        currency_id: _builtins.str | None = ...,
+        page: _builtins.int | None = ...,
+        page_size: _builtins.int | None = ...,
+        limit: _builtins.int | None = ...,
+        livemode: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_limit", b"_limit", "_livemode", b"_livemode", "_page", b"_page", "_page_size", b"_page_size", "currency_id", b"currency_id", "limit", b"limit", "livemode", b"livemode", "page", b"page", "page_size", b"page_size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_limit", b"_limit", "_livemode", b"_livemode", "_page", b"_page", "_page_size", b"_page_size", "currency_id", b"currency_id", "limit", b"limit", "livemode", b"livemode", "page", b"page", "page_size", b"page_size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
+    _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
+    _WhichOneofReturnType__limit: _TypeAlias = _typing.Literal["limit"]  # noqa: Y015
+    _WhichOneofArgType__limit: _TypeAlias = _typing.Literal["_limit", b"_limit"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__page: _TypeAlias = _typing.Literal["page"]  # noqa: Y015
+    _WhichOneofArgType__page: _TypeAlias = _typing.Literal["_page", b"_page"]  # noqa: Y015
+    _WhichOneofReturnType__page_size: _TypeAlias = _typing.Literal["page_size"]  # noqa: Y015
+    _WhichOneofArgType__page_size: _TypeAlias = _typing.Literal["_page_size", b"_page_size"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__currency_id) -> _WhichOneofReturnType__currency_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page) -> _WhichOneofReturnType__page | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__page_size) -> _WhichOneofReturnType__page_size | None: ...
+
+Global___PaymentKitServiceListGrantHoldersRequest: _TypeAlias = PaymentKitServiceListGrantHoldersRequest  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceListGrantHoldersResponse(_message.Message):
+    """One page of customers with credit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOLDERS_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    PAGING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def holders(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantHolder]:
+        """The page's customers, by id."""
+
+    @_builtins.property
+    def currency(self) -> Global___CreditCurrency:
+        """The currency."""
+
+    @_builtins.property
+    def paging(self) -> Global___GrantHoldersPaging:
+        """Where this page stands."""
+
+    def __init__(
+        self,
+        *,
+        holders: _abc.Iterable[Global___GrantHolder] | None = ...,
+        currency: Global___CreditCurrency | None = ...,
+        paging: Global___GrantHoldersPaging | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "paging", b"paging"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "holders", b"holders", "paging", b"paging"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentKitServiceListGrantHoldersResponse: _TypeAlias = PaymentKitServiceListGrantHoldersResponse  # noqa: Y015
+
+@_typing.final
+class GrantHolder(_message.Message):
+    """A customer with credit."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """Id of the customer."""
+    balance: _builtins.str
+    """What is left of its grants that have begun and not ended, held or not, as a decimal."""
+    grant_count: _builtins.int
+    """How many such grants there are."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        balance: _builtins.str = ...,
+        grant_count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["balance", b"balance", "customer_id", b"customer_id", "grant_count", b"grant_count"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantHolder: _TypeAlias = GrantHolder  # noqa: Y015
+
+@_typing.final
+class GrantHoldersPaging(_message.Message):
+    """The place of a page among all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    TOTAL_FIELD_NUMBER: _builtins.int
+    TOTAL_PAGES_FIELD_NUMBER: _builtins.int
+    page: _builtins.int
+    """Number of the page, from 1."""
+    page_size: _builtins.int
+    """The most customers the page could have had."""
+    total: _builtins.int
+    """How many customers there are, on all pages."""
+    total_pages: _builtins.int
+    """How many pages they fill."""
+    def __init__(
+        self,
+        *,
+        page: _builtins.int = ...,
+        page_size: _builtins.int = ...,
+        total: _builtins.int = ...,
+        total_pages: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page", b"page", "page_size", b"page_size", "total", b"total", "total_pages", b"total_pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantHoldersPaging: _TypeAlias = GrantHoldersPaging  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceGetGrantStatsRequest(_message.Message):
+    """Which grants to add up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    CATEGORY_FIELD_NUMBER: _builtins.int
+    START_DATE_FIELD_NUMBER: _builtins.int
+    END_DATE_FIELD_NUMBER: _builtins.int
+    TIMEZONE_OFFSET_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    currency_id: _builtins.str
+    """Id of the currency. Required; must exist."""
+    category: _builtins.str
+    """Only `paid`, or only `promotional` grants. Absent means both."""
+    start_date: _builtins.int
+    """The first second, Unix time in whole seconds. Required."""
+    end_date: _builtins.int
+    """The last second, included, Unix time in whole seconds; at most 366 days later. Required."""
+    timezone_offset: _builtins.int
+    """Minutes that the days are ahead of UTC, -1440 to 1440. Absent means 0."""
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    def __init__(
+        self,
+        *,
+        currency_id: _builtins.str | None = ...,
+        category: _builtins.str | None = ...,
+        start_date: _builtins.int | None = ...,
+        end_date: _builtins.int | None = ...,
+        timezone_offset: _builtins.int | None = ...,
+        livemode: _builtins.bool | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_category", b"_category", "_currency_id", b"_currency_id", "_end_date", b"_end_date", "_livemode", b"_livemode", "_start_date", b"_start_date", "_timezone_offset", b"_timezone_offset", "category", b"category", "currency_id", b"currency_id", "end_date", b"end_date", "livemode", b"livemode", "start_date", b"start_date", "timezone_offset", b"timezone_offset"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_category", b"_category", "_currency_id", b"_currency_id", "_end_date", b"_end_date", "_livemode", b"_livemode", "_start_date", b"_start_date", "_timezone_offset", b"_timezone_offset", "category", b"category", "currency_id", b"currency_id", "end_date", b"end_date", "livemode", b"livemode", "start_date", b"start_date", "timezone_offset", b"timezone_offset"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__category: _TypeAlias = _typing.Literal["category"]  # noqa: Y015
+    _WhichOneofArgType__category: _TypeAlias = _typing.Literal["_category", b"_category"]  # noqa: Y015
+    _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
+    _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
+    _WhichOneofReturnType__end_date: _TypeAlias = _typing.Literal["end_date"]  # noqa: Y015
+    _WhichOneofArgType__end_date: _TypeAlias = _typing.Literal["_end_date", b"_end_date"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__start_date: _TypeAlias = _typing.Literal["start_date"]  # noqa: Y015
+    _WhichOneofArgType__start_date: _TypeAlias = _typing.Literal["_start_date", b"_start_date"]  # noqa: Y015
+    _WhichOneofReturnType__timezone_offset: _TypeAlias = _typing.Literal["timezone_offset"]  # noqa: Y015
+    _WhichOneofArgType__timezone_offset: _TypeAlias = _typing.Literal["_timezone_offset", b"_timezone_offset"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__category) -> _WhichOneofReturnType__category | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__currency_id) -> _WhichOneofReturnType__currency_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end_date) -> _WhichOneofReturnType__end_date | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start_date) -> _WhichOneofReturnType__start_date | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__timezone_offset) -> _WhichOneofReturnType__timezone_offset | None: ...
+
+Global___PaymentKitServiceGetGrantStatsRequest: _TypeAlias = PaymentKitServiceGetGrantStatsRequest  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceGetGrantStatsResponse(_message.Message):
+    """The grants of a window."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATS_FIELD_NUMBER: _builtins.int
+    DAILY_STATS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def stats(self) -> Global___GrantTotals:
+        """All of them."""
+
+    @_builtins.property
+    def daily_stats(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantDay]:
+        """By the day on which they were given, without days on which none was, oldest first."""
+
+    def __init__(
+        self,
+        *,
+        stats: Global___GrantTotals | None = ...,
+        daily_stats: _abc.Iterable[Global___GrantDay] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["stats", b"stats"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["daily_stats", b"daily_stats", "stats", b"stats"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentKitServiceGetGrantStatsResponse: _TypeAlias = PaymentKitServiceGetGrantStatsResponse  # noqa: Y015
+
+@_typing.final
+class GrantTotals(_message.Message):
+    """Grants added up."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_GRANTED_FIELD_NUMBER: _builtins.int
+    TOTAL_REMAINING_FIELD_NUMBER: _builtins.int
+    TOTAL_CONSUMED_FIELD_NUMBER: _builtins.int
+    currency_id: _builtins.str
+    """Id of the currency."""
+    grant_count: _builtins.int
+    """How many grants were given."""
+    total_granted: _builtins.str
+    """How much was given, as a decimal."""
+    total_remaining: _builtins.str
+    """What is left of it and has not ended, as a decimal."""
+    total_consumed: _builtins.str
+    """What is not left of it, spent, expired or voided, as a decimal."""
+    @_builtins.property
+    def currency(self) -> Global___CreditCurrency:
+        """The currency."""
+
+    def __init__(
+        self,
+        *,
+        currency_id: _builtins.str = ...,
+        currency: Global___CreditCurrency | None = ...,
+        grant_count: _builtins.int = ...,
+        total_granted: _builtins.str = ...,
+        total_remaining: _builtins.str = ...,
+        total_consumed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency", b"currency", "currency_id", b"currency_id", "grant_count", b"grant_count", "total_consumed", b"total_consumed", "total_granted", b"total_granted", "total_remaining", b"total_remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantTotals: _TypeAlias = GrantTotals  # noqa: Y015
+
+@_typing.final
+class GrantDay(_message.Message):
+    """The grants of a day."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DATE_FIELD_NUMBER: _builtins.int
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    GRANT_COUNT_FIELD_NUMBER: _builtins.int
+    TOTAL_GRANTED_FIELD_NUMBER: _builtins.int
+    TOTAL_REMAINING_FIELD_NUMBER: _builtins.int
+    TOTAL_CONSUMED_FIELD_NUMBER: _builtins.int
+    date: _builtins.str
+    """The day, for example `2026-05-21`."""
+    currency_id: _builtins.str
+    """Id of the currency."""
+    grant_count: _builtins.int
+    """How many grants were given."""
+    total_granted: _builtins.str
+    """How much was given, as a decimal."""
+    total_remaining: _builtins.str
+    """What is left of it and has not ended, as a decimal."""
+    total_consumed: _builtins.str
+    """What is not left of it, spent, expired or voided, as a decimal."""
+    def __init__(
+        self,
+        *,
+        date: _builtins.str = ...,
+        currency_id: _builtins.str = ...,
+        grant_count: _builtins.int = ...,
+        total_granted: _builtins.str = ...,
+        total_remaining: _builtins.str = ...,
+        total_consumed: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["currency_id", b"currency_id", "date", b"date", "grant_count", b"grant_count", "total_consumed", b"total_consumed", "total_granted", b"total_granted", "total_remaining", b"total_remaining"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GrantDay: _TypeAlias = GrantDay  # noqa: Y015

@@ -117,6 +117,16 @@ class PaymentKitServiceStub:
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.SerializeToString,
                 response_deserializer=google_dot_protobuf_dot_struct__pb2.Struct.FromString,
                 _registered_method=True)
+        self.ListGrantHolders = channel.unary_unary(
+                '/credit.v1.PaymentKitService/ListGrantHolders',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersResponse.FromString,
+                _registered_method=True)
+        self.GetGrantStats = channel.unary_unary(
+                '/credit.v1.PaymentKitService/GetGrantStats',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsResponse.FromString,
+                _registered_method=True)
         self.GetGrantAvailability = channel.unary_unary(
                 '/credit.v1.PaymentKitService/GetGrantAvailability',
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantAvailabilityRequest.SerializeToString,
@@ -253,6 +263,22 @@ class PaymentKitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListGrantHolders(self, request, context):
+        """Answers the customers with credit in a currency, by customer, and how much each has. Needs a
+        service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetGrantStats(self, request, context):
+        """Adds up the grants of a currency that were given in a window, in all and by day. Needs a
+        service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def GetGrantAvailability(self, request, context):
         """Answers whether a customer's wallet can go on paying for events. It sets nothing aside: what
         must not be spent by somebody else meanwhile needs a hold.
@@ -343,6 +369,16 @@ def add_PaymentKitServiceServicer_to_server(servicer, server):
                     servicer.GetGrantSummary,
                     request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.FromString,
                     response_serializer=google_dot_protobuf_dot_struct__pb2.Struct.SerializeToString,
+            ),
+            'ListGrantHolders': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListGrantHolders,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersResponse.SerializeToString,
+            ),
+            'GetGrantStats': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetGrantStats,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsResponse.SerializeToString,
             ),
             'GetGrantAvailability': grpc.unary_unary_rpc_method_handler(
                     servicer.GetGrantAvailability,
@@ -784,6 +820,60 @@ class PaymentKitService:
             '/credit.v1.PaymentKitService/GetGrantSummary',
             credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantSummaryRequest.SerializeToString,
             google_dot_protobuf_dot_struct__pb2.Struct.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListGrantHolders(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/ListGrantHolders',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListGrantHoldersResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetGrantStats(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/GetGrantStats',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetGrantStatsResponse.FromString,
             options,
             channel_credentials,
             insecure,

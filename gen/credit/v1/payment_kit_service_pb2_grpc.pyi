@@ -70,6 +70,14 @@ class PaymentKitServiceStub:
     paymentCurrency, totalAmount, remainingAmount and grantCount; without currencies that have
     none.
     """
+    ListGrantHolders: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceListGrantHoldersRequest, _payment_kit_service_pb2.PaymentKitServiceListGrantHoldersResponse]
+    """Answers the customers with credit in a currency, by customer, and how much each has. Needs a
+    service or admin key.
+    """
+    GetGrantStats: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetGrantStatsRequest, _payment_kit_service_pb2.PaymentKitServiceGetGrantStatsResponse]
+    """Adds up the grants of a currency that were given in a window, in all and by day. Needs a
+    service or admin key.
+    """
     GetGrantAvailability: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetGrantAvailabilityRequest, _payment_kit_service_pb2.PaymentKitServiceGetGrantAvailabilityResponse]
     """Answers whether a customer's wallet can go on paying for events. It sets nothing aside: what
     must not be spent by somebody else meanwhile needs a hold.
@@ -225,6 +233,26 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         """Adds up a customer's grants that can be spent now: an object of currency ids and, of each,
         paymentCurrency, totalAmount, remainingAmount and grantCount; without currencies that have
         none.
+        """
+
+    @_abc_1.abstractmethod
+    def ListGrantHolders(
+        self,
+        request: _payment_kit_service_pb2.PaymentKitServiceListGrantHoldersRequest,
+        context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceListGrantHoldersRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceListGrantHoldersResponse]],
+    ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceListGrantHoldersResponse]:
+        """Answers the customers with credit in a currency, by customer, and how much each has. Needs a
+        service or admin key.
+        """
+
+    @_abc_1.abstractmethod
+    def GetGrantStats(
+        self,
+        request: _payment_kit_service_pb2.PaymentKitServiceGetGrantStatsRequest,
+        context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceGetGrantStatsRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceGetGrantStatsResponse]],
+    ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceGetGrantStatsResponse]:
+        """Adds up the grants of a currency that were given in a window, in all and by day. Needs a
+        service or admin key.
         """
 
     @_abc_1.abstractmethod

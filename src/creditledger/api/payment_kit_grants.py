@@ -1,7 +1,8 @@
 """Messages of grants to values and back, in the shapes of Payment Kit."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from credit.v1 import payment_kit_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict
@@ -27,10 +28,15 @@ from creditledger.model import (
 from creditledger.operations import GiveGrant
 from creditledger.registry import Currency
 from creditledger.shown import GivenGrant
+from creditledger.store.grants import Given
 
 #: The kind of the posting by which a grant is given.
 _KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
 
+#: The longest window of stats.
+STATS_MS_MAX = 366 * time.DAY
+#: How far days may be ahead of UTC, or behind.
+MINUTES_MAX = 1_440
 #: Meters, or products, that a grant may be limited to.
 PRICES_MAX = 20
 
@@ -98,6 +104,89 @@ def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGra
         same.append("effective_at")
     return one.metadata == other.metadata and all(
         getattr(one, field) == getattr(other, field) for field in same
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Whose credit is to be listed."""
+
+    page: payment_kit.Page
+    currency: str
+    livemode: bool | None
+
+
+def holders(request: pb.PaymentKitServiceListGrantHoldersRequest) -> Holders:
+    """Raises InvalidField, MissingField."""
+    return Holders(
+        payment_kit.page(request),
+        fields.currency(request.currency_id, field="currency_id"),
+        fields.optional(request, "livemode", None),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class GrantStats:
+    """Which grants are to be added up."""
+
+    currency: str
+    category: Category | None
+    start: int
+    end: int  #: Exclusive: the whole second named is in.
+    ahead: int  #: Of UTC, in milliseconds.
+    livemode: bool | None
+
+
+def grant_stats(request: pb.PaymentKitServiceGetGrantStatsRequest) -> GrantStats:
+    """Raises InvalidField, MissingField."""
+    currency = fields.currency(request.currency_id, field="currency_id")
+    start = fields.seconds(request, "start_date", field="start_date")
+    end = fields.seconds(request, "end_date", field="end_date")
+    if start is None or end is None:
+        raise MissingField("start_date" if start is None else "end_date")
+    if not 0 <= end - start <= STATS_MS_MAX:
+        raise InvalidField(
+            "end_date must be no earlier than start_date, and at most 366 days later",
+            param="end_date",
+        )
+    category = None
+    if request.HasField("category"):
+        category = fields.word(request.category, wire.CATEGORIES, field="category")
+    ahead = fields.number(
+        fields.optional(request, "timezone_offset", 0),
+        least=-MINUTES_MAX,
+        most=MINUTES_MAX,
+        field="timezone_offset",
+    )
+    return GrantStats(
+        currency,
+        category,
+        start,
+        end + time.SECOND,
+        ahead * time.MINUTE,
+        fields.optional(request, "livemode", None),
+    )
+
+
+def stats(days: Sequence[Given], currency: Currency) -> pb.PaymentKitServiceGetGrantStatsResponse:
+    """Grants added up, in all and by day."""
+
+    def sums(of: Sequence[Given]) -> dict[str, Any]:
+        granted, left = sum(one.granted for one in of), sum(one.remaining for one in of)
+        count = sum(one.grant_count for one in of)
+        return {
+            "currency_id": currency.code,
+            "grant_count": fields.answered(count, most=fields.INT32_MAX, field="grant_count"),
+            "total_granted": money.text(granted, currency.scale),
+            "total_remaining": money.text(left, currency.scale),
+            "total_consumed": money.text(granted - left, currency.scale),
+        }
+
+    return pb.PaymentKitServiceGetGrantStatsResponse(
+        stats=pb.GrantTotals(currency=payment_kit.shown_currency(currency), **sums(days)),
+        daily_stats=[
+            pb.GrantDay(date=time.text(one.day * time.DAY)[:10], **sums([one])) for one in days
+        ],
     )
 
 

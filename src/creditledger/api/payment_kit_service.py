@@ -511,6 +511,63 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         return await self._store.read(read)
 
+    @rpc(payment_kit_grants.holders, scope=Scope.SERVICE)
+    async def ListGrantHolders(  # noqa: N802
+        self, wanted: payment_kit_grants.Holders, caller: Caller
+    ) -> pb.PaymentKitServiceListGrantHoldersResponse:
+        """By customer. Raises NotFound for the currency."""
+        livemode, now, page = caller.mode(wanted.livemode), self._clock(), wanted.page
+
+        def read(connection: Connection) -> tuple[Currency, int, list[grants.Holder]]:
+            code = wanted.currency
+            currency = registry.require_currency(connection, code, field="currency_id")
+            return currency, *grants.holders(
+                connection, code, livemode=livemode, offset=page.offset, size=page.size, clock=now
+            )
+
+        currency, total, found = await self._store.read(read, stale=True)
+        return pb.PaymentKitServiceListGrantHoldersResponse(
+            holders=[
+                pb.GrantHolder(
+                    customer_id=one.customer_id,
+                    balance=money.text(one.balance, currency.scale),
+                    grant_count=one.grant_count,
+                )
+                for one in found
+            ],
+            currency=payment_kit.shown_currency(currency),
+            paging=pb.GrantHoldersPaging(
+                page=page.number,
+                page_size=page.size,
+                total=total,
+                total_pages=-(-total // page.size),
+            ),
+        )
+
+    @rpc(payment_kit_grants.grant_stats, scope=Scope.SERVICE)
+    async def GetGrantStats(  # noqa: N802
+        self, wanted: payment_kit_grants.GrantStats, caller: Caller
+    ) -> pb.PaymentKitServiceGetGrantStatsResponse:
+        """Raises NotFound for the currency, InvalidField, MissingField."""
+        livemode, now = caller.mode(wanted.livemode), self._clock()
+
+        def read(connection: Connection) -> tuple[Currency, list[grants.Given]]:
+            code = wanted.currency
+            currency = registry.require_currency(connection, code, field="currency_id")
+            return currency, grants.given_by_day(
+                connection,
+                code,
+                livemode=livemode,
+                category=wanted.category,
+                start=wanted.start,
+                end=wanted.end,
+                ahead=wanted.ahead,
+                clock=now,
+            )
+
+        currency, days = await self._store.read(read, stale=True)
+        return payment_kit_grants.stats(days, currency)
+
     @rpc(payment_kit_grants.availability, scope=Scope.CUSTOMER)
     async def GetGrantAvailability(  # noqa: N802
         self, wanted: payment_kit_grants.Availability, caller: Caller

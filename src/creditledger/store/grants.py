@@ -347,6 +347,72 @@ def summary(
     return dict(sorted(sums.items()))
 
 
+class Holder(NamedTuple):
+    """A customer with credit in a currency."""
+
+    customer_id: str
+    balance: int  #: Of grants that have begun and not ended, held or not.
+    grant_count: int  #: Of such grants.
+
+
+def holders(
+    connection: Connection, currency: str, *, livemode: bool, offset: int, size: int, clock: int
+) -> tuple[int, list[Holder]]:
+    """How many customers have credit in this currency, and a page of them, by customer."""
+    now = _now(clock)
+    query = (
+        select(w.customer_id, exact_sum(g.remaining), func.count())
+        .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
+        .join(schema.wallet_states, s.wallet_number == g.wallet_number)
+        .where(w.currency == currency, w.livemode == livemode, g.open)
+        .where(g.effective_at <= now, or_(g.expires_at.is_(None), g.expires_at > now))
+        .group_by(w.customer_id)
+    )
+    total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
+    rows = connection.execute(query.order_by(w.customer_id).offset(offset).limit(size))
+    return total, [Holder(customer, int(balance), count) for customer, balance, count in rows]
+
+
+class Given(NamedTuple):
+    """Grants that were given on one day."""
+
+    day: int  #: Days since 1970, of the zone.
+    grant_count: int
+    granted: int
+    remaining: int  #: Of those that have not ended.
+
+
+def given_by_day(
+    connection: Connection,
+    currency: str,
+    *,
+    livemode: bool,
+    category: Category | None,
+    start: int,
+    end: int,
+    ahead: int,
+    clock: int,
+) -> list[Given]:
+    """The grants of a currency given in [start, end), by day; days are so many ms ahead of UTC."""
+    left = case((_has_ended(_now(clock)), 0), else_=g.remaining)
+    day = ((g.created_at + literal(ahead, BigInteger)) // literal(DAY, BigInteger)).label("day")
+    query = (
+        select(day, func.count(), exact_sum(g.amount), exact_sum(left))
+        .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
+        .join(schema.wallet_states, s.wallet_number == g.wallet_number)
+        .where(w.currency == currency, w.livemode == livemode)
+        .where(g.created_at >= start, g.created_at < end)
+        .group_by(day)
+        .order_by(day)
+    )
+    if category is not None:
+        query = query.where(g.category == category.value)
+    return [
+        Given(one, count, int(granted), int(remaining))
+        for one, count, granted, remaining in connection.execute(query)
+    ]
+
+
 def _take_repaid(
     connection: Connection,
     sums: GrantSums,
