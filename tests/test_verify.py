@@ -575,6 +575,9 @@ EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("event_dimension", (event(30, "meter_id = 'mtr_images'"),)),
     ("event_dimension", (event(30, "subscription_id = NULL"),)),
     ("wallet_unpaid_amount", (UNPAID_OTHERWISE,)),
+    ("limit_zone", (
+        f"UPDATE spend_limits SET time_zone = 'Factory' WHERE wallet_number = {BETA}",
+    )),
     ("wallet_last_posting", (NUMBERED_OTHERWISE,)),
     ("wallet_posted_at", (event(2, "created_at = created_at + 1"),)),
 ]  # fmt: skip

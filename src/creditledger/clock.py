@@ -18,7 +18,9 @@ DAY = 24 * HOUR
 #: Every zone's offset is a multiple of a quarter of an hour, so buckets of any zone are whole ones.
 QUARTER = 15 * MINUTE
 
-_ZONES = available_timezones()
+#: Names that systems have for what they are set to: no zones, and not the same on two machines.
+_NO_ZONES = frozenset({"localtime", "Factory", "posixrules"})
+_ZONES = available_timezones() - _NO_ZONES
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 # beside moments that are UTC already
 _MS = timedelta(milliseconds=1)
@@ -128,3 +130,13 @@ def zone(name: str, *, field: str) -> ZoneInfo:
     if name not in _ZONES:
         raise InvalidField(f"{field} must be an IANA name, not {echo(name)}", param=field)
     return ZoneInfo(name)
+
+
+def is_zone(name: str) -> bool:
+    """Whether this is the IANA name of a zone that there is here."""
+    return name in _ZONES
+
+
+def stored_zone(name: str) -> ZoneInfo:
+    """The zone of a name that was stored: UTC where it is no zone, or none any more."""
+    return ZoneInfo(name if is_zone(name) else "UTC")

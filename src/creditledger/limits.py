@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 from creditledger import clock, ids, money
 from creditledger.bills import Bucket, bucket_of
@@ -37,8 +36,16 @@ RETRY_AFTER_SECONDS_MAX = 300
 LIMITS_MAX = 20
 #: The longest rolling period: 31 days.
 HOURS_MAX = 744
+#: Of a limit that is being made.
+_NOT_BEGUN = 1 << 62
 #: What the calendar of bills calls them.
 _CALENDAR = {Period.DAY: "Day", Period.WEEK: "Week", Period.MONTH: "Month"}
+#: From its beginning to a moment that is in the period whatever the data of its zone says.
+_HALF = {
+    Period.DAY: 12 * clock.HOUR,
+    Period.WEEK: 84 * clock.HOUR,
+    Period.MONTH: 14 * clock.DAY,
+}
 
 #: What open holds of a wallet have set aside, by the API key that it is for; None is all of it.
 Held = Mapping[str | None, int]
@@ -67,7 +74,7 @@ class LimitView(NamedTuple):
 # A batch has one time, and wallets of one zone have one day.
 @lru_cache(maxsize=1_024)
 def _bucket(moment: int, cycle: str, time_zone: str) -> Bucket:
-    return bucket_of(moment, cycle, ZoneInfo(time_zone))
+    return bucket_of(moment, cycle, clock.stored_zone(time_zone))
 
 
 def _window(limit: SpendLimit, moment: int) -> _Window:
@@ -79,7 +86,13 @@ def _window(limit: SpendLimit, moment: int) -> _Window:
         start = (moment - limit.hours * clock.HOUR) // width * width
         return _Window(start, moment // width * width, None)
     assert limit.time_zone is not None
-    bucket = _bucket(moment, _CALENDAR[limit.period], limit.time_zone)
+    cycle = _CALENDAR[limit.period]
+    if limit.counted_from <= moment:
+        # A period that has begun stays that period when the data of its zone changes meanwhile.
+        end = _bucket(limit.counted_from + _HALF[limit.period], cycle, limit.time_zone).end
+        if moment < end:
+            return _Window(limit.counted_from, limit.counted_from, end)
+    bucket = _bucket(moment, cycle, limit.time_zone)
     return _Window(bucket.start, bucket.start, bucket.end)
 
 
@@ -312,7 +325,7 @@ def _put(wallet: Wallet, change: SetLimit, now: int) -> tuple[SpendLimit, bool]:
         created_at=now,
         updated_at=now,
         since=wallet.sequence,
-        counted_from=now,
+        counted_from=_NOT_BEGUN,
         parts={},
     )
     _begin(made, now)

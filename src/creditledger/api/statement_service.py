@@ -175,7 +175,7 @@ def _pieces(said: Document, format_: Format, sha256: str | None) -> list[HttpBod
 
 
 def _short(one: Closed, wallet_id: str, scale: int) -> pb.ClosedStatement:
-    zone = time.zone(one.time_zone, field="time_zone")
+    zone = time.stored_zone(one.time_zone)
     return pb.ClosedStatement(
         id=ids.compose("stm", one.wallet, one.number),
         number=one.number,

@@ -1,6 +1,7 @@
 """Statements made and closed: the request, what is written down before, and what is read for it."""
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +30,11 @@ from creditledger.store.periods import NAMED_MAX, Basis, Sums
 STATEMENTS_MAX = 4
 #: The last moment that is a year of four digits in every zone.
 MOMENT_MAX = 253_402_300_799_000 - 2 * time.DAY
+
+#: How far new data of a zone moves the beginning of a month at most: across the date line.
+MOVED_MS_MAX = 26 * time.HOUR
+#: Of a time's text, what the clocks of the zone show: without the offset.
+_WALL = len("2026-09-01T00:00:00.000")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +89,14 @@ class Statements:
 
         Raises NotFound, Overloaded, ResultTooLarge.
         """
+        wanted = await self._as_closed(wanted, caller)
         found = await self._store.read(lambda c: _closed_as(c, wanted, caller))
         return await self.open(wanted, caller) if found is None else found
 
     async def open(self, wanted: Period, caller: Caller) -> Document:
         """The statement of a period as of now, closed or not. Raises as `get` does."""
         with self._places.one(STATEMENTS_MAX, caller.customer_id):
+            wanted = await self._as_closed(wanted, caller)
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             figures = await self._figures(basis, wanted)
@@ -97,6 +105,7 @@ class Statements:
     async def close(self, wanted: Period, caller: Caller) -> Closed:
         """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
         with self._places.one(STATEMENTS_MAX, caller.customer_id):
+            wanted = await self._as_closed(wanted, caller)
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             before = await self._store.read(lambda c: _closed_before(c, basis, wanted))
@@ -114,6 +123,12 @@ class Statements:
         if (written.starts_at, written.ends_at) != (new.starts_at, new.ends_at):
             raise Conflict("another period was closed at the same time; look at the list")
         return written
+
+    async def _as_closed(self, wanted: Period, caller: Caller) -> Period:
+        """The period; a month as it was closed, or next to that, if its zone's data has changed."""
+        if not wanted.is_month or wanted.zone.key == "UTC":
+            return wanted
+        return await self._store.read(lambda c: _month(c, wanted, caller))
 
     async def _write_down(self, wanted: Period, caller: Caller) -> None:
         """What is due: a statement is of rows and repayments that are written."""
@@ -147,6 +162,31 @@ class Statements:
 
 def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:
     return wire.own(registry.wallet(connection, wanted.wallet_id), wanted.wallet_id, caller)
+
+
+def _month(connection: Connection, wanted: Period, caller: Caller) -> Period:
+    """The month as the data of its zone had it when it, or the month before it, was closed.
+
+    What a closed statement says of its own first and last moment tells: there they were the first
+    of a month at midnight.
+    """
+    wallet, bucket = _wallet(connection, wanted, caller), wanted.bucket
+    begins = time.text_in(bucket.start, wanted.zone)[:_WALL]
+    ends = time.text_in(bucket.end, wanted.zone)[:_WALL]
+    for mark in reversed(closed.marks(connection, wallet.number)):
+        starts_there = abs(mark.starts_at - bucket.start) <= MOVED_MS_MAX
+        ends_there = abs(mark.ends_at - bucket.start) <= MOVED_MS_MAX
+        if not (starts_there or ends_there):
+            continue
+        one = closed.one(connection, wallet.number, mark.number)
+        said = {} if one is None else json.loads(one.content)
+        if said.get("time_zone") != wanted.zone.key:
+            continue
+        if (said["start"][:_WALL], said["end"][:_WALL]) == (begins, ends):
+            return replace(wanted, bucket=Bucket(mark.starts_at, mark.ends_at))
+        if said["end"][:_WALL] == begins:
+            return replace(wanted, bucket=Bucket(mark.ends_at, bucket.end))
+    return wanted
 
 
 def _basis(connection: Connection, wanted: Period, caller: Caller) -> Basis:

@@ -8,12 +8,12 @@ what the one before it came to. Called by verify.py. Functions of a connection o
 import json
 from collections.abc import Iterator
 from typing import NamedTuple
-from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection, and_, case, func, select
 
 from creditledger import clock, ids, money, statements
 from creditledger.bills import Bucket
+from creditledger.errors import InvalidField
 from creditledger.model import Kind
 from creditledger.shown import WalletPlace
 from creditledger.statements import About, Document, DoesNotAddUp, Figures, Moved, Part, Repaid
@@ -101,23 +101,30 @@ def _content(
 ) -> Iterator[tuple[str, str]]:
     try:
         said: Document = json.loads(one.content)
-        zone = ZoneInfo(one.time_zone)
+        zone = clock.stored_zone(one.time_zone)
         beside = {
             "id": ids.compose("stm", one.wallet, one.number),
             "number": str(one.number),
             "wallet_id": wallet.id,
-            "start": clock.text_in(one.starts_at, zone),
-            "end": clock.text_in(one.ends_at, zone),
             "time_zone": one.time_zone,
             "sequence": str(one.closed_sequence),
             "opening_balance": money.text(one.opening_balance, wallet.scale),
             "closing_balance": money.text(one.closing_balance, wallet.scale),
-            "closed_at": clock.text_in(one.closed_at, zone),
             "previous_sha256": None if before is None else before.sha256,
         }
         for name, value in beside.items():
             if said.get(name) != value:
                 yield "statement_content", f"{name} is {said.get(name)}, not {value}"
+        moments = {"start": one.starts_at, "end": one.ends_at, "closed_at": one.closed_at}
+        for name, moment in moments.items():
+            # By what was written: the zone may have had another offset then.
+            if clock.parse(said[name], field=name) != moment:
+                yield "statement_content", f"{name} is {said[name]}, not {clock.text(moment)}"
+        if not clock.is_zone(one.time_zone):
+            yield (
+                "statement_content",
+                f"time_zone {one.time_zone} is no IANA zone: it counts as UTC",
+            )
         bucket = Bucket(one.starts_at, one.ends_at)
         about = About(one.wallet, wallet, "", bucket, zone, one.closed_sequence)
         if figures is None:
@@ -126,7 +133,7 @@ def _content(
         for name, value in _figures_only(statements.totals(about, figures)).items():
             if _figures_only(said).get(name) != value:
                 yield "statement_figures", f"{name} is not what its rows come to"
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, InvalidField):
         yield "statement_content", "its text is no statement"
 
 

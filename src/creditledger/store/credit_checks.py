@@ -362,6 +362,8 @@ LIMITS = Pass(
     """
 limit_made: l.number > v.limits_made OR l.since > v.sequence
     -- limit {l.number}, made after row {l.since}, was not made yet
+limit_zone: l.time_zone IN ('localtime', 'Factory', 'posixrules')
+    -- time_zone {l.time_zone} is no IANA zone: it counts as UTC
 limit_spent: x.amount <> 0
     -- limit {l.number}: from {x.start} on its rows have spent {x.amount} more
 """,
