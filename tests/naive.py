@@ -31,6 +31,9 @@ OF_EVENTS = {
     "effective_at": "timestamp",
 }
 LIMITS_MAX = 20
+#: Grants that the ledger makes by itself are of rows of these kinds.
+MADE_BY_ITSELF = ("refund", "transfer_in")
+ARRIVING = ("transfer_in",)  #: Of these kinds it becomes a part of one that is there.
 HOUR_MS = 3_600_000
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
@@ -86,6 +89,18 @@ class Grant:
     metadata: dict[str, str]
     voided_at: int | None
     returned: bool  #: It came back after the grant had ended that it was of.
+    made_by: str = ""  #: Kind of the row that made it.
+    parts: tuple[tuple[int, int], ...] = ()  #: Of later ones: row, and what it paid of overdraft.
+
+    def paid_by(self, sequence: int) -> int:
+        """What the credit of this row paid of overdraft as it came."""
+        later = dict(self.parts)
+        first = self.overdraft_paid - sum(later.values())
+        return first if sequence == self.ref else later.get(sequence, 0)
+
+    def likeness(self) -> tuple[object, ...]:
+        terms = self.category, self.priority, self.name, self.expires_at
+        return *terms, self.scope, self.metadata, self.returned
 
     def end(self) -> int | None:
         return self.expires_at if self.voided_at is None else self.voided_at
@@ -115,7 +130,7 @@ class Grant:
         return self.priority, never, expiry, paid, self.effective_at, self.created_at, self.ref
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class GrantView(Grant):
     remaining: int
     repaid: int
@@ -392,11 +407,37 @@ class Wallet:
         defaults["returned"] = False
         pays_back = (at is None or at <= now) and not terms.get("scope")
         paid = min(self.overdraft_used(), amount) if pays_back else 0
-        self.append(posting, kind, amount, ref, at)
-        self.grants.append(
-            Grant(ref, amount, paid, category, created_at=now, **{**defaults, **terms})
+        made = Grant(
+            ref, amount, paid, category, created_at=now, made_by=kind, **{**defaults, **terms}
         )
-        self.pays(ref, paid)
+        into = self.alike(made, now) if kind in ARRIVING else None
+        self.pays(ref if into is None else into.ref, paid)
+        self.append(posting, kind, amount, ref if into is None else into.ref, at)
+        if into is None:
+            self.grants.append(made)
+            return
+        grown = replace(
+            into,
+            amount=into.amount + amount,
+            overdraft_paid=into.overdraft_paid + paid,
+            parts=(*into.parts, (ref, paid)),
+        )
+        self.grants = [grown if old is into else old for old in self.grants]
+
+    def alike(self, made: Grant, now: int) -> Grant | None:
+        """An open grant that the ledger made and nobody changed, such as the one to be made."""
+        changed = {grant.ref for _, _, grant in self.revisions}
+        found = [
+            grant
+            for grant in self.grants
+            if grant.made_by in MADE_BY_ITSELF
+            and grant.likeness() == made.likeness()
+            and grant.ref not in changed
+            and grant.open(now)
+            and self.remaining(grant)
+            and grant.amount + made.amount <= AMOUNT_MAX
+        ]
+        return min(found, key=Grant.burn_order, default=None)
 
     def draw(self, posting: Posting, kind: str, amount: int, grants: Iterable[Grant]) -> None:
         """Take from these grants in burn order; the rest is one overdraft row, last."""

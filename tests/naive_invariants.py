@@ -110,11 +110,17 @@ def walk(wallet: Wallet) -> dict[int, int]:
 
         if sequence in grants:
             assert row.grant == sequence
-            assert row.amount == grants[sequence].amount
+            added = [wallet.rows[later - 1].amount for later, _ in grants[sequence].parts]
+            assert row.amount == grants[sequence].amount - sum(added)
             pays_back = not (grants[sequence].pending(now) or grants[sequence].scope)
             paid = min(used, row.amount) if pays_back else 0
-            assert grants[sequence].overdraft_paid == paid
+            assert grants[sequence].paid_by(sequence) == paid
             left[sequence], used = -paid, used - paid
+        elif row.grant is not None and sequence in dict(grants[row.grant].parts):
+            assert posting.name in ("received", "refund")
+            paid = 0 if grants[row.grant].scope else min(used, row.amount)
+            assert grants[row.grant].paid_by(sequence) == paid
+            left[row.grant], used = left[row.grant] - paid, used - paid
         if row.grant is None:
             assert posting.name not in ("transfer", "received")
             used -= row.amount

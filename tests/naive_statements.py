@@ -40,7 +40,7 @@ def at(wallet: Wallet, closes: Sequence[Close], moment: int) -> tuple[dict[int, 
     """What each grant has, and the overdraft that is used, of the rows before a moment."""
     rows = [row for row in wallet.rows if counts_at(row, closes) < moment]
     given = {row.sequence for row in rows}
-    paid = {g.ref: g.overdraft_paid if g.ref in given else 0 for g in wallet.grants}
+    paid = {g.ref: sum(g.paid_by(sequence) for sequence in given) for g in wallet.grants}
     for one in wallet.repayments:
         paid[one.grant] += one.amount if paid_at(one, closes) < moment else 0
     grants = {ref: sum(row.amount for row in rows if row.grant == ref) - paid[ref] for ref in paid}
@@ -88,8 +88,7 @@ def statement(wallet: Wallet, closes: Sequence[Close], start: int, end: int) -> 
         }.get(row.kind, "granted")
         own = grants[grant.ref]
         own["prior_period" if late else column] += row.amount if late else abs(row.amount)
-        if row.sequence == grant.ref and grant.overdraft_paid:
-            paid = grant.overdraft_paid
+        if paid := grant.paid_by(row.sequence):
             own["prior_period" if late else "overdraft_repaid"] += -paid if late else paid
             overdraft["prior_period" if late else "repaid"] += -paid if late else paid
     for one in wallet.repayments:

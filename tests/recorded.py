@@ -18,7 +18,7 @@ LARGE = {
     *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
     "webhook_deliveries",
-    *("statements", "receipts", "grant_repayments"),
+    *("statements", "receipts", "grant_repayments", "grant_parts"),
 }
 #: What an application calls itself that writes postings.
 POSTING = "creditledger posting"

@@ -154,7 +154,7 @@ def test_every_append_only_table_has_its_triggers(database_url: str) -> None:
         for table in (
             *("credit_transactions", "postings", "dimensions", "hold_revisions"),
             *("grant_revisions", "grant_repayments", "overdraft_payers", "overdraft_returns"),
-            *("statements", "clock_acceptances"),
+            *("grant_parts", "statements", "clock_acceptances"),
         )
         for act in acts
     }

@@ -44,35 +44,49 @@ if TYPE_CHECKING:
 # --- limits ---------------------------------------------------------------------------------------
 
 
-def test_a_wallet_has_a_thousand_open_grants() -> None:
-    """The thousandth open grant is given, the next one refused, until one of them has ended."""
-    full = wallet_of(*(grant(number, 1) for number in range(1, 1_001)))
-    with pytest.raises(OutOfRange):
-        decide(full, command(give("1")))
+def promotions(*numbers: int, starts: int = -DAY, ends: int | None = None) -> list[Grant]:
+    """Promotional grants of 1."""
+    return [grant(number, 1, category=PROMOTIONAL, starts=starts, ends=ends) for number in numbers]
 
-    room = wallet_of(*(grant(number, 1) for number in range(1, 1_000)), grant(1_000, 1, ends=0))
-    assert len(decide(room, command(give("1")))) == 1
+
+def test_a_wallet_has_a_thousand_open_promotional_grants() -> None:
+    """The thousandth is given, the next one refused, until one of them has ended."""
+    bonus = command(give("1", category=PROMOTIONAL))
+    full = wallet_of(*promotions(*range(1, 1_001)))
+    with pytest.raises(OutOfRange):
+        decide(full, bonus)
+
+    room = wallet_of(*promotions(*range(1, 1_000)), *promotions(1_000, ends=0))
+    assert len(decide(room, bonus)) == 1
+
+
+def test_paid_grants_and_adjustments_are_always_taken() -> None:
+    """However many open grants of whatever kind there are; and they bound no others."""
+    full = wallet_of(*promotions(*range(1, 1_001)), *(grant(n, 1) for n in range(1_001, 2_002)))
+    assert len(decide(full, command(give("1")))) == 1
+    assert len(decide(full, command(adjust("1")))) == 1
+
+    paid = wallet_of(*(grant(number, 1) for number in range(1, 2_001)))
+    assert len(decide(paid, command(give("1", category=PROMOTIONAL)))) == 1
 
 
 def test_a_grant_that_pays_back_an_overdraft_whole_is_not_open() -> None:
     """What goes into the overdraft to the last unit takes no place among the open grants."""
-    grants = [grant(number, 1, starts=1) for number in range(1, 1_001)]
+    grants = promotions(*range(1, 1_001), starts=1)
     wallet = wallet_of(*grants, overdraft_used=5, overdraft_limit=5)
 
-    assert len(decide(wallet, command(give("5")))) == 1
+    assert len(decide(wallet, command(give("5", category=PROMOTIONAL)))) == 1
     with pytest.raises(OutOfRange):
-        decide(wallet, command(give("6")))
+        decide(wallet, command(give("6", category=PROMOTIONAL)))
 
 
-def test_a_refund_to_a_grant_that_was_used_up_opens_it_again() -> None:
-    """What a refund fills again takes its place among the thousand; what has some left has one."""
-    grants = [grant(number, 1) for number in range(2, 1_002)]
-    wallet = wallet_of(grant(1, 0, amount=10), *grants)
+def test_a_refund_to_a_grant_that_was_used_up_is_always_taken() -> None:
+    """It opens the grant again, also as the thousand and first."""
+    used_up = grant(1, 0, amount=10, category=PROMOTIONAL)
+    wallet = wallet_of(used_up, *promotions(*range(2, 1_002)))
 
-    with pytest.raises(OutOfRange):
-        decide(wallet, command(refund(SPENT_ID)), references((10, 1)))
-    wallet = wallet_of(grant(1, 1, amount=10), *grants[1:])
-    assert drawn(decide(wallet, command(refund(SPENT_ID)), references((9, 1)))) == [(9, 1)]
+    moves = decide(wallet, command(refund(SPENT_ID)), references((10, 1)))
+    assert drawn(moves) == [(10, 1)]
 
 
 @pytest.mark.parametrize("swept", [False, True])

@@ -55,6 +55,7 @@ writing
 holds grants limits settling transfers
 locked_wallets
 rules replay store
+arrivals
 store.postgres store.sqlite_database
 store.webhook_feed
 store.meter_events store.topups store.webhooks

@@ -38,6 +38,8 @@ class Move(NamedTuple):
     #: The overdraft that it gives back, owed by then or not: in bills that was paid, whatever the
     #: category of what comes back.
     overdraft: OverdraftDraw | None = None
+    #: The move adds a part to the grant, and so much of it pays back overdraft; None: it does not.
+    paid: int | None = None
 
 
 def check_range(
@@ -57,11 +59,12 @@ def check_range(
             used -= move.amount
         if move.grant is None:
             overdraft -= move.amount
-        elif move.amount > 0:
-            if move.fresh:
-                overdraft -= move.grant.overdraft_paid
+        elif move.fresh:
+            overdraft -= move.grant.overdraft_paid
             # A new grant that goes into the overdraft whole leaves nothing open.
-            gained += move.grant.remaining > 0 if move.fresh else not move.grant.remaining
+            gained += move.grant.remaining > 0 and move.grant.is_bounded()
+        elif move.paid:
+            overdraft -= move.paid
     # Only what raises a sum is refused: one of a ledger without this bound may be beyond it.
     more = credited + overdraft
     if more > 0 and wallet.credited_amount + wallet.overdraft_used + more > money.TOTAL_MAX:
@@ -71,9 +74,12 @@ def check_range(
     if quantity and wallet.usage_quantity + quantity > money.TOTAL_MAX:
         raise OutOfRange("the wallet's quantities would pass 9·10^18")
     if gained and len(wallet.burning) + gained > OPEN_GRANTS_MAX:
-        running = sum(1 for grant in wallet.burning if not grant.has_ended(now))
-        if running + gained > OPEN_GRANTS_MAX:
-            raise OutOfRange(f"a wallet has at most {OPEN_GRANTS_MAX} open grants")
+        bounded = (g for g in wallet.burning if g.is_bounded() and not g.has_ended(now))
+        if sum(1 for _ in bounded) + gained > OPEN_GRANTS_MAX:
+            raise OutOfRange(
+                f"a wallet has at most {OPEN_GRANTS_MAX} open grants that are promotional or came"
+                " by transfer"
+            )
 
 
 def expirations(wallet: Wallet, now: int) -> list[Move]:
@@ -131,7 +137,7 @@ def append(
     assert now >= wallet.posted_at
     rows = []
     counted = quantity or 0
-    for kind, type_, amount, grant, effective_at, fresh, _ in moves:
+    for kind, type_, amount, grant, effective_at, fresh, _, paid in moves:
         wallet.sequence += 1
         wallet.running_balance += amount
         if grant is None:
@@ -141,6 +147,12 @@ def append(
             grant.number = wallet.sequence
             wallet.overdraft_used -= grant.overdraft_paid
             wallet.add(grant)
+        elif paid is not None:
+            grant.amount += amount
+            grant.overdraft_paid += paid
+            wallet.overdraft_used -= paid
+            if amount > paid:
+                _change(wallet, grant, amount - paid, now)
         else:
             _change(wallet, grant, amount, now)
         kind_count: int | None = None

@@ -538,7 +538,7 @@ class Deciding(Writing):
         clock_, dry = self.loaded.clock, command.validate_only
         sent_at, received_at = sender.time(clock_), receiver.time(clock_)
         sent, received = transfers.transfer(
-            sender, receiver, amount, sent_at=sent_at, received_at=received_at
+            sender, receiver, amount, command.metadata, sent_at=sent_at, received_at=received_at
         )
         out, into = _posting(sender, command, amount), _arriving(sender, receiver, command, amount)
         sides = (

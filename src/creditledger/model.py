@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 from creditledger import clock
 
-#: Open grants a wallet may have: what one posting can draw on, so what bounds its rows.
+#: Open grants a wallet may have that came by transfer or were given as promotional ones. Credit
+#: that was paid, refunds and adjustments are always taken, so they have no bound.
 OPEN_GRANTS_MAX = 1_000
 #: Open holds a wallet may have: they are read with it.
 OPEN_HOLDS_MAX = 1_000
@@ -71,6 +72,18 @@ class Category(Word):
 
     PAID = 1
     PROMOTIONAL = 2
+
+
+class Origin(Word):
+    """What made a grant: an operation `grant`, an adjustment, or the ledger by itself.
+
+    Stored as its number.
+    """
+
+    GIVEN = 1
+    ADJUSTMENT = 2
+    REFUND = 3
+    TRANSFER = 4
 
 
 class Status(Word):
@@ -162,8 +175,8 @@ class Grant:
     """A lot of credit given once: `remaining` changes in its life, and its terms by revisions."""
 
     number: int  #: Sequence of the row that created it; 0 until that row is appended.
-    amount: int  #: Given, in smallest units. > 0.
-    overdraft_paid: int  #: Part of it that paid back an overdraft at its creation. <= amount.
+    amount: int  #: Given, in smallest units, with all its parts. > 0.
+    overdraft_paid: int  #: Part of it that paid back an overdraft as it was given. <= amount.
     remaining: int  #: Not yet drawn. 0 <= remaining <= amount.
     category: Category
     priority: int  #: 0 to 100, lower is spent first.
@@ -177,6 +190,9 @@ class Grant:
     held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
     repaid: int = 0  #: Part of it that paid back overdraft as it began or ended.
     returned: bool = False  #: Promotional credit that came back after its grant had ended.
+    origin: Origin = Origin.GIVEN
+    #: Of what the ledger made: digest of the metadata that it was made with; None: it has none.
+    words: str | None = None
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""
@@ -188,6 +204,12 @@ class Grant:
             self.created_at,
             self.number,
         )
+
+    def is_bounded(self) -> bool:
+        """Whether it counts towards OPEN_GRANTS_MAX while it is open."""
+        if self.origin is Origin.GIVEN:
+            return self.category is Category.PROMOTIONAL
+        return self.origin is Origin.TRANSFER
 
     def terms(self) -> GrantTerms:
         """What revisions change, as it is."""

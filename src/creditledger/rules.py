@@ -35,6 +35,7 @@ from creditledger.model import (
     Grant,
     GrantScope,
     Kind,
+    Origin,
     Purpose,
     Receipt,
     Row,
@@ -380,6 +381,7 @@ def _new_grant(
     effective_at: int | None = None,
     expires_at: int | None = None,
     scope: GrantScope | None = None,
+    origin: Origin = Origin.GIVEN,
 ) -> Grant:
     """A grant that pays back what is overdrawn first, if it can be spent at once on everything."""
     starts = now if effective_at is None else effective_at
@@ -396,6 +398,7 @@ def _new_grant(
         expires_at=expires_at,
         created_at=now,
         scope=scope,
+        origin=origin,
     )
 
 
@@ -464,7 +467,12 @@ def _adjust(
                     param=f"adjustment.{name}",
                 )
         grant = _new_grant(
-            wallet, amount, Category.PROMOTIONAL, now, overdraft_used=wallet.overdraft_used
+            wallet,
+            amount,
+            Category.PROMOTIONAL,
+            now,
+            overdraft_used=wallet.overdraft_used,
+            origin=Origin.ADJUSTMENT,
         )
         return [Move(_ADMIN_CREDIT, _ADJUSTMENT, amount, grant, effective_at, fresh=True)]
     debit, force = -amount, operation.force
@@ -680,6 +688,7 @@ class _GivingBack:
             priority=like.priority,
             expires_at=expires_at,
             scope=like.scope,
+            origin=Origin.REFUND,
         )
         grant.returned = returned
         self._move(amount, grant, fresh=True, overdraft=drawn)

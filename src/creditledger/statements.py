@@ -99,6 +99,11 @@ class Moved(NamedTuple):
     rows: int
     amount: int
     began: bool  #: The row that gave the grant is one of them.
+    paid: int = 0  #: What of them paid back overdraft as they added parts to the grant.
+
+    def repaid(self, facts: "GrantFacts") -> int:
+        """What of them paid back overdraft."""
+        return self.paid + (facts.overdraft_paid if self.began else 0)
 
 
 class Repaid(NamedTuple):
@@ -112,7 +117,7 @@ class Repaid(NamedTuple):
 class GrantFacts(NamedTuple):
     """What a statement says of a grant beside its figures."""
 
-    overdraft_paid: int  #: As it was given.
+    overdraft_paid: int  #: As it was given, by its first part.
     category: Category
     name: str | None
     effective_at: int
@@ -224,15 +229,15 @@ def figures(
             if column == "expired" and known.voided_at is not None:
                 column = "voided"
             line.add(column, COLUMNS[column] * one.amount)
-        if one.began and known.overdraft_paid:
-            line.add(*_paid("overdraft_repaid", known.overdraft_paid, late=late))
-            found.overdraft.add(*_paid("repaid", known.overdraft_paid, late=late))
-    for paid in repaid:
-        if paid.part in (Part.PERIOD, Part.PRIOR):
-            late = paid.part is Part.PRIOR
-            line = found.grants.setdefault(paid.grant, Line(COLUMNS))
-            line.add(*_paid("overdraft_repaid", paid.amount, late=late))
-            found.overdraft.add(*_paid("repaid", paid.amount, late=late))
+        if paid := one.repaid(known):
+            line.add(*_paid("overdraft_repaid", paid, late=late))
+            found.overdraft.add(*_paid("repaid", paid, late=late))
+    for back in repaid:
+        if back.part in (Part.PERIOD, Part.PRIOR):
+            late = back.part is Part.PRIOR
+            line = found.grants.setdefault(back.grant, Line(COLUMNS))
+            line.add(*_paid("overdraft_repaid", back.amount, late=late))
+            found.overdraft.add(*_paid("repaid", back.amount, late=late))
     _check(found)
     return found
 

@@ -2,14 +2,17 @@
 
 As `rules`, of which these are a part: pure, on two wallets under their locks, answering the moves
 of each or raising a Refusal. What travels is credit that is there: open, held by nobody, never
-overdraft. Each draw becomes a grant of the same terms in the other wallet. Called by deciding.py.
+overdraft. Each draw becomes a grant of the same terms in the other wallet, or a part of one. Called
+by deciding.py.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from creditledger.arrivals import Arrivals, words_digest
 from creditledger.books import Move, check_range
 from creditledger.errors import InvalidField, NotFound, WalletClosed, WalletFrozen, echo
-from creditledger.model import Kind, Status, Type, Wallet, given_back, standing
+from creditledger.model import Kind, Origin, Status, Type, Wallet, given_back, standing
 from creditledger.operations import Transfer
 from creditledger.rules import draw, insufficient
 
@@ -45,19 +48,27 @@ def check_wallets(sender: Wallet, receiver: Wallet | None, operation: Transfer) 
 
 
 def transfer(
-    sender: Wallet, receiver: Wallet, amount: int, *, sent_at: int, received_at: int
+    sender: Wallet,
+    receiver: Wallet,
+    amount: int,
+    metadata: Mapping[str, str],
+    *,
+    sent_at: int,
+    received_at: int,
 ) -> tuple[list[Move], list[Move]]:
     """The moves of the sender, and those of the receiver: as many, one for one.
 
-    `sent_at`, `received_at`: the time of each wallet. They differ where the time of one is ahead of
-    the clock. What has ended at the receiver's time stays with the sender: it would be lost there.
-    Raises InsufficientCredit, OutOfRange.
+    `metadata`: the transfer's, which the grants that it makes have. `sent_at`, `received_at`: the
+    time of each wallet. They differ where the time of one is ahead of the clock. What has ended at
+    the receiver's time stays with the sender: it would be lost there. Raises InsufficientCredit,
+    OutOfRange.
     """
     source, available = _travelling(sender, sent_at=sent_at, received_at=received_at)
     if amount > available:
         raise insufficient(sender, amount, available)
     sent = draw(source, amount, _OUT, _ADJUSTMENT, None, now=sent_at, room=amount)
     received = []
+    arrivals, words = Arrivals(receiver, received_at), words_digest(metadata)
     overdraft_used = receiver.overdraft_used
     for move in sent:
         assert move.grant is not None
@@ -76,8 +87,10 @@ def transfer(
             revision=0,
             held=0,
             repaid=0,
+            origin=Origin.TRANSFER,
+            words=words,
         )
-        received.append(Move(_IN, _ADJUSTMENT, part, arriving, None, fresh=True))
+        received.append(arrivals.move(_IN, _ADJUSTMENT, arriving, None))
     check_range(sender, sent, sent_at, quantity=0)
     check_range(receiver, received, received_at, quantity=0)
     return sent, received

@@ -22,7 +22,14 @@ from creditledger.model import (
     repayments,
 )
 from creditledger.operations import SETTLE, ReportEvent
-from creditledger.store import SUMS, Changes, GrantRepayment, GrantRevision, Loaded
+from creditledger.store import (
+    SUMS,
+    Changes,
+    GrantPart,
+    GrantRepayment,
+    GrantRevision,
+    Loaded,
+)
 
 _PROMOTIONAL = Category.PROMOTIONAL
 
@@ -155,7 +162,8 @@ class Writing:
         drawn, given = changes.drawn, changes.given
         for move in moves:
             grant = move.grant
-            if grant is not None and not move.fresh:
+            # One that this posting makes has no number yet.
+            if grant is not None and not move.fresh and grant.number:
                 place = wallet.number, grant.number
                 if place not in drawn and place not in given:
                     drawn[place] = grant, grant.remaining > 0
@@ -181,6 +189,13 @@ class Writing:
                 given[wallet.number, grant.number] = grant
                 if grant.overdraft_paid:
                     self._pay(wallet, grant.number, grant.overdraft_paid, row.sequence)
+            elif move.paid is not None:
+                part = GrantPart(wallet.number, row.sequence, grant.number, move.paid)
+                changes.parts.append(part)
+                if (wallet.number, grant.number) not in given:
+                    changes.grown[wallet.number, grant.number] = grant
+                if move.paid:
+                    self._pay(wallet, grant.number, move.paid, row.sequence)
             if move.overdraft and grant is not None and grant.category is _PROMOTIONAL:
                 changes.overdraft_returns.append((wallet.number, row.sequence))
         changes.postings.append(posting)

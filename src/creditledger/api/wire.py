@@ -465,7 +465,8 @@ def _transaction(
         "effective_at": created_at if row.effective_at is None else clock.text(row.effective_at),
         "note": posting.note,
     }
-    if row.grant is not None and (written or row.grant != row.sequence):
+    # A grant that a dry run would make has no id, whichever of its rows would make it.
+    if row.grant is not None and (written or row.grant < posting.rows[0].sequence):
         found["credit_grant_id"] = ids.compose("cg", row.wallet, row.grant)
     if posting.metadata:
         found["metadata"] = posting.metadata

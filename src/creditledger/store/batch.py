@@ -177,6 +177,15 @@ class CreditedReceipt(NamedTuple):
     copy: int  #: 0 of the first grant; of one that repeats it, the grant's number.
 
 
+class GrantPart(NamedTuple):
+    """Credit that became a part of a grant that was there, in the order of its columns."""
+
+    wallet: int
+    sequence: int  #: Of the row that says how much it is.
+    grant: int
+    overdraft_paid: int  #: Part of it that paid back an overdraft.
+
+
 class GrantRevision(NamedTuple):
     """A grant's terms as a change left them."""
 
@@ -220,6 +229,8 @@ class Changes:
     given: dict[tuple[int, int], Grant] = field(default_factory=dict)
     #: Drawn on or returned to, with whether anything remained of it before the batch.
     drawn: dict[tuple[int, int], tuple[Grant, bool]] = field(default_factory=dict)
+    parts: list[GrantPart] = field(default_factory=list)
+    grown: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: By such parts.
     rows: list[Row] = field(default_factory=list)
     rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
     holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: Made, or not as they were.

@@ -10,7 +10,7 @@ import re
 from typing import NamedTuple
 
 from creditledger.clock import QUARTER
-from creditledger.model import Category, HoldEnd, Kind, Period, Status, Type
+from creditledger.model import Category, HoldEnd, Kind, Origin, Period, Status, Type
 from creditledger.operations import (
     EXPIRE,
     OPERATIONS,
@@ -92,8 +92,8 @@ OTHER_DIMENSION = """d.kind <> t.kind OR d.type <> t.type
     OR p.quantities IS NOT NULL AND NOT d.has_usage"""
 NO_SUCH_GRANT = """t.grant_number < 1 OR t.grant_number > t.sequence
     OR t.amount < 0 AND t.grant_number = t.sequence
-    OR t.kind IN ($EXPIRY, $TRANSFER_OUT) AND t.grant_number IS NULL
-    OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT, $TRANSFER_IN)
+    OR t.kind IN ($EXPIRY, $TRANSFER_OUT, $TRANSFER_IN) AND t.grant_number IS NULL
+    OR t.kind IN ($TOPUP, $SUBSCRIPTION_RENEW, $ADMIN_CREDIT)
        AND coalesce(t.grant_number, 0) <> t.sequence"""
 #: The first moment at which the grant `g` could not be drawn on; other rows of the moment at which
 #: it was voided may lie before that.
@@ -116,8 +116,14 @@ NOT_EXPIRED = """t.kind = $EXPIRY AND (coalesce(g.voided_at, g.expires_at) IS NU
          ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
            AND h.ended_at = coalesce(t.effective_at, t.created_at)
            AND h.ended_at >= coalesce(g.voided_at, g.expires_at + 1)) END)"""
-#: What is wrong with a grant beside the row that made it.
-OTHER_ORIGIN = """g.amount <> t.amount OR g.created_at <> t.created_at
+#: What is wrong with a grant beside the row that made it. Its amount is more if parts were added;
+#: what they come to is a check of its own.
+OTHER_ORIGIN = """g.amount <> t.amount AND NOT EXISTS (SELECT 1 FROM grant_parts AS q
+         WHERE q.wallet_number = g.wallet_number AND q.grant_number = g.number)
+    OR g.origin <> CASE t.kind WHEN $REFUND THEN $ORIGIN_REFUND
+         WHEN $TRANSFER_IN THEN $ORIGIN_TRANSFER
+         ELSE CASE t.type WHEN $TYPE_ADJUSTMENT THEN $ORIGIN_ADJUSTMENT ELSE $ORIGIN_GIVEN END END
+    OR g.created_at <> t.created_at
     OR g.effective_at <> CASE t.type
          WHEN $TYPE_GRANT THEN coalesce(t.effective_at, t.created_at) ELSE t.created_at END"""
 
@@ -421,6 +427,7 @@ def words(dialect: str) -> dict[str, str]:
     words["OF_POSTING"] = OF_POSTING
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
     words |= {kind.name: str(kind.value) for kind in Kind}
+    words |= {f"ORIGIN_{origin.name}": str(origin.value) for origin in Origin}
     words |= {f"TYPE_{type_.name}": str(type_.value) for type_ in Type}
     words |= {f"OP_{name.upper()}": str(code) for code, name in OPERATIONS.values()}
     words["SPENDING"] = ", ".join(map(str, _SPENDING))

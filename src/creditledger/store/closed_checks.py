@@ -158,7 +158,7 @@ def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | 
             if one.part is Part.BEFORE:
                 paid = 0
                 if one.grant is not None:
-                    paid = known[one.grant].overdraft_paid if one.began else 0
+                    paid = one.repaid(known[one.grant])
                     opening[one.grant] = opening.get(one.grant, 0) + one.amount - paid
                 overdraft -= paid if one.grant is not None else one.amount
         repaid = _repaid(connection, every)
@@ -208,7 +208,9 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
             periods.happened.label("happened"),
             *(t.grant_number, t.kind, t.dimension_number, t.amount),
             case((t.grant_number == t.sequence, 1), else_=0).label("began"),
+            func.coalesce(schema.grant_parts.c.overdraft_paid, 0).label("paid"),
         )
+        .join_from(schema.transactions, schema.grant_parts, periods.OF_PART, isouter=True)
         .where(t.wallet_number == wallet)
         .subquery("rows")
     )
@@ -220,7 +222,7 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
     parts = (
         select(
             *(rows.c.statement, late.label("part"), rows.c.grant_number, rows.c.kind),
-            *(d.api_key_id, rows.c.amount, rows.c.began),
+            *(d.api_key_id, rows.c.amount, rows.c.began, rows.c.paid),
         )
         .join_from(
             rows,
@@ -235,8 +237,9 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
     )
     keys = [parts.c[name] for name in ("statement", "part", "grant_number", "kind", "api_key_id")]
     query = select(
-        *(*keys, func.count(), exact_sum(parts.c.amount), func.sum(parts.c.began))
+        *(*keys, func.count(), exact_sum(parts.c.amount), func.sum(parts.c.began)),
+        exact_sum(parts.c.paid),
     ).group_by(*keys)
     for number, part, grant, kind, key, *sums in connection.execute(query):
-        count, amount, began = sums
-        yield number, Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began))
+        count, amount, began, paid = sums
+        yield number, Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began), paid)

@@ -35,6 +35,13 @@ REPAID_SUMS = """LEFT JOIN (SELECT wallet_number, grant_number, sum(amount) AS a
 LAST_REVISION = """LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
       AND r.grant_number = g.number AND r.number = g.revision"""
 
+#: What parts added to grants.
+PART_SUMS = """(SELECT x.wallet_number, x.grant_number, sum(t.amount) AS amount,
+                 sum(x.overdraft_paid) AS paid
+               FROM grant_parts AS x JOIN credit_transactions AS t
+                 ON t.wallet_number = x.wallet_number AND t.sequence = x.sequence
+               GROUP BY x.wallet_number, x.grant_number)"""
+
 GRANTS = Pass(
     "grants",
     f"""grants AS g
@@ -44,6 +51,8 @@ GRANTS = Pass(
       ON t.wallet_number = g.wallet_number AND t.sequence = g.number
     {LAST_REVISION}
     {REPAID_SUMS}
+    LEFT JOIN {PART_SUMS} AS m
+      ON m.wallet_number = g.wallet_number AND m.grant_number = g.number
     LEFT JOIN {GRANT_SUMS} AS s
       ON s.wallet_number = g.wallet_number AND s.grant_number = g.number""",
     ("g.wallet_number", "g.number"),
@@ -57,6 +66,9 @@ grant_overdraft: g.scope IS NOT NULL AND (g.overdraft_paid <> 0 OR g.repaid <> 0
     -- it has a scope, and paid back {g.overdraft_paid} and {g.repaid} of overdraft
 grant_repaid: g.repaid <> coalesce(y.amount, 0)
     -- it has repaid {g.repaid} of overdraft, its repayments are of {coalesce(y.amount, 0)}
+grant_amount: m.grant_number IS NOT NULL
+    AND (g.amount <> t.amount + m.amount OR g.overdraft_paid < m.paid)
+    -- it is of {g.amount}, and its parts of {t.amount + m.amount}
 grant_open: g.open <> (g.remaining > 0) -- open is {g.open}, remaining {g.remaining}
 grant_held: g.remaining < $HELD -- {g.remaining} remain, {$HELD} are held
 grant_expired: s.expirations > 1 AND NOT g.returned
@@ -526,6 +538,38 @@ delivery_number: f.number IS NULL OR y.number > f.made
 """,
 )
 
+# --- parts of grants ------------------------------------------------------------------------------
+
+#: A row that adds to a grant of the ledger's own, and is not the one that made it.
+PARTS = Pass(
+    "parts of grants",
+    """grant_parts AS x
+    LEFT JOIN wallets AS w ON w.number = x.wallet_number
+    LEFT JOIN credit_transactions AS t
+      ON t.wallet_number = x.wallet_number AND t.sequence = x.sequence
+    LEFT JOIN grants AS g ON g.wallet_number = x.wallet_number AND g.number = x.grant_number""",
+    ("x.wallet_number", "x.sequence"),
+    """
+part_row: t.sequence IS NULL OR t.kind NOT IN ($REFUND, $TRANSFER_IN) OR t.amount <= 0
+    OR coalesce(t.grant_number, 0) <> x.grant_number OR x.overdraft_paid > t.amount
+    OR g.number IS NULL OR g.origin NOT IN ($ORIGIN_REFUND, $ORIGIN_TRANSFER)
+    -- row {x.sequence} added no part to grant {x.grant_number}
+""",
+)
+
+#: What comes by transfer makes a grant, or is a part of one.
+ARRIVED = Pass(
+    "rows of transfers",
+    """credit_transactions AS t
+    LEFT JOIN wallets AS w ON w.number = t.wallet_number
+    LEFT JOIN grant_parts AS x ON x.wallet_number = t.wallet_number AND x.sequence = t.sequence""",
+    ("t.wallet_number", "t.sequence"),
+    """
+row_part: t.kind <> $USAGE AND t.kind = $TRANSFER_IN AND t.grant_number <> t.sequence
+    AND x.sequence IS NULL -- it neither made grant {t.grant_number} nor is a part of it
+""",
+)
+
 # --- receipts -------------------------------------------------------------------------------------
 
 #: What grants say was paid for them is kept, until they are voided.
@@ -566,7 +610,7 @@ receipt_row: coalesce(t.kind, 0) NOT IN ($TOPUP, $SUBSCRIPTION_RENEW)
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
     *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, GRANT_REPAYMENTS, WEBHOOKS),
-    *(RECEIPTS, RECEIPT_ROWS),
+    *(RECEIPTS, RECEIPT_ROWS, PARTS, ARRIVED),
     *(OVERDRAFTS, OVERDRAFT_PAYERS),
     *(ROLLUPS, MOVED_ROLLUPS),
 )

@@ -16,7 +16,7 @@ from creditledger.store.reads import last_before
 from creditledger.store.values import GRANT_COLUMNS, grant_value, hold_value
 
 t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
-v, y = schema.grant_revisions.c, schema.grant_repayments.c
+v, x, y = schema.grant_revisions.c, schema.grant_parts.c, schema.grant_repayments.c
 
 
 def at_time(connection: Connection, now: Wallet, moment: int) -> Wallet:
@@ -132,6 +132,13 @@ def _grants(
     for number in repaid.keys() & grants.keys():
         grants[number].remaining += repaid[number]
         grants[number].repaid -= repaid[number]
+    later = select(x.grant_number, func.sum(x.overdraft_paid)).where(
+        x.wallet_number == now.number, x.sequence > sequence
+    )
+    for number, paid in connection.execute(later.group_by(x.grant_number)):
+        if number in grants:
+            # These parts had not come yet: their rows do not count, nor what they paid back.
+            grants[number].remaining += int(paid)
     return [grant for grant in grants.values() if grant.remaining]
 
 

@@ -23,6 +23,10 @@ from creditledger.store.reads import Span, last_before
 
 t, d, g = schema.transactions.c, schema.dimensions.c, schema.grants.c
 y = schema.grant_repayments.c
+x = schema.grant_parts.c
+
+#: The part that a row added to a grant.
+OF_PART = and_(x.wallet_number == t.wallet_number, x.sequence == t.sequence)
 
 #: Rows added up in one read.
 STEP_ROWS = 50_000
@@ -122,7 +126,9 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
             case(*whens, else_=Part.AFTER.value).label("part"),
             *(t.grant_number, t.kind, t.dimension_number, t.amount),
             case((t.grant_number == t.sequence, 1), else_=0).label("began"),
+            func.coalesce(x.overdraft_paid, 0).label("paid"),
         )
+        .join_from(schema.transactions, schema.grant_parts, OF_PART, isouter=True)
         .where(
             t.wallet_number == one.rows.wallet,
             t.sequence.between(one.rows.first, one.rows.last),
@@ -136,6 +142,7 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
             func.count().label("count"),
             exact_sum(rows.c.amount).label("amount"),
             func.sum(rows.c.began).label("began"),
+            exact_sum(rows.c.paid).label("paid"),
         )
         .where(rows.c.part != Part.BEFORE.value)
         .group_by(*keys)
@@ -144,11 +151,11 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
     of_dimension = and_(d.wallet_number == one.rows.wallet, d.number == sums.c.dimension_number)
     query = select(
         *(sums.c.part, sums.c.grant_number, sums.c.kind, d.api_key_id),
-        *(sums.c.count, sums.c.amount, sums.c.began),
+        *(sums.c.count, sums.c.amount, sums.c.began, sums.c.paid),
     ).join_from(sums, schema.dimensions, of_dimension)
     return [
-        Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began))
-        for part, grant, kind, key, count, amount, began in connection.execute(query)
+        Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began), paid)
+        for part, grant, kind, key, count, amount, began, paid in connection.execute(query)
     ]
 
 
@@ -163,14 +170,17 @@ class Sums:
     """What the rows of several reads add up to."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool]] = {}
+        self._found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool, int]] = {}
 
     def add(self, moved: Iterable[Moved]) -> None:
         """Add those of one read. Raises ResultTooLarge."""
         found = self._found
         for one in moved:
-            count, amount, began = found.get(one[:4], (0, 0, False))
-            found[one[:4]] = count + one.rows, amount + one.amount, began or one.began
+            count, amount, began, paid = found.get(one[:4], (0, 0, False, 0))
+            found[one[:4]] = (
+                *(count + one.rows, amount + one.amount),
+                *(began or one.began, paid + one.paid),
+            )
         if len(found) > SUMS_MAX:
             raise ResultTooLarge("too many grants and API keys moved since: ask for a later period")
 
@@ -191,11 +201,19 @@ def facts(
 ) -> dict[int, GrantFacts]:
     """Of these grants, at most NAMED_MAX, or of all what a statement says of them, as of now."""
     columns = (g.overdraft_paid, g.category, g.name, g.effective_at, g.expires_at, g.voided_at)
+    parts = (
+        select(x.grant_number, func.sum(x.overdraft_paid).label("paid"))
+        .where(x.wallet_number == wallet)
+        .group_by(x.grant_number)
+    )
+    if numbers is not None:
+        parts = parts.where(x.grant_number.in_(numbers))
+    paid_by_parts = dict(connection.execute(parts).all())
     query = select(g.number, *columns).where(g.wallet_number == wallet)
     if numbers is not None:
         query = query.where(g.number.in_(numbers))
     return {
-        number: GrantFacts(paid, Category(category), *rest)
+        number: GrantFacts(paid - int(paid_by_parts.get(number, 0)), Category(category), *rest)
         for number, paid, category, *rest in connection.execute(query)
     }
 
@@ -211,7 +229,7 @@ def add_up(
         if one.grant is None:
             overdraft += one.amount
             continue
-        paid = known[one.grant].overdraft_paid if one.began else 0
+        paid = one.repaid(known[one.grant])
         opening[one.grant] = opening.get(one.grant, 0) - one.amount + paid
         overdraft += paid
     repaid = [Repaid(_part_of(one, found.marks, period), *one[:2]) for one in found.repaid]

@@ -16,6 +16,7 @@ from creditledger.store.values import (
     EVENT_COLUMNS,
     GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_GROWN,
     GRANT_REPAID,
     GRANT_REPAYMENT_COLUMNS,
     GRANT_REVISION_COLUMNS,
@@ -24,6 +25,7 @@ from creditledger.store.values import (
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
     OVERDRAFT_COLUMNS,
+    PART_COLUMNS,
     PAYER_COLUMNS,
     POSTING_COLUMNS,
     RECEIPT_COLUMNS,
@@ -275,6 +277,7 @@ _PARTS = {
         + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED)
     ),
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
+    "parted": lambda n: n.insert(schema.grant_parts, PART_COLUMNS),
     "credited": lambda n: n.insert(schema.receipts, RECEIPT_COLUMNS),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
     "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
@@ -318,6 +321,9 @@ WRITE_TERMS = _Numbered().update(
 )
 
 WRITE_CLOSED = _Numbered().update(schema.wallets, ["number"], ["closed_at"])
+#: Apart, since of these some are drawn on as well.
+WRITE_GROWN = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_GROWN)
+
 #: Apart and first, since the same receipt may be credited anew.
 FREE_RECEIPTS = _Numbered().delete(schema.receipts, ["wallet_number", "grant_number"])
 #: Apart, since few batches overdraw or pay back: counters are written by all.

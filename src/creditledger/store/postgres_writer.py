@@ -443,6 +443,10 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
     ]
     if revised:
         await connection.fetch(sql.WRITE_REVISED, *_columns(revised))
+    # Before what remains of them, which is no more than their amount.
+    grown = [(*p, grant.amount, grant.overdraft_paid) for p, grant in changes.grown.items()]
+    if grown:
+        await connection.fetch(sql.WRITE_GROWN, *_columns(grown))
     repaid = [
         (*place, *grant_repaid(grant))
         for place, grant in changes.repaid.items()
@@ -470,6 +474,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
         "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
         "unlimited": [place for place, one in changes.limits.items() if one is None],
+        "parted": list(changes.parts),
         "credited": [one for one in changes.receipts.values() if one is not None],
         "became": list(map(revision_columns, changes.revisions)),
         "revised": list(map(grant_revision_columns, changes.grant_revisions)),

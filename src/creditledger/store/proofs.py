@@ -47,6 +47,7 @@ from creditledger.store.checks import (
     wrong,
 )
 from creditledger.store.credit_checks import (
+    ARRIVED,
     EVENTS,
     GRANT_REPAYMENTS,
     GRANT_REVISIONS,
@@ -56,6 +57,8 @@ from creditledger.store.credit_checks import (
     LIMITS,
     OVERDRAFT_PAYERS,
     OVERDRAFTS,
+    PART_SUMS,
+    PARTS,
     RECEIPT_ROWS,
     RECEIPTS,
     REPAID_SUMS,
@@ -221,6 +224,8 @@ _SQLITE_GRANTS = Proof(
               ON t.wallet_number = g.wallet_number AND t.sequence = g.number
             {LAST_REVISION}
             {REPAID_SUMS}
+            LEFT JOIN {PART_SUMS} AS m
+              ON m.wallet_number = g.wallet_number AND m.grant_number = g.number
             {_DRAWN}""",
             *wrong(GRANTS),
             f"t.grant_number = g.number AND ({OTHER_ORIGIN})",
@@ -360,6 +365,7 @@ _SQLITE = (
     ),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
     *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
+    *(_whole(PARTS), _whole(ARRIVED)),
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
@@ -367,6 +373,7 @@ _POSTGRES = (
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
     *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
+    *(_whole(PARTS), _whole(ARRIVED)),
 )
 
 

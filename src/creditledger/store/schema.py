@@ -238,6 +238,11 @@ grants = Table(
     Column("repaid", BigInteger, nullable=False, server_default=text("0")),
     # Promotional credit that came back after its grant had ended: it gets no new end once more.
     Column("returned", Boolean, nullable=False, server_default=false()),
+    # What made it: a grant, an adjustment, or the ledger by itself for a refund or a transfer.
+    Column("origin", SmallInteger, nullable=False, server_default=text("1")),
+    # Of what the ledger made: digest of its metadata; NULL is none. Of older ones with metadata
+    # that of nothing, so that nothing becomes a part of them.
+    Column("words", Text),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount > 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("remaining >= 0 AND remaining <= amount - overdraft_paid", name="remaining"),
@@ -306,6 +311,21 @@ grant_repayments = Table(
     CheckConstraint("repaid_at <= created_at", name="repaid_at"),
     sqlite_with_rowid=False,
 )
+#: Rows that added a part to a grant that was there: its `amount` and `overdraft_paid` hold those of
+#: all its parts. What the row of its own number gave is the first part, and has no line here.
+grant_parts = Table(
+    "grant_parts",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("sequence", BigInteger, nullable=False),
+    Column("grant_number", BigInteger, nullable=False),
+    Column("overdraft_paid", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "sequence"),
+    CheckConstraint("grant_number < sequence", name="grant_number"),
+    CheckConstraint("overdraft_paid >= 0", name="overdraft_paid"),
+    sqlite_with_rowid=False,
+)
+Index("grant_parts_grant", grant_parts.c.wallet_number, grant_parts.c.grant_number)
 
 #: What rows drew beyond the grants, one behind the other on one line for each wallet: the places
 #: [start, start + amount), of whose end refunds gave back `forgiven` before it was paid back.

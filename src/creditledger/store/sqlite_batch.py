@@ -32,6 +32,7 @@ from creditledger.store.values import (
     EVENT_COLUMNS,
     GRANT_CHANGED,
     GRANT_COLUMNS,
+    GRANT_GROWN,
     GRANT_REPAID,
     GRANT_REPAYMENT_COLUMNS,
     GRANT_REVISION_COLUMNS,
@@ -40,6 +41,7 @@ from creditledger.store.values import (
     LIMIT_CHANGED,
     LIMIT_COLUMNS,
     OVERDRAFT_COLUMNS,
+    PART_COLUMNS,
     PAYER_COLUMNS,
     POSTING_COLUMNS,
     RECEIPT_COLUMNS,
@@ -452,6 +454,8 @@ _OVERDRAFT = _insert(
 _PAYER = _insert("overdraft_payers", PAYER_COLUMNS)
 _RETURN = _insert("overdraft_returns", ["wallet_number", "sequence"])
 _OVERDRAWN = _update("wallet_states", ["overdrawn", "repaid_to"], ["wallet_number"])
+_GROW = _update("grants", GRANT_GROWN, ["wallet_number", "number"])
+_PART = _insert("grant_parts", PART_COLUMNS)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
 _MOVE = _update(
@@ -472,7 +476,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Twenty-one kinds of rows at most, in the order of dependence.
+    """Twenty-three kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -519,6 +523,12 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         _GRANT,
         [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
     )
+    if changes.parts:
+        # Before what remains of them, which is no more than their amount.
+        grown = sorted(changes.grown.items(), key=_by_place)
+        sums = [(grant.amount, grant.overdraft_paid, *place) for place, grant in grown]
+        _write(driver, _GROW, sums)
+        _write(driver, _PART, changes.parts)
     if changes.repaid:
         there = [item for item in changes.repaid.items() if item[0] not in changes.given]
         _write(driver, _REPAY, [(*grant_repaid(grant), *place) for place, grant in there])

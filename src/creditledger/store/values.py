@@ -19,6 +19,7 @@ from creditledger.model import (
     HoldEnd,
     Kind,
     MeterEvent,
+    Origin,
     Period,
     Posting,
     Row,
@@ -33,6 +34,7 @@ T = TypeVar("T")
 
 # A word of its number: to ask its list would cost more than the rest of the value.
 _CATEGORIES = {category.value: category for category in Category}
+_ORIGINS = {origin.value: origin for origin in Origin}
 _STATUSES = {status.value: status for status in Status}
 
 #: What never changes of a wallet.
@@ -94,7 +96,12 @@ GRANT_COLUMNS = [
     "revision",
     "repaid",
     "returned",
+    "origin",
+    "words",
 ]
+#: What changes of a grant as a part is added to it, beside what remains of it.
+GRANT_GROWN = ["amount", "overdraft_paid"]
+PART_COLUMNS = ["wallet_number", "sequence", "grant_number", "overdraft_paid"]
 #: What changes of a grant's terms.
 GRANT_CHANGED = ["name", "priority", "expires_at", "voided_at", "revision"]
 GRANT_REVISION_COLUMNS = [
@@ -333,15 +340,13 @@ def wallet_counters(wallet: Wallet) -> tuple[int, ...]:
     )
 
 
-def grant_value(columns: Iterable[Any]) -> Grant:
+def grant_value(columns: Sequence[Any]) -> Grant:
     """A grant of its columns."""
-    number, amount, paid, remaining, category, *terms, scope, voided_at = (found := [*columns])[:-3]
+    number, amount, paid, remaining, category, *terms, scope, voided_at = columns[:12]
     one = Grant(number, amount, paid, remaining, _CATEGORIES[category], *terms)
-    one.voided_at, one.revision, one.repaid, one.returned = (
-        voided_at,
-        *found[-3:-1],
-        bool(found[-1]),
-    )
+    one.voided_at = voided_at
+    one.revision, one.repaid, returned, origin, one.words = columns[12:]
+    one.returned, one.origin = bool(returned), _ORIGINS[origin]
     if scope is not None:
         one.scope = GrantScope(**{name: tuple(found) for name, found in json.loads(scope).items()})
     return one
@@ -365,6 +370,8 @@ def grant_columns(grant: Grant) -> tuple[object, ...]:
         grant.revision,
         grant.repaid,
         grant.returned,
+        grant.origin.value,
+        grant.words,
         grant.remaining > 0,
     )
 

@@ -29,6 +29,7 @@ from creditledger.store.reads import OF_POSTING
 from creditledger.store.webhooks import e, endpoint_value, f, y
 from creditledger.webhooks import GIVING, TRYING_MS, DeliveryStatus, Endpoint, Moved, Place
 
+x = schema.grant_parts.c
 t, p, g, s = (
     schema.transactions.c,
     schema.postings.c,
@@ -198,7 +199,11 @@ def remaining(
             t.grant_number == number,
         )
         amount = int(connection.execute(moved).scalar_one())
-        found[number] = amount - paid if forwards else now - amount
+        later = select(func.coalesce(func.sum(x.overdraft_paid), 0)).where(
+            x.wallet_number == wallet, x.grant_number == number, x.sequence > last
+        )
+        back = int(connection.execute(later).scalar_one())
+        found[number] = (amount - paid if forwards else now - amount) + back
     return found
 
 

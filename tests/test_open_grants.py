@@ -1,0 +1,196 @@
+"""However many open grants a wallet has: what is taken, what becomes a part of what is there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from credit.v1 import credit_grant_service_pb2 as grants_pb
+from credit.v1 import statement_service_pb2 as statement_pb
+from credit.v1 import wallet_service_pb2 as pb
+from credit.v1.statement_service_pb2_grpc import StatementServiceStub
+
+from creditledger import clock as time
+from creditledger.clock import DAY, HOUR, SECOND
+from tests.running import WALLET, adjust, consume, grant, post, refund, serve
+from tests.serving import refused
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from tests.running import Api
+    from tests.support import Clock
+
+OTHER = "wal_other"
+
+
+@pytest.fixture
+async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+    """A server whose clock stands still, with a second empty wallet."""
+    async with serve(database_url, clock) as served:
+        await served.local.new_wallet(OTHER, "cus_other")
+        yield served
+
+
+async def transfer(api: Api, key: str, amount: str, **fields: Any) -> pb.TransferResponse:
+    """Credit from one wallet to the other."""
+    request = pb.TransferRequest(
+        idempotency_key=key,
+        from_wallet_id=WALLET,
+        to_wallet_id=OTHER,
+        amount=amount,
+        **fields,
+    )
+    return await api.wallets.Transfer(request, metadata=api.service)
+
+
+async def grants_of(api: Api, wallet_id: str = OTHER) -> list[grants_pb.CreditGrant]:
+    """The wallet's grants, oldest first."""
+    request = grants_pb.CreditGrantServiceListRequest(wallet_id=wallet_id, page_size=100)
+    page = await api.grants.List(request, metadata=api.service)
+    return list(page.credit_grants)[::-1]
+
+
+async def left(api: Api, **when: Any) -> list[str]:
+    """What the other wallet's grants had left at a moment."""
+    request = pb.GetBalanceRequest(wallet_id=OTHER, **when)
+    balance = await api.wallets.GetBalance(request, metadata=api.service)
+    return [one.remaining for one in balance.by_grant]
+
+
+async def test_transfers_become_parts_of_one_grant(api: Api, clock: Clock) -> None:
+    """Equal credit makes one grant, whose amount grows; each part is a row of its own."""
+    start = clock.now
+    await api.post("given", **grant("10"))
+    first = await transfer(api, "0", "1")
+    for n in range(1, 4):
+        clock.advance(SECOND)
+        await transfer(api, str(n), "0.5")
+
+    (one,) = await grants_of(api)
+    assert (one.amount, one.remaining, one.kind) == ("2.50", "2.50", "transfer_in")
+    assert one.id == first.received.transactions[0].credit_grant_id
+    request = grants_pb.CreditGrantServiceListTransactionsRequest(id=one.id)
+    rows = (await api.grants.ListTransactions(request, metadata=api.service)).transactions
+    assert [(row.kind, row.amount) for row in rows] == [
+        *[("transfer_in", "0.50")] * 3,
+        ("transfer_in", "1.00"),
+    ]
+    assert [await left(api, as_of=time.text(start + n * SECOND)) for n in range(4)] == [
+        ["1.00"],
+        ["1.50"],
+        ["2.00"],
+        ["2.50"],
+    ]
+    assert [await left(api, at_sequence=n) for n in range(5)] == [
+        [],
+        ["1.00"],
+        ["1.50"],
+        ["2.00"],
+        ["2.50"],
+    ]
+
+
+async def test_what_differs_stays_apart(api: Api, clock: Clock) -> None:
+    """Category, priority, end, name and metadata; and what somebody has changed or voided."""
+    await api.post("a", **grant("4", priority=1))
+    await api.post("b", **grant("4", priority=2, category="promotional"))
+    await api.post("c", **grant("4", priority=3, name="Spring"))
+    await api.post("d", **grant("4", priority=4, expires_at=time.text(clock.now + DAY)))
+    for n in range(4):
+        await transfer(api, f"m{n}", "4")
+    assert [one.amount for one in await grants_of(api)] == ["4.00"] * 4
+
+    await api.post("e", **grant("9", priority=1))
+    await transfer(api, "plain", "1")
+    await transfer(api, "words", "1", metadata={"team": "blue"})
+    await transfer(api, "same words", "1", metadata={"team": "blue"})
+    await transfer(api, "other words", "1", metadata={"team": "red"})
+    found = await grants_of(api)
+    assert [one.amount for one in found] == ["5.00", *["4.00"] * 3, "2.00", "1.00"]
+
+    change = grants_pb.CreditGrantServiceUpdateRequest(id=found[0].id, name="Kept")
+    await api.grants.Update(change, metadata=api.service)
+    await transfer(api, "after a change", "1")
+    void = grants_pb.CreditGrantServiceVoidRequest(id=found[4].id, idempotency_key="void")
+    await api.grants.Void(void, metadata=api.service)
+    await transfer(api, "after a void", "1", metadata={"team": "blue"})
+    await api.post("spent", OTHER, **consume("12"))  # what has priority 1, and more
+    await transfer(api, "after all is spent", "1")
+    assert [one.amount for one in await grants_of(api)][6:] == ["1.00", "1.00", "1.00"]
+
+
+async def test_parts_of_one_transfer(api: Api) -> None:
+    """Equal grants of the sender arrive as one, row by row; a dry run says the same without ids."""
+    for n in range(3):
+        await api.post(str(n), **grant("1"))
+    dry = await transfer(api, "move", "3", validate_only=True)
+    done = await transfer(api, "move", "3")
+
+    assert [one.amount for one in done.received.transactions] == ["1.00"] * 3
+    assert len({one.credit_grant_id for one in done.received.transactions}) == 1
+    assert len({one.credit_grant_id for one in done.sent.transactions}) == 3
+    assert not any(one.HasField("credit_grant_id") for one in dry.received.transactions)
+    assert [one.amount for one in await grants_of(api)] == ["3.00"]
+
+
+async def test_a_part_pays_back_overdraft(api: Api, clock: Clock) -> None:
+    """Each part what is overdrawn as it comes, in balances of the past and in statements too."""
+    await api.post("given", **grant("10"))
+    await transfer(api, "1", "2")
+    begins = clock.now + HOUR
+    await api.post("spent", OTHER, **consume("1"))
+    clock.advance(HOUR)
+    named = (await grants_of(api))[0].id
+    debit = adjust("-2", force=True, credit_grant_id=named)
+    await api.wallets.Post(post("forced", OTHER, **debit), metadata=api.admin)
+    await api.post("kept", OTHER, **grant("1", effective_at=time.text(clock.now + 9 * DAY)))
+    clock.advance(SECOND)
+    await transfer(api, "2", "1.5")  # the first one is used up: a grant of its own, 1 pays back
+    debit = adjust("-1.5", force=True)
+    clock.advance(SECOND)
+    await api.wallets.Post(post("forced 2", OTHER, **adjust("-0.25")), metadata=api.admin)
+    moment = clock.now
+    clock.advance(SECOND)
+    over = adjust("-0.75", force=True, credit_grant_id=(await grants_of(api))[2].id)
+    await api.wallets.Post(post("forced 3", OTHER, **over), metadata=api.admin)
+    clock.advance(SECOND)
+    await transfer(api, "3", "3")
+
+    assert (await api.wallet_now(OTHER)).overdraft_used == "0.00"
+    assert await left(api, as_of=time.text(moment)) == ["0.25", "1.00"]
+    stub = StatementServiceStub(api.channel)
+    request = statement_pb.StatementServiceGetRequest(
+        wallet_id=OTHER, start=time.text(begins), end=time.text(clock.now + SECOND)
+    )
+    said = await stub.Get(request, metadata=api.admin)
+    assert said.closing_balance == (await api.wallet_now(OTHER)).balance
+
+
+async def test_a_thousand_small_transfers_shut_no_wallet(api: Api) -> None:
+    """Whoever may transfer cannot fill a wallet up; what differs each time is bounded alone."""
+    await api.post("given", **grant("20"))
+    for n in range(1_000):
+        await transfer(api, f"t {n}", "0.01", metadata={"n": str(n)})
+    assert (await refused(transfer(api, "equal to none", "0.01"))).reason == "OUT_OF_RANGE"
+    bonus = grant("1", category="promotional")
+    assert (await refused(api.post("bonus", OTHER, **bonus))).reason == "OUT_OF_RANGE"
+
+    await transfer(api, "equal to one", "0.01", metadata={"n": "7"})
+    await api.post("paid", OTHER, **grant("5"))
+    await api.post("goodwill", OTHER, **adjust("1"))
+    spent = await api.post("spent", OTHER, **consume("12.50"))
+    await api.post("returned", OTHER, **refund(spent.posting_id))
+    assert (await api.wallet_now(OTHER)).available == "16.01"
+
+
+async def test_many_paid_grants(api: Api) -> None:
+    """A wallet with 2,500 open top-ups takes more, spends them, and is refunded."""
+    for start in range(0, 2_500, 500):
+        await api.batch(post(f"t {n}", **grant("0.01")) for n in range(start, start + 500))
+    await api.post("one more", **grant("0.01"))
+    spent = await api.post("spent", **consume("25"))
+
+    assert len(spent.transactions) == 2_500
+    await api.post("returned", **refund(spent.posting_id))
+    assert (await api.wallet_now()).available == "25.01"
