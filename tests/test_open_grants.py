@@ -12,12 +12,18 @@ from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
 from creditledger import clock as time
 from creditledger.clock import DAY, HOUR, SECOND
+from creditledger.operations import Transfer
 from tests.running import WALLET, adjust, consume, grant, post, refund, serve
 from tests.serving import refused
+from tests.support import add_wallet, command, file_of, give, is_file
+from tests.test_verify import damaged_file, damaged_server
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+    from pathlib import Path
 
+    from creditledger.ledger import Ledger
+    from creditledger.store import Store
     from tests.running import Api
     from tests.support import Clock
 
@@ -194,3 +200,33 @@ async def test_many_paid_grants(api: Api) -> None:
     assert len(spent.transactions) == 2_500
     await api.post("returned", **refund(spent.posting_id))
     assert (await api.wallet_now()).available == "25.01"
+
+
+#: How the parts of the second wallet's grant are damaged, and the check that says so.
+DAMAGES = {
+    "DELETE FROM grant_parts": "row_part",
+    "UPDATE grant_parts SET grant_number = 9": "part_row",
+    "UPDATE grant_parts SET overdraft_paid = 1": "grant_amount",
+    "UPDATE grants SET amount = amount + 1 WHERE wallet_number = 2": "grant_amount",
+    "UPDATE grants SET origin = 1 WHERE wallet_number = 2": "grant_origin",
+    "INSERT INTO grant_parts VALUES (1, 2, 1, 0)": "part_row",
+}
+
+
+async def test_verify_names_a_part_that_is_wrong(
+    ledger: Ledger, store: Store, database_url: str, tmp_path: Path
+) -> None:
+    """One that is missing, of another grant, or that does not add up; a grant of other origin."""
+    await store.write(lambda connection: add_wallet(connection, OTHER))
+    await ledger.post(command(give("5"), key="given"))
+    for n in range(2):
+        await ledger.post(command(Transfer(OTHER, "1"), key=f"move {n}"))
+    await ledger.close()
+    await store.close()
+
+    for statement, check in DAMAGES.items():
+        if is_file(database_url):
+            found = damaged_file(file_of(database_url), tmp_path / "copy", [statement])
+        else:
+            found = damaged_server(database_url, [statement])
+        assert check in {one.check for one in found}, statement

@@ -255,7 +255,7 @@ class PeriodNotNext(Refusal):
 
 
 class OutOfRange(Refusal):
-    """The result would pass a limit of the ledger (a balance, a counter, 1,000 open grants)."""
+    """The result would pass a limit of the ledger (a balance, a counter, bounded open grants)."""
 
     reason, kind = "OUT_OF_RANGE", ErrorKind.MALFORMED
 

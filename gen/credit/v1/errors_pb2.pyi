@@ -160,7 +160,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_OUT_OF_RANGE: _ErrorReason.ValueType  # 23
     """What the wallet was ever given (with what it owes), ever used or counted would leave what the
     ledger can hold: 9 * 10^18 smallest units, of usage also 9 * 10^18 of 1/10000 of the currency;
-    or the wallet would have more than 1,000 open grants, open holds or unpaid meter events.
+    or the wallet would have more than 1,000 open grants that came by transfer or are promotional,
+    open holds or unpaid meter events.
     [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
     Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
     """
@@ -404,7 +405,8 @@ Example: {"reason": "REFUND_TOO_LARGE", "domain": "creditledger", "metadata": {"
 ERROR_REASON_OUT_OF_RANGE: ErrorReason.ValueType  # 23
 """What the wallet was ever given (with what it owes), ever used or counted would leave what the
 ledger can hold: 9 * 10^18 smallest units, of usage also 9 * 10^18 of 1/10000 of the currency;
-or the wallet would have more than 1,000 open grants, open holds or unpaid meter events.
+or the wallet would have more than 1,000 open grants that came by transfer or are promotional,
+open holds or unpaid meter events.
 [INVALID_ARGUMENT, 400 invalid_request_error] Metadata: none.
 Example: {"reason": "OUT_OF_RANGE", "domain": "creditledger"}
 """

@@ -349,7 +349,9 @@ class Balance(_message.Message):
 
     @_builtins.property
     def by_grant(self) -> _containers.RepeatedCompositeFieldContainer[Global___GrantBalance]:
-        """Grants of which something was left, in the order in which they are drawn."""
+        """Grants of which something was left, in the order in which they are drawn: all of them, however
+        many there are.
+        """
 
     @_builtins.property
     def expiring(self) -> Global___ExpiringBalance:
@@ -839,7 +841,10 @@ class GrantOperation(_message.Message):
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     ALLOW_REPEATED_RECEIPT_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
-    """How much, a decimal greater than 0 in the wallet's currency. Required."""
+    """How much, a decimal greater than 0 in the wallet's currency. Required. A paid grant is taken
+    whatever the number of open grants; a promotional one, as one that comes by transfer, is
+    OUT_OF_RANGE where the wallet has 1,000 open ones of these.
+    """
     kind: _builtins.str
     """Why: topup, subscription_renew or admin_credit. Absent means topup."""
     category: _builtins.str

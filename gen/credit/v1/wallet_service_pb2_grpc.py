@@ -262,9 +262,11 @@ class WalletServiceServicer:
 
     def Transfer(self, request, context):
         """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-        them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
-        sender, in the same namespace of keys: the same key and request again answer both sides. Each
-        side has the time of its own wallet, which is never before that of the wallet's last posting.
+        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
+        what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
+        Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
+        namespace of keys: the same key and request again answer both sides. Each side has the time of
+        its own wallet, which is never before that of the wallet's last posting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

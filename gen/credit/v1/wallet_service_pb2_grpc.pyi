@@ -72,9 +72,11 @@ class WalletServiceStub:
     """Answers one hold, as of now."""
     Transfer: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferRequest, _wallet_service_pb2.TransferResponse]
     """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-    them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
-    sender, in the same namespace of keys: the same key and request again answer both sides. Each
-    side has the time of its own wallet, which is never before that of the wallet's last posting.
+    them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
+    what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
+    Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
+    namespace of keys: the same key and request again answer both sides. Each side has the time of
+    its own wallet, which is never before that of the wallet's last posting.
     """
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Answers a page of a wallet's holds, as of now, newest first."""
@@ -240,9 +242,11 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.TransferRequest, _abc.Awaitable[_wallet_service_pb2.TransferResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.TransferResponse]:
         """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-        them, or in neither. Credit keeps its category, priority, name and end. It is a posting of the
-        sender, in the same namespace of keys: the same key and request again answer both sides. Each
-        side has the time of its own wallet, which is never before that of the wallet's last posting.
+        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
+        what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
+        Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
+        namespace of keys: the same key and request again answer both sides. Each side has the time of
+        its own wallet, which is never before that of the wallet's last posting.
         """
 
     @_abc_1.abstractmethod
