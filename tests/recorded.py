@@ -19,6 +19,7 @@ LARGE = {
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
     "webhook_deliveries",
     *("statements", "receipts", "grant_repayments", "grant_parts"),
+    *("overdraft_draws", "overdraft_payers", "overdraft_returns"),
 }
 #: What an application calls itself that writes postings.
 POSTING = "creditledger posting"
