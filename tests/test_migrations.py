@@ -358,7 +358,6 @@ def number_over_all_wallets(connection: Connection) -> None:
     """The ledger as 0017 had it: a posting's number is used by no other wallet."""
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
     forget_who_paid(connection)
-    connection.exec_driver_sql("DROP TABLE receipts")
     guards: list[Any] = []
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("PRAGMA defer_foreign_keys = ON")
@@ -384,7 +383,46 @@ def number_over_all_wallets(connection: Connection) -> None:
     # What later migrations make, they make anew.
     for table in ("receipts", "clock_seen", "clock_acceptances"):
         connection.exec_driver_sql(f"DROP TABLE {table}")
+    forget_parts(connection)
     connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0017'")
+
+
+#: Each part as the grant that it was before 0022. Nothing is drawn of grants with parts.
+AS_GRANTS = """
+INSERT INTO grants (wallet_number, number, amount, overdraft_paid, remaining, open, category,
+  priority, name, effective_at, expires_at, created_at)
+SELECT t.wallet_number, t.sequence, t.amount, x.overdraft_paid, t.amount - x.overdraft_paid,
+  t.amount > x.overdraft_paid, g.category, g.priority, g.name, t.created_at, g.expires_at,
+  t.created_at
+FROM grant_parts AS x
+JOIN credit_transactions AS t ON t.wallet_number = x.wallet_number AND t.sequence = x.sequence
+JOIN grants AS g ON g.wallet_number = x.wallet_number AND g.number = x.grant_number"""
+WITHOUT_PARTS = """
+UPDATE grants SET amount = grants.amount - s.amount, overdraft_paid = overdraft_paid - s.paid,
+  remaining = remaining - s.amount + s.paid
+FROM (SELECT x.wallet_number, x.grant_number, sum(t.amount) AS amount, sum(x.overdraft_paid) AS paid
+      FROM grant_parts AS x JOIN credit_transactions AS t
+        ON t.wallet_number = x.wallet_number AND t.sequence = x.sequence
+      GROUP BY x.wallet_number, x.grant_number) AS s
+WHERE grants.wallet_number = s.wallet_number AND grants.number = s.grant_number"""
+OF_ITS_OWN = """
+UPDATE credit_transactions SET grant_number = sequence WHERE (wallet_number, sequence) IN
+  (SELECT wallet_number, sequence FROM grant_parts)"""
+
+
+def forget_parts(connection: Connection) -> None:
+    """Grants as 0021 had them: what a transfer brought was a grant of its own."""
+    is_sqlite = connection.dialect.name == "sqlite"
+    if is_sqlite:
+        guard = "SELECT sql FROM sqlite_master WHERE name = 'credit_transactions_no_update'"
+        trigger = connection.exec_driver_sql(guard).scalar_one()
+        connection.exec_driver_sql("DROP TRIGGER credit_transactions_no_update")
+    for statement in (AS_GRANTS, WITHOUT_PARTS, OF_ITS_OWN, "DROP TABLE grant_parts"):
+        connection.exec_driver_sql(statement)
+    for column in ("origin", "words"):
+        connection.exec_driver_sql(f"ALTER TABLE grants DROP COLUMN {column}")
+    if is_sqlite:
+        connection.exec_driver_sql(trigger)
 
 
 async def test_numbers_of_postings_stay_and_go_on_within_each_wallet(empty_url: str) -> None:
