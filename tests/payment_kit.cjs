@@ -85,6 +85,10 @@ async function main() {
     payment.creditGrants.list({ customer_id: KIT_CUSTOMER, status: 'granted', page: 1, pageSize: 5 }),
   );
   await call('grant summary', () => payment.creditGrants.summary({ customer_id: KIT_CUSTOMER }));
+  await call('holders', () => payment.creditGrants.holders({ currency_id: 'CREDIT', page: 1, pageSize: 5 }));
+  await call('grant stats', () =>
+    payment.creditGrants.stats({ currency_id: 'CREDIT', start_date: now - 3600, end_date: now + 3600 }),
+  );
   await call('availability', () =>
     payment.creditGrants.verifyAvailability({ customer_id: KIT_CUSTOMER, currency_id: 'CREDIT', pending_amount: '77.5' }),
   );

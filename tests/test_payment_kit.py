@@ -129,6 +129,11 @@ async def test_the_published_client(seen: Json) -> None:
     assert (seen["grants"]["count"], seen["grants"]["list"]) == (1, [grant])
     assert seen["grant summary"]["CREDIT"]["totalAmount"] == "100.00"
     assert seen["grant summary"]["CREDIT"]["remainingAmount"] == "77.50"
+    holder = {"customer_id": CUSTOMER, "balance": "77.50", "grantCount": 1}
+    assert seen["holders"]["holders"] == [holder]
+    assert seen["holders"]["paging"] == {"page": 1, "pageSize": 5, "total": 1, "totalPages": 1}
+    assert seen["grant stats"]["stats"]["total_granted"] == "100.00"
+    assert seen["grant stats"]["stats"]["total_consumed"] == "22.50"
     assert seen["availability"] == {"can_continue": True}
     assert seen["too much"] == {"can_continue": False, "reason": "insufficient_credit"}
     assert seen["grant updated"] == {"success": True}
