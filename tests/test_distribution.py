@@ -43,7 +43,7 @@ pytestmark = pytest.mark.only("postgresql")
 #: Small, rarely changed, and copied to every machine.
 SMALL = {
     *("currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"),
-    *("webhook_endpoints", "webhook_feed"),
+    *("webhook_endpoints", "webhook_feed", "clock_seen", "clock_acceptances"),
 }
 #: Large, and written by what comes after postings: of these a batch knows nothing.
 BEHIND = {"webhook_deliveries"}
