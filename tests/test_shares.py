@@ -31,6 +31,8 @@ ROWS = 1_600
 FILE_BYTES = ROWS * 8_000
 #: How long anybody else may wait for an answer before that counts as none.
 PATIENCE_SECONDS = 30.0
+#: Of a client on a connection of its own, which takes in no more the faster it comes.
+SMALL_WINDOWS = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
 EXPORT = transactions_pb.CreditTransactionServiceExportRequest(format="ndjson")
 
 
@@ -194,10 +196,13 @@ async def test_who_does_not_read_gives_up_its_place(
 ) -> None:
     """A piece unread for too long ends the export; its client is told when it reads on."""
     monkeypatch.setattr(rpc, "UNREAD_SECONDS_MAX", 0.2)
-    async with serve(database_url, clock) as api:
+    async with (
+        serve(database_url, clock) as api,
+        grpc.aio.insecure_channel(api.server.grpc_address, options=SMALL_WINDOWS) as channel,
+    ):
         await fill(api)
         monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
-        unread = api.transactions.Export(EXPORT, metadata=api.service)
+        unread = Services(channel).transactions.Export(EXPORT, metadata=api.service)
         await unread.read()
         async with asyncio.timeout(PATIENCE_SECONDS):
             while True:
@@ -223,8 +228,7 @@ async def test_an_export_ends_with_its_key(database_url: str, clock: Clock, way:
         key = (("authorization", f"Bearer {created.secret}"),)
         host, port = envoy.address
         address = api.server.grpc_address if way == "direct" else f"{host}:{port}"
-        alone = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
-        async with grpc.aio.insecure_channel(address, options=alone) as channel:
+        async with grpc.aio.insecure_channel(address, options=SMALL_WINDOWS) as channel:
             export = Services(channel).transactions.Export(EXPORT, metadata=key)
             await export.read()
             await api.local.keys.RevokeApiKey(keys_pb.RevokeApiKeyRequest(id=created.api_key.id))
