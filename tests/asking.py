@@ -49,6 +49,7 @@ class Change:
     wallet_id: str
     status: str | None
     limit: int | None
+    cancel_unpaid: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,9 +85,9 @@ OPERATIONS = ["grant"] * 3 + ["consumption"] * 5 + ["adjustment"] * 3 + ["refund
 OPERATIONS += (
     ["meter_event"] * 3 + ["hold"] * 3 + ["capture"] * 4 + ["release", "extend"] + ["transfer"] * 3
 )
-OPERATIONS += ["void"] * 2
+OPERATIONS += ["void"] * 2 + ["cancel"] * 2
 ON_HOLDS = ("hold", "capture", "release", "extend")
-FLAT = (*ON_HOLDS, "void")
+FLAT = (*ON_HOLDS, "void", "cancel")
 #: Around the bounds of a hold's time.
 TIMES = (-1, 0, 1, SECOND, 60_000, DAY, 7 * DAY, 7 * DAY + 1)
 
@@ -168,13 +169,18 @@ class Asking:
             kept = ("amount", "final") if body.get("amount") == 0 else ("amount",)
             if left := [name for name in body if name not in kept]:
                 del body[self._draw(st.sampled_from(left))]
-        elif changed == "drawn anew" and earlier.name not in ("refund", "release", "void"):
+        elif changed == "drawn anew" and earlier.name not in (
+            "refund",
+            "release",
+            "void",
+            "cancel",
+        ):
             body |= getattr(self, f"_{earlier.name}")(earlier.wallet_id, ())
             if body.get("amount") == 0:
                 body["final"] = True
         elif changed == "metadata":
             options |= {"metadata": {"team": "blue"}}
-        for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id", "id"):
+        for name in ("posting_id", "hold_id", "to_wallet_id", "meter_id", "id", "event_id"):
             if name in earlier.body and (name != "meter_id" or earlier.name == "meter_event"):
                 body.setdefault(name, earlier.body[name])
         return replace(earlier, body=body, options=options, zeros=self._zeros())
@@ -185,7 +191,8 @@ class Asking:
             st.sampled_from([None] * 6 + ["active"] * 6 + ["frozen", "frozen", "closed"])
         )
         limit = self._draw(st.sampled_from([None, 5, 20, 40, 0, -1]))
-        return Change(self._draw(st.sampled_from(list(WALLETS))), status, limit)
+        wallet_id = self._draw(st.sampled_from(list(WALLETS)))
+        return Change(wallet_id, status, limit, self._draw(st.booleans()))
 
     def limit(self) -> SetLimit | DropLimit:
         """A limit made, changed or taken away; mostly one that still lets something be spent."""
@@ -224,6 +231,11 @@ class Asking:
 
     def _void(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
         return {"id": self._grant_of(wallet_id)}
+
+    def _cancel(self, wallet_id: str, _postings: Sequence[int]) -> dict[str, Any]:
+        own = self._model.wallets[wallet_id].postings.values()
+        events = [posting.ref for posting in own if posting.name == "meter_event"]
+        return {"event_id": self._draw(st.sampled_from([*events * 9, NOBODY]))}
 
     def _seldom(self) -> bool:
         """One time in eight; the value that hypothesis thinks simple is the usual one."""

@@ -21,8 +21,14 @@ BALANCE_MAX = 9 * 10**18
 QUANTITY_MAX = 10**15
 HOLD_MS, HOLD_MAX_MS = 600_000, 7 * 86_400_000
 ON_HOLDS = ("hold", "capture", "release", "extend")
-FLAT = (*ON_HOLDS, "transfer", "void")  # Requests whose fields have no operation before them.
+FLAT = (
+    *ON_HOLDS,
+    "transfer",
+    "void",
+    "cancel",
+)  # Requests whose fields have no operation before them.
 SPENDING = ("consumption", "capture", "meter_event", "settlement")
+PAYMENTS = ("meter_event", "settlement")
 #: What a meter event calls its fields.
 OF_EVENTS = {
     "amount": "payload.value",
@@ -55,6 +61,7 @@ FUTURE_MAX_MS = 60_000
 #   transfer     to_wallet_id, amount
 #   void         id, of a grant
 #   meter_event  amount, meter_id, subscription_id
+#   cancel       event_id
 # A hold is named by the posting that made it, and so is an event.
 # Any, because a union of all these would hide the rules behind casts.
 Body = dict[str, Any]
@@ -329,6 +336,8 @@ class Wallet:
             rows = self.rows_of(posting.ref)
             if posting.name not in SPENDING or posting.created_at < start or not rows:
                 continue
+            if posting.name in PAYMENTS and self.canceled(posting.body.get("event", posting.ref)):
+                continue
             if rows[0].sequence > limit.after and limit.key in (None, key_of(posting.body)):
                 back = self.refund_rows(posting.ref)
                 total -= sum(row.amount for row in [*rows, *back])
@@ -522,12 +531,19 @@ class Wallet:
         for hold in [hold for hold in self.holds if hold.ended is None and hold.deadline <= now]:
             hold.end("expired", hold.deadline)
 
+    def canceled(self, event: int) -> bool:
+        return any(p.body.get("cancels") == event for p in self.postings.values())
+
+    def payments(self, event: int) -> list[int]:
+        """Postings that drew for this event, oldest first."""
+        later = [p.ref for p in self.postings.values() if p.body.get("event") == event]
+        return [event, *sorted(later)]
+
     def unpaid(self, event: Posting) -> int:
         """What no row has been written for yet, of a posting that is a meter event."""
-        own = [
-            event.ref,
-            *(p.ref for p in self.postings.values() if p.body.get("event") == event.ref),
-        ]
+        if self.canceled(event.ref):
+            return 0
+        own = self.payments(event.ref)
         paid: int = sum(row.amount for row in self.rows if row.posting in own)
         value: int = event.body["amount"]
         return value + paid
@@ -631,11 +647,13 @@ class Wallet:
 
     def apply_refund(self, posting: Posting, body: Body) -> None:
         original, draws = self.postings[body["posting_id"]], self.rows_of(body["posting_id"])
-        now, ref = posting.created_at, posting.ref + 1
         returned = sum(row.amount for row in self.refund_rows(original.ref))
         refundable = -sum(row.amount for row in draws) - returned
         left = refundable if body.get("amount") is None else body["amount"]
+        event = original.body.get("event", original.ref)
         if original.name not in SPENDING or not refundable:
+            refuse("NOT_REFUNDABLE")
+        if original.name in PAYMENTS and self.canceled(event):
             refuse("NOT_REFUNDABLE")
         if left > refundable:
             refuse("REFUND_TOO_LARGE", refundable=refundable)
@@ -647,6 +665,11 @@ class Wallet:
                 self.give_back_overdraft(posting, row, skipped, part)
             elif part:
                 self.give_back(posting, [(self.grant(row.grant or 0), part)], of_overdraft=False)
+        self.expire_late(posting)
+
+    def expire_late(self, posting: Posting) -> None:
+        """What has come back to a grant whose end has passed expires at once."""
+        now, ref = posting.created_at, posting.ref + 1
         expiry = Posting(ref, None, "expiry", {}, {}, now, now, self.overdraft_limit, now)
         for grant_ref, amount in self.late:
             self.append(expiry, "expiry", -amount, grant_ref)
@@ -704,6 +727,22 @@ class Wallet:
             self.reversed[row.sequence] = "paid" if of_overdraft else category
             if self.grant(row.grant or 0).ended(now):
                 self.late.append((row.grant or 0, row.amount))
+
+    def apply_cancel(self, posting: Posting, body: Body) -> None:
+        """All that was drawn for the event, less what was refunded of it, newest draw first."""
+        self.postings[posting.ref] = replace(posting, body={**body, "cancels": body["event_id"]})
+        forced = replace(posting, body={**body, "force": True})
+        for ref in reversed(self.payments(body["event_id"])):
+            returned = sum(row.amount for row in self.refund_rows(ref))
+            for row in reversed(self.rows_of(ref)):
+                skipped = min(returned, -row.amount)
+                returned -= skipped
+                part = -row.amount - skipped
+                if part and row.grant is None:
+                    self.give_back_overdraft(forced, row, skipped, part)
+                elif part:
+                    self.give_back(forced, [(self.grant(row.grant or 0), part)], of_overdraft=False)
+        self.expire_late(posting)
 
     def apply_void(self, posting: Posting, body: Body) -> None:
         now, grant = posting.created_at, self.grant(body["id"])
@@ -838,7 +877,7 @@ def hold_deadline(body: Body, now: int) -> int:
 # --- The checks before the operation, in their order ---
 
 
-AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend", "void")
+AMOUNTS_OPTIONAL = ("refund", "capture", "release", "extend", "void", "cancel")
 
 
 def check_shape(name: str, body: Body, key: str, expected_sequence: int | None) -> None:
@@ -950,13 +989,14 @@ def check_references(wallet: Wallet, name: str, body: Body, meters: frozenset[st
         "id": [grant.ref for grant in wallet.grants],
         "posting_id": wallet.postings,
         "hold_id": [hold.ref for hold in wallet.holds],
+        "event_id": [p.ref for p in wallet.postings.values() if p.name == "meter_event"],
     }
     own = "" if name in FLAT else f"{name}."
     if not meters.issuperset((body.get("scope") or {}).get("meter_ids") or ()):
         refuse("NOT_FOUND", param="grant.scope.meter_ids")
     for reference, ids in known.items():
         if body.get(reference) is not None and body[reference] not in ids:
-            param = f"{own}{reference}"
+            param = "id" if reference == "event_id" else f"{own}{reference}"
             refuse("NOT_FOUND", param=OF_EVENTS[reference] if name == "meter_event" else param)
 
 
@@ -1025,11 +1065,18 @@ class NaiveLedger:
         return wallet.view(self.clock) if same else Refused("ID_TAKEN", {})
 
     def update(
-        self, wallet_id: str, *, now: int, status: str | None = None, limit: int | None = None
+        self,
+        wallet_id: str,
+        *,
+        now: int,
+        status: str | None = None,
+        limit: int | None = None,
+        cancel_unpaid: bool = False,
     ) -> Answer:
         """Appends the expirations due, as a posting does.
 
-        The limit may fall below what is used: then nothing more can be drawn on it.
+        The limit may fall below what is used: then nothing more can be drawn on it. With
+        `cancel_unpaid` a wallet that is to be closed has its unpaid events canceled first.
         """
         self.clock = now
         if status not in (None, "active", "frozen", "closed"):
@@ -1038,15 +1085,26 @@ class NaiveLedger:
             return Refused("INVALID_FIELD", {"param": "overdraft_limit"})
         if wallet_id not in self.wallets:
             return Refused("NOT_FOUND", {"param": "wallet_id"})
-        wallet = self.wallets[wallet_id]
-        view = wallet.view(self.clock)
-        if wallet.status == "closed":
+        if self.wallets[wallet_id].status == "closed":
             return Refused("WALLET_CLOSED", {})
-        has = view.balance or view.overdraft_used or view.held or wallet.events()
+        wallet, ref = self.wallets[wallet_id].draft(), self.postings_made + 1
+        moment, used = wallet.now(self.clock), wallet.overdraft_limit
+        wallet.expire(ref, moment)
+        view, events = wallet.view(self.clock), wallet.events()
+        has = view.balance or view.overdraft_used or view.held or (events and not cancel_unpaid)
         if status == "closed" and has:
             return Refused("INVALID_FIELD", {"param": "status"})
-        self.postings_made += 1
-        wallet.expire(self.postings_made, wallet.now(self.clock))
+        for event in events if status == "closed" else []:
+            drawn = [row for paid in wallet.payments(event.ref) for row in wallet.rows_of(paid)]
+            back = [r for paid in wallet.payments(event.ref) for r in wallet.refund_rows(paid)]
+            if sum(row.amount for row in [*drawn, *back]):
+                return Refused("INVALID_FIELD", {"param": "cancel_unpaid"})
+            ref += 1
+            body = {"event_id": event.ref}
+            own = Posting(ref, None, "cancel", body, {}, moment, moment, used, moment)
+            wallet.postings[ref] = own
+            wallet.apply_cancel(own, body)
+        self.wallets[wallet_id], self.postings_made = wallet, ref
         wallet.status = status or wallet.status
         wallet.overdraft_limit = wallet.overdraft_limit if limit is None else limit
         self.postings_made = wallet.settle(self.postings_made, wallet.now(self.clock))
@@ -1177,6 +1235,8 @@ class NaiveLedger:
                 return self.transfer(wallet_id, now, side, dry=validate_only)
             check_state(wallet, name, body)
             check_references(wallet, name, body, self.meters)
+            if name == "cancel" and wallet.canceled(body["event_id"]):
+                return Accepted(0, True, [], wallet.view(now))
 
             # One before it for what expired, one after it for what a hold gives up.
             draft, ref, now = wallet.draft(), self.postings_made + 2, wallet.now(now)

@@ -277,6 +277,18 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         registry_pb.GetCustomerRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
     ),
+    "RegistryService.UpdateCustomer": (
+        registry_pb.UpdateCustomerRequest(customer_id=CUSTOMER, name="Acme Ltd"),
+        FROM_SERVICE_SHARED,
+    ),
+    "RegistryService.ArchiveCustomer": (
+        registry_pb.ArchiveCustomerRequest(customer_id="cus_archived"),
+        FROM_SERVICE_SHARED,
+    ),
+    "RegistryService.UnarchiveCustomer": (
+        registry_pb.UnarchiveCustomerRequest(customer_id="cus_archived"),
+        FROM_SERVICE_SHARED,
+    ),
     "RegistryService.ListCustomers": (registry_pb.ListCustomersRequest(), EVERYBODY),
     "RegistryService.CreateMeter": (
         registry_pb.CreateMeterRequest(id="mtr_new", name="New", event_name="new", unit="call"),
@@ -325,6 +337,10 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "PaymentKitService.GetMeterEvent": (
         kit_pb.PaymentKitServiceGetMeterEventRequest(),
         NOT_OTHERS_LIVE,
+    ),
+    "PaymentKitService.CancelMeterEvent": (
+        kit_pb.PaymentKitServiceCancelMeterEventRequest(),
+        FROM_SERVICE_LIVE,
     ),
     "PaymentKitService.ListMeterEvents": (
         kit_pb.PaymentKitServiceListMeterEventsRequest(customer_id=CUSTOMER),
@@ -455,7 +471,11 @@ class World:
         method, request = methods()[name], TABLE[name][0]
         if isinstance(request, keys_pb.RevokeApiKeyRequest):
             request = keys_pb.RevokeApiKeyRequest(id=self.spare)
-        elif isinstance(request, kit_pb.PaymentKitServiceGetMeterEventRequest):
+        elif isinstance(
+            request,
+            kit_pb.PaymentKitServiceGetMeterEventRequest
+            | kit_pb.PaymentKitServiceCancelMeterEventRequest,
+        ):
             request = type(request)(id=self.event)
         elif isinstance(request, limit_pb.DeleteSpendLimitRequest):
             made = limit_pb.SetSpendLimitRequest(wallet_id=WALLET, amount="90", period="week")
@@ -524,6 +544,9 @@ async def world(
             )
         )
         await local.kit.CreateMeter(METER)
+        await local.registry.CreateCustomer(
+            registry_pb.CreateCustomerRequest(id="cus_archived", name="A", email="a@example.com")
+        )
         await local.registry.CreateSubscription(
             registry_pb.CreateSubscriptionRequest(id="sub_pro", customer_id=CUSTOMER, name="Pro")
         )

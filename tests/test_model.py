@@ -45,6 +45,7 @@ from creditledger.model import (
 )
 from creditledger.operations import (
     Adjust,
+    CancelEvent,
     Capture,
     Command,
     Consume,
@@ -478,7 +479,13 @@ class LedgerMachine(RuleBasedStateMachine):
         if isinstance(item, GrantUpdate):
             return self.model.update_grant(item.wallet_id, item.ref, now=now, **item.terms)
         if isinstance(item, Change):
-            return self.model.update(item.wallet_id, status=item.status, limit=item.limit, now=now)
+            return self.model.update(
+                item.wallet_id,
+                status=item.status,
+                limit=item.limit,
+                cancel_unpaid=item.cancel_unpaid,
+                now=now,
+            )
         if isinstance(item, asking.SetLimit):
             return self.model.set_limit(
                 item.wallet_id,
@@ -510,6 +517,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 livemode=True,
                 overdraft_limit=None if item.limit is None else text(item.limit, scale),
                 status=None if item.status is None else Status[item.status.upper()],
+                cancel_unpaid=item.cancel_unpaid,
             )
         if isinstance(item, asking.DropLimit):
             limit_id = ids.compose("spl", self.numbers[item.wallet_id], item.ref)
@@ -551,6 +559,9 @@ class LedgerMachine(RuleBasedStateMachine):
             return Refund(posting_id, amount, bool(body.get("force")))
         if item.name in ("capture", "release", "extend"):
             return self._on_hold(item, amount)
+        if item.name == "cancel":
+            event = body["event_id"]
+            return CancelEvent(ids.compose("me", number, self.postings.get(event, event)))
         if item.name == "void":
             return VoidGrant(ids.compose("cg", number, body["id"]))
         assert amount is not None

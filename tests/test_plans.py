@@ -67,9 +67,10 @@ async def test_what_is_due_is_found_by_its_end(database_url: str, clock: Clock) 
             assert api.server.unasked is not None
             looked = await asked(heard.reading, api.server.unasked.sweeper.sweep)
 
-    grants, holds = [" ".join(one.text.split()) for one in looked]
+    grants, holds, events = [" ".join(one.text.split()) for one in looked]
     assert "FROM grants" in grants
     assert "FROM holds" in holds
+    assert "FROM meter_events" in events
     assert scanned(database_url, looked) == []
 
 

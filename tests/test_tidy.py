@@ -52,14 +52,14 @@ ledger config
 deciding statement_files receipts
 exports
 writing
-holds grants limits settling transfers
+holds grants limits settling transfers cancellations
 locked_wallets
 rules replay store
 arrivals
 store.postgres store.sqlite_database
 store.webhook_feed
 store.meter_events store.topups store.webhooks
-store.walks store.meters store.tail
+store.walks store.meters store.customers store.tail
 store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer

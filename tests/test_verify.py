@@ -574,6 +574,8 @@ EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("event_paid_at", (event(1, "paid_at = created_at - 1"),)),
     ("event_dimension", (event(30, "meter_id = 'mtr_images'"),)),
     ("event_dimension", (event(30, "subscription_id = NULL"),)),
+    ("event_canceled", (event(1, "canceled_at = paid_at"),)),
+    ("event_canceled", (event(1, "return_below = 5"),)),
     ("wallet_unpaid_amount", (UNPAID_OTHERWISE,)),
     ("limit_zone", (
         f"UPDATE spend_limits SET time_zone = 'Factory' WHERE wallet_number = {BETA}",

@@ -43,7 +43,12 @@ class Move(NamedTuple):
 
 
 def check_range(
-    wallet: Wallet, moves: list[Move], now: int, *, quantity: int, held: int = 0
+    wallet: Wallet,
+    moves: list[Move],
+    now: int,
+    *,
+    quantity: int,
+    held: int = 0,
 ) -> None:
     """Raises OutOfRange if a sum over the wallet's rows would pass its limit.
 

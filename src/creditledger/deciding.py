@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from creditledger import (
     books,
+    cancellations,
     grants,
     holds,
     ids,
@@ -45,8 +46,10 @@ from creditledger.operations import (
     EXPIRE,
     OPERATIONS,
     RECEIVE,
+    RETURN,
     Adjust,
     Asked,
+    CancelEvent,
     Capture,
     Change,
     Command,
@@ -67,7 +70,7 @@ from creditledger.operations import (
     VoidGrant,
     merged,
 )
-from creditledger.store import CreditedReceipt, Loaded, Wanted
+from creditledger.store import PAYS_EVENT, CreditedReceipt, Loaded, Wanted
 from creditledger.writing import Writing, own
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
@@ -94,6 +97,7 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
     wallets, keys, meters, subscriptions = set(), set(), set(), set()
     originals, named, revised, held, limited = set(), set(), set(), set(), set()
     receipts = set()
+    canceled, returning, unpaid = set(), set(), set()
     postings = []
     for command in commands:
         wallets.add(command.wallet_id)
@@ -102,6 +106,12 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
                 revised.add(ids.resolve("cg", command.grant_id))
             elif isinstance(command, SetLimit | DropLimit):
                 limited.add(command.wallet_id)
+            elif isinstance(command, Sweep):
+                returning.add(command.wallet_id)
+            elif command.status is Status.CLOSED:
+                returning.add(command.wallet_id)
+                if command.cancel_unpaid:
+                    unpaid.add(command.wallet_id)
             continue
         postings.append(command)
         keys.add((command.wallet_id, command.idempotency_key))
@@ -123,6 +133,8 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
                 receipts.add((command.wallet_id, operation.receipt))
         elif isinstance(operation, VoidGrant):
             revised.add(ids.resolve("cg", operation.id))
+        elif isinstance(operation, CancelEvent):
+            canceled.add(ids.resolve("me", operation.id))
         elif isinstance(operation, OnHold):
             held.add(ids.resolve("hld", operation.hold_id))
         elif isinstance(operation, Transfer):
@@ -139,6 +151,9 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
         limited=frozenset(limited),
         revised=frozenset(pair for pair in revised if pair is not None),
         receipts=frozenset(receipts),
+        canceled=frozenset(pair for pair in canceled if pair is not None),
+        returning=frozenset(returning),
+        unpaid=frozenset(unpaid),
     )
 
 
@@ -149,6 +164,8 @@ def _dimensions(commands: Sequence[Command], loaded: Loaded) -> Iterator[tuple[i
             yield wallet.number, _EXPIRY
         for dimension in {settling.dimension(event) for event in wallet.unpaid.values()}:
             yield wallet.number, dimension
+    for wallet_number in {wallet_number for wallet_number, _ in loaded.payments}:
+        yield wallet_number, replay.CANCELED
     for command in commands:
         found = loaded.wallets.get(command.wallet_id)
         if found is None:
@@ -226,6 +243,8 @@ class Deciding(Writing):
             answer = Posted(posting, dimension, seen, True, validate_only)
             if posting.hold is not None:
                 return self._about_hold(answer, wallet, posting.hold)
+            if isinstance(operation, CancelEvent):
+                return answer._replace(event=self._named_event(wallet, operation))
             return answer._replace(received=self._received(command, posting, budget))
         if isinstance(operation, Transfer):
             assert amount is not None
@@ -248,6 +267,10 @@ class Deciding(Writing):
             return self._post_hold(wallet, command, amount, budget, now)
         if isinstance(operation, VoidGrant):
             return self._void(wallet, command, operation, budget, now)
+        if isinstance(operation, CancelEvent):
+            return self._cancel(wallet, command, operation, now)
+        if isinstance(operation, Refund):
+            self._see_canceled(wallet, operation)
         moves = rules.decide(
             wallet,
             command,
@@ -281,7 +304,11 @@ class Deciding(Writing):
         else:
             if ended:
                 self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
-            self._write(wallet, posting, moves, dimension, quantity, now)
+            back = []
+            if original is not None:
+                # All rows of a posting are of one moment, so the first one stands for them.
+                back = [(original.rows[0], sum(move.amount for move in moves))]
+            self._write(wallet, posting, moves, dimension, quantity, now, returned=back)
             self.done[key] = posting, dimension
             if original is not None and posting.refund_of is not None:
                 returned = original.refunded + sum(move.amount for move in moves)
@@ -314,18 +341,12 @@ class Deciding(Writing):
         metadata = merged(wallet.metadata, change.metadata)
         now = wallet.time(self.loaded.clock)
         with self._repaid(wallet, now):
-            stands = standing(wallet, now)
-            if change.status is Status.CLOSED and any((*stands[:3], wallet.overdraft_used)):
-                raise InvalidField(
-                    "only a wallet with balance 0, no overdraft and no open hold can be closed",
-                    param="status",
-                )
-            if change.status is Status.CLOSED and wallet.unpaid:
-                raise InvalidField(
-                    "the wallet has unpaid meter events: only without them it can be closed",
-                    param="status",
-                )
+            if change.status is Status.CLOSED:
+                self._check_closing(wallet, now, cancel_unpaid=change.cancel_unpaid)
             self._expire(wallet, now)
+        if change.status is Status.CLOSED:
+            for event in list(wallet.unpaid.values()):
+                self._return(wallet, event, own(wallet, RETURN), now)
         wallet.overdraft_limit, wallet.metadata = limit, metadata
         wallet.status = change.status or wallet.status
         wallet.updated_at = now
@@ -346,7 +367,10 @@ class Deciding(Writing):
         return seen
 
     def sweep(self, sweep: Sweep) -> int:
-        """Write down what is over in the wallet; how many expirations and holds that were."""
+        """Write down what is over in the wallet, and return more of a canceled event.
+
+        How many expirations, holds and rows that were.
+        """
         wallet = self._posted_to(sweep.wallet_id, None)
         if wallet is None:
             return 0
@@ -355,7 +379,13 @@ class Deciding(Writing):
             return 0
         with self._repaid(wallet, now) as repaid:
             lapsed = len(wallet.lapsed(now))
-            return self._expire(wallet, now) + lapsed + repaid
+            written = self._expire(wallet, now) + lapsed + repaid
+        for event in self._returning(wallet)[:1]:
+            posting = own(wallet, RETURN)
+            self._return(wallet, event, posting, now)
+            self._settle(wallet, now)
+            written += len(posting.rows)
+        return written
 
     def _expire(self, wallet: Wallet, now: int) -> int:
         """Write down what is over in the wallet; how many expirations that were."""
@@ -425,6 +455,106 @@ class Deciding(Writing):
             self.changes.receipts.pop(place, None)
         else:
             self.changes.receipts[place] = None
+
+    def _cancel(self, wallet: Wallet, command: Command, operation: CancelEvent, now: int) -> Posted:
+        """A posting that takes a meter event back, unless that is done under another key."""
+        if command.expected_sequence is not None:
+            rules.expect_sequence(wallet, command.expected_sequence)
+        if wallet.status is Status.CLOSED:
+            raise WalletClosed("the wallet is closed")
+        event = self._named_event(wallet, operation)
+        posting = _posting(wallet, command, None)
+        if event.canceled_at is not None:
+            seen = view(wallet, self.loaded.clock)
+            return Posted(posting, None, seen, True, False, event=event)
+        event = self._return(wallet, event, posting, now)
+        used = replay.CANCELED if posting.rows else None
+        self.done[wallet.number, command.idempotency_key] = posting, used
+        self._settle(wallet, now)
+        return Posted(posting, used, view(wallet, self.loaded.clock), False, False, event=event)
+
+    def _named_event(self, wallet: Wallet, operation: CancelEvent) -> MeterEvent:
+        """The event. Raises NotFound. One that is not returned whole is gone on with."""
+        place = ids.resolve("me", operation.id)
+        event = self._event(*place) if place and place[0] == wallet.number else None
+        if event is None:
+            raise NotFound(f"no meter event {echo(operation.id)} in this wallet", param="id")
+        if event.return_below is not None:
+            self.unfinished.add(wallet.id)
+        return event
+
+    def _see_canceled(self, wallet: Wallet, operation: Refund) -> None:
+        """Note at what a refund names whether it paid for an event that is canceled by now."""
+        place = ids.resolve("pst", operation.posting_id)
+        posting = self.loaded.originals.get(place) if place else None
+        if place is None or posting is None or posting.operation not in PAYS_EVENT:
+            return
+        for (number, event_number), event in self.loaded.events.items():
+            if (number, event.identifier) == (wallet.number, posting.meter_event_id):
+                now_is = self._event(number, event_number)
+                self.references.originals[place] = replace(
+                    self.references.originals[place],
+                    is_canceled=now_is is not None and now_is.canceled_at is not None,
+                )
+
+    def _return(self, wallet: Wallet, event: MeterEvent, posting: Posting, now: int) -> MeterEvent:
+        """Cancel the event, or go on with one that is canceled, by this posting.
+
+        Raises OutOfRange, with nothing changed.
+        """
+        moves, draws, after = cancellations.step(
+            wallet,
+            event,
+            self._payments(wallet, event),
+            self._payers(wallet),
+            now=now,
+            returned_ms=self.returned_ms,
+        )
+        books.check_range(wallet, moves, now, quantity=0)
+        self._expire(wallet, now)
+        posting.source = {"meter_event_id": event.identifier}
+        posting.meter_event_id = event.identifier
+        returned = [(draw.row, draw.amount) for draw in draws]
+        self._write(wallet, posting, moves, replay.CANCELED, None, now, returned=returned)
+        over = rules.over_at_once(moves, now)
+        if over:
+            self._write(wallet, _expiry(wallet), over, _EXPIRY, None, now)
+        self._owe(wallet, after)
+        if after.return_below is not None:
+            self.unfinished.add(wallet.id)
+        return after
+
+    def _returning(self, wallet: Wallet) -> list[MeterEvent]:
+        """Canceled events of which something is still to be returned, oldest first."""
+        places = sorted(place for place in self.loaded.events if place[0] == wallet.number)
+        found = [self._event(*place) for place in places]
+        return [event for event in found if event and event.return_below is not None]
+
+    def _check_closing(self, wallet: Wallet, now: int, *, cancel_unpaid: bool) -> None:
+        """Raises InvalidField for a wallet that has something, or is owed something."""
+        if any((*standing(wallet, now)[:3], wallet.overdraft_used)):
+            raise InvalidField(
+                "only a wallet with balance 0, no overdraft and no open hold can be closed",
+                param="status",
+            )
+        if wallet.unpaid and not cancel_unpaid:
+            raise InvalidField(
+                "the wallet has unpaid meter events: pay or cancel them first, or cancel_unpaid",
+                param="status",
+            )
+        if self._returning(wallet):
+            raise InvalidField(
+                "credit of canceled meter events is still being returned: close it later",
+                param="status",
+            )
+        for event in wallet.unpaid.values():
+            payments = self._payments(wallet, event)
+            if not payments.are_all or any(cancellations.outstanding(event, payments)):
+                raise InvalidField(
+                    f"meter event {echo(event.identifier)} has drawn credit that would come back:"
+                    " cancel it first",
+                    param="cancel_unpaid",
+                )
 
     def _post_hold(
         self, wallet: Wallet, command: Command, amount: int | None, budget: Budget, now: int

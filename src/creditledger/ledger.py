@@ -20,7 +20,7 @@ Called by the API; imports deciding.py and the store.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -362,7 +362,17 @@ class Ledger:
             middle = len(asked) // 2
             first = await self._answers(asked[:middle], wait=wait)
             return [*first, *await self._answers(asked[middle:], wait=wait)]
+        self._go_on(batch.unfinished)
         return batch.answers()
+
+    def _go_on(self, wallet_ids: Iterable[str]) -> None:
+        """Return more of what canceled events drew: one posting returns a bounded part of it.
+
+        Nobody waits for it; what fails or is lost in a crash is found by the sweeper.
+        """
+        for wallet_id in wallet_ids:
+            with suppress(Overloaded, Unavailable):
+                self._submit([Sweep(wallet_id)], Budget(), many=True)
 
     async def _recovered(self, asked: list[_Item]) -> list[Answer | _Locked]:
         """Decide the batch anew on a new connection: what is there answers as a replay.
@@ -393,6 +403,7 @@ class Ledger:
                 await asyncio.sleep(pause)
                 pause *= 2
             else:
+                self._go_on(batch.unfinished)
                 locked = []
                 for place, answer in zip(places, batch.answers(), strict=True):
                     if isinstance(answer, _Locked):
@@ -419,6 +430,7 @@ class _Batch:
         self._backdating_ms_max = backdating_ms_max
         self._returned_ms = returned_ms
         self._answers: list[Answer | _Locked] = []
+        self.unfinished: set[str] = set()  #: Wallet ids, see `Writing.unfinished`.
         #: What the batch leaves of its callers' budgets: one that is not committed spends nothing.
         self._left: dict[int, tuple[Budget, Budget]] = {}
 
@@ -449,6 +461,7 @@ class _Batch:
                     answers.append(deciding.sweep(command))
             except Refusal as refusal:
                 answers.append(refusal)
+        self.unfinished = deciding.unfinished
         return deciding.changes
 
     def answers(self) -> list[Answer | _Locked]:

@@ -6,7 +6,7 @@ by the API, which shows limits.
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
@@ -203,29 +203,35 @@ class Spending:
         for key in (self._label(wallet, after), None):
             set_aside[key] = set_aside.get(key, 0) + more
 
-    def count(
+    def count(self, wallet: Wallet, posting: Posting, dimension: Dimension, *, now: int) -> None:
+        """Count what the rows of a posting spent, if that is what they did."""
+        amount = sum(row.amount for row in posting.rows)
+        if dimension.kind != _USAGE or not amount:
+            return
+        for limit in wallet.limits:
+            if limit.covers(dimension.api_key_id):
+                window = _begin(limit, now)
+                limit.parts[window.part] = limit.parts.get(window.part, 0) - amount
+                self.moved[wallet.number, limit.number] = limit
+
+    def give_back(
         self,
         wallet: Wallet,
-        posting: Posting,
         dimension: Dimension,
-        original: Row | None,
+        returned: Collection[tuple[Row, int]],
         *,
         now: int,
     ) -> None:
-        """Count what the rows of a posting spent or, of `original`'s posting, gave back."""
-        amount = sum(row.amount for row in posting.rows)
+        """Count less of what these rows spent: so much of each has been returned."""
         for limit in wallet.limits:
             if not limit.covers(dimension.api_key_id):
                 continue
-            if dimension.kind == _USAGE and amount:
-                window = _begin(limit, now)
-                limit.parts[window.part] = limit.parts.get(window.part, 0) - amount
-            elif original is not None and original.sequence > limit.since:
+            counted = [(row, amount) for row, amount in returned if row.sequence > limit.since]
+            if counted:
                 _begin(limit, now)
-                _give_back(limit, amount, _window(limit, original.created_at).part)
-            else:
-                continue
-            self.moved[wallet.number, limit.number] = limit
+                self.moved[wallet.number, limit.number] = limit
+            for row, amount in counted:
+                _give_back(limit, amount, _window(limit, row.created_at).part)
 
     def change(self, wallet: Wallet, change: LimitChange, now: int) -> tuple[LimitView, bool]:
         """The limit as it is, or was before it was dropped, and whether anything has changed.

@@ -25,6 +25,9 @@ HOLD_MS_MAX = 7 * clock.DAY
 #: Meter events a wallet may have that are not paid in full: they are read with it, and one command
 #: that brings credit pays them all.
 UNPAID_EVENTS_MAX = 1_000
+#: Rows that one posting writes to return what was drawn for a canceled meter event; a draw that
+#: needs more is returned whole.
+RETURNED_ROWS_MAX = 1_000
 #: Rolling hours are counted in so many parts. What was spent stays until its whole part is out of
 #: the hours: they may last a sixtieth longer than a limit says, and never let more through.
 ROLLING_PARTS = 60
@@ -302,6 +305,10 @@ class MeterEvent:
     happened_at: int
     created_at: int
     paid_at: int | None  #: When nothing was unpaid any more; None before.
+    canceled_at: int | None = None
+    #: Of a canceled one: what rows with a lower sequence drew for it is still to be returned. None:
+    #: nothing is.
+    return_below: int | None = None
 
 
 @dataclass(slots=True, eq=False)

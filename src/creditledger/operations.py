@@ -158,9 +158,25 @@ class ReportEvent:
     subscription_id: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class CancelEvent:
+    """Operation: take a meter event back, and return what was drawn for it."""
+
+    id: str
+
+
 OnHold = Capture | Release | Extend
 Operation = (
-    GiveGrant | Consume | Adjust | Refund | PlaceHold | OnHold | VoidGrant | Transfer | ReportEvent
+    GiveGrant
+    | Consume
+    | Adjust
+    | Refund
+    | PlaceHold
+    | OnHold
+    | VoidGrant
+    | Transfer
+    | ReportEvent
+    | CancelEvent
 )
 
 #: Stored as their index; the name is the field of the request.
@@ -176,6 +192,7 @@ OPERATIONS: dict[type, tuple[int, str]] = {
     VoidGrant: (10, "void"),
     Transfer: (11, "transfer"),
     ReportEvent: (13, "meter_event"),
+    CancelEvent: (15, "cancel"),
 }
 OPERATION_NAMES = dict(OPERATIONS.values())
 #: The operation of a posting the ledger makes by itself, for expirations due.
@@ -184,6 +201,9 @@ EXPIRE = 5
 RECEIVE = 12
 #: That of the ledger's own posting which pays what a meter event was still owed.
 SETTLE = 14
+#: That of the ledger's own posting which returns more of what a canceled event drew, or cancels the
+#: unpaid events of a wallet that is closed.
+RETURN = 16
 
 
 class Command(NamedTuple):
@@ -210,7 +230,10 @@ class Command(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Sweep:
-    """What the sweeper asks for: what every command does first, and no more."""
+    """What the sweeper asks for: what every command does first, and to go on returning.
+
+    That is what was drawn for a canceled meter event and did not fit into one posting.
+    """
 
     wallet_id: str
     #: While something in the wallet has been due for less than this, nothing is written.
@@ -226,6 +249,7 @@ class WalletChange:
     overdraft_limit: str | None = None
     status: Status | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
+    cancel_unpaid: bool = False  #: Meter events that are not paid do not keep it from being closed.
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,18 @@ class Customer:
     email: str
     metadata: Mapping[str, str]
     created_at: int
+    updated_at: int | None = None  #: None: it was never changed.
+    archived_at: int | None = None  #: None: it is not.
+
+
+@dataclass(frozen=True, slots=True)
+class CustomerFilters:
+    """What a list of customers is narrowed to; None does not narrow."""
+
+    customer_id: str | None = None
+    email: str | None = None  #: Whatever the case of ASCII letters.
+    q: str | None = None  #: What name or e-mail address holds, whatever the case of ASCII letters.
+    archived: bool = False  #: Archived ones too.
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from creditledger.operations import (
     OPERATION_NAMES,
     OPERATIONS,
     Adjust,
+    CancelEvent,
     Capture,
     Command,
     Consume,
@@ -31,16 +32,22 @@ from creditledger.operations import (
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
 #: Requests of holds, voids and transfers are flat; a posting's operation has a name of its own.
-_FLAT = {PlaceHold, Capture, Release, Extend, VoidGrant, Transfer}
+_FLAT = {PlaceHold, Capture, Release, Extend, VoidGrant, Transfer, CancelEvent}
 _AMOUNTS = {
     operation: "amount" if operation in _FLAT else f"{name}.amount"
     for operation, (_, name) in OPERATIONS.items()
 } | {ReportEvent: "payload.value"}
-_WITHOUT_AMOUNT = (Release, Extend, VoidGrant)
+_WITHOUT_AMOUNT = (Release, Extend, VoidGrant, CancelEvent)
 _AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
 #: What the two sides of a transfer are added up by.
 SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
 RECEIVED = Dimension(Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value)
+#: What returns the draws of a meter event, which has no usage, is added up by.
+CANCELED = Dimension(Kind.REFUND.value, Type.ADJUSTMENT.value)
+#: A canceled event's is known once the event is.
+_WITHOUT_SOURCE = (
+    *(Consume, Refund, PlaceHold, Capture, Release, Extend, VoidGrant, ReportEvent, CancelEvent),
+)
 _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
@@ -80,6 +87,8 @@ def dimension(command: Command, original: Dimension | None) -> Dimension:
         return Dimension(operation.kind.value, Type.GRANT.value)
     if isinstance(operation, Transfer):
         return SENT
+    if isinstance(operation, CancelEvent):
+        return CANCELED
     if isinstance(operation, VoidGrant):
         return Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
     kind = Kind.ADMIN_DEBIT if operation.amount.startswith("-") else Kind.ADMIN_CREDIT
@@ -108,7 +117,7 @@ def _used(meter_id: str | None, subscription_id: str | None, usage: Usage | None
 def source(command: Command) -> Mapping[str, str]:
     """The source as the posting shows it: the keys of its kind; who did it where nobody said."""
     operation = command.operation
-    if isinstance(operation, (Consume, Refund, PlaceHold, OnHold, VoidGrant, ReportEvent)):
+    if isinstance(operation, _WITHOUT_SOURCE):
         return {}
     if isinstance(operation, Transfer):
         return {"wallet_id": operation.to_wallet_id}
@@ -126,7 +135,7 @@ def terms(command: Command) -> dict[str, object]:
         # Its posting may say what the hold says, so what was asked is kept beside it.
         asked = {"description": command.description, "metadata": dict(command.metadata)}
         return _present(_flat(operation) | asked)
-    if isinstance(operation, (PlaceHold, OnHold, VoidGrant)):
+    if isinstance(operation, (PlaceHold, OnHold, VoidGrant, CancelEvent)):
         return _present(_flat(operation))
     if isinstance(operation, ReportEvent):
         # It may have no row that would tell.
@@ -254,7 +263,7 @@ def _dimension_fields(dimension: Dimension) -> dict[str, object]:
     }
 
 
-def _flat(operation: PlaceHold | OnHold | VoidGrant) -> dict[str, object]:
+def _flat(operation: PlaceHold | OnHold | VoidGrant | CancelEvent) -> dict[str, object]:
     """Every field of a flat request but its amount."""
     fields: dict[str, object] = {}
     for name in operation.__slots__:

@@ -76,10 +76,12 @@ class Sweeper:
         """One pass over the holds that are over. Raises as `sweep` does."""
         return await self.sweep((due.HOLDS,))
 
-    async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS)) -> int:
+    async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS, due.RETURNS)) -> int:
         """One pass over all of these that has been due for the grace; how much was written down.
 
         None of it while the clock is in doubt.
+
+        Of canceled events it sees to it that the ledger goes on returning.
 
         Raises what the store raises, and Unavailable where the ledger is closing.
         """

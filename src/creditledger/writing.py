@@ -3,11 +3,21 @@
 `Writing` carries out what was decided, on the wallets and in `Changes`; `Deciding` is one. No I/O.
 """
 
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from creditledger import books, clock, grants, holds, limits, overdraft, settling
+from creditledger import (
+    books,
+    cancellations,
+    clock,
+    grants,
+    holds,
+    limits,
+    overdraft,
+    settling,
+)
 from creditledger.model import (
     RETURNED_MS,
     Category,
@@ -22,7 +32,9 @@ from creditledger.model import (
     repayments,
 )
 from creditledger.operations import SETTLE, ReportEvent
+from creditledger.rules import Original
 from creditledger.store import (
+    PAYS_EVENT,
     SUMS,
     Changes,
     GrantPart,
@@ -43,6 +55,8 @@ class Writing:
     returned_ms: int = RETURNED_MS
     changes: Changes = field(default_factory=Changes)
     spending: limits.Spending = field(init=False)
+    #: Ids of wallets with canceled events of which more is to be returned than one posting can.
+    unfinished: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.spending = limits.Spending(self.loaded.dimensions, self.changes.limits)
@@ -145,6 +159,43 @@ class Writing:
             self._write(wallet, posting, moves, settling.dimension(event), None, now)
             self._owe(wallet, event)
 
+    def _event(self, wallet: int, number: int) -> MeterEvent | None:
+        """A meter event as it is by now."""
+        place = wallet, number
+        return self.changes.events.get(place) or self.loaded.events.get(place)
+
+    def _payments(self, wallet: Wallet, event: MeterEvent) -> cancellations.Payments:
+        """What was drawn for the event, in this batch too."""
+        known = self.loaded.payments.get((wallet.number, event.number))
+        own = [
+            posting
+            for posting in reversed(self.changes.postings)
+            if posting.wallet == wallet.number
+            and posting.operation in PAYS_EVENT
+            and posting.meter_event_id == event.identifier
+            and posting.rows
+        ]
+        refunded = Counter[int]()
+        for posting in self.changes.postings:
+            if posting.wallet == wallet.number and posting.refund_of is not None:
+                refunded[posting.refund_of] += sum(row.amount for row in posting.rows)
+        originals = [
+            Original(
+                rows=posting.rows,
+                dimension=None,
+                refunded=self.loaded.refunded.get((wallet.number, posting.number), 0)
+                + refunded[posting.number],
+                overdrafts={
+                    row.sequence: self.changes.overdrafts.get((wallet.number, row.sequence))
+                    or self.loaded.overdrafts[wallet.number, row.sequence]
+                    for row in posting.rows
+                    if row.grant is None
+                },
+            )
+            for posting in (*own, *(known.postings if known else ()))
+        ]
+        return cancellations.Payments(originals, known is None or known.are_all)
+
     def _owe(self, wallet: Wallet, event: MeterEvent) -> None:
         settling.book(wallet, event)
         self.changes.events[wallet.number, event.number] = event
@@ -157,8 +208,11 @@ class Writing:
         dimension: Dimension,
         quantity: int | None,
         now: int,
+        *,
+        returned: Collection[tuple[Row, int]] = (),
     ) -> None:
-        loaded, changes = self.loaded, self.changes
+        """Carry the moves out and write the posting; `returned`: rows whose draws they return."""
+        changes = self.changes
         drawn, given = changes.drawn, changes.given
         for move in moves:
             grant = move.grant
@@ -202,10 +256,10 @@ class Writing:
         changes.rows += posting.rows
         changes.touched[wallet.number] = wallet
         if wallet.limits:
-            original = None
-            if posting.refund_of is not None:
-                original = loaded.originals[wallet.number, posting.refund_of].rows[0]
-            self.spending.count(wallet, posting, dimension, original, now=now)
+            if returned:
+                self.spending.give_back(wallet, dimension, returned, now=now)
+            else:
+                self.spending.count(wallet, posting, dimension, now=now)
         self._roll_up(posting, moves, quantity or 0)
 
     def _overdraw(self, wallet: Wallet, move: books.Move, row: Row) -> None:

@@ -92,8 +92,8 @@ class CreditTransaction(_message.Message):
     rows.
     """
     meter_event_id: _builtins.str
-    """The caller's id of the measured event. Absent where the consumption named none, and on other
-    rows.
+    """The caller's id of the measured event; of what cancels a meter event, the id of that. Absent
+    where the consumption named none, and on other rows.
     """
     type: _builtins.str
     """`grant`, `consumption`, `adjustment` or `expiration`."""
@@ -236,8 +236,9 @@ Global___CreditTransaction: _TypeAlias = CreditTransaction  # noqa: Y015
 class TransactionSource(_message.Message):
     """Where a movement came from. Of its fields only those of the row's kind appear, and only with a
     value: provider, receipt_id and method for topup; provider and receipt_id for subscription_renew;
-    actor for admin_credit and admin_debit; posting_id for refund; wallet_id and posting_id for
-    transfer_out and transfer_in; none for usage and expiry.
+    actor for admin_credit and admin_debit; posting_id for refund, or meter_event_id where a meter
+    event was canceled; wallet_id and posting_id for transfer_out and transfer_in; none for usage and
+    expiry.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -248,6 +249,7 @@ class TransactionSource(_message.Message):
     ACTOR_FIELD_NUMBER: _builtins.int
     POSTING_ID_FIELD_NUMBER: _builtins.int
     WALLET_ID_FIELD_NUMBER: _builtins.int
+    METER_EVENT_ID_FIELD_NUMBER: _builtins.int
     provider: _builtins.str
     """Who took the money, for example `stripe`. At most 128 characters. Absent where not given."""
     receipt_id: _builtins.str
@@ -266,6 +268,10 @@ class TransactionSource(_message.Message):
     """
     wallet_id: _builtins.str
     """Id of the wallet that a transfer went to or came from. Set by the ledger; refused in a request."""
+    meter_event_id: _builtins.str
+    """The identifier of the meter event that was canceled, so that what was drawn for it came back.
+    Set by the ledger; refused in a request.
+    """
     def __init__(
         self,
         *,
@@ -275,13 +281,16 @@ class TransactionSource(_message.Message):
         actor: _builtins.str | None = ...,
         posting_id: _builtins.str | None = ...,
         wallet_id: _builtins.str | None = ...,
+        meter_event_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_meter_event_id", b"_meter_event_id", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "meter_event_id", b"meter_event_id", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_actor", b"_actor", "_meter_event_id", b"_meter_event_id", "_method", b"_method", "_posting_id", b"_posting_id", "_provider", b"_provider", "_receipt_id", b"_receipt_id", "_wallet_id", b"_wallet_id", "actor", b"actor", "meter_event_id", b"meter_event_id", "method", b"method", "posting_id", b"posting_id", "provider", b"provider", "receipt_id", b"receipt_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__actor: _TypeAlias = _typing.Literal["actor"]  # noqa: Y015
     _WhichOneofArgType__actor: _TypeAlias = _typing.Literal["_actor", b"_actor"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
+    _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
     _WhichOneofReturnType__method: _TypeAlias = _typing.Literal["method"]  # noqa: Y015
     _WhichOneofArgType__method: _TypeAlias = _typing.Literal["_method", b"_method"]  # noqa: Y015
     _WhichOneofReturnType__posting_id: _TypeAlias = _typing.Literal["posting_id"]  # noqa: Y015
@@ -294,6 +303,8 @@ class TransactionSource(_message.Message):
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__actor) -> _WhichOneofReturnType__actor | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__method) -> _WhichOneofReturnType__method | None: ...
     @_typing.overload

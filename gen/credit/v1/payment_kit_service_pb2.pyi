@@ -773,19 +773,27 @@ class CreditMeterEvent(_message.Message):
     timestamp: _builtins.float
     """When it happened, Unix time in whole seconds."""
     status: _builtins.str
-    """`completed` where nothing is unpaid, else `requires_capture`."""
+    """`completed` where nothing is unpaid, else `requires_capture`; `canceled` where it was taken
+    back.
+    """
     credit_consumed: _builtins.str
-    """What has been drawn for it so far, as an amount of the meter's currency."""
+    """What has been drawn for it so far, as an amount of the meter's currency; 0 of a canceled one,
+    for which all comes back.
+    """
     credit_pending: _builtins.str
     """What is unpaid, as an amount of the meter's currency; in no balance, and no overdraft."""
     processed_at: _builtins.float
-    """When nothing was unpaid any more, Unix time in whole seconds. Absent before."""
+    """When nothing was unpaid any more, Unix time in whole seconds: it was paid, or it was canceled.
+    Absent before.
+    """
     livemode: _builtins.bool
     """Mode: true live, false test."""
     created_at: _builtins.str
     """When it was reported: RFC 3339 in UTC with three fraction digits."""
     updated_at: _builtins.str
-    """When it was paid wholly, else when it was reported: RFC 3339 in UTC with three fraction digits."""
+    """When it was canceled, else when it was paid wholly, else when it was reported: RFC 3339 in UTC
+    with three fraction digits.
+    """
     meter_id: _builtins.str
     """Id of its meter."""
     wallet_id: _builtins.str
@@ -942,6 +950,49 @@ class PaymentKitServiceGetMeterEventRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
 
 Global___PaymentKitServiceGetMeterEventRequest: _TypeAlias = PaymentKitServiceGetMeterEventRequest  # noqa: Y015
+
+@_typing.final
+class PaymentKitServiceCancelMeterEventRequest(_message.Message):
+    """Names the event to be canceled."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the event, `me_…`. Required."""
+    livemode: _builtins.bool
+    """Mode to look in: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this intent, 1 to 255 printable ASCII characters: the key of the posting
+    that cancels, unique in the wallet. Absent means one that the ledger makes of the event's id.
+    """
+    def __init__(
+        self,
+        *,
+        id: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+
+Global___PaymentKitServiceCancelMeterEventRequest: _TypeAlias = PaymentKitServiceCancelMeterEventRequest  # noqa: Y015
 
 @_typing.final
 class PaymentKitServiceListMeterEventsRequest(_message.Message):

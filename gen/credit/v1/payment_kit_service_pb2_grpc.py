@@ -77,6 +77,11 @@ class PaymentKitServiceStub:
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetMeterEventRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.FromString,
                 _registered_method=True)
+        self.CancelMeterEvent = channel.unary_unary(
+                '/credit.v1.PaymentKitService/CancelMeterEvent',
+                request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCancelMeterEventRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.FromString,
+                _registered_method=True)
         self.ListMeterEvents = channel.unary_unary(
                 '/credit.v1.PaymentKitService/ListMeterEvents',
                 request_serializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceListMeterEventsRequest.SerializeToString,
@@ -199,6 +204,16 @@ class PaymentKitServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CancelMeterEvent(self, request, context):
+        """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+        comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
+        rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
+        (WALLET_CLOSED). Needs a service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListMeterEvents(self, request, context):
         """Answers a page of events, newest first. A customer key sees its own customer's.
         """
@@ -207,8 +222,8 @@ class PaymentKitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMeterEventStats(self, request, context):
-        """Adds up a meter's events by minute, hour or day (UTC) of their timestamps. A customer key sees
-        its own customer's.
+        """Adds up a meter's events by minute, hour or day (UTC) of their timestamps, without those that
+        were canceled. A customer key sees its own customer's.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -328,6 +343,11 @@ def add_PaymentKitServiceServicer_to_server(servicer, server):
             'GetMeterEvent': grpc.unary_unary_rpc_method_handler(
                     servicer.GetMeterEvent,
                     request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetMeterEventRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.SerializeToString,
+            ),
+            'CancelMeterEvent': grpc.unary_unary_rpc_method_handler(
+                    servicer.CancelMeterEvent,
+                    request_deserializer=credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCancelMeterEventRequest.FromString,
                     response_serializer=credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.SerializeToString,
             ),
             'ListMeterEvents': grpc.unary_unary_rpc_method_handler(
@@ -603,6 +623,33 @@ class PaymentKitService:
             target,
             '/credit.v1.PaymentKitService/GetMeterEvent',
             credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceGetMeterEventRequest.SerializeToString,
+            credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CancelMeterEvent(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.PaymentKitService/CancelMeterEvent',
+            credit_dot_v1_dot_payment__kit__service__pb2.PaymentKitServiceCancelMeterEventRequest.SerializeToString,
             credit_dot_v1_dot_payment__kit__service__pb2.CreditMeterEvent.FromString,
             options,
             channel_credentials,

@@ -42,11 +42,17 @@ class PaymentKitServiceStub:
     """
     GetMeterEvent: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventRequest, _payment_kit_service_pb2.CreditMeterEvent]
     """Answers one event. A customer key sees its own customer's."""
+    CancelMeterEvent: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest, _payment_kit_service_pb2.CreditMeterEvent]
+    """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+    comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
+    rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
+    (WALLET_CLOSED). Needs a service or admin key.
+    """
     ListMeterEvents: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceListMeterEventsRequest, _payment_kit_service_pb2.PaymentKitServiceListMeterEventsResponse]
     """Answers a page of events, newest first. A customer key sees its own customer's."""
     GetMeterEventStats: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsRequest, _payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsResponse]
-    """Adds up a meter's events by minute, hour or day (UTC) of their timestamps. A customer key sees
-    its own customer's.
+    """Adds up a meter's events by minute, hour or day (UTC) of their timestamps, without those that
+    were canceled. A customer key sees its own customer's.
     """
     GetPendingAmount: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetPendingAmountRequest, _struct_pb2.Struct]
     """Answers what events are still owed: an object of currency ids and amounts, without currencies
@@ -160,6 +166,18 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         """Answers one event. A customer key sees its own customer's."""
 
     @_abc_1.abstractmethod
+    def CancelMeterEvent(
+        self,
+        request: _payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest,
+        context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeterEvent]],
+    ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeterEvent]:
+        """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+        comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
+        rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
+        (WALLET_CLOSED). Needs a service or admin key.
+        """
+
+    @_abc_1.abstractmethod
     def ListMeterEvents(
         self,
         request: _payment_kit_service_pb2.PaymentKitServiceListMeterEventsRequest,
@@ -173,8 +191,8 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsResponse]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventStatsResponse]:
-        """Adds up a meter's events by minute, hour or day (UTC) of their timestamps. A customer key sees
-        its own customer's.
+        """Adds up a meter's events by minute, hour or day (UTC) of their timestamps, without those that
+        were canceled. A customer key sees its own customer's.
         """
 
     @_abc_1.abstractmethod

@@ -27,7 +27,7 @@ if _version_not_supported:
 
 class RegistryServiceStub:
     """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN.
+    ID_TAKEN. Of a customer that has changed, what it was created as counts.
     """
 
     def __init__(self, channel):
@@ -44,6 +44,21 @@ class RegistryServiceStub:
         self.GetCustomer = channel.unary_unary(
                 '/credit.v1.RegistryService/GetCustomer',
                 request_serializer=credit_dot_v1_dot_registry__service__pb2.GetCustomerRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+                _registered_method=True)
+        self.UpdateCustomer = channel.unary_unary(
+                '/credit.v1.RegistryService/UpdateCustomer',
+                request_serializer=credit_dot_v1_dot_registry__service__pb2.UpdateCustomerRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+                _registered_method=True)
+        self.ArchiveCustomer = channel.unary_unary(
+                '/credit.v1.RegistryService/ArchiveCustomer',
+                request_serializer=credit_dot_v1_dot_registry__service__pb2.ArchiveCustomerRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+                _registered_method=True)
+        self.UnarchiveCustomer = channel.unary_unary(
+                '/credit.v1.RegistryService/UnarchiveCustomer',
+                request_serializer=credit_dot_v1_dot_registry__service__pb2.UnarchiveCustomerRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
                 _registered_method=True)
         self.ListCustomers = channel.unary_unary(
@@ -100,7 +115,7 @@ class RegistryServiceStub:
 
 class RegistryServiceServicer:
     """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN.
+    ID_TAKEN. Of a customer that has changed, what it was created as counts.
     """
 
     def CreateCustomer(self, request, context):
@@ -117,8 +132,33 @@ class RegistryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateCustomer(self, request, context):
+        """Changes what is given of a customer; what is absent stays as it is. To create it again as it
+        was created answers it as it is now. Needs a live service or admin key: both modes share
+        customers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ArchiveCustomer(self, request, context):
+        """Puts a customer away: lists leave it out unless they are asked for archived ones, and it gets
+        no new wallet and no new API key. Its wallets and keys stay as they are. One that is archived
+        stays so. Needs a live service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UnarchiveCustomer(self, request, context):
+        """Takes a customer back out of the archive. Needs a live service or admin key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListCustomers(self, request, context):
-        """Answers a page of customers, ordered by id.
+        """Answers a page of customers, ordered by id. Archived ones only if asked for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -201,6 +241,21 @@ def add_RegistryServiceServicer_to_server(servicer, server):
                     request_deserializer=credit_dot_v1_dot_registry__service__pb2.GetCustomerRequest.FromString,
                     response_serializer=credit_dot_v1_dot_registry__service__pb2.Customer.SerializeToString,
             ),
+            'UpdateCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateCustomer,
+                    request_deserializer=credit_dot_v1_dot_registry__service__pb2.UpdateCustomerRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_registry__service__pb2.Customer.SerializeToString,
+            ),
+            'ArchiveCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.ArchiveCustomer,
+                    request_deserializer=credit_dot_v1_dot_registry__service__pb2.ArchiveCustomerRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_registry__service__pb2.Customer.SerializeToString,
+            ),
+            'UnarchiveCustomer': grpc.unary_unary_rpc_method_handler(
+                    servicer.UnarchiveCustomer,
+                    request_deserializer=credit_dot_v1_dot_registry__service__pb2.UnarchiveCustomerRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_registry__service__pb2.Customer.SerializeToString,
+            ),
             'ListCustomers': grpc.unary_unary_rpc_method_handler(
                     servicer.ListCustomers,
                     request_deserializer=credit_dot_v1_dot_registry__service__pb2.ListCustomersRequest.FromString,
@@ -261,7 +316,7 @@ def add_RegistryServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
     """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN.
+    ID_TAKEN. Of a customer that has changed, what it was created as counts.
     """
 
     @staticmethod
@@ -307,6 +362,87 @@ class RegistryService:
             target,
             '/credit.v1.RegistryService/GetCustomer',
             credit_dot_v1_dot_registry__service__pb2.GetCustomerRequest.SerializeToString,
+            credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.RegistryService/UpdateCustomer',
+            credit_dot_v1_dot_registry__service__pb2.UpdateCustomerRequest.SerializeToString,
+            credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ArchiveCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.RegistryService/ArchiveCustomer',
+            credit_dot_v1_dot_registry__service__pb2.ArchiveCustomerRequest.SerializeToString,
+            credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UnarchiveCustomer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.RegistryService/UnarchiveCustomer',
+            credit_dot_v1_dot_registry__service__pb2.UnarchiveCustomerRequest.SerializeToString,
             credit_dot_v1_dot_registry__service__pb2.Customer.FromString,
             options,
             channel_credentials,

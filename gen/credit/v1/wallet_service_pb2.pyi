@@ -642,6 +642,7 @@ class UpdateWalletRequest(_message.Message):
     OVERDRAFT_LIMIT_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    CANCEL_UNPAID_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required."""
     overdraft_limit: _builtins.str
@@ -650,7 +651,13 @@ class UpdateWalletRequest(_message.Message):
     """
     status: _builtins.str
     """New status: active, frozen or closed. Closing is final and needs a balance of 0, nothing
-    pending and no overdraft, else it is an INVALID_FIELD. Absent means unchanged.
+    pending, no overdraft, no open hold and no unpaid meter event, else it is an INVALID_FIELD.
+    Absent means unchanged.
+    """
+    cancel_unpaid: _builtins.bool
+    """With status closed: unpaid meter events are canceled, as CancelMeterEvent does it, instead of
+    keeping the wallet open. Nothing may come back of them, else it is an INVALID_FIELD: cancel the
+    event first. Absent means false.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -665,17 +672,22 @@ class UpdateWalletRequest(_message.Message):
         overdraft_limit: _builtins.str | None = ...,
         status: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cancel_unpaid: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cancel_unpaid: _TypeAlias = _typing.Literal["cancel_unpaid"]  # noqa: Y015
+    _WhichOneofArgType__cancel_unpaid: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid"]  # noqa: Y015
     _WhichOneofReturnType__overdraft_limit: _TypeAlias = _typing.Literal["overdraft_limit"]  # noqa: Y015
     _WhichOneofArgType__overdraft_limit: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit"]  # noqa: Y015
     _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
     _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
     _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cancel_unpaid) -> _WhichOneofReturnType__cancel_unpaid | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overdraft_limit) -> _WhichOneofReturnType__overdraft_limit | None: ...
     @_typing.overload

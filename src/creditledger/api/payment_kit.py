@@ -216,6 +216,24 @@ def named_event(request: pb.PaymentKitServiceGetMeterEventRequest) -> Named:
 
 
 @dataclass(frozen=True, slots=True)
+class Cancellation:
+    """An event to be canceled, and under which key."""
+
+    id: str
+    key: str
+    livemode: bool | None
+
+
+def cancellation(request: pb.PaymentKitServiceCancelMeterEventRequest) -> Cancellation:
+    """Raises InvalidField, MissingField."""
+    id_ = fields.made("me", request.id, field="id")
+    key = f"cancel {id_}"
+    if request.HasField("idempotency_key"):
+        key = fields.idempotency_key(request.idempotency_key)
+    return Cancellation(id_, key, fields.optional(request, "livemode", None))
+
+
+@dataclass(frozen=True, slots=True)
 class EventList:
     """The events to be listed."""
 
@@ -326,7 +344,10 @@ def event(found: Reported) -> pb.CreditMeterEvent:
     one, wallet = found.event, found.wallet
     meter_name, event_name, unit = found.meter
     name, email = found.customer
-    paid_at = one.paid_at
+    paid_at, consumed = one.paid_at, one.value - one.unpaid
+    status, updated_at = "requires_capture" if one.unpaid else "completed", paid_at
+    if one.canceled_at is not None:
+        status, updated_at, consumed = "canceled", one.canceled_at, 0
     return pb.CreditMeterEvent(
         id=ids.compose("me", found.wallet_number, one.number),
         object="meter_event",
@@ -338,14 +359,14 @@ def event(found: Reported) -> pb.CreditMeterEvent:
         ),
         identifier=one.identifier,
         timestamp=one.happened_at // time.SECOND,
-        status="requires_capture" if one.unpaid else "completed",
-        credit_consumed=money.text(one.value - one.unpaid, wallet.scale),
+        status=status,
+        credit_consumed=money.text(consumed, wallet.scale),
         credit_pending=money.text(one.unpaid, wallet.scale),
         processed_at=None if paid_at is None else paid_at // time.SECOND,
         livemode=wallet.livemode,
         metadata=found.metadata,
         created_at=time.text(one.created_at),
-        updated_at=time.text(one.created_at if paid_at is None else paid_at),
+        updated_at=time.text(one.created_at if updated_at is None else updated_at),
         meter_id=one.meter_id,
         wallet_id=wallet.id,
         posting_id=ids.compose("pst", found.wallet_number, one.number),

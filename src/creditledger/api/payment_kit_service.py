@@ -31,7 +31,7 @@ from creditledger.errors import (
 )
 from creditledger.ledger import Ledger
 from creditledger.model import Posting
-from creditledger.operations import Command, GrantChange, ReportEvent, VoidGrant
+from creditledger.operations import CancelEvent, Command, GrantChange, ReportEvent, VoidGrant
 from creditledger.registry import Currency, Meter, Scope
 from creditledger.shown import GivenGrant, WalletPlace
 from creditledger.store import READ_SECONDS_MAX, Store, grants, meter_events, meters, registry
@@ -188,6 +188,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 param="identifier",
                 **refusal.metadata,
             ) from None
+        except InvalidField as refusal:
+            # The wallet that has to be made is refused to an archived customer.
+            if refusal.param == "customer_id":
+                raise InvalidField(refusal.message, param="payload.customer_id") from None
+            raise
         if posted.event is None:
             found = await self._event(posted.posting.wallet, posted.posting.number)
             assert found is not None
@@ -250,6 +255,32 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         ):
             raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
         return payment_kit.event(found)
+
+    @rpc(payment_kit.cancellation, scope=Scope.SERVICE)
+    async def CancelMeterEvent(  # noqa: N802
+        self, asked: payment_kit.Cancellation, caller: Caller
+    ) -> pb.CreditMeterEvent:
+        """As a posting, see `Ledger.post`; nothing is written of an event that is canceled.
+
+        Raises NotFound, ModeMismatch, WalletClosed, OutOfRange, IdempotencyKeyReused.
+        """
+        caller.mode(asked.livemode)
+        place = ids.resolve("me", asked.id)
+        assert place is not None
+        # All that is read is read before: what was written is then answered in any case.
+        found = await self._event(*place)
+        if found is None or not caller.may_see_wallet(
+            found.wallet.customer_id, found.wallet.livemode
+        ):
+            raise NotFound(f"no meter event {echo(asked.id)}", param="id")
+        posted = await self._ledger.post(
+            Command(
+                *(found.wallet.id, asked.key, CancelEvent(asked.id), caller.livemode),
+                *(caller.number, caller.name),
+            )
+        )
+        assert posted.event is not None
+        return payment_kit.event(found._replace(event=posted.event))
 
     @rpc(payment_kit.event_list, scope=Scope.CUSTOMER)
     async def ListMeterEvents(  # noqa: N802

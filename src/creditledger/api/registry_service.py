@@ -1,7 +1,8 @@
 """RegistryService: the customers, meters, subscriptions and currencies that postings refer to."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from credit.v1 import registry_service_pb2 as pb
 from credit.v1 import registry_service_pb2_grpc
@@ -12,10 +13,19 @@ from creditledger.api import fields, pages
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.rpc import Service, rpc
 from creditledger.errors import MissingField, NotFound, echo
-from creditledger.registry import Currency, Customer, Meter, Scope, Subscription
-from creditledger.store import Store, meters, registry
+from creditledger.registry import (
+    Currency,
+    Customer,
+    CustomerFilters,
+    Meter,
+    Scope,
+    Subscription,
+)
+from creditledger.store import READ_SECONDS_MAX, Store, customers, meters, registry
 
 SCALE_MAX = 9
+#: A search reads all customers.
+SEARCH_SECONDS_MAX = 2.0
 
 
 # New things come without a time: created_at is filled in by the service.
@@ -61,8 +71,46 @@ def _new_currency(request: pb.CreateCurrencyRequest) -> Currency:
     return Currency(code, scale, fields.name(request.name))
 
 
-def _customer_id(request: pb.GetCustomerRequest) -> str:
+def _customer_id(
+    request: pb.GetCustomerRequest | pb.ArchiveCustomerRequest | pb.UnarchiveCustomerRequest,
+) -> str:
     return fields.reference("cus", request.customer_id, field="customer_id")
+
+
+@dataclass(frozen=True, slots=True)
+class _CustomerChange:
+    """None leaves as it is; an empty value of metadata removes its key."""
+
+    customer_id: str
+    name: str | None
+    email: str | None
+    metadata: Mapping[str, str]
+
+
+def _customer_change(request: pb.UpdateCustomerRequest) -> _CustomerChange:
+    return _CustomerChange(
+        customer_id=fields.reference("cus", request.customer_id, field="customer_id"),
+        name=fields.name(request.name) if request.HasField("name") else None,
+        email=fields.email(request.email, field="email") if request.HasField("email") else None,
+        metadata=fields.metadata(request.metadata),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _CustomerList:
+    page: pages.Asked
+    email: str | None
+    q: str | None
+    archived: bool
+
+
+def _customer_list(request: pb.ListCustomersRequest) -> _CustomerList:
+    return _CustomerList(
+        page=pages.asked(request),
+        email=fields.optional_text(request, "email", field="email", most=fields.QUERY_MAX),
+        q=fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
+        archived=request.include_archived,
+    )
 
 
 def _meter_id(request: pb.GetMeterRequest) -> str:
@@ -97,6 +145,8 @@ def _customer(one: Customer) -> pb.Customer:
         email=one.email,
         metadata=one.metadata,
         created_at=time.text(one.created_at),
+        updated_at=None if one.updated_at is None else time.text(one.updated_at),
+        archived_at=None if one.archived_at is None else time.text(one.archived_at),
     )
 
 
@@ -155,20 +205,52 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
             raise NotFound(f"no customer {echo(customer_id)}", param="customer_id")
         return _customer(found)
 
-    @rpc(pages.asked, scope=Scope.CUSTOMER)
-    async def ListCustomers(  # noqa: N802
-        self, asked: pages.Asked, caller: Caller
-    ) -> pb.ListCustomersResponse:
-        """Ordered by id; a customer key's list has one entry."""
-        own = caller.customer_id
-        filters = ("customers", own)
-        after = asked.after(filters)
-        found = await self._store.read(
-            lambda c: registry.customers(c, after, asked.size, customer_id=own)
+    @rpc(_customer_change, scope=Scope.SERVICE, shared=True)
+    async def UpdateCustomer(  # noqa: N802
+        self, change: _CustomerChange, _caller: Caller
+    ) -> pb.Customer:
+        """Raises NotFound, ModeMismatch, InvalidField for too much metadata."""
+        return await self._change(
+            change.customer_id, name=change.name, email=change.email, metadata=change.metadata
         )
-        page, token = pages.cut(found, asked.size, filters, lambda one: [one.id])
+
+    @rpc(_customer_id, scope=Scope.SERVICE, shared=True)
+    async def ArchiveCustomer(  # noqa: N802
+        self, customer_id: str, _caller: Caller
+    ) -> pb.Customer:
+        """Raises NotFound, ModeMismatch."""
+        return await self._change(customer_id, archived=True)
+
+    @rpc(_customer_id, scope=Scope.SERVICE, shared=True)
+    async def UnarchiveCustomer(  # noqa: N802
+        self, customer_id: str, _caller: Caller
+    ) -> pb.Customer:
+        """Raises NotFound, ModeMismatch."""
+        return await self._change(customer_id, archived=False)
+
+    async def _change(self, customer_id: str, **changed: Any) -> pb.Customer:
+        now = self._clock()
+        return _customer(
+            await self._store.write(lambda c: customers.change(c, customer_id, now=now, **changed))
+        )
+
+    @rpc(_customer_list, scope=Scope.CUSTOMER)
+    async def ListCustomers(  # noqa: N802
+        self, asked: _CustomerList, caller: Caller
+    ) -> pb.ListCustomersResponse:
+        """Ordered by id; a customer key's list has at most one entry. Raises QueryTooBroad."""
+        page = asked.page
+        wanted = CustomerFilters(caller.customer_id, asked.email, asked.q, asked.archived)
+        filters = ("customers", wanted)
+        after = page.after(filters)
+        searches = asked.email is not None or asked.q is not None
+        found = await self._store.read(
+            lambda c: customers.page(c, after, page.size, wanted),
+            seconds=SEARCH_SECONDS_MAX if searches else READ_SECONDS_MAX,
+        )
+        shown, token = pages.cut(found, page.size, filters, lambda one: [one.id])
         return pb.ListCustomersResponse(
-            customers=[_customer(one) for one in page], next_page_token=token
+            customers=[_customer(one) for one in shown], next_page_token=token
         )
 
     @rpc(_new_meter, scope=Scope.SERVICE)

@@ -98,7 +98,15 @@ def _wallet_change(request: pb.UpdateWalletRequest) -> WalletChange:
         if request.HasField("status")
         else None,
         metadata=fields.metadata(request.metadata),
+        cancel_unpaid=_cancel_unpaid(request),
     )
+
+
+def _cancel_unpaid(request: pb.UpdateWalletRequest) -> bool:
+    cancel = request.cancel_unpaid
+    if cancel and request.status != Status.CLOSED.word:
+        raise InvalidField("cancel_unpaid belongs to status closed", param="cancel_unpaid")
+    return cancel
 
 
 def _batch(request: pb.BatchPostRequest) -> Sequence[pb.PostRequest]:

@@ -20,6 +20,7 @@ from creditledger.errors import OutcomeUnknown, Unavailable
 from creditledger.ledger_clock import LedgerClock
 from creditledger.store import postgres, sqlite_database
 from creditledger.store.batch import (
+    PAYS_EVENT,
     SUMS,
     UNREADABLE,
     CannotOpen,
@@ -41,6 +42,7 @@ from creditledger.store.sqlite import DatabaseLocked
 from creditledger.store.sqlite_database import SQLite
 
 __all__ = [
+    "PAYS_EVENT",
     "READ_SECONDS_MAX",
     "SUMS",
     "CannotOpen",

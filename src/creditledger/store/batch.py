@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from creditledger.errors import Refusal
 from creditledger.model import (
+    NEVER,
+    RETURNED_ROWS_MAX,
     Annotation,
     Dimension,
     Grant,
@@ -25,6 +27,8 @@ from creditledger.model import (
 )
 from creditledger.overdraft import OverdraftDraw, Payer
 
+#: Operations whose postings are of a meter event: what reports one, and what pays for one later.
+PAYS_EVENT = (13, 14)
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
 #: What is wrong with a database URL of which nothing may be shown: what could not be read may be
@@ -80,6 +84,11 @@ class Loaded:
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
     refused: Refusal | None = None  #: Why none of the batch may be carried out.
+    #: Meter events that are named, or that paid postings among `originals` are of, and canceled
+    #: ones of which something is still to be returned; by wallet and number.
+    events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)
+    #: Of events that may be canceled, or go on being returned.
+    payments: dict[tuple[int, int], "Payments"] = field(default_factory=dict)
     #: Metadata of the grants whose terms change, by wallet and number.
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
     #: Of the holds that commands and replays are about, by wallet and number.
@@ -112,9 +121,12 @@ class Loaded:
         return sorted(found)
 
     def overdraft_places(self) -> list[tuple[int, int]]:
-        """(wallet number, sequence) of the originals' rows that drew beyond the grants."""
-        rows = [row for posting in self.originals.values() for row in posting.rows]
-        return sorted((row.wallet, row.sequence) for row in rows if row.grant is None)
+        """(wallet number, sequence) of rows to be returned that drew beyond the grants."""
+        returned = [*self.originals.values()]
+        for postings, _ in self.payments.values():
+            returned += postings
+        rows = [row for posting in returned for row in posting.rows]
+        return sorted({(row.wallet, row.sequence) for row in rows if row.grant is None})
 
     def add_payers(self, payers: Iterable[Payer]) -> None:
         """Take who paid overdrafts back; one may come more than once."""
@@ -131,12 +143,77 @@ class Loaded:
         places = {posting.linked for posting in self.postings.values() if posting.linked}
         return sorted(place for place in places if place[0] in own)
 
+    def canceled(self, wanted: "Wanted") -> list[tuple[int, int]]:
+        """(wallet number, event number) of events that may be canceled, of the batch's wallets."""
+        own = {wallet.number for wallet in self.wallets.values()}
+        found = {place for place in wanted.canceled if place[0] in own}
+        for id_ in wanted.unpaid & self.wallets.keys():
+            wallet = self.wallets[id_]
+            found |= {(wallet.number, number) for number in wallet.unpaid}
+        return sorted(found)
+
+    def returnable(self) -> dict[tuple[int, int], int]:
+        """Events of which something may be returned, and below which sequence."""
+        return {
+            place: NEVER if event.return_below is None else event.return_below
+            for place, event in self.events.items()
+            if event.canceled_at is None or event.return_below is not None
+        }
+
+    def pay(self, found: Mapping[tuple[int, int], "Settlements"], postings: list[Posting]) -> None:
+        """Take the postings that paid for events."""
+        by_number = {(posting.wallet, posting.number): posting for posting in postings}
+        for (wallet, event), (numbers, are_all) in found.items():
+            paid = [by_number[wallet, number] for number in numbers]
+            self.payments[wallet, event] = Payments([p for p in paid if p.rows], are_all)
+
+    def metered(self) -> list[tuple[int, str]]:
+        """(wallet number, identifier) of events that postings to be refunded paid for."""
+        return sorted(
+            (posting.wallet, posting.meter_event_id)
+            for posting in self.originals.values()
+            if posting.operation in PAYS_EVENT and posting.meter_event_id is not None
+        )
+
     def dimensions_of(self, named: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
         """Where the dimensions lie of those holds that there are."""
         holds = {wallet.number: wallet.holds for wallet in self.wallets.values()}
         return sorted(
             {(w, holds[w][number].dimension) for w, number in named if number in holds[w]}
         )
+
+
+class Payments(NamedTuple):
+    """Postings that drew for a meter event, newest first, with their rows; what `refunded` has."""
+
+    postings: list[Posting]
+    are_all: bool  #: Whether there are no older ones that drew something.
+
+
+class Settlements(NamedTuple):
+    """Numbers of an event's newest postings, as many as one posting can return."""
+
+    numbers: list[int]  #: Newest first.
+    are_all: bool
+
+
+def settlements(event: int, found: Iterable[tuple[int, int]]) -> Settlements:
+    """Of the event's settlements, (number, row count) from the newest on, those to be returned.
+
+    At most RETURNED_ROWS_MAX of them are looked up, and each has a row. The posting that reported
+    the event is the oldest.
+    """
+    numbers: list[int] = []
+    rows = 0
+    for number, row_count in found:
+        if rows >= RETURNED_ROWS_MAX:
+            break
+        numbers.append(number)
+        rows += row_count
+    else:
+        if rows < RETURNED_ROWS_MAX:
+            return Settlements([*numbers, event], are_all=True)
+    return Settlements(numbers, are_all=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +233,10 @@ class Wanted:
     limited: frozenset[str] = frozenset()  #: Wallet ids whose spend limits may change.
     revised: frozenset[tuple[int, int]] = frozenset()  #: Of `grants`: whose terms change.
     receipts: frozenset[tuple[str, Receipt]] = frozenset()  #: By wallet id: what may be credited.
+    canceled: frozenset[tuple[int, int]] = frozenset()  #: (wallet number, event number)
+    #: Wallet ids of which canceled events matter that are still being returned.
+    returning: frozenset[str] = frozenset()
+    unpaid: frozenset[str] = frozenset()  #: Wallet ids whose unpaid events may be canceled.
 
 
 class Revision(NamedTuple):

@@ -15,6 +15,7 @@ from creditledger.operations import (
     EXPIRE,
     OPERATIONS,
     RECEIVE,
+    RETURN,
     SETTLE,
     Capture,
     Consume,
@@ -82,6 +83,8 @@ NO_SUCH_KIND = """NOT (
       AND t.kind = CASE WHEN t.amount > 0 THEN $ADMIN_CREDIT ELSE $ADMIN_DEBIT END
    OR p.operation = $OP_REFUND AND t.type = $TYPE_ADJUSTMENT AND t.kind = $REFUND
       AND t.amount > 0
+   OR p.operation IN ($OP_CANCEL, $OP_RETURN) AND t.type = $TYPE_ADJUSTMENT
+      AND t.kind = $REFUND AND t.amount > 0
    OR p.operation = $OP_TRANSFER AND t.type = $TYPE_ADJUSTMENT AND t.kind = $TRANSFER_OUT
       AND t.amount < 0
    OR p.operation = $OP_RECEIVE AND t.type = $TYPE_ADJUSTMENT AND t.kind = $TRANSFER_IN
@@ -202,25 +205,29 @@ POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 _ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
 POSTING_SHAPE = f"""
     p.number < 1
-    OR (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE)) <> (p.idempotency_key IS NULL)
+    OR (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE, $OP_RETURN))
+      <> (p.idempotency_key IS NULL)
     OR (p.operation IN ($OP_TRANSFER, $OP_RECEIVE)) <> (p.linked_wallet IS NOT NULL)
     OR (p.linked_wallet IS NULL) <> (p.linked_posting IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
     OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
     OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE) AND p.quantities IS NOT NULL
-    OR p.operation NOT IN ($SPENDING) AND p.meter_event_id IS NOT NULL"""
-#: A meter event has none where there was no credit at all, a void where nothing was left that no
+    OR p.operation NOT IN ($SPENDING, $OP_CANCEL, $OP_RETURN) AND p.meter_event_id IS NOT NULL"""
+#: A meter event has none where there was no credit at all, what cancels one where nothing was drawn
+#: for it or all of that was refunded, a void where nothing was left that no
 #: hold had set aside, and a capture of 0.
 POSTING_COUNT = f"""p.row_count < 0 OR p.operation = $OP_VOID AND p.row_count > 1
     OR p.operation = $OP_CAPTURE AND (p.row_count = 0) <> (coalesce(p.amount, 1) = 0)
-    OR p.operation NOT IN ($OP_METER_EVENT, $OP_VOID, $OP_CAPTURE)
+    OR p.operation NOT IN ($OP_METER_EVENT, $OP_VOID, $OP_CAPTURE, $OP_CANCEL, $OP_RETURN)
        AND (p.row_count = 0) <> ({_ROWLESS})"""
-#: What every posting of a meter event, and what is paid for one later, is about.
-POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND NOT EXISTS (
+#: What every posting of a meter event, what is paid for one later and what cancels it, is about.
+POSTING_EVENT = """p.operation IN ($OP_METER_EVENT, $OP_SETTLE, $OP_CANCEL, $OP_RETURN)
+    AND NOT EXISTS (
       SELECT 1 FROM meter_events AS e WHERE e.wallet_number = p.wallet_number
       AND e.identifier = p.meter_event_id
       AND CASE p.operation WHEN $OP_METER_EVENT THEN e.number = p.number
-          ELSE e.number <> p.number END)"""
+          WHEN $OP_SETTLE THEN e.number <> p.number
+          ELSE e.number <> p.number AND e.canceled_at IS NOT NULL END)"""
 #: What every posting about a hold leaves of it.
 POSTING_HOLD = """p.hold_number IS NOT NULL AND NOT EXISTS (
       SELECT 1 FROM hold_revisions AS r WHERE r.wallet_number = p.wallet_number
@@ -244,6 +251,8 @@ def posting_amount(total: str) -> str:
       WHEN $OP_EXTEND THEN p.amount IS NOT NULL
       WHEN $OP_EXPIRY THEN p.amount IS NOT NULL
       WHEN $OP_SETTLE THEN p.amount IS NOT NULL
+      WHEN $OP_CANCEL THEN p.amount IS NOT NULL
+      WHEN $OP_RETURN THEN p.amount IS NOT NULL
       WHEN $OP_METER_EVENT THEN p.amount IS NULL OR -p.amount > {total}
       WHEN $OP_VOID THEN p.amount IS NOT NULL
       ELSE p.amount IS NULL OR p.amount <> {total} END"""
@@ -444,6 +453,7 @@ def words(dialect: str) -> dict[str, str]:
     words["UNNAMED"] = terms.format("adjustment.credit_grant_id") + " IS NULL"
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
+    words["OP_RETURN"] = str(RETURN)
     return words | {"CLOSED": str(Status.CLOSED.value)}
 
 

@@ -175,7 +175,8 @@ WALLETS = Pass(
                      UNION ALL SELECT wallet_number, created_at FROM grant_revisions
                      UNION ALL SELECT wallet_number, created_at FROM grant_repayments) AS y
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number
-    LEFT JOIN (SELECT wallet_number, max(created_at) AS at, sum(unpaid) AS unpaid FROM meter_events
+    LEFT JOIN (SELECT wallet_number, max(coalesce(canceled_at, created_at)) AS at,
+                 sum(unpaid) AS unpaid FROM meter_events
                GROUP BY wallet_number) AS m ON m.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(number) AS number FROM postings
                GROUP BY wallet_number) AS p ON p.wallet_number = w.number""",  # noqa: S608 # constants
@@ -322,20 +323,38 @@ EVENTS = Pass(
                WHERE p.operation IN ($OP_METER_EVENT, $OP_SETTLE) AND p.row_count > 0
                GROUP BY p.wallet_number, p.meter_event_id) AS c
       ON c.wallet_number = e.wallet_number AND c.meter_event_id = e.identifier
-    LEFT JOIN dimensions AS d ON d.wallet_number = e.wallet_number AND d.number = c.first""",  # noqa: S608 # constants
+    LEFT JOIN dimensions AS d ON d.wallet_number = e.wallet_number AND d.number = c.first
+    LEFT JOIN (SELECT p.wallet_number, p.meter_event_id, sum({POSTING_SUM}) AS amount, count(*) AS n
+               FROM postings AS p {ENDS} WHERE p.operation IN ($OP_CANCEL, $OP_RETURN)
+               GROUP BY p.wallet_number, p.meter_event_id) AS r
+      ON r.wallet_number = e.wallet_number AND r.meter_event_id = e.identifier
+    LEFT JOIN (SELECT o.wallet_number, o.meter_event_id, sum({POSTING_SUM}) AS amount
+               FROM postings AS p {ENDS}
+               JOIN postings AS o ON o.wallet_number = p.wallet_number AND o.number = p.refund_of
+               WHERE p.refund_of IS NOT NULL AND o.operation IN ($OP_METER_EVENT, $OP_SETTLE)
+               GROUP BY o.wallet_number, o.meter_event_id) AS b
+      ON b.wallet_number = e.wallet_number AND b.meter_event_id = e.identifier""",  # noqa: S608 # constants
     ("e.wallet_number", "NULL"),
     """
 event_posting: p.number IS NULL OR p.operation <> $OP_METER_EVENT OR p.amount <> e.value
     OR p.idempotency_key <> e.identifier
     -- posting {e.number} did not report event {e.identifier} of {e.value}
 event_meter: m.id IS NULL -- there is no meter {e.meter_id}
-event_unpaid: e.unpaid <> e.value - coalesce(c.amount, 0)
+event_unpaid: e.unpaid <> CASE WHEN e.canceled_at IS NULL THEN e.value - coalesce(c.amount, 0)
+      ELSE 0 END
     -- {e.unpaid} of {e.value} are unpaid, and its rows are of {coalesce(c.amount, 0)}
 event_paid_at: (e.unpaid = 0) <> (e.paid_at IS NOT NULL) OR e.paid_at < e.created_at
     -- it was paid at {e.paid_at} and {e.unpaid} are unpaid
 event_dimension: c.first <> c.last OR d.meter_id <> e.meter_id
     OR d.number IS NOT NULL AND coalesce(d.subscription_id, '') <> coalesce(e.subscription_id, '')
     -- its rows are of another meter or subscription
+event_canceled: CASE WHEN e.canceled_at IS NULL
+    THEN r.n IS NOT NULL OR e.return_below IS NOT NULL
+    ELSE r.n IS NULL OR e.canceled_at < e.created_at OR e.paid_at > e.canceled_at
+      OR coalesce(r.amount, 0) + coalesce(b.amount, 0) > coalesce(c.amount, 0)
+      OR e.return_below IS NULL
+        AND coalesce(r.amount, 0) + coalesce(b.amount, 0) <> coalesce(c.amount, 0) END
+    -- canceled at {e.canceled_at}, with {r.amount} and {b.amount} refunded of {c.amount}
 """,
 )
 
@@ -350,7 +369,19 @@ _COUNTS = """t.sequence > l.since AND t.created_at >= l.counted_from
 _OF_LIMIT = """JOIN dimensions AS d
         ON d.wallet_number = t.wallet_number AND d.number = t.dimension_number"""
 
-#: What was spent by the rows, less what refunds returned of it, minus what the limits say.
+#: Postings that paid for canceled events, and below which sequence they are still to be returned.
+_CANCELED = "".join(
+    f"""SELECT e.wallet_number, coalesce(e.return_below, 0) AS below, p.number, p.first_sequence,
+          p.row_count
+        FROM meter_events AS e JOIN postings AS p ON p.wallet_number = e.wallet_number AND {is_of}
+        WHERE e.canceled_at IS NOT NULL {more}"""  # noqa: S608 # constants
+    for is_of, more in (
+        ("p.number = e.number", "UNION ALL "),
+        ("p.operation = $OP_SETTLE AND p.meter_event_id = e.identifier", ""),
+    )
+)
+#: What was spent by the rows, less what refunds returned of it, minus what the limits say. What a
+#: canceled event drew has spent nothing, as far as it is returned, whatever was refunded before.
 LIMITS = Pass(
     "spend limits",
     f"""spend_limits AS l
@@ -366,6 +397,21 @@ LIMITS = Pass(
       JOIN postings AS p ON p.wallet_number = r.wallet_number AND p.number = r.refund_of
       JOIN credit_transactions AS t
         ON t.wallet_number = p.wallet_number AND t.sequence = p.first_sequence
+      {_OF_LIMIT} WHERE {_COUNTS}
+      UNION ALL SELECT l.wallet_number, l.number, {_PART}, t.amount FROM spend_limits AS l
+      JOIN ({_CANCELED}) AS q ON q.wallet_number = l.wallet_number
+      JOIN credit_transactions AS t ON t.wallet_number = q.wallet_number
+        AND t.sequence >= q.first_sequence AND t.sequence < q.first_sequence + q.row_count
+        AND t.sequence >= q.below
+      {_OF_LIMIT} WHERE {_COUNTS}
+      UNION ALL SELECT l.wallet_number, l.number, {_PART}, u.amount FROM spend_limits AS l
+      JOIN ({_CANCELED}) AS q ON q.wallet_number = l.wallet_number
+        AND q.first_sequence + q.row_count > q.below
+      JOIN postings AS r ON r.wallet_number = q.wallet_number AND r.refund_of = q.number
+      JOIN credit_transactions AS u ON u.wallet_number = r.wallet_number
+        AND u.sequence >= r.first_sequence AND u.sequence < r.first_sequence + r.row_count
+      JOIN credit_transactions AS t
+        ON t.wallet_number = q.wallet_number AND t.sequence = q.first_sequence
       {_OF_LIMIT} WHERE {_COUNTS}
       UNION ALL $LIMIT_PARTS) AS every
       GROUP BY wallet_number, number, start HAVING sum(amount) <> 0) AS x
@@ -452,7 +498,12 @@ OVERDRAFTS = Pass(
                FROM overdraft_draws AS f
                JOIN credit_transactions AS t
                  ON t.wallet_number = f.wallet_number AND t.sequence = f.sequence
-               JOIN postings AS p
+               JOIN (SELECT wallet_number, refund_of, first_sequence, row_count FROM postings
+                     WHERE refund_of IS NOT NULL
+                     UNION ALL SELECT r.wallet_number, e.number, r.first_sequence, r.row_count
+                     FROM postings AS r JOIN meter_events AS e
+                       ON e.wallet_number = r.wallet_number AND e.identifier = r.meter_event_id
+                     WHERE r.operation IN ($OP_CANCEL, $OP_RETURN)) AS p
                  ON p.wallet_number = f.wallet_number AND p.refund_of = t.posting_number
                JOIN credit_transactions AS u ON u.wallet_number = f.wallet_number
                  AND u.sequence >= p.first_sequence

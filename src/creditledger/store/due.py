@@ -10,7 +10,7 @@ from sqlalchemy import Connection, text
 
 
 class Due(NamedTuple):
-    """A grant or hold whose time is over, by the moment at which it was."""
+    """A grant or hold whose time is over, or an event that is canceled, by that moment."""
 
     moment: int
     wallet: int
@@ -25,6 +25,8 @@ What = tuple[str, str, str, str]
 #: grant that has ended there may be left what is held, and that is not due.
 GRANTS = ("grants", "grants_due", "expires_at", "o.open")
 HOLDS = ("holds", "holds_due", "deadline", "o.ended IS NULL")
+#: Canceled meter events of which something is still to be returned.
+RETURNS = ("meter_events", "meter_events_returned", "canceled_at", "o.return_below IS NOT NULL")
 
 _QUERY = """\
 SELECT o.{moment}, o.wallet_number, o.number, w.id FROM {table}

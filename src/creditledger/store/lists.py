@@ -238,9 +238,13 @@ def _of_dimension(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     return func.coalesce(asked.scalar_subquery(), false())
 
 
+#: Keys of a posting's own source; ids of other postings and wallets are found in other ways.
+_SOURCE_KEYS = ("provider", "receipt_id", "actor", "meter_event_id")
+
+
 def _has_source(source: str) -> ColumnElement[bool]:
     """The meter event, or one of the source's values, is exactly `source`."""
-    values = [_json_pair(key, source) for key in ("provider", "receipt_id", "actor")]
+    values = [_json_pair(key, source) for key in _SOURCE_KEYS]
     # Replacing changes the text if and only if it is in there: exact bytes, on every database.
     return or_(
         and_(p.meter_event_id == source, t.kind == Kind.USAGE.value),

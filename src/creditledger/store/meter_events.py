@@ -171,7 +171,10 @@ def buckets(
     end: int,
     length: int,
 ) -> list[Bucket]:
-    """The meter's events of [start, end), added up by stretches of `length` ms since 1970 (UTC)."""
+    """The meter's events of [start, end), added up by stretches of `length` ms since 1970 (UTC).
+
+    Without those that were canceled.
+    """
     begins = (_e.happened_at - _e.happened_at % length).label("begins")
     query = (
         select(begins, func.count(), exact_sum(_e.value))
@@ -181,6 +184,7 @@ def buckets(
             _e.happened_at >= start,
             _e.happened_at < end,
             _w.livemode == livemode,
+            _e.canceled_at.is_(None),
         )
         .group_by(begins)
         .order_by(begins)

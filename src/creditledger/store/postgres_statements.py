@@ -9,6 +9,7 @@ from typing import Any
 
 from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 
+from creditledger.model import RETURNED_ROWS_MAX
 from creditledger.store import schema
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
@@ -85,6 +86,32 @@ UNPAID_EVENTS = f"""
 SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM meter_events AS e WHERE e.wallet_number = ANY($1::bigint[]) AND e.unpaid > 0
 ORDER BY e.wallet_number, e.created_at, e.number"""
+
+NAMED_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN meter_events AS e ON e.wallet_number = j.wallet AND e.number = j.number"""
+
+EVENTS_BY_IDENTIFIER = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM unnest($1::bigint[], $2::text[]) AS j (wallet, identifier)
+JOIN meter_events AS e ON e.wallet_number = j.wallet AND e.identifier = j.identifier"""
+
+RETURNED_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM meter_events AS e
+WHERE e.wallet_number = ANY($1::bigint[]) AND e.return_below IS NOT NULL"""
+
+#: Of each of these events, by wallet, identifier, number and the sequence to look below.
+SETTLEMENTS = f"""
+SELECT j.wallet, j.event, s.number, s.row_count
+FROM unnest($1::bigint[], $2::text[], $3::bigint[], $4::bigint[]) AS j (wallet, name, event, below)
+CROSS JOIN LATERAL (
+ SELECT p.number, p.row_count, p.first_sequence FROM postings AS p
+ WHERE p.operation = 14 AND p.wallet_number = j.wallet AND p.meter_event_id = j.name
+   AND p.first_sequence < j.below
+ ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX}) AS s
+ORDER BY j.wallet, j.event, s.first_sequence DESC"""
 
 LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)}

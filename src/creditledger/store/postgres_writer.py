@@ -25,6 +25,7 @@ from creditledger.store.batch import (
     StoreUnavailable,
     WalletsLocked,
     Wanted,
+    settlements,
 )
 from creditledger.store.known import Known
 from creditledger.store.values import (
@@ -248,6 +249,11 @@ class Writer:
                 loaded.annotations[wallet, number] = Annotation(text, load(words, {}))
         if wanted.originals:
             await _load_originals(connection, wanted, loaded)
+        if wanted.canceled or wanted.unpaid or wanted.returning:
+            await _load_payments(connection, wanted, loaded)
+        await _load_overdrafts(connection, loaded)
+        if metered := loaded.metered():
+            await _load_events(connection, loaded, sql.EVENTS_BY_IDENTIFIER, *_columns(metered))
         if wanted.meters:
             meters = dict(await connection.fetch(sql.METERS, list(wanted.meters)))
             loaded.meters = frozenset(meters)
@@ -381,21 +387,65 @@ async def _load_named_grants(
 async def _load_originals(connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded) -> None:
     own = {wallet.number for wallet in loaded.wallets.values()}
     pairs = [pair for pair in wanted.originals if pair[0] in own]
-    drawn_on = []
-    for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, pairs):
-        loaded.originals[posting.wallet, posting.number] = posting
-        drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
+    postings = await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, pairs)
+    loaded.originals = {(posting.wallet, posting.number): posting for posting in postings}
+    await _load_refunded(connection, loaded, pairs, postings)
+
+
+async def _load_overdrafts(connection: asyncpg.Connection, loaded: Loaded) -> None:
+    """What rows to be returned drew beyond the grants, and who paid it back."""
+    places = loaded.overdraft_places()
+    if not places:
+        return
+    for columns in await connection.fetch(sql.OVERDRAFTS, *_columns(places)):
+        one = OverdraftDraw(*columns)
+        loaded.overdrafts[one.wallet, one.sequence] = one
+    drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
+    paid = await connection.fetch(sql.PAYERS, *_columns(drawn, 3))
+    loaded.add_payers(Payer(*row) for row in paid)
+    await _load_named_grants(connection, loaded, loaded.paying())
+
+
+async def _load_events(
+    connection: asyncpg.Connection, loaded: Loaded, statement: str, *wanted: Sequence[Any]
+) -> None:
+    for wallet, *columns in await connection.fetch(statement, *wanted):
+        event = event_value(columns)
+        loaded.events[wallet, event.number] = event
+
+
+async def _load_payments(connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    """Events that may be canceled or go on being returned, and what was drawn for them."""
+    canceled = _columns(loaded.canceled(wanted))
+    await _load_events(connection, loaded, sql.NAMED_EVENTS, *canceled)
+    numbers = [w.number for w in loaded.wallets.values() if w.id in wanted.returning]
+    await _load_events(connection, loaded, sql.RETURNED_EVENTS, numbers)
+    places = [
+        (wallet, loaded.events[wallet, number].identifier, number, below)
+        for (wallet, number), below in loaded.returnable().items()
+    ]
+    settled: dict[tuple[int, int], list[tuple[int, int]]] = {(w, n): [] for w, _, n, _ in places}
+    records = await connection.fetch(sql.SETTLEMENTS, *_columns(places, 4))
+    for wallet, event, number, count in records:
+        settled[wallet, event].append((number, count))
+    found = {place: settlements(place[1], numbers) for place, numbers in settled.items()}
+    pairs = [(wallet, n) for (wallet, _), (numbers, _) in found.items() for n in numbers]
+    postings = await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, pairs)
+    loaded.pay(found, postings)
+    await _load_refunded(connection, loaded, pairs, postings)
+
+
+async def _load_refunded(
+    connection: asyncpg.Connection,
+    loaded: Loaded,
+    pairs: Sequence[tuple[int, int]],
+    postings: Iterable[Posting],
+) -> None:
+    """What was refunded of these postings, and the grants that they drew on."""
     for wallet, number, amount in await connection.fetch(sql.REFUNDED, *_columns(pairs)):
         loaded.refunded[wallet, number] = amount
-    places = loaded.overdraft_places()
-    if places:
-        for columns in await connection.fetch(sql.OVERDRAFTS, *_columns(places)):
-            one = OverdraftDraw(*columns)
-            loaded.overdrafts[one.wallet, one.sequence] = one
-        drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
-        paid = await connection.fetch(sql.PAYERS, *_columns(drawn, 3))
-        loaded.add_payers(Payer(*row) for row in paid)
-        drawn_on += loaded.paying()
+    rows = [row for posting in postings for row in posting.rows]
+    drawn_on = [(row.wallet, row.grant) for row in rows if row.grant is not None]
     await _load_named_grants(connection, loaded, drawn_on)
 
 

@@ -5,7 +5,7 @@ A create that repeats an existing thing answers that thing; one that differs rai
 """
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -27,9 +27,15 @@ from sqlalchemy import (
     update,
 )
 
-from creditledger.errors import IdTaken, NotFound, OutOfRange, echo
+from creditledger.errors import IdTaken, InvalidField, NotFound, OutOfRange, echo
 from creditledger.model import Grant, Hold, Status, Wallet
-from creditledger.registry import ApiKey, Currency, Customer, Scope, Subscription
+from creditledger.registry import (
+    ApiKey,
+    Currency,
+    Customer,
+    Scope,
+    Subscription,
+)
 from creditledger.store import schema
 from creditledger.store.dialects import by_index
 from creditledger.store.values import (
@@ -46,8 +52,12 @@ from creditledger.store.values import (
 SUCCESSIVE_MAX = 1_000
 
 
-def _customer(row: Row[Any]) -> Customer:
-    return Customer(row.id, row.name, row.email, json.loads(row.metadata), row.created_at)
+def customer_value(row: Row[Any]) -> Customer:
+    """A customer of its row."""
+    return Customer(
+        *(row.id, row.name, row.email, json.loads(row.metadata), row.created_at),
+        *(row.updated_at, row.archived_at),
+    )
 
 
 def _subscription(row: Row[Any]) -> Subscription:
@@ -95,18 +105,7 @@ def taken(what: str, id_: str, *, field: str = "id") -> IdTaken:
 def customer(connection: Connection, id_: str) -> Customer | None:
     """The customer of this id."""
     row = _one(connection, schema.customers, id_)
-    return None if row is None else _customer(row)
-
-
-def customers(
-    connection: Connection, after: str, size: int, *, customer_id: str | None
-) -> list[Customer]:
-    """A page, and one more if there is a next one."""
-    table = schema.customers
-    query = select(table)
-    if customer_id is not None:
-        query = query.where(table.c.id == customer_id)
-    return [_customer(row) for row in _page(connection, query, table, after, size)]
+    return None if row is None else customer_value(row)
 
 
 def create_customer(connection: Connection, new: Customer) -> Customer:
@@ -123,9 +122,19 @@ def create_customer(connection: Connection, new: Customer) -> Customer:
             )
         )
         return new
-    if (found.name, found.email, found.metadata) != (new.name, new.email, new.metadata):
+    if created_as(connection, found) != (new.name, new.email, new.metadata):
         raise taken("customer", new.id)
     return found
+
+
+def created_as(connection: Connection, one: Customer) -> tuple[str, str, Mapping[str, str]]:
+    """Name, e-mail address and metadata of a customer when it was created."""
+    c = schema.customers.c
+    found = connection.execute(select(c.created_as).where(c.id == one.id)).scalar_one()
+    if found is None:
+        return one.name, one.email, one.metadata
+    name, email, metadata = json.loads(found)
+    return name, email, metadata
 
 
 def subscription(connection: Connection, id_: str) -> Subscription | None:
@@ -166,10 +175,18 @@ def create_subscription(connection: Connection, new: Subscription) -> Subscripti
     return new
 
 
-def require_customer(connection: Connection, id_: str, *, field: str = "customer_id") -> None:
-    """Raises NotFound."""
-    if customer(connection, id_) is None:
+def require_customer(connection: Connection, id_: str, *, field: str = "customer_id") -> Customer:
+    """The customer of this id. Raises NotFound."""
+    found = customer(connection, id_)
+    if found is None:
         raise NotFound(f"no customer {echo(id_)}", param=field)
+    return found
+
+
+def refuse_archived(one: Customer, what: str, *, field: str = "customer_id") -> None:
+    """Raises InvalidField for a customer that is archived: it gets nothing new of this kind."""
+    if one.archived_at is not None:
+        raise InvalidField(f"customer {echo(one.id)} is archived: it gets no {what}", param=field)
 
 
 def currency(connection: Connection, code: str) -> Currency | None:
@@ -423,12 +440,13 @@ def create_wallet(
     The existing wallet is the one of this id, closed or not, or else the one of this customer,
     currency and mode that is not closed. Raises IdTaken, NotFound, OutOfRange.
     """
-    require_customer(connection, customer_id)
+    owner = require_customer(connection, customer_id)
     require_currency(connection, currency, field="currency")
     found = None if id_ is None else wallet(connection, id_)
     if found is None:
         found = wallet_of(connection, customer_id, currency, livemode)
     if found is None:
+        refuse_archived(owner, "new wallet")
         before = succession(connection, customer_id, currency, livemode)
         if len(before) >= SUCCESSIVE_MAX:
             raise OutOfRange(
@@ -524,9 +542,9 @@ def create_api_key(
     expires_at: int | None,
     now: int,
 ) -> ApiKey:
-    """A new key. Raises NotFound for the customer."""
+    """A new key. Raises NotFound for the customer, InvalidField for an archived one."""
     if customer_id is not None:
-        require_customer(connection, customer_id)
+        refuse_archived(require_customer(connection, customer_id), "new API key")
     connection.execute(
         insert(schema.api_keys).values(
             id=id_,

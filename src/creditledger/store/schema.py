@@ -53,6 +53,10 @@ customers = Table(
     Column("email", Text, nullable=False),
     Column("metadata", Text, nullable=False),
     Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger),  # NULL: it was never changed.
+    Column("archived_at", BigInteger),
+    # What it was created as, as JSON, once that has changed: what a create is compared with.
+    Column("created_as", Text),
 )
 
 meters = Table(
@@ -454,6 +458,9 @@ meter_events = Table(
     Column("happened_at", BigInteger, nullable=False),
     Column("created_at", BigInteger, nullable=False),
     Column("paid_at", BigInteger),
+    Column("canceled_at", BigInteger),
+    # Of a canceled one: what rows with a lower sequence drew for it is still to be returned.
+    Column("return_below", BigInteger),
     PrimaryKeyConstraint("wallet_number", "number"),
     UniqueConstraint("wallet_number", "identifier"),
     CheckConstraint("value > 0 AND unpaid >= 0 AND unpaid <= value", name="unpaid"),
@@ -466,6 +473,14 @@ Index(
     meter_events.c.wallet_number,
     sqlite_where=_is_unpaid,
     postgresql_where=_is_unpaid,
+)
+#: Canceled ones of which something is still to be returned: seldom any.
+_is_returned = meter_events.c.return_below.is_not(None)
+Index(
+    "meter_events_returned",
+    *(meter_events.c.wallet_number, meter_events.c.canceled_at, meter_events.c.number),
+    sqlite_where=_is_returned,
+    postgresql_where=_is_returned,
 )
 #: Lists and statistics over all wallets: in the order they came, and of one meter by when it was.
 Index("meter_events_created", meter_events.c.created_at)
@@ -567,6 +582,14 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         table.c.refund_of,
         sqlite_where=where,
         postgresql_where=where,
+    )
+    #: What was paid later for a meter event.
+    settles = text("operation = 14")
+    Index(
+        "postings_settlements",
+        *(table.c.wallet_number, table.c.meter_event_id, table.c.first_sequence),
+        sqlite_where=settles,
+        postgresql_where=settles,
     )
     of_hold = table.c.hold_number.is_not(None)
     Index(

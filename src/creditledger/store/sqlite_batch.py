@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import Any
 
 from creditledger.model import (
+    RETURNED_ROWS_MAX,
     Annotation,
     Dimension,
     Grant,
@@ -25,7 +26,7 @@ from creditledger.model import (
     Wallet,
 )
 from creditledger.overdraft import OverdraftDraw, Payer, forgiving
-from creditledger.store.batch import Changes, Loaded, Wanted
+from creditledger.store.batch import Changes, Loaded, Wanted, settlements
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
     EVENT_CHANGED,
@@ -102,6 +103,26 @@ SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
 FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_unpaid
   ON e.wallet_number = j.value AND e.unpaid > 0
 ORDER BY e.wallet_number, e.created_at, e.number"""
+
+_NAMED_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN meter_events AS e ON e.wallet_number = json_extract(j.value, '$[0]')
+ AND e.number = json_extract(j.value, '$[1]')"""
+
+_EVENTS_BY_IDENTIFIER = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN meter_events AS e ON e.wallet_number = json_extract(j.value, '$[0]')
+ AND e.identifier = json_extract(j.value, '$[1]')"""
+
+_RETURNED_EVENTS = f"""
+SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_returned
+  ON e.wallet_number = j.value AND e.return_below IS NOT NULL"""
+
+_SETTLEMENTS = f"""
+SELECT p.number, p.row_count FROM postings AS p INDEXED BY postings_settlements
+WHERE p.operation = 14 AND p.wallet_number = ? AND p.meter_event_id = ? AND p.first_sequence < ?
+ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX}"""
 
 _LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)} FROM json_each(?) AS j
@@ -250,7 +271,10 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to 18 statements."""
+    """What the commands name beside their wallets, which are loaded. One to 19 statements.
+
+    And a few for each meter event that is canceled.
+    """
     if wanted.grants:
         _load_named_grants(driver, loaded, wanted.grants)
     if wanted.revised:
@@ -265,6 +289,11 @@ def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
             loaded.annotations[wallet, number] = Annotation(text, load(words, {}))
     if wanted.originals:
         _load_originals(driver, wanted, loaded)
+    if wanted.canceled or wanted.unpaid or wanted.returning:
+        _load_payments(driver, wanted, loaded)
+    _load_overdrafts(driver, loaded)
+    if metered := loaded.metered():
+        _load_events(driver, loaded, _EVENTS_BY_IDENTIFIER, metered)
     if wanted.meters:
         meters = dict(driver.execute(_METERS, (json.dumps(list(wanted.meters)),)))
         loaded.meters = frozenset(meters)
@@ -332,19 +361,57 @@ def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
 def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
     own = {wallet.number for wallet in loaded.wallets.values()}
     pairs = [pair for pair in wanted.originals if pair[0] in own]
-    drawn_on = []
-    for posting in _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, pairs):
-        loaded.originals[posting.wallet, posting.number] = posting
-        drawn_on += [(row.wallet, row.grant) for row in posting.rows if row.grant is not None]
+    postings = _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, pairs)
+    loaded.originals = {(posting.wallet, posting.number): posting for posting in postings}
+    _load_refunded(driver, loaded, pairs, postings)
+
+
+def _load_overdrafts(driver: sqlite3.Connection, loaded: Loaded) -> None:
+    """What rows to be returned drew beyond the grants, and who paid it back."""
+    places = loaded.overdraft_places()
+    if not places:
+        return
+    for columns in driver.execute(_OVERDRAFTS, (json.dumps(places),)):
+        loaded.overdrafts[columns[:2]] = OverdraftDraw(*columns)
+    drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
+    loaded.add_payers(Payer(*row) for row in driver.execute(_PAYERS, (json.dumps(drawn),)))
+    _load_named_grants(driver, loaded, loaded.paying())
+
+
+def _load_events(
+    driver: sqlite3.Connection, loaded: Loaded, statement: str, wanted: Sequence[object]
+) -> None:
+    for wallet, *columns in driver.execute(statement, (json.dumps(wanted),)):
+        event = event_value(columns)
+        loaded.events[wallet, event.number] = event
+
+
+def _load_payments(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
+    """Events that may be canceled or go on being returned, and what was drawn for them."""
+    _load_events(driver, loaded, _NAMED_EVENTS, loaded.canceled(wanted))
+    numbers = [w.number for w in loaded.wallets.values() if w.id in wanted.returning]
+    _load_events(driver, loaded, _RETURNED_EVENTS, numbers)
+    found = {}
+    for (wallet, number), below in loaded.returnable().items():
+        place = wallet, loaded.events[wallet, number].identifier, below
+        found[wallet, number] = settlements(number, driver.execute(_SETTLEMENTS, place).fetchall())
+    pairs = [(wallet, n) for (wallet, _), (numbers, _) in found.items() for n in numbers]
+    postings = _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, pairs)
+    loaded.pay(found, postings)
+    _load_refunded(driver, loaded, pairs, postings)
+
+
+def _load_refunded(
+    driver: sqlite3.Connection,
+    loaded: Loaded,
+    pairs: Sequence[tuple[int, int]],
+    postings: Iterable[Posting],
+) -> None:
+    """What was refunded of these postings, and the grants that they drew on."""
     for wallet, number, amount in driver.execute(_REFUNDED, (json.dumps(pairs),)):
         loaded.refunded[wallet, number] = amount
-    places = loaded.overdraft_places()
-    if places:
-        for columns in driver.execute(_OVERDRAFTS, (json.dumps(places),)):
-            loaded.overdrafts[columns[:2]] = OverdraftDraw(*columns)
-        drawn = [(one.wallet, one.start, one.end) for one in loaded.overdrafts.values()]
-        loaded.add_payers(Payer(*row) for row in driver.execute(_PAYERS, (json.dumps(drawn),)))
-        drawn_on += loaded.paying()
+    rows = [row for posting in postings for row in posting.rows]
+    drawn_on = [(row.wallet, row.grant) for row in rows if row.grant is not None]
     _load_named_grants(driver, loaded, drawn_on)
 
 

@@ -187,9 +187,11 @@ EVENT_COLUMNS = [
     "happened_at",
     "created_at",
     "paid_at",
+    "canceled_at",
+    "return_below",
 ]
 #: What changes of a meter event.
-EVENT_CHANGED = ["unpaid", "paid_at"]
+EVENT_CHANGED = ["unpaid", "paid_at", "canceled_at", "return_below"]
 LIMIT_COLUMNS = [
     "number",
     "amount",
@@ -551,6 +553,8 @@ def event_columns(event: MeterEvent) -> tuple[object, ...]:
         event.happened_at,
         event.created_at,
         event.paid_at,
+        event.canceled_at,
+        event.return_below,
     )
 
 
