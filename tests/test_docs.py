@@ -48,7 +48,7 @@ from creditledger import cli, errors, money, replay, rules
 from creditledger.config import PREFIX, Config
 from creditledger.errors import Refusal
 from creditledger.store import checks as store_checks
-from creditledger.store import closed_checks
+from creditledger.store import closed_checks, guards, stored_checks
 from creditledger.store.credit_checks import PASSES
 
 if TYPE_CHECKING:
@@ -434,7 +434,7 @@ def test_every_command_is_in_the_operating_page() -> None:
 def test_every_check_of_verify_stands_beside_an_invariant() -> None:
     """docs/ledger.md names every check of `verify` beside what it checks, and no other."""
     checks = {name for one in PASSES for name, *_ in store_checks.named(one.checks)}
-    checks |= set(closed_checks.CHECKS)
+    checks |= {*closed_checks.CHECKS, *stored_checks.CHECKS, *guards.CHECKS}
     named = {
         name
         for row in _rows("docs/ledger.md", "#").values()

@@ -15,6 +15,7 @@ from creditledger import clock as time
 from creditledger.clock import DAY, HOUR, MINUTE
 from tests.running import WALLET, consume, grant, refund, serve
 from tests.serving import Refused, refused
+from tests.support import findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -537,3 +538,29 @@ async def test_time_does_not_run_back_behind_a_hold(
     else:
         given_back = await holding.release("end", made.hold.id)
         assert given_back.hold.ended_at == time.text(begins)
+
+
+@pytest.mark.parametrize("how", ["release", "capture"])
+@pytest.mark.parametrize("first", [True, False])
+async def test_a_hold_that_ends_as_its_grant_does(
+    database_url: str, clock: Clock, how: str, *, first: bool
+) -> None:
+    """What it gives up expires at that very millisecond, which `verify` takes for right.
+
+    `first`: the rest of the grant is written off by another posting before.
+    """
+    async with serve(database_url, clock) as api:
+        holding = Holding(api)
+        ends = time.text(clock.now + HOUR)
+        await api.post("given", **grant("10", expires_at=ends))
+        await api.post("lasting", **grant("5"))
+        held = await holding.hold("held", "6", ttl_seconds=7_200)
+        clock.advance(HOUR)
+        if first:
+            await api.post("spent", **consume("1"))
+        if how == "release":
+            await holding.release("over", held.hold.id)
+        else:
+            await holding.capture("over", held.hold.id, amount="2", final=True)
+
+    assert findings(database_url) == []

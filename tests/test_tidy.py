@@ -71,12 +71,14 @@ store.cut_off
 store.outage
 store.verify
 store.proofs
+store.guards store.stored_checks
 store.closed_checks
 store.periods
 store.reads
 store.dialects
 store.values
 store.credit_checks
+store.history_checks
 store.batch store.checks store.schema store.migrations
 store.webhook_tables store.closed store.clock_marks store.receipts
 store.tables statements

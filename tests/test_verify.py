@@ -46,9 +46,11 @@ from creditledger.store import (
     CannotOpen,
     Store,
     closed_checks,
+    guards,
     postgres,
     schema,
     sqlite_database,
+    stored_checks,
     webhook_feed,
     webhooks,
 )
@@ -93,6 +95,7 @@ if TYPE_CHECKING:
 
 ACME, BETA, GIVING, TAKING, MANAGED, OWING = 1, 2, 4, 5, 6, 7
 CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *closed_checks.CHECKS]
+CHECKS += [*stored_checks.CHECKS, *guards.CHECKS]
 
 
 def metered(amount: str, *quantities: int) -> Consume:
@@ -269,10 +272,17 @@ def damaged(ledger: str, tmp_path: Path) -> Damaged:
     return lambda *statements: damaged_server(ledger, statements)
 
 
+TRIGGERS = "SELECT sql FROM sqlite_master WHERE type = 'trigger'"
+
+
 def damaged_file(file: Path, copy: Path, statements: Iterable[str]) -> list[Finding]:
     with closing(unguarded(file, copy)) as connection:
         for statement in statements:
             assert connection.execute(statement).rowcount > 0, statement
+        with closing(sqlite3.connect(file)) as whole:
+            guards_on = whole.execute(TRIGGERS).fetchall()
+        for (guard,) in guards_on:
+            connection.execute(guard)
         connection.commit()
     return findings(sqlite_url(copy))
 
@@ -297,10 +307,20 @@ class Undone(Exception):
 #: Triggers and references are off for who says so, checks have to go.
 GUARDS_OFF = """DO $$ DECLARE c record; BEGIN
 SET LOCAL session_replication_role = replica;
+CREATE TEMP TABLE guards_off ON COMMIT DROP AS
+    SELECT format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', conrelid::regclass, conname,
+                  pg_get_constraintdef(oid)) AS again
+    FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0;
 FOR c IN SELECT conrelid::regclass AS place, conname FROM pg_constraint
     WHERE contype = 'c' AND conrelid <> 0 LOOP
     EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.place, c.conname);
 END LOOP; END $$"""
+
+
+#: They come back as they were, whatever is in the tables by now.
+GUARDS_ON = """DO $$ DECLARE c record; BEGIN
+FOR c IN SELECT again FROM guards_off LOOP EXECUTE c.again; END LOOP;
+SET LOCAL session_replication_role = origin; END $$"""
 
 
 def damaged_server(url: str, statements: Iterable[str]) -> list[Finding]:
@@ -308,6 +328,7 @@ def damaged_server(url: str, statements: Iterable[str]) -> list[Finding]:
         connection.exec_driver_sql(GUARDS_OFF)
         for statement in statements:
             assert connection.exec_driver_sql(statement).rowcount > 0, statement
+        connection.exec_driver_sql(GUARDS_ON)
         raise Undone(list(verify(connection)))
 
     with pytest.raises(Undone) as undone:
@@ -833,6 +854,99 @@ def test_a_damage_of_a_statement_is_named(
     assert {one.wallet_number for one in found} <= {ACME, 99}
 
 
+#: wal_acme's hold that was given back, as it was made.
+GIVEN_BACK = f"""wallet_number = {ACME} AND posting_number = hold_number AND hold_number =
+    (SELECT number FROM holds WHERE wallet_number = {ACME} AND ended = 2)"""
+
+#: (check, what is done to what was asked for, what came before, or what is stored beside it).
+STORED_DAMAGES: list[Any] = [
+    ("given_terms", (grant(1, "priority = 7"),)),
+    ("given_terms", (grant(1, "name = 'x'"),)),
+    ("given_terms", (grant(2, "category = 1"),)),
+    ("given_terms", (grant(3, "expires_at = 9999999999999"),)),
+    ("given_terms", (grant(2, "scope = '{\"categories\":[\"llm\"]}'"),)),
+    ("given_terms", (posting(1, "terms = NULL"),)),
+    ("given_source", (posting(1, "source = '{\"receipt_id\":\"another\"}'"),)),
+    ("hold_begun", (f"UPDATE hold_revisions SET beyond = 1 WHERE {GIVEN_BACK}",)),
+    ("hold_begun", (hold("created_at = created_at - 1"),)),
+    ("hold_step", (f"UPDATE hold_revisions SET deadline = deadline + 1 WHERE {GIVEN_BACK}",)),
+    ("refund_source", (row(8, "grant_number = 15"),)),
+    ("refund_source", (row(9, "grant_number = 3"),
+                       row(6, "grant_number = 2"), row(7, "grant_number = 2"))),
+    ("burn_order", (grant(2, "priority = 10"),)),
+    ("reference", ("DELETE FROM subscriptions",)),
+    ("reference", (posting(1, "posted_by = 99"),)),
+    ("subscription_owner", ("UPDATE subscriptions SET customer_id = 'cus_of_wal_acme'",)),
+    ("column_check", (spend_limit("hours = 0", 4),)),
+    ("column_check", ("UPDATE spend_limits SET time_zone = NULL WHERE period = 3",)),
+    pytest.param("whole_number", ("UPDATE rollups SET amount = 0.5 WHERE quantity_5 = 6",),
+                 marks=IN_A_FILE),
+    ("dimension_digest", ("UPDATE dimensions SET product_name = 'X' WHERE product_id = 'prd_1'",)),
+    ("dimension_digest", ("UPDATE dimensions SET base_prices = '[3]' WHERE has_usage",)),
+    ("refund_named", (posting(8, "terms = NULL"),)),
+    ("refund_named", (posting(8, "terms = '{\"refund.posting_id\":\"pst_1\"}'"),)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("check", "statements"), STORED_DAMAGES)
+def test_a_damage_of_what_is_stored_is_named(
+    damaged: Damaged, check: str, statements: tuple[str, ...]
+) -> None:
+    """What was asked for, what came before and what is referred to is as it was."""
+    assert check in [one.check for one in damaged(*statements)]
+
+
+#: (check, what is done to a file, what is done to a server).
+GUARD_DAMAGES = [
+    (
+        "guard_trigger",
+        "DROP TRIGGER postings_no_delete",
+        "DROP TRIGGER postings_no_delete ON postings",
+    ),
+    (
+        "guard_trigger",
+        "DROP TRIGGER credit_transactions_no_update",
+        "ALTER TABLE credit_transactions DISABLE TRIGGER credit_transactions_no_update",
+    ),
+    (
+        "guard_trigger",
+        "DROP TRIGGER statements_no_update",
+        "ALTER TABLE statements ENABLE REPLICA TRIGGER statements_no_update",
+    ),
+    ("guard_index", "DROP INDEX grants_open", "DROP INDEX grants_open"),
+    (
+        "guard_constraint",
+        "UPDATE sqlite_master SET sql = replace(sql, 'CONSTRAINT grants_remaining_check', '')",
+        "ALTER TABLE grants DROP CONSTRAINT grants_remaining_check",
+    ),
+]
+
+
+@pytest.mark.parametrize(("check", "of_file", "of_server"), GUARD_DAMAGES)
+def test_a_guard_that_is_gone_is_named(
+    ledger: str, tmp_path: Path, check: str, of_file: str, of_server: str
+) -> None:
+    """Triggers, constraints and indexes are there and on; nothing else is wrong without them."""
+    if is_file(ledger):
+        copy = shutil.copyfile(file_of(ledger), tmp_path / "copy")
+        with closing(sqlite3.connect(copy)) as connection:
+            connection.execute("PRAGMA writable_schema = ON")
+            connection.execute(of_file)
+            connection.commit()
+        found = findings(sqlite_url(copy))
+    else:
+
+        def work(connection: Connection) -> None:
+            connection.exec_driver_sql(of_server)
+            raise Undone(list(verify(connection)))
+
+        with pytest.raises(Undone) as undone:
+            change(ledger, work)
+        found = undone.value.found
+
+    assert {one.check for one in found} == {check}
+
+
 def test_a_row_of_no_wallet_is_named(damaged: Damaged) -> None:
     """A row whose wallet does not exist is found under the number that it has."""
     found = damaged(row(3, "wallet_number = 99", BETA))
@@ -871,6 +985,7 @@ def test_every_check_has_a_damage() -> None:
     """No check is there that nothing has shown to find something."""
     listed = [getattr(one, "values", one) for one in (*DAMAGES, *TRANSFER_DAMAGES, *DAMAGED_TERMS)]
     listed += [*EVENT_DAMAGES, *HOOK_DAMAGES, *STATEMENT_DAMAGES, *DAMAGED_REPAYMENTS]
+    listed += [*GUARD_DAMAGES, *(getattr(one, "values", one) for one in STORED_DAMAGES)]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
 
     assert set(CHECKS) == shown
@@ -915,7 +1030,7 @@ def passes_find(connection: Connection) -> bool:
     try:
         with connection.begin_nested():
             return any(True for one in PASSES for _ in found_by(connection, one)) or any(
-                closed_checks.found(connection)
+                (*closed_checks.found(connection), *stored_checks.found(connection))
             )
     except DBAPIError:
         return True  # a figure or text that it cannot work with

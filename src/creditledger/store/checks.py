@@ -116,6 +116,8 @@ NOT_EXPIRED = """t.kind = $EXPIRY AND (coalesce(g.voided_at, g.expires_at) IS NU
          WHEN t.effective_at IS NULL AND $CAME_BACK THEN false
          WHEN g.voided_at IS NULL AND g.expires_at = coalesce(t.effective_at, t.created_at)
          THEN t.posting_number <> b.posting_number AND g.expires_at <= b.created_at
+           AND NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
+             AND h.ended_at = g.expires_at)
          ELSE NOT EXISTS (SELECT 1 FROM holds AS h WHERE h.wallet_number = t.wallet_number
            AND h.ended_at = coalesce(t.effective_at, t.created_at)
            AND h.ended_at >= coalesce(g.voided_at, g.expires_at + 1)) END)"""
@@ -403,10 +405,23 @@ def words(dialect: str) -> dict[str, str]:
             amount="json_extract(q.value, '$[1]')",
             parts="json_each(l.parts)",
         )
+        words |= {
+            f"GIVEN_{name}": f"json_extract(p.terms, '$.\"{term}\"')" for name, term in _GIVEN
+        }
+        words["GIVEN_SOURCE"] = (
+            "coalesce(p.source, '{}')"
+            " <> coalesce(json_extract(p.terms, '$.\"grant.source\"'), '{}')"
+        )
+        words["GIVEN_SCOPE"] = " OR ".join(
+            f"coalesce(json_extract(g.scope, '$.{name}'), '')"
+            f" <> coalesce(json_extract(p.terms, '$.\"grant.scope.{name}\"'), '')"
+            for name in _SCOPE.values()
+        )
+        left = "(SELECT coalesce(sum(json_extract(q.value, '$[1]')), 0) FROM json_each({0}) AS q)"
         among = "coalesce({0} IN (SELECT value FROM json_each(g.scope, '$.{1}')), 0)"
         words["SAID_RECEIPT"] = "json_extract(p.source, '$.receipt_id')"
         words["SAID_PROVIDER"] = "json_extract(p.source, '$.provider')"
-        given, terms = (
+        given, named_ = (
             "json_extract(g.scope, '$.{1}') IS NULL",
             "json_extract(p.terms, '$.\"{0}\"')",
         )
@@ -428,10 +443,26 @@ def words(dialect: str) -> dict[str, str]:
             amount="CAST(q.value ->> 1 AS bigint)",
             parts="json_array_elements(CAST(l.parts AS json))",
         )
+        terms = "(CAST(p.terms AS json) ->> '{}')".format
+        words |= {f"GIVEN_{name}": terms(term) for name, term in _GIVEN}
+        words |= {
+            f"GIVEN_{name}": f"CAST({words[f'GIVEN_{name}']} AS bigint)" for name in _GIVEN_NUMBERS
+        }
+        words["GIVEN_SOURCE"] = (
+            "coalesce(CAST(p.source AS jsonb), '{}')"
+            " <> coalesce(CAST(p.terms AS jsonb) -> 'grant.source', '{}')"
+        )
+        words["GIVEN_SCOPE"] = " OR ".join(
+            f"coalesce(CAST(g.scope AS jsonb) -> '{name}', 'null')"
+            f" <> coalesce(CAST(p.terms AS jsonb) -> 'grant.scope.{name}', 'null')"
+            for name in _SCOPE.values()
+        )
+        left = """(SELECT coalesce(sum(CAST(q.value ->> 1 AS bigint)), 0)
+          FROM json_array_elements(CAST({0} AS json)) AS q)"""
         among = "coalesce(CAST(g.scope AS jsonb) -> '{1}' @> to_jsonb({0}), false)"
         words["SAID_RECEIPT"] = "CAST(p.source AS json) ->> 'receipt_id'"
         words["SAID_PROVIDER"] = "CAST(p.source AS json) ->> 'provider'"
-        given, terms = "CAST(g.scope AS jsonb) -> '{1}' IS NULL", "CAST(p.terms AS json) ->> '{0}'"
+        given, named_ = "CAST(g.scope AS jsonb) -> '{1}' IS NULL", "CAST(p.terms AS json) ->> '{0}'"
     words["POSTINGS"] = "postings"
     words["OF_POSTING"] = OF_POSTING
     words["QUANTITY"] = f"(SELECT coalesce({total}, 0) FROM {each} AS q)"  # noqa: S608 # constants
@@ -446,11 +477,13 @@ def words(dialect: str) -> dict[str, str]:
     words["FORGIVEN_BEHIND"] = behind.replace("c.wallet_number", "w.number")
     words["FORGIVEN_WITHIN"] = _FORGIVEN.format("c.start", "c.until")
     words["CAME_BACK"] = _CAME_BACK.replace("$REFUND", words["REFUND"])
+    words["LEFT"] = f"({left.format('r.parts')} + r.beyond)"
+    words["LEFT_BEFORE"] = f"({left.format('r.parts_before')} + r.beyond_before)"
     words["ROLLING"] = str(Period.ROLLING.value)
     words["IN_SCOPE"] = " AND ".join(
         f"({given} OR {among})".format(f"d.{label}", name) for label, name in _SCOPE.items()
     )
-    words["UNNAMED"] = terms.format("adjustment.credit_grant_id") + " IS NULL"
+    words["UNNAMED"] = named_.format("adjustment.credit_grant_id") + " IS NULL"
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
     words["OP_RETURN"] = str(RETURN)
@@ -459,6 +492,14 @@ def words(dialect: str) -> dict[str, str]:
 
 #: Postings whose rows are consumptions.
 _SPENDING = (*(OPERATIONS[one][0] for one in (Consume, Capture, ReportEvent)), SETTLE)
+#: What a posting's terms say of the grant that it gave.
+_GIVEN = (
+    *(("PRIORITY", "grant.priority"), ("NAME", "grant.name"), ("KIND", "grant.kind")),
+    *(("EXPIRES_AT", "grant.expires_at"), ("AFTER", "grant.expires_after")),
+    *(("CATEGORY", "grant.category"), ("EFFECTIVE_AT", "grant.effective_at")),
+    ("BY_COMMAND", "effective_at"),
+)
+_GIVEN_NUMBERS = ("PRIORITY", "EXPIRES_AT", "EFFECTIVE_AT", "BY_COMMAND")
 #: What a dimension says, and the list of a scope that may limit it.
 _SCOPE = {"meter_id": "meter_ids", "product_id": "product_ids", "category": "categories"}
 #: Whether the wallet `w` has an open hold.

@@ -16,6 +16,7 @@ from creditledger.store.checks import (
     ROWS,
     Pass,
 )
+from creditledger.store.history_checks import HISTORY
 
 # --- grants and wallets ---------------------------------------------------------------------------
 
@@ -360,7 +361,7 @@ event_canceled: CASE WHEN e.canceled_at IS NULL
 
 # --- spend limits ---------------------------------------------------------------------------------
 
-_WIDTH = f"(l.hours * {HOUR // ROLLING_PARTS})"
+_WIDTH = f"(nullif(l.hours, 0) * {HOUR // ROLLING_PARTS})"
 #: Where the part begins that the row `t`, which spent, lies in; and whether it counts at all.
 _PART = f"""CASE l.period WHEN $ROLLING THEN t.created_at / {_WIDTH} * {_WIDTH}
       ELSE l.counted_from END AS start"""
@@ -660,6 +661,7 @@ receipt_row: coalesce(t.kind, 0) NOT IN ($TOPUP, $SUBSCRIPTION_RENEW)
 
 PASSES = (
     *(ROWS, KIND_COUNTS, POSTINGS, REFUNDS, GRANTS, SCOPES, WALLETS, HOLDS, REVISIONS),
+    *HISTORY,
     *(TRANSFERS, EVENTS, LIMITS, GRANT_REVISIONS, GRANT_REPAYMENTS, WEBHOOKS),
     *(RECEIPTS, RECEIPT_ROWS, PARTS, ARRIVED),
     *(OVERDRAFTS, OVERDRAFT_PAYERS),

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from sqlalchemy import Connection
 
 from creditledger.model import Category
-from creditledger.store import checks, closed_checks
+from creditledger.store import checks, closed_checks, stored_checks
 from creditledger.store.checks import (
     CARRIED,
     FIRST,
@@ -68,6 +68,7 @@ from creditledger.store.credit_checks import (
     WALLETS,
     WEBHOOKS,
 )
+from creditledger.store.history_checks import HISTORY
 
 
 class Proof(NamedTuple):
@@ -349,6 +350,10 @@ _STATEMENTS = Proof(
     "closed statements", (), holds=lambda connection: not any(closed_checks.found(connection))
 )
 
+_STORED = Proof(
+    "stored values", (), holds=lambda connection: not any(stored_checks.found(connection))
+)
+
 # --- what has to hold -----------------------------------------------------------------------------
 
 #: What takes longest first, so that those who share the work end together.
@@ -363,17 +368,21 @@ _SQLITE = (
         _whole(LIMITS),
         _whole(SCOPES),
     ),
+    *map(_whole, HISTORY),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
     *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
     *(_whole(PARTS), _whole(ARRIVED)),
+    _STORED,
 )
 _POSTGRES = (
     *(_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _whole(MOVED_ROLLUPS), _whole(REFUNDS), _whole(GRANTS)),
     *(_POSTINGS, _whole(WALLETS), _whole(KIND_COUNTS), _whole(HOLDS), _whole(REVISIONS)),
     *(_whole(TRANSFERS), _whole(EVENTS), _whole(LIMITS), _whole(SCOPES)),
+    *map(_whole, HISTORY),
     *(_whole(GRANT_REVISIONS), _whole(GRANT_REPAYMENTS), _whole(WEBHOOKS), _STATEMENTS),
     *(_whole(RECEIPTS), _whole(RECEIPT_ROWS), _whole(OVERDRAFTS), _whole(OVERDRAFT_PAYERS)),
     *(_whole(PARTS), _whole(ARRIVED)),
+    _STORED,
 )
 
 

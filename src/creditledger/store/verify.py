@@ -17,7 +17,7 @@ from typing import Any
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
-from creditledger.store import checks, closed_checks
+from creditledger.store import checks, closed_checks, guards, stored_checks
 from creditledger.store import proofs as proving
 from creditledger.store.checks import Pass, named
 from creditledger.store.credit_checks import PASSES
@@ -87,14 +87,18 @@ class Verification:
                 self.failed |= not holds
 
     def findings(self, connection: Connection) -> Iterator[Finding]:
-        """What is wrong, if a proof has failed.
+        """What is wrong, if a proof has failed; and guards of the database that are not in force.
 
         A pass finds in order of wallet and sequence, and passes follow what depends on what: of
         several findings of one damage the first names the row where it was done. Raises
         FileDamaged, and what befell a proof that nothing is wrong with, as a full disk.
         """
-        if not self.failed:
-            return
+        if self.failed:
+            yield from self._named(connection)
+        for wrong in guards.found(connection):
+            yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
+
+    def _named(self, connection: Connection) -> Iterator[Finding]:
         with _room(connection):
             # A broken index would mislead the passes.
             _require_sound(connection, "quick_check")
@@ -104,7 +108,7 @@ class Verification:
                 for finding in found_by(connection, one):
                     none = False
                     yield finding
-            for wrong in closed_checks.found(connection):
+            for wrong in (*closed_checks.found(connection), *stored_checks.found(connection)):
                 none = False
                 yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
             if none:
