@@ -472,6 +472,14 @@ class Tables(HTMLParser):
             self.tables[-1][-1][-1] += data
 
 
+#: As wide as a digit and as a point.
+PADDING = "\u2007\u2008"
+
+
+def _point(figure: str) -> int:
+    return next((at for at, one in enumerate(figure) if one in ".\u2008"), len(figure))
+
+
 async def rendered(served: Served, path: str, key: str, **query: str) -> httpx.Response:
     answer = await served.get(path, key, **query)
     assert answer.status_code == 200, answer.text
@@ -581,7 +589,15 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
     assert "<script" not in answer.text
     assert "@media print" in answer.text
     assert closed["sha256"] in answer.text
-    balance, keys, grants = page.tables
+    for table in page.tables:
+        for column in zip(*table[1:], strict=True):
+            figures = [one for one in column if one[-1:].isdigit() or one[-1:] in PADDING]
+            # A point, or a space as wide, and behind it as many digits or spaces as wide.
+            widths = {len(one) - _point(one) for one in figures}
+            assert len(widths) <= 1, column
+    balance, keys, grants = [
+        [[one.rstrip(PADDING) for one in row] for row in table] for table in page.tables
+    ]
     assert balance == [
         ["", "Rows", "Amount"],
         ["Opening balance", "", "0.00"],
@@ -594,11 +610,11 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
     names = "Grant Id Category Ends Opening Granted Consumed Expired Debited Closing"
     assert grants[0] == names.split(" ")
     one, other = closed["grants"]
-    moved = ("0.00", "10.00", "-3.25", "", "-0.125", "6.625")
+    moved = ("0.00", "10.00", "3.25", "", "0.125", "6.625")
     assert grants[1:] == [
         [EVIL, one["credit_grant_id"], "paid", "never", *moved],
         ["", other["credit_grant_id"], "promotional", "never", "0.00", "0.50", "", "", "", "0.50"],
-        ["All grants", "", "", "", "0.00", "10.50", "-3.25", "", "-0.125", "7.125"],
+        ["All grants", "", "", "", "0.00", "10.50", "3.25", "", "0.125", "7.125"],
     ]
     open_page = Tables()
     open_page.feed(now.text)

@@ -195,6 +195,13 @@ class Config(BaseSettings):
         ]
         | None
     ) = None
+    statement_issuer: (
+        Annotated[
+            str,
+            Field(min_length=1, max_length=200, description="Who a printed statement is from."),
+        ]
+        | None
+    ) = None
     drain_seconds: Annotated[
         float, Field(ge=0, le=3_600, description="How long a stop waits for calls under way.")
     ] = 10.0

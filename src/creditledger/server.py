@@ -282,7 +282,13 @@ class Server:
         )
         registry = RegistryService(store=store, callers=callers, clock=clock)
         kit = PaymentKitService(store=store, ledger=ledger, callers=callers, clock=clock)
-        statements = StatementService(store=store, ledger=ledger, callers=callers, clock=clock)
+        statements = StatementService(
+            store=store,
+            ledger=ledger,
+            callers=callers,
+            clock=clock,
+            issuer=self._config.statement_issuer,
+        )
         keys = ApiKeyService(store=store, callers=callers, clock=clock)
         webhook_endpoints = WebhookService(
             store=store,

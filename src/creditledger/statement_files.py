@@ -5,6 +5,7 @@ All are made of the same document, so they show the same figures. Pure; called b
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime, time, timedelta
 from html import escape
 from typing import Literal, NamedTuple
 
@@ -32,12 +33,12 @@ CSV_COLUMNS = ("section", "item", "name", "category", "count", "amount", *_LINE)
 _TEXTS = frozenset({"item", "name"})
 
 
-def file(said: Document, format_: Format, sha256: str | None) -> bytes:
-    """The whole file; `sha256` is a closed statement's."""
+def file(said: Document, format_: Format, sha256: str | None, issuer: str | None) -> bytes:
+    """The whole file; `sha256` is a closed statement's. A page names the issuer, if there is."""
     if format_ == "json":
         return canonical(said).encode()
     shown = said if sha256 is None else {**said, "sha256": sha256}
-    return _csv(shown) if format_ == "csv" else _html(shown).encode()
+    return _csv(shown) if format_ == "csv" else _html(shown, issuer).encode()
 
 
 # --- CSV ------------------------------------------------------------------------------------------
@@ -79,7 +80,8 @@ def _figures(one: Document, names: Iterable[str]) -> Document:
 # --- for people -----------------------------------------------------------------------------------
 
 _STYLE = """\
-@page { size: A4 landscape; margin: 14mm }
+@page { size: A4 landscape; margin: 14mm 14mm 18mm;
+        @bottom-right { content: counter(page) " / " counter(pages); font-size: 9px } }
 body { font: 14px/1.45 system-ui, sans-serif; color: #1a1a1a; max-width: 72em; margin: 2em auto;
        padding: 0 1em }
 h1 { font-size: 1.6em; margin: 0 } h2 { font-size: 1.1em; margin: 2em 0 .4em }
@@ -98,9 +100,14 @@ thead { display: table-header-group } tr { break-inside: avoid }
 _SELDOM = frozenset(COLUMNS) - {"granted", "consumed", "expired"}
 
 
-def _html(said: Document) -> str:
+#: As wide as a digit, and as a point: what a figure with fewer decimals has at its end instead.
+_DIGIT_SPACE, _POINT_SPACE = "\u2007", "\u2008"
+
+
+def _html(said: Document, issuer: str | None) -> str:
     title = f"Statement of {said['customer_name']}"
-    parts = [f"<h1>{_shown(title)}</h1>"]
+    parts = [] if issuer is None else [_paragraph(issuer, "quiet")]
+    parts.append(f"<h1>{_shown(title)}</h1>")
     parts += [_paragraph(line) for line in heading(said)]
     parts += [_paragraph(standing(said), "quiet"), *map(_section, tables(said))]
     body = "\n".join(parts)
@@ -117,9 +124,31 @@ def heading(said: Document) -> tuple[str, str]:
     mode = "" if said["livemode"] else ", test mode"
     wallet = f"Wallet {said['wallet_id']} of customer {said['customer_id']}"
     return (
-        f"{said['start']} to {said['end']} ({said['time_zone']}), the end excluded",
+        f"{_period(said['start'], said['end'])} ({said['time_zone']})",
         f"{wallet}, amounts in {said['currency']}{mode}",
     )
+
+
+def _period(starts: str, ends: str) -> str:
+    """A period of whole days as people say it, both ends included; else with its moments."""
+    start, end = datetime.fromisoformat(starts), datetime.fromisoformat(ends)
+    if start.time() != time.min or end.time() != time.min:
+        return f"{_day(start)}, {start:%H:%M:%S}, to {_day(end)}, {end:%H:%M:%S}, the end excluded"
+    last = end - timedelta(days=1)
+    if start.day == 1 and end.day == 1 and (last.year, last.month) == (start.year, start.month):
+        return f"{_MONTHS[start.month - 1]} {start.year}"
+    return _day(start) if last.date() == start.date() else f"{_day(start)} to {_day(last)}"
+
+
+#: Not by the system's locale.
+_MONTHS = (
+    *("January", "February", "March", "April", "May", "June", "July", "August", "September"),
+    *("October", "November", "December"),
+)
+
+
+def _day(moment: datetime) -> str:
+    return f"{moment.day} {_MONTHS[moment.month - 1]} {moment.year}"
 
 
 def standing(said: Document) -> str:
@@ -177,7 +206,7 @@ def _grants(said: Document) -> Table:
     shown = ("opening", *columns, "closing")
 
     def line(words: Sequence[str], figures: Document) -> list[str]:
-        return [*words, *(_signed(name, figures[name]) for name in shown)]
+        return [*words, *(_worth_ink(name, figures[name]) for name in shown)]
 
     rows = [
         line([one.get("name", ""), one["credit_grant_id"], one["category"], _ends(one)], one)
@@ -201,11 +230,9 @@ def _overdraft(said: Document) -> Table:
     return Table("Overdraft used", list(map(_words, shown)), 0, rows)
 
 
-def _signed(column: str, value: str) -> str:
-    """A figure that takes away as such; one that is 0 is not worth the ink."""
-    if _is_zero(value):
-        return value if column in ("opening", "closing") else ""
-    return f"-{value}" if COLUMNS.get(column) == -1 else value
+def _worth_ink(column: str, value: str) -> str:
+    """A figure as the other files have it; one that is 0 is left out but at both ends."""
+    return "" if _is_zero(value) and column not in ("opening", "closing") else value
 
 
 def _is_zero(value: str) -> bool:
@@ -213,21 +240,41 @@ def _is_zero(value: str) -> bool:
 
 
 def _section(table: Table) -> str:
+    figures = [*table.rows, *([] if table.total is None else [table.total])]
+    most = [max((_decimals(row[i]) for row in figures), default=0) for i in range(len(table.names))]
+
+    def aligned(row: Sequence[str]) -> list[str]:
+        return [
+            value if i < table.words or not value else _padded(value, most[i])
+            for i, value in enumerate(row)
+        ]
+
     def cells(tag: str, values: Sequence[str]) -> str:
         return "".join(
             f"<{tag}{'' if i < table.words else ' class=n'}>{_shown(value)}</{tag}>"
             for i, value in enumerate(values)
         )
 
-    lines = [f"<tr>{cells('td', row)}</tr>" for row in table.rows]
+    lines = [f"<tr>{cells('td', aligned(row))}</tr>" for row in table.rows]
     if table.total is not None:
-        lines.append(f"<tr class=sum>{cells('td', table.total)}</tr>")
+        lines.append(f"<tr class=sum>{cells('td', aligned(table.total))}</tr>")
     body = "\n".join(lines)
     return (
         f"<h2>{escape(table.title)}</h2>\n<div class=wide><table>\n"
         f"<thead><tr>{cells('th', table.names)}</tr></thead>\n<tbody>\n{body}\n</tbody>\n"
         f"</table></div>"
     )
+
+
+def _decimals(figure: str) -> int:
+    return len(figure.partition(".")[2])
+
+
+def _padded(figure: str, decimals: int) -> str:
+    """A figure whose point stands below that of the one with so many decimals."""
+    own = _decimals(figure)
+    point = _POINT_SPACE if decimals and not own else ""
+    return figure + point + _DIGIT_SPACE * (decimals - own)
 
 
 def _words(name: str) -> str:

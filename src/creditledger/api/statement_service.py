@@ -72,10 +72,18 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
     """Served to accountants, and to what closes months."""
 
     def __init__(
-        self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
+        self,
+        *,
+        store: Store,
+        ledger: Ledger,
+        callers: Callers,
+        clock: Callable[[], int],
+        issuer: str | None,
     ) -> None:
+        """`issuer`: who a statement for printing is from."""
         self.callers = callers
         self._store = store
+        self._issuer = issuer
         self._statements = Statements(store, ledger, clock)
 
     @rpc(period, scope=Scope.CUSTOMER)
@@ -128,7 +136,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
             said, sha256 = json.loads(found.content), found.sha256
         else:
             said, sha256 = found, None
-        for piece in await asyncio.to_thread(_pieces, said, wanted.format, sha256):
+        for piece in await asyncio.to_thread(self._pieces, said, wanted.format, sha256):
             yield piece
 
     @rpc_stream(_render_closed, scope=Scope.CUSTOMER)
@@ -138,8 +146,15 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
         """A closed statement as a file. Raises NotFound."""
         found = await self._closed(wanted.id, caller)
         said = json.loads(found.content)
-        for piece in await asyncio.to_thread(_pieces, said, wanted.format, found.sha256):
+        for piece in await asyncio.to_thread(self._pieces, said, wanted.format, found.sha256):
             yield piece
+
+    def _pieces(self, said: Document, format_: Format, sha256: str | None) -> list[HttpBody]:
+        data, type_ = file(said, format_, sha256, self._issuer), CONTENT_TYPES[format_]
+        return [
+            HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
+            for at in range(0, len(data), PIECE_BYTES)
+        ]
 
     async def _closed(self, id_: str, caller: Caller) -> Closed:
         place = ids.resolve("stm", id_)
@@ -164,14 +179,6 @@ def _message(said: Document) -> pb.Statement:
 
 def _closed(one: Closed) -> pb.Statement:
     return _message({**json.loads(one.content), "sha256": one.sha256})
-
-
-def _pieces(said: Document, format_: Format, sha256: str | None) -> list[HttpBody]:
-    data, type_ = file(said, format_, sha256), CONTENT_TYPES[format_]
-    return [
-        HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
-        for at in range(0, len(data), PIECE_BYTES)
-    ]
 
 
 def _short(one: Closed, wallet_id: str, scale: int) -> pb.ClosedStatement:
