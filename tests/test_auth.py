@@ -154,6 +154,10 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         pb.GetPostingRequest(wallet_id=WALLET, idempotency_key="topup"),
         NOT_OTHERS_LIVE,
     ),
+    "WalletService.ListIdempotencyKeys": (
+        pb.ListIdempotencyKeysRequest(wallet_id=WALLET),
+        NOT_OTHERS_LIVE,
+    ),
     "WalletService.Hold": (HOLD, FROM_SERVICE_LIVE),
     "WalletService.GetHold": (pb.GetHoldRequest(), NOT_OTHERS_LIVE),
     "WalletService.ListHolds": (pb.ListHoldsRequest(wallet_id=WALLET), NOT_OTHERS_LIVE),
@@ -431,6 +435,11 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "WebhookService.RotateWebhookSecret": (
         hooks_pb.RotateWebhookSecretRequest(),
         FROM_SERVICE_LIVE,
+    ),
+    # The server has no key that seals, so who may call it is told so.
+    "WebhookService.SealWebhookSecrets": (
+        hooks_pb.SealWebhookSecretsRequest(),
+        (DENIED, DENIED, DENIED, DENIED, DENIED, HIDDEN, OTHER_MODE, HIDDEN),
     ),
     "WebhookService.ListWebhookDeliveries": (
         hooks_pb.ListWebhookDeliveriesRequest(),

@@ -618,7 +618,7 @@ async def book(url: str) -> None:
         await ledger.credit("ch_failed", "11.00")
         await ledger.credit("ch_stands", "40.00")
         await ledger.credit("ch_twice", "12.00")
-        await ledger.credit("ch_twice", "12.00")
+        await ledger.credit("ch_twice", "12.00", allow_repeated_receipt=True)
         await ledger.credit("ch_listed", "8.00")
         await ledger.credit("ch_unknown", "5.00")
         await ledger.credit(None, "4.00")

@@ -54,9 +54,8 @@ async def test_a_page_names_its_issuer(database_url: str, clock: Clock) -> None:
         request = pb.StatementServiceRenderRequest(
             wallet_id="wal_acme", month="2026-01", format="html"
         )
-        page = b"".join(
-            [one.data async for one in StatementServiceStub(here.local.channel).Render(request)]
-        )
+        pieces = StatementServiceStub(here.local.channel).Render(request)
+        page = b"".join([one.data async for one in pieces])
 
     assert b"<p class=quiet>Mill &amp; Sons, 1 Example Road</p>\n<h1>" in page
     assert b"counter(page)" in page

@@ -381,6 +381,7 @@ class Ledger:
         """
         give_up = _now() + RECOVERY_SECONDS_MAX
         pause = 0.05
+        log.error("outcome unknown", commands=len(asked), seconds=RECOVERY_SECONDS_MAX)
         unknown = OutcomeUnknown("the database failed while the posting was written")
         answers: list[Answer | _Locked] = [unknown for _ in asked]
         places = list(range(len(asked)))

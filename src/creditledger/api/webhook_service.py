@@ -314,7 +314,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
             webhook_endpoint=await self._show(rotated), secret=secret
         )
 
-    @rpc(_nothing, scope=Scope.ADMIN)
+    @rpc(_nothing, scope=Scope.ADMIN, shared=True)
     async def SealWebhookSecrets(  # noqa: N802
         self, _wanted: None, _caller: Caller
     ) -> pb.SealWebhookSecretsResponse:

@@ -6,6 +6,7 @@ those failures here, so that nothing above it writes a line for each.
 
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 import structlog
 
@@ -36,10 +37,10 @@ class Outage:
         if not self._failing:
             self._began = self._said = now
             self._failures = 0
-            log.error("database away", database=self._database, reason=_reason(error))
+            self._say(log.error, "database away", database=self._database, reason=_reason(error))
         elif now - self._said >= REMINDER_SECONDS:
             self._said = now
-            log.error("database still away", reason=_reason(error), **self._counts(now))
+            self._say(log.error, "database still away", reason=_reason(error), **self._counts(now))
         self._failing.add(work)
         self._failures += 1
 
@@ -48,7 +49,12 @@ class Outage:
         if self._failing:
             self._failing.discard(work)
             if not self._failing:
-                log.warning("database back", **self._counts(self._clock()))
+                self._say(log.warning, "database back", **self._counts(self._clock()))
+
+    def _say(self, write: Callable[..., object], event: str, **values: object) -> None:
+        # Where even the log cannot be written, the error that is being handled is what counts.
+        with suppress(OSError, ValueError):
+            write(event, **values)
 
     def _counts(self, now: float) -> dict[str, object]:
         return {
