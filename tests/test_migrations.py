@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import re
 from importlib import import_module
 from itertools import count
@@ -354,9 +355,22 @@ NUMBERED = (
 )
 
 
+#: What 0023 and 0024 made, taken away.
+WITHOUT_CANCELED_EVENTS = (
+    *("DROP INDEX meter_events_returned", "DROP INDEX postings_settlements"),
+    *(f"ALTER TABLE meter_events DROP COLUMN {name}" for name in ("canceled_at", "return_below")),
+)
+WITHOUT_CHANGES_OF_CUSTOMERS = tuple(
+    f"ALTER TABLE customers DROP COLUMN {name}"
+    for name in ("updated_at", "archived_at", "created_as")
+)
+
+
 def number_over_all_wallets(connection: Connection) -> None:
     """The ledger as 0017 had it: a posting's number is used by no other wallet."""
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
+    for statement in (*WITHOUT_CHANGES_OF_CUSTOMERS, *WITHOUT_CANCELED_EVENTS):
+        connection.exec_driver_sql(statement)
     forget_who_paid(connection)
     guards: list[Any] = []
     if connection.dialect.name == "sqlite":
@@ -372,6 +386,15 @@ def number_over_all_wallets(connection: Connection) -> None:
     connection.exec_driver_sql(
         "UPDATE postings SET linked_posting = linked_posting * 100 + linked_wallet"
     )
+    # What a refund's request named is a number too.
+    for wallet, number, refund_of, terms in connection.exec_driver_sql(
+        "SELECT wallet_number, number, refund_of, terms FROM postings WHERE refund_of IS NOT NULL"
+    ).all():
+        named = json.dumps(
+            {**json.loads(terms), "refund.posting_id": ids.compose("pst", wallet, refund_of)}
+        )
+        posting = (schema.postings.c.wallet_number == wallet) & (schema.postings.c.number == number)
+        connection.execute(schema.postings.update().where(posting).values(terms=named))
     for _, sql in guards:
         connection.exec_driver_sql(sql)
     connection.exec_driver_sql("ALTER TABLE wallet_states DROP COLUMN last_posting")

@@ -31,7 +31,8 @@ def settings(tmp_path: Path) -> dict[str, str]:
             await ledger.post(command(consume("3"), key="call"))
 
     asyncio.run(fill())
-    return {"CREDITLEDGER_DATABASE_URL": url}
+    # Nothing has been written since, for longer than a ledger is ever idle.
+    return {"CREDITLEDGER_DATABASE_URL": url, "CREDITLEDGER_CLOCK_IDLE_DAYS": "36500"}
 
 
 def test_a_terminal_shows_tables(settings: dict[str, str]) -> None:
@@ -79,7 +80,7 @@ def test_what_is_wrong_is_one_sentence(
     """On standard error, and nothing is written."""
     done = creditledger("statement", "wal_acme", *arguments, settings=settings)
 
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("creditledger: ")
     assert sentence in done.stderr
     assert done.stderr.count("\n") == 1

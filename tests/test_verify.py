@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 from contextlib import closing, suppress
 from dataclasses import replace
+from importlib import import_module
 from itertools import count, pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -987,6 +988,9 @@ def test_every_check_has_a_damage() -> None:
     listed += [*EVENT_DAMAGES, *HOOK_DAMAGES, *STATEMENT_DAMAGES, *DAMAGED_REPAYMENTS]
     listed += [*GUARD_DAMAGES, *(getattr(one, "values", one) for one in STORED_DAMAGES)]
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
+    # They import this file, so they are looked up only here.
+    for name in ("test_open_grants", "test_receipt_used"):
+        shown |= set(import_module(f"tests.{name}").DAMAGES.values())
 
     assert set(CHECKS) == shown
     assert len(CHECKS) == len(set(CHECKS))
