@@ -591,7 +591,7 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
     assert closed["sha256"] in answer.text
     for table in page.tables:
         for column in zip(*table[1:], strict=True):
-            figures = [one for one in column if one[-1:].isdigit() or one[-1:] in PADDING]
+            figures = [one for one in column if one and one[-1] in PADDING + "0123456789"]
             # A point, or a space as wide, and behind it as many digits or spaces as wide.
             widths = {len(one) - _point(one) for one in figures}
             assert len(widths) <= 1, column

@@ -488,11 +488,13 @@ async def test_who_may_create(api: Api, thing: Thing) -> None:
         assert await Verbs(api.registry, thing, api.service).create() == thing.made
 
 
-async def test_shape_is_checked_before_the_key(api: Api) -> None:
-    """A malformed request is told so, whoever sends it."""
+async def test_the_key_is_checked_before_the_shape(api: Api) -> None:
+    """Only who may call learns what is wrong with a request."""
     request = pb.CreateCustomerRequest(email="a@example.com")
 
-    assert await refused(api.registry.CreateCustomer(request)) == Refused("MISSING_FIELD", "name")
+    assert await refused(api.registry.CreateCustomer(request)) == Refused("KEY_MISSING")
+    known = api.registry.CreateCustomer(request, metadata=api.service)
+    assert await refused(known) == Refused("MISSING_FIELD", "name")
 
 
 async def test_a_customer_sees_itself_alone(api: Api) -> None:

@@ -1313,6 +1313,7 @@ ROUTES = [
     "POST /v1/postings:batch",
     "GET /v1/customers",
     "GET /v1/customers/cus_writer",
+    "PATCH /v1/customers/cus_writer",
     "GET /v1/meters",
     "GET /v1/meters/mtr_writer",
     "GET /v1/subscriptions",

@@ -1141,7 +1141,7 @@ async def test_summaries_of_a_random_ledger(traded: Traded, seed: int) -> None:
     chance = random.Random(seed)
     filters = ["customer_id", "subscription_id", "currency_id", "meter_id", "start", "end"]
     found = 0
-    for _ in range(40):
+    for _ in range(60):
         mode = chance.random() < 0.8
         rows = [row for row in traded.rows[mode] if row["type"] == "consumption"]
         query = random_query(chance, rows, filters)
