@@ -259,13 +259,20 @@ def _json_pair(key: str, value: str) -> str:
 def _says(q: str) -> ColumnElement[bool]:
     """Description, note, id, receipt id or a metadata value holds `q`, ASCII letters folded."""
     wanted = fold(q)
-    return or_(
+    places = [
         holds(func.lower(p.description), wanted),
         holds(func.lower(p.note), wanted),
-        holds(_id_text(), wanted),
         holds(func.lower(receipt_of(p.source)), wanted),
         has_value(p.metadata, wanted),
-    )
+    ]
+    # To spell a row's id costs more than all the others; most words cannot be a part of one.
+    if _ID_CHARACTERS.issuperset(wanted):
+        places.append(holds(_id_text(), wanted))
+    return or_(*places)
+
+
+#: What ids of rows consist of, their prefix included.
+_ID_CHARACTERS = frozenset(ids.ALPHABET) | frozenset("ct_")
 
 
 def fold(q: str) -> str:
