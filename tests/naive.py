@@ -37,9 +37,8 @@ OF_EVENTS = {
     "effective_at": "timestamp",
 }
 LIMITS_MAX = 20
-#: Grants that the ledger makes by itself are of rows of these kinds.
+#: Grants that the ledger makes by itself are of rows of these kinds. An equal one takes parts.
 MADE_BY_ITSELF = ("refund", "transfer_in")
-ARRIVING = ("transfer_in",)  #: Of these kinds it becomes a part of one that is there.
 HOUR_MS = 3_600_000
 GRANTS_MAX = 1_000  # Grants with credit left, pending ones too: they open without a command.
 PAST_MAX_MS = 35 * 86_400_000
@@ -419,7 +418,7 @@ class Wallet:
         made = Grant(
             ref, amount, paid, category, created_at=now, made_by=kind, **{**defaults, **terms}
         )
-        into = self.alike(made, now) if kind in ARRIVING else None
+        into = self.alike(made, now) if kind in MADE_BY_ITSELF else None
         self.pays(ref if into is None else into.ref, paid)
         self.append(posting, kind, amount, ref if into is None else into.ref, at)
         if into is None:

@@ -11,11 +11,14 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
 from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, SECOND
-from creditledger.operations import Transfer
+from creditledger import ids
+from creditledger.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.model import Category
+from creditledger.operations import Consume, Refund, Transfer
+from creditledger.store import schema
 from tests.running import WALLET, adjust, consume, grant, post, refund, serve
 from tests.serving import refused
-from tests.support import add_wallet, command, file_of, give, is_file
+from tests.support import add_wallet, command, file_of, give, is_file, look
 from tests.test_verify import damaged_file, damaged_server
 
 if TYPE_CHECKING:
@@ -57,9 +60,9 @@ async def grants_of(api: Api, wallet_id: str = OTHER) -> list[grants_pb.CreditGr
     return list(page.credit_grants)[::-1]
 
 
-async def left(api: Api, **when: Any) -> list[str]:
-    """What the other wallet's grants had left at a moment."""
-    request = pb.GetBalanceRequest(wallet_id=OTHER, **when)
+async def left(api: Api, wallet_id: str = OTHER, **when: Any) -> list[str]:
+    """What the wallet's grants had left at a moment."""
+    request = pb.GetBalanceRequest(wallet_id=wallet_id, **when)
     balance = await api.wallets.GetBalance(request, metadata=api.service)
     return [one.remaining for one in balance.by_grant]
 
@@ -200,6 +203,221 @@ async def test_many_paid_grants(api: Api) -> None:
     assert len(spent.transactions) == 2_500
     await api.post("returned", **refund(spent.posting_id))
     assert (await api.wallet_now()).available == "25.01"
+
+
+async def spent_and_over(api: Api, clock: Clock, *amounts: str, **terms: Any) -> list[str]:
+    """Ids of consumptions that drew on one promotional grant, which has ended since."""
+    ends = time.text(clock.now + MINUTE)
+    terms = {"category": "promotional", "expires_at": ends, **terms}
+    await api.post(f"given {clock.now}", **grant("50", **terms))
+    postings = [await api.post(f"{clock.now} {n}", **consume(a)) for n, a in enumerate(amounts)]
+    clock.advance(MINUTE)
+    return [posting.posting_id for posting in postings]
+
+
+async def test_refunds_of_one_hour_become_parts_of_one_grant(api: Api, clock: Clock) -> None:
+    """What returns of an ended grant is one grant of parts, at every moment and in traces."""
+    first, second, third = await spent_and_over(api, clock, "2", "3", "4")
+    start = clock.now
+    await api.post("back 0", **refund(first))
+    clock.advance(SECOND)
+    dry = await api.post("back 1", **refund(second), validate_only=True)
+    back = await api.post("back 1", **refund(second))
+    clock.advance(SECOND)
+    await api.post("back 2", **refund(third, amount="1.5"))
+
+    one = (await grants_of(api, WALLET))[1]
+    assert (one.amount, one.remaining, one.kind) == ("6.50", "6.50", "refund")
+    assert len(await grants_of(api, WALLET)) == 2
+    assert [row.amount for row in dry.transactions] == ["3.00"]
+    assert [row.credit_grant_id for row in back.transactions] == [one.id]
+    request = grants_pb.CreditGrantServiceListTransactionsRequest(id=one.id)
+    rows = (await api.grants.ListTransactions(request, metadata=api.service)).transactions
+    assert [(row.kind, row.amount) for row in rows] == [
+        ("refund", "1.50"),
+        ("refund", "3.00"),
+        ("refund", "2.00"),
+    ]
+    traced = grants_pb.CreditGrantServiceListPostingGrantsRequest(posting_id=back.posting_id)
+    moved = await api.grants.ListPostingGrants(traced, metadata=api.service)
+    assert [(row.credit_grant_id, row.amount) for row in moved.grants] == [(one.id, "3.00")]
+    assert [await left(api, WALLET, as_of=time.text(start + n * SECOND)) for n in range(3)] == [
+        ["2.00"],
+        ["5.00"],
+        ["6.50"],
+    ]
+    sequence = back.transactions[0].sequence
+    assert await left(api, WALLET, at_sequence=sequence - 1) == ["2.00"]
+    assert await left(api, WALLET, at_sequence=sequence) == ["5.00"]
+
+    again = await api.post("spent again", **consume("6"))
+    await api.post("returned again", **refund(again.posting_id))
+    assert (await grants_of(api, WALLET))[1:] == [one]
+    stub = StatementServiceStub(api.channel)
+    period = statement_pb.StatementServiceGetRequest(
+        wallet_id=WALLET, start=time.text(start), end=time.text(clock.now + SECOND)
+    )
+    said = await stub.Get(period, metadata=api.admin)
+    assert said.closing_balance == "6.50"
+
+
+async def test_refunds_that_differ_stay_apart(api: Api, clock: Clock) -> None:
+    """Another hour, category, priority or metadata; and what somebody has changed or voided."""
+    promotional = await spent_and_over(api, clock, *["1"] * 7)
+    paid = await spent_and_over(api, clock, "1", "1", category="paid")
+    other = await spent_and_over(api, clock, "1", priority=7)
+    await api.post("0", **refund(promotional[0]))
+    await api.post("1", **refund(promotional[1]), metadata={"team": "blue"})
+    await api.post("2", **refund(promotional[2]), metadata={"team": "blue"})
+    await api.post("3", **refund(paid[0]))
+    await api.post("4", **refund(other[0]))
+    made = (await grants_of(api, WALLET))[3:]
+    assert [one.amount for one in made] == ["1.00", "2.00", "1.00", "1.00"]
+
+    change = grants_pb.CreditGrantServiceUpdateRequest(id=made[0].id, name="Kept")
+    await api.grants.Update(change, metadata=api.service)
+    await api.post("after a change", **refund(promotional[3]))
+    void = grants_pb.CreditGrantServiceVoidRequest(id=made[1].id, idempotency_key="void")
+    await api.grants.Void(void, metadata=api.service)
+    await api.post("after a void", **refund(promotional[4]), metadata={"team": "blue"})
+    clock.advance(HOUR)
+    await api.post("an hour later", **refund(promotional[5]))
+    await api.post("paid, an hour later", **refund(paid[1]))
+    made = (await grants_of(api, WALLET))[3:]
+    assert [one.amount for one in made] == ["1.00", "2.00", "2.00", *["1.00"] * 4]
+
+
+async def test_refunds_and_transfers_share_a_grant(api: Api, clock: Clock) -> None:
+    """What a transfer brings and what a refund returns of a paid grant are equal without an end."""
+    (spent,) = await spent_and_over(api, clock, "2", category="paid")
+    await api.local.new_wallet("wal_third", "cus_third")
+    await api.post("third", "wal_third", **grant("5"))
+
+    async def arrives(key: str) -> None:
+        request = pb.TransferRequest(
+            idempotency_key=key, from_wallet_id="wal_third", to_wallet_id=WALLET, amount="1"
+        )
+        await api.wallets.Transfer(request, metadata=api.service)
+
+    await arrives("before")
+    await api.post("back", **refund(spent))
+    await arrives("after")
+
+    (one,) = (await grants_of(api, WALLET))[1:]
+    assert (one.amount, one.remaining, one.kind) == ("4.00", "4.00", "transfer_in")
+
+
+async def test_what_a_refund_fills_up_again_takes_parts(api: Api, clock: Clock) -> None:
+    """A grant that was used up is open again by one row of a refund, and takes the next."""
+    (first,) = await spent_and_over(api, clock, "1")
+    await api.post("back", **refund(first))  # ends in 30 days
+    ends = time.text(clock.now + MINUTE)
+    await api.post("short", **grant("3", category="promotional", expires_at=ends))
+    both = await api.post("both", **consume("4"))
+    clock.advance(MINUTE)
+
+    back = await api.post("both back", **refund(both.posting_id))
+
+    assert [row.amount for row in back.transactions] == ["1.00", "3.00"]
+    assert len({row.credit_grant_id for row in back.transactions}) == 1
+    assert [one.amount for one in await grants_of(api, WALLET)] == ["50.00", "4.00", "3.00"]
+    assert (await api.wallet_now()).available == "4.00"
+
+
+async def test_a_part_of_a_refund_pays_back_overdraft(api: Api, clock: Clock) -> None:
+    """What is overdrawn as it comes; and what is refunded of that overdraft is a part again."""
+    first, second = await spent_and_over(api, clock, "2", "3")
+    limit = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="10")
+    await api.wallets.UpdateWallet(limit, metadata=api.admin)
+    start = clock.now
+    await api.post("back 0", **refund(first))
+    hold = pb.HoldRequest(wallet_id=WALLET, idempotency_key="hold", amount="2")
+    held = await api.wallets.Hold(hold, metadata=api.service)
+    over = await api.post("over", **consume("2.5"))
+    assert [row.credit_grant_id for row in over.transactions] == [""]
+    clock.advance(SECOND)
+    await api.post("back 1", **refund(second))
+
+    one = (await grants_of(api, WALLET))[1]
+    assert (one.amount, one.overdraft_paid, one.remaining) == ("5.00", "2.50", "2.50")
+    assert (await api.wallet_now()).overdraft_used == "0.00"
+    assert await left(api, WALLET, as_of=time.text(start)) == ["2.00"]
+    release = pb.ReleaseHoldRequest(hold_id=held.hold.id, idempotency_key="release")
+    await api.wallets.ReleaseHold(release, metadata=api.service)
+    clock.advance(SECOND)
+    back = await api.post("over back", **refund(over.posting_id))
+
+    assert [(row.amount, row.credit_grant_id) for row in back.transactions] == [("2.50", one.id)]
+    one = (await grants_of(api, WALLET))[1]
+    assert (one.amount, one.overdraft_paid, one.remaining) == ("7.50", "2.50", "5.00")
+    moments = [time.text(start + n * SECOND) for n in range(3)]
+    assert [await left(api, WALLET, as_of=moment) for moment in moments] == [
+        ["2.00"],
+        ["2.50"],
+        ["5.00"],
+    ]
+    stub = StatementServiceStub(api.channel)
+    period = statement_pb.StatementServiceGetRequest(
+        wallet_id=WALLET, start=moments[0], end=time.text(clock.now + SECOND)
+    )
+    said = await stub.Get(period, metadata=api.admin)
+    assert said.closing_balance == (await api.wallet_now()).balance == "5.00"
+
+
+async def test_payers_of_one_overdraft_come_back_as_parts(api: Api, clock: Clock) -> None:
+    """Equal ones in one row, each kind in what the ledger made of it before."""
+    (gone,) = await spent_and_over(api, clock, "1")
+    limit = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="10")
+    await api.wallets.UpdateWallet(limit, metadata=api.admin)
+    over = await api.post("over", **consume("6"))
+    for n in range(2):
+        await api.post(f"paid {n}", **grant("1"))
+    ends = time.text(clock.now + MINUTE)
+    for n in range(2):
+        await api.post(f"bonus {n}", **grant("2", category="promotional", expires_at=ends))
+    clock.advance(MINUTE)
+    await api.post("back", **refund(gone))
+
+    back = await api.post("over back", **refund(over.posting_id))
+
+    assert [row.amount for row in back.transactions] == ["4.00", "2.00"]
+    made = [one for one in await grants_of(api, WALLET) if one.kind == "refund"]
+    assert [(one.amount, one.remaining, one.category) for one in made] == [
+        ("5.00", "5.00", "promotional"),
+        ("2.00", "2.00", "paid"),
+    ]
+    assert back.transactions[0].credit_grant_id == made[0].id
+
+
+#: How the parts of a refund's grant are damaged, and the check that says so.
+REFUND_DAMAGES = {
+    "DELETE FROM grant_parts": "grant_origin",
+    "UPDATE grant_parts SET grant_number = 1": "part_row",
+    "UPDATE grants SET amount = amount + 1 WHERE origin = 3": "grant_amount",
+}
+
+
+async def test_verify_names_a_wrong_part_of_a_refund(
+    ledger: Ledger, database_url: str, store: Store, clock: Clock, tmp_path: Path
+) -> None:
+    """One that is missing, of another grant, or that does not add up."""
+    ends = clock.now + MINUTE
+    await ledger.post(command(give("5", category=Category.PROMOTIONAL, expires_at=ends), key="g"))
+    spent = [await ledger.post(command(Consume("2"), key=f"s{n}")) for n in range(2)]
+    clock.advance(MINUTE)
+    for one in spent:
+        id_ = ids.compose("pst", 1, one.posting.number)
+        await ledger.post(command(Refund(id_), key=f"back {id_}"))
+    await ledger.close()
+    await store.close()
+    assert look(database_url, lambda c: c.execute(schema.grant_parts.select()).all()) != []
+
+    for statement, check in REFUND_DAMAGES.items():
+        if is_file(database_url):
+            found = damaged_file(file_of(database_url), tmp_path / "copy", [statement])
+        else:
+            found = damaged_server(database_url, [statement])
+        assert check in {one.check for one in found}, statement
 
 
 #: How the parts of the second wallet's grant are damaged, and the check that says so.

@@ -33,10 +33,21 @@ class Arrivals:
     def __init__(self, wallet: Wallet, now: int) -> None:
         self._open: dict[_Likeness, Grant] = {}
         self._amounts: dict[_Likeness, int] = {}
+        self._now = now
         for grant in wallet.burning:
-            # A grant whose terms were changed is what somebody made of it.
-            if grant.origin in _MADE and not grant.revision and grant.is_open(now):
+            if self._takes_parts(grant):
                 self._open.setdefault(_likeness(grant), grant)
+
+    def reopen(self, grant: Grant) -> None:
+        """The posting gives something back to a grant that was used up."""
+        if not self._takes_parts(grant):
+            return
+        likeness = _likeness(grant)
+        found = self._open.get(likeness)
+        # As in the wallet, the first in burn order takes parts; what is new is behind it.
+        if found is None or not found.number or grant.burn_key() < found.burn_key():
+            self._open[likeness] = grant
+            self._amounts.pop(likeness, None)
 
     def move(self, kind: int, type_: int, grant: Grant, effective_at: int | None) -> Move:
         """The move that makes the grant, or makes it a part of one that is there."""
@@ -51,6 +62,10 @@ class Arrivals:
         if grant.remaining:
             self._open[likeness], self._amounts[likeness] = grant, grant.amount
         return Move(kind, type_, grant.amount, grant, effective_at, fresh=True)
+
+    def _takes_parts(self, grant: Grant) -> bool:
+        # A grant whose terms were changed is what somebody made of it.
+        return grant.origin in _MADE and not grant.revision and grant.is_open(self._now)
 
 
 def _likeness(grant: Grant) -> _Likeness:

@@ -5,7 +5,7 @@ refund returns them. An event may have been paid by any number of postings, so o
 bounded part of it, and the event says where the next one goes on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -35,14 +35,15 @@ def step(
     event: MeterEvent,
     payments: Payments,
     payers: Sequence[Payer],
+    metadata: Mapping[str, str],
     *,
     now: int,
     returned_ms: int,
 ) -> Returned:
     """Cancel the event, or go on with one that is canceled. The moves have to be carried out.
 
-    `payers`: who paid the wallet's overdrafts back. What a voided grant paid is given back too, as
-    by a refund that is forced: nothing of the event may have happened.
+    `payers`: who paid the wallet's overdrafts back. `metadata`: the posting's. What a voided grant
+    paid is given back too, as by a refund that is forced: nothing of the event may have happened.
     """
     moves: list[Move] = []
     draws: list[Draw] = []
@@ -52,6 +53,7 @@ def step(
         outstanding(event, payments),
         payers,
         effective_at=None,
+        metadata=metadata,
         now=now,
         returned_ms=returned_ms,
         force=True,

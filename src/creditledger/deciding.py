@@ -507,6 +507,7 @@ class Deciding(Writing):
             event,
             self._payments(wallet, event),
             self._payers(wallet),
+            posting.metadata,
             now=now,
             returned_ms=self.returned_ms,
         )

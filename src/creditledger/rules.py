@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger import bills, clock, ids, money, overdraft
+from creditledger.arrivals import Arrivals, words_digest
 from creditledger.books import Move, check_range
 from creditledger.errors import (
     InsufficientCredit,
@@ -153,9 +154,7 @@ def decide(
         moves = _report(wallet, amount, command.effective_at, metered, now)
     else:
         assert isinstance(operation, Refund)
-        moves = _refund(
-            wallet, operation, amount, command.effective_at, references, now, returned_ms
-        )
+        moves = _refund(wallet, operation, amount, command, references, now, returned_ms)
     check_range(wallet, moves, now, quantity=quantity or 0)
     return moves
 
@@ -515,7 +514,7 @@ def _refund(
     wallet: Wallet,
     operation: Refund,
     amount: int | None,
-    effective_at: int | None,
+    command: Command,
     references: References,
     now: int,
     returned_ms: int,
@@ -534,7 +533,8 @@ def _refund(
         wallet,
         draws,
         references.payers.get(wallet.number, ()),
-        effective_at=effective_at,
+        effective_at=command.effective_at,
+        metadata=command.metadata,
         now=now,
         returned_ms=returned_ms,
         force=operation.force,
@@ -572,16 +572,18 @@ def give_back(
     payers: Sequence[Payer],
     *,
     effective_at: int | None,
+    metadata: Mapping[str, str],
     now: int,
     returned_ms: int,
     force: bool,
 ) -> Iterator[tuple[Draw, list[Move]]]:
     """Return these draws: each with its moves, which are in order but not yet carried out.
 
-    `payers`: who paid the wallet's overdrafts back. Raises NotRefundable for what a voided grant
-    paid, unless `force`.
+    `payers`: who paid the wallet's overdrafts back. `metadata`: of the posting, which the grants
+    that it makes have. Raises NotRefundable for what a voided grant paid, unless `force`.
     """
-    back = _GivingBack(wallet, effective_at, now, returned_ms, force=force)
+    words = words_digest(metadata)
+    back = _GivingBack(wallet, effective_at, words, now, returned_ms, force=force)
     for one in draws:
         back.moves = []
         if one.overdraft is None:
@@ -592,6 +594,16 @@ def give_back(
         yield one, back.moves
 
 
+class _Terms(NamedTuple):
+    """Of the credit that comes back where a grant does not take it."""
+
+    category: Category
+    priority: int
+    scope: GrantScope | None
+    expires_at: int | None
+    returned: bool
+
+
 class _GivingBack:
     """What is given back is never better than what was spent."""
 
@@ -599,6 +611,7 @@ class _GivingBack:
         self,
         wallet: Wallet,
         effective_at: int | None,
+        words: str | None,
         now: int,
         returned_ms: int,
         *,
@@ -607,18 +620,23 @@ class _GivingBack:
         self.moves: list[Move] = []  #: Of one draw.
         self._wallet = wallet
         self._effective_at = effective_at
+        self._words = words
         self._now = now
         self._returned_ms = returned_ms
         self._force = force
         self._overdraft_used = wallet.overdraft_used
+        self._arrivals: Arrivals | None = None  #: Most refunds need none: they make no grant.
+        self._reopened: list[Grant] = []  #: Used up before. What comes later may go there too.
 
     def to_grant(self, drawn_on: Grant, amount: int) -> None:
-        """Back to the grant that was drawn on or, if it has ended, in a grant of its own."""
+        """Back to the grant that was drawn on or, if it has ended, as credit like it."""
         self._require_not_voided(drawn_on)
         if not drawn_on.has_ended(self._now) or self._is_over(drawn_on):
             self._move(amount, drawn_on)
+            if not drawn_on.remaining:
+                self._reopened.append(drawn_on)
         else:
-            self._give(drawn_on, amount)
+            self._give(self._terms(drawn_on), amount)
 
     def to_overdraft(self, one: Draw, drawn: OverdraftDraw, payers: Sequence[Payer]) -> None:
         """What nothing has paid back is owed no more; the rest comes back as what paid it."""
@@ -627,25 +645,31 @@ class _GivingBack:
             self._move(owed, None, overdraft=drawn)
             self._overdraft_used -= owed
         rest = one.amount - owed
+        # One row for all payers in succession that come back in the same way.
+        pieces: list[tuple[Grant | _Terms, int]] = []
         for number, part in overdraft.paid_by(drawn, one.returned + owed, rest, payers):
             payer = self._wallet.grants[number]
             self._require_not_voided(payer)
             if self._is_over(payer):
-                self._move(part, payer, overdraft=drawn)
+                pieces.append((payer, part))
+                continue
+            # As good as the one that paid, whose own part was never spendable.
+            terms = self._terms(payer)
+            before = 0
+            if pieces and pieces[-1][0] == terms:
+                before = pieces.pop()[1]
+            pieces.append((terms, before + part))
+        for back, part in pieces:
+            if isinstance(back, Grant):
+                self._move(part, back, overdraft=drawn)
             else:
-                # As good as the one that paid, whose own part was never spendable.
-                self._give(payer, part, drawn)
+                self._give(back, part, drawn)
 
     def _move(
-        self,
-        amount: int,
-        grant: Grant | None,
-        *,
-        fresh: bool = False,
-        overdraft: OverdraftDraw | None = None,
+        self, amount: int, grant: Grant | None, *, overdraft: OverdraftDraw | None = None
     ) -> None:
         self.moves.append(
-            Move(_REFUND, _ADJUSTMENT, amount, grant, self._effective_at, fresh, overdraft)
+            Move(_REFUND, _ADJUSTMENT, amount, grant, self._effective_at, overdraft=overdraft)
         )
 
     def _require_not_voided(self, grant: Grant) -> None:
@@ -659,39 +683,36 @@ class _GivingBack:
         """Whether it came back once already, and its end has passed: it gets no new one."""
         return grant.returned and grant.voided_at is None and grant.has_ended(self._now)
 
-    def _give(self, like: Grant, amount: int, drawn: OverdraftDraw | None = None) -> None:
+    def _terms(self, like: Grant) -> _Terms:
         expires_at, returned = like.expires_at, like.returned
         if like.has_ended(self._now):
             if like.category is Category.PAID:
                 expires_at = None
             elif not returned or expires_at is None or expires_at <= self._now:
                 expires_at, returned = _full_hour(self._now + self._returned_ms), True
-        paid = min(self._overdraft_used, amount) if like.scope is None else 0
-        self._overdraft_used -= paid
-        last = self.moves[-1] if self.moves else None
-        if last is not None and last.fresh and last.grant is not None:
-            made = last.grant
-            terms = (like.category, like.priority, like.scope, expires_at, returned)
-            if terms == (made.category, made.priority, made.scope, made.expires_at, made.returned):
-                # One row for all payers that come back in the same way.
-                made.amount += amount
-                made.overdraft_paid += paid
-                made.remaining += amount - paid
-                self.moves[-1] = last._replace(amount=made.amount)
-                return
+        return _Terms(like.category, like.priority, like.scope, expires_at, returned)
+
+    def _give(self, terms: _Terms, amount: int, drawn: OverdraftDraw | None = None) -> None:
+        """A grant of these terms, or a part of one that the ledger made."""
         grant = _new_grant(
             self._wallet,
             amount,
-            like.category,
+            terms.category,
             self._now,
-            overdraft_used=paid,
-            priority=like.priority,
-            expires_at=expires_at,
-            scope=like.scope,
+            overdraft_used=self._overdraft_used,
+            priority=terms.priority,
+            expires_at=terms.expires_at,
+            scope=terms.scope,
             origin=Origin.REFUND,
         )
-        grant.returned = returned
-        self._move(amount, grant, fresh=True, overdraft=drawn)
+        grant.returned, grant.words = terms.returned, self._words
+        self._overdraft_used -= grant.overdraft_paid
+        if self._arrivals is None:
+            self._arrivals = Arrivals(self._wallet, self._now)
+        while self._reopened:
+            self._arrivals.reopen(self._reopened.pop())
+        move = self._arrivals.move(_REFUND, _ADJUSTMENT, grant, self._effective_at)
+        self.moves.append(move._replace(overdraft=drawn))
 
 
 def _full_hour(moment: int) -> int:

@@ -80,8 +80,8 @@ class CreditGrant(_message.Message):
     livemode: _builtins.bool
     """True for live, false for test."""
     amount: _builtins.str
-    """How much was given, with all its parts: what a transfer brings becomes a part of an equal open
-    grant that the ledger made, and each part is a row of its own.
+    """How much was given, with all its parts: what a transfer brings or a refund makes becomes a part
+    of an equal open grant that the ledger made, and each part is a row of its own.
     """
     overdraft_paid: _builtins.str
     """How much of it paid back an overdraft: as it was given, as it began or as it ended. That part

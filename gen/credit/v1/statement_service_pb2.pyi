@@ -292,7 +292,7 @@ class StatementGrant(_message.Message):
     voided: _builtins.str
     """What was taken back by voiding it."""
     refunded: _builtins.str
-    """What refunds returned, or gave as a new grant."""
+    """What refunds returned, or gave as a new grant or a part of one."""
     transferred_in: _builtins.str
     """What came from other wallets."""
     transferred_out: _builtins.str

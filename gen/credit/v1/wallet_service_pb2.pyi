@@ -2401,8 +2401,8 @@ class TransferResponse(_message.Message):
 
     @_builtins.property
     def received(self) -> Global___Posting:
-        """The posting in the receiving wallet: a row of kind transfer_in, with a grant of its own, for
-        each grant drawn.
+        """The posting in the receiving wallet: a row of kind transfer_in, with a grant of its own or
+        as a part of one, for each grant drawn.
         """
 
     def __init__(
