@@ -76,7 +76,8 @@ hold_step: r.nth > 1 AND CASE p.operation
 _DRAW = """SELECT 1 FROM credit_transactions AS s WHERE s.wallet_number = o.wallet_number
       AND s.sequence >= o.first_sequence AND s.sequence < o.first_sequence + o.row_count"""
 
-#: What is refunded goes to where it was drawn, or to a grant that was made for it.
+#: What is refunded goes to where it was drawn, or to a grant that was made for it. What comes back
+#: of a canceled event names the event, which any number of postings may have paid, and no posting.
 REFUND_SOURCES = Pass(
     "sources of refunds",
     f"""(SELECT * FROM credit_transactions WHERE kind = $REFUND) AS t
@@ -87,9 +88,10 @@ REFUND_SOURCES = Pass(
       ON m.wallet_number = t.wallet_number AND m.sequence = t.grant_number""",  # noqa: S608 # constants
     ("t.wallet_number", "t.sequence"),
     f"""
-refund_source: t.grant_number IS NULL AND NOT EXISTS ({_DRAW} AND s.grant_number IS NULL)
-    OR m.kind NOT IN ($REFUND, $TRANSFER_IN)
-       AND NOT EXISTS ({_DRAW} AND (s.grant_number IS NULL OR s.grant_number = t.grant_number))
+refund_source: p.operation NOT IN ($OP_CANCEL, $OP_RETURN)
+    AND (t.grant_number IS NULL AND NOT EXISTS ({_DRAW} AND s.grant_number IS NULL)
+      OR m.kind NOT IN ($REFUND, $TRANSFER_IN)
+        AND NOT EXISTS ({_DRAW} AND (s.grant_number IS NULL OR s.grant_number = t.grant_number)))
     -- it returns to grant {{t.grant_number}}, which posting {{p.refund_of}} did not draw on
 """,
 )
