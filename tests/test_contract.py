@@ -28,6 +28,8 @@ CAMEL_CASE = {"ListApiKeyBillsRequest", "ListApiKeyBillsResponse", "ApiKeyBill"}
 #: The published APIs spell these their own way: (message, field) -> JSON name.
 SPELLED_OTHERWISE = {
     ("CreditTransaction", "credit_grant"): "creditGrant",
+    ("CreditTransaction", "payment_currency"): "paymentCurrency",
+    ("CreditTransaction", "meter_event"): "meterEvent",
     ("CreditTransactionServiceListRequest", "page_size"): "pageSize",
     ("CreditTransactionPaging", "page_size"): "pageSize",
     ("ApiKeyBill", "owner_id"): "ownerID",

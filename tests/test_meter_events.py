@@ -96,6 +96,12 @@ class Kit:
         wallet: Json = one
         return wallet
 
+    async def rows(self) -> list[Json]:
+        """The customer's credit transactions, newest first."""
+        found = await self.send("GET", TRANSACTIONS, customer_id=self.customer)
+        rows: list[Json] = found["list"]
+        return rows
+
     async def send_plain(self, path: str, **query: Any) -> Json:
         """The body of a GET."""
         return await self.served.body(path, self.key, **query)
@@ -153,6 +159,7 @@ async def test_a_meter(kit: Kit) -> None:
             "decimal": 6,
             "type": "credit",
         },
+        "created_via": "api",
     }
     again = {"name": "Calls", "event_name": kit.event_name, "unit": "call"}
     assert await kit.send("POST", METERS, again) == made
@@ -252,6 +259,7 @@ async def test_an_event_is_paid_as_far_as_there_is_credit(kit: Kit) -> None:
             "unit": "call",
         },
         "paymentCurrency": kit.meter["paymentCurrency"],
+        "created_via": "api",
     }
     assert (wallet["balance"], wallet["available"], wallet["overdraft_used"]) == ("0.00",) * 3
     assert wallet["currency"] == "CREDIT"
@@ -268,6 +276,14 @@ async def test_an_event_is_paid_as_far_as_there_is_credit(kit: Kit) -> None:
     (row,) = [one for one in rows if one["type"] == "consumption"]
     assert (row["amount"], row["kind"], row["meter_event_id"]) == ("-3.00", "usage", "evt_1")
     assert row["meter_id"] == kit.meter["id"]
+    assert (row["meter_event_name"], row["meter_unit"]) == (kit.event_name, "call")
+    assert row["paymentCurrency"] == kit.meter["paymentCurrency"]
+    # What is not shown of the event beside a row.
+    beside = {"metadata", "meter_id", "wallet_id", "posting_id", "customer", "meter",
+              "paymentCurrency", "created_via"}  # fmt: skip
+    shown = {name: value for name, value in after.items() if name not in beside}
+    assert row["meterEvent"] == shown
+    assert [one.get("meterEvent") for one in rows if one["type"] == "grant"] == [None]
 
     second = await kit.report("4", "evt_2")
     assert paid(second) == ("completed", "4.00", "0.00")
@@ -275,6 +291,29 @@ async def test_an_event_is_paid_as_far_as_there_is_credit(kit: Kit) -> None:
     assert paid(third) == ("requires_capture", "3.00", "2.00")
     summary = await kit.send("GET", SUMMARY, customer_id=kit.customer, meter_id=kit.meter["id"])
     assert (summary["total_credit_amount"], summary["transaction_count"]) == ("-10.00", 3)
+
+
+async def test_rows_name_the_event_they_are_of(kit: Kit) -> None:
+    """What reports, pays or cancels an event shows it as it is now; a caller's word names none."""
+    made = await kit.report("3", "evt_row")
+    await kit.post({"grant": {"amount": "2"}})
+    (paying,) = [one for one in await kit.rows() if one["type"] == "consumption"]
+    assert paid(paying["meterEvent"]) == ("requires_capture", "2.00", "1.00")
+
+    await kit.post({"grant": {"amount": "10"}})
+    await kit.post({"consumption": {"amount": "1", "meter_event_id": "evt_row"}})
+    await kit.send("POST", f"{EVENTS}/{made['id']}:cancel", {})
+    rows = await kit.rows()
+    of_it = [one for one in rows if "meterEvent" in one]
+    assert sorted((one["kind"], one["amount"]) for one in of_it) == [
+        *(("refund", "1.00"), ("refund", "2.00"), ("usage", "-1.00"), ("usage", "-2.00")),
+    ]
+    assert {one["meterEvent"]["id"] for one in of_it} == {made["id"]}
+    assert {paid(one["meterEvent"]) for one in of_it} == {("canceled", "0.00", "0.00")}
+    assert {one["meterEvent"]["event_name"] for one in of_it} == {kit.event_name}
+    assert all("meter" not in one for one in of_it if one["kind"] == "refund")
+    (own,) = [one for one in rows if one["kind"] == "usage" and one not in of_it]
+    assert own["meter_event_id"] == "evt_row"
 
 
 async def test_the_oldest_is_paid_first(kit: Kit) -> None:

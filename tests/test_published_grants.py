@@ -110,8 +110,12 @@ async def test_a_grant(giving: Giving) -> None:
         "updated_at": time.text(NOW),
         "wallet_id": made["wallet_id"],
         "paymentCurrency": made["paymentCurrency"],
+        "customer": {"id": giving.customer, "name": "Acme", "email": "a@example.com"},
+        "created_via": "api",
+        "created_by": made["created_by"],
     }
     assert made["paymentCurrency"]["decimal"] == 6
+    assert "created_by" not in await giving.give("1", category="paid")
     assert await giving.get(f"/{made['id']}") == made
     rows = await giving.served.body("/api/credit-transactions", giving.key, source="Payments",
                                     customer_id=giving.customer)  # fmt: skip

@@ -122,7 +122,8 @@ async def every_type(served: Served) -> tuple[Account, list[Json]]:
     mine = Account(
         customer, wallet, await served.key("customer", customer), await served.key("admin")
     )
-    meter = await served.meter(name="API Calls")
+    of_meter = {"event_name": f"calls of {customer}", "unit": "call"}
+    meter = await served.meter(name="API Calls", **of_meter)
     subscription = await served.subscription(customer)
     stripe = {"provider": "stripe", "receipt_id": "ch_1", "method": "card_visa_4242"}
     ends = time.text(START + time.DAY)
@@ -189,7 +190,7 @@ async def every_type(served: Served) -> tuple[Account, list[Json]]:
             "updated_at": at,
             "metadata": metadata or {},
             "customer": {"id": customer, "name": "Zoë & Søn", "email": "zoe@example.com"},
-            "meter": {"id": meter, "name": "API Calls"} if used else None,
+            "meter": {"id": meter, "name": "API Calls", **of_meter} if used else None,
             "subscription": {"id": subscription} if used else None,
             "creditGrant": drawn,
             "wallet_id": wallet,
@@ -199,7 +200,14 @@ async def every_type(served: Served) -> tuple[Account, list[Json]]:
             "currency_id": "USD",
             "effective_at": rest.get("effective_at", at),
             **optional,
-        }
+            "object": "credit_transaction",
+            "credit_amount": amounts[0],
+            "meter_event_name": of_meter["event_name"] if used else None,
+            "meter_unit": of_meter["unit"] if used else None,
+            "paymentCurrency": {
+                "id": "USD", "name": "US dollar", "symbol": "USD", "decimal": 9, "type": "credit",
+            },
+        }  # fmt: skip
         return {name: value for name, value in shown.items() if value is not None}
 
     used = {"meter_id": meter, "subscription_id": subscription, "meter_event_id": "me_7"}
@@ -234,7 +242,7 @@ def with_made_ids(actual: Sequence[Json], expected: Sequence[Json]) -> list[Json
 
 
 async def test_a_list_shows_rows_of_every_type(served: Served) -> None:
-    """Newest first, expanded, 14 attributes of the document in its order, then ours; no nulls."""
+    """Newest first, expanded, as the document orders it, then ours and the client's; no nulls."""
     mine, rows = await every_type(served)
 
     body = await served.body(TRANSACTIONS, mine.key)

@@ -310,6 +310,24 @@ class MeterEvent:
     #: nothing is.
     return_below: int | None = None
 
+    @property
+    def status(self) -> str:
+        """`canceled`, `requires_capture` while something is unpaid, else `completed`."""
+        if self.canceled_at is not None:
+            return "canceled"
+        return "requires_capture" if self.unpaid else "completed"
+
+    @property
+    def consumed(self) -> int:
+        """What has been drawn for it so far; of a canceled one all comes back."""
+        return 0 if self.canceled_at is not None else self.value - self.unpaid
+
+    @property
+    def updated_at(self) -> int:
+        """When it was canceled, else when it was paid wholly, else when it was reported."""
+        changes = (self.canceled_at, self.paid_at)
+        return next((at for at in changes if at is not None), self.created_at)
+
 
 @dataclass(slots=True, eq=False)
 class SpendLimit:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from creditledger import ids
-from creditledger.model import Annotation, Dimension, Grant, Hold, Posting, Row
+from creditledger.model import Annotation, Dimension, Grant, Hold, MeterEvent, Posting, Row
+from creditledger.registry import Currency
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,14 @@ class WalletPlace:
     rows_before: int = 0  #: Of the customer's earlier wallets; only exports read it.
 
 
+class TransactionMeter(NamedTuple):
+    """What a list shows of a meter beside its id."""
+
+    name: str
+    event_name: str
+    unit: str
+
+
 @dataclass(frozen=True, slots=True)
 class Transaction:
     """One credit transaction with all that a list shows of it."""
@@ -29,8 +38,10 @@ class Transaction:
     dimension: Dimension
     wallet: WalletPlace
     customer: tuple[str, str]  #: Name and e-mail address.
-    meter_name: str | None
+    currency: Currency
+    meter: TransactionMeter | None  #: Of the row, else of its event.
     grant: Grant | None
+    event: MeterEvent | None  #: That its posting reports, pays or cancels, as it is now.
 
 
 class HeldCredit(NamedTuple):
@@ -49,6 +60,7 @@ class GivenGrant:
     wallet_number: int
     grant: Grant  #: With what open holds have of it.
     wallet: WalletPlace
+    customer: tuple[str, str]  #: Name and e-mail address.
     now: int  #: The wallet's time.
     kind: int  #: Of the row that made it.
     posting: Posting  #: That gave it; without its rows.

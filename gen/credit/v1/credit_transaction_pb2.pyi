@@ -24,7 +24,7 @@ DESCRIPTOR: _descriptor.FileDescriptor
 class CreditTransaction(_message.Message):
     """One immutable signed row of the ledger, on one wallet and at most one grant. The first fourteen
     fields and the expanded ones after them have the names and the order of the published API; the
-    fields of this ledger's own follow.
+    fields of this ledger's own follow, and last what the types of the published client name beside.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -75,6 +75,12 @@ class CreditTransaction(_message.Message):
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    CREDIT_AMOUNT_FIELD_NUMBER: _builtins.int
+    METER_EVENT_NAME_FIELD_NUMBER: _builtins.int
+    METER_UNIT_FIELD_NUMBER: _builtins.int
+    PAYMENT_CURRENCY_FIELD_NUMBER: _builtins.int
+    METER_EVENT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `ct_` and 26 characters. The text order of the ids of one wallet is the order of its rows.
     Empty in the answer to a posting with validate_only.
@@ -127,6 +133,14 @@ class CreditTransaction(_message.Message):
     """
     note: _builtins.str
     """The note that the posting gave for people. Absent where it gave none."""
+    object: _builtins.str
+    """Always `credit_transaction`. Present in reads only, as all fields that follow."""
+    credit_amount: _builtins.str
+    """Equal to amount: what total_credit_amount of a summary adds up."""
+    meter_event_name: _builtins.str
+    """Name of the events that the meter counts. Absent where the row has no meter."""
+    meter_unit: _builtins.str
+    """What one of the meter's quantities is, for example `token`. Absent where the row has no meter."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The metadata that the posting gave; {} where it gave none."""
@@ -150,6 +164,16 @@ class CreditTransaction(_message.Message):
     @_builtins.property
     def source(self) -> Global___TransactionSource:
         """Where the movement came from. Absent where nothing is known of it."""
+
+    @_builtins.property
+    def payment_currency(self) -> Global___TransactionCurrency:
+        """The wallet's currency."""
+
+    @_builtins.property
+    def meter_event(self) -> Global___TransactionMeterEvent:
+        """The meter event that the row's posting reports, pays or cancels, as the event is now: other
+        than the row, it changes. Absent on other rows.
+        """
 
     def __init__(
         self,
@@ -180,11 +204,19 @@ class CreditTransaction(_message.Message):
         effective_at: _builtins.str = ...,
         note: _builtins.str | None = ...,
         source: Global___TransactionSource | None = ...,
+        object: _builtins.str | None = ...,
+        credit_amount: _builtins.str | None = ...,
+        meter_event_name: _builtins.str | None = ...,
+        meter_unit: _builtins.str | None = ...,
+        payment_currency: Global___TransactionCurrency | None = ...,
+        meter_event: Global___TransactionMeterEvent | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_grant", b"_credit_grant", "_credit_grant_id", b"_credit_grant_id", "_customer", b"_customer", "_description", b"_description", "_meter", b"_meter", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_note", b"_note", "_source", b"_source", "_subscription", b"_subscription", "_subscription_id", b"_subscription_id", "credit_grant", b"credit_grant", "credit_grant_id", b"credit_grant_id", "customer", b"customer", "description", b"description", "meter", b"meter", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "note", b"note", "source", b"source", "subscription", b"subscription", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_amount", b"_credit_amount", "_credit_grant", b"_credit_grant", "_credit_grant_id", b"_credit_grant_id", "_customer", b"_customer", "_description", b"_description", "_meter", b"_meter", "_meter_event", b"_meter_event", "_meter_event_id", b"_meter_event_id", "_meter_event_name", b"_meter_event_name", "_meter_id", b"_meter_id", "_meter_unit", b"_meter_unit", "_note", b"_note", "_object", b"_object", "_payment_currency", b"_payment_currency", "_source", b"_source", "_subscription", b"_subscription", "_subscription_id", b"_subscription_id", "credit_amount", b"credit_amount", "credit_grant", b"credit_grant", "credit_grant_id", b"credit_grant_id", "customer", b"customer", "description", b"description", "meter", b"meter", "meter_event", b"meter_event", "meter_event_id", b"meter_event_id", "meter_event_name", b"meter_event_name", "meter_id", b"meter_id", "meter_unit", b"meter_unit", "note", b"note", "object", b"object", "payment_currency", b"payment_currency", "source", b"source", "subscription", b"subscription", "subscription_id", b"subscription_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_grant", b"_credit_grant", "_credit_grant_id", b"_credit_grant_id", "_customer", b"_customer", "_description", b"_description", "_meter", b"_meter", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_note", b"_note", "_source", b"_source", "_subscription", b"_subscription", "_subscription_id", b"_subscription_id", "amount", b"amount", "created_at", b"created_at", "credit_grant", b"credit_grant", "credit_grant_id", b"credit_grant_id", "currency_id", b"currency_id", "customer", b"customer", "customer_id", b"customer_id", "description", b"description", "effective_at", b"effective_at", "id", b"id", "kind", b"kind", "livemode", b"livemode", "metadata", b"metadata", "meter", b"meter", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "note", b"note", "posting_id", b"posting_id", "running_balance", b"running_balance", "sequence", b"sequence", "source", b"source", "subscription", b"subscription", "subscription_id", b"subscription_id", "type", b"type", "updated_at", b"updated_at", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_amount", b"_credit_amount", "_credit_grant", b"_credit_grant", "_credit_grant_id", b"_credit_grant_id", "_customer", b"_customer", "_description", b"_description", "_meter", b"_meter", "_meter_event", b"_meter_event", "_meter_event_id", b"_meter_event_id", "_meter_event_name", b"_meter_event_name", "_meter_id", b"_meter_id", "_meter_unit", b"_meter_unit", "_note", b"_note", "_object", b"_object", "_payment_currency", b"_payment_currency", "_source", b"_source", "_subscription", b"_subscription", "_subscription_id", b"_subscription_id", "amount", b"amount", "created_at", b"created_at", "credit_amount", b"credit_amount", "credit_grant", b"credit_grant", "credit_grant_id", b"credit_grant_id", "currency_id", b"currency_id", "customer", b"customer", "customer_id", b"customer_id", "description", b"description", "effective_at", b"effective_at", "id", b"id", "kind", b"kind", "livemode", b"livemode", "metadata", b"metadata", "meter", b"meter", "meter_event", b"meter_event", "meter_event_id", b"meter_event_id", "meter_event_name", b"meter_event_name", "meter_id", b"meter_id", "meter_unit", b"meter_unit", "note", b"note", "object", b"object", "payment_currency", b"payment_currency", "posting_id", b"posting_id", "running_balance", b"running_balance", "sequence", b"sequence", "source", b"source", "subscription", b"subscription", "subscription_id", b"subscription_id", "type", b"type", "updated_at", b"updated_at", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__credit_amount: _TypeAlias = _typing.Literal["credit_amount"]  # noqa: Y015
+    _WhichOneofArgType__credit_amount: _TypeAlias = _typing.Literal["_credit_amount", b"_credit_amount"]  # noqa: Y015
     _WhichOneofReturnType__credit_grant: _TypeAlias = _typing.Literal["credit_grant"]  # noqa: Y015
     _WhichOneofArgType__credit_grant: _TypeAlias = _typing.Literal["_credit_grant", b"_credit_grant"]  # noqa: Y015
     _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
@@ -195,18 +227,30 @@ class CreditTransaction(_message.Message):
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__meter: _TypeAlias = _typing.Literal["meter"]  # noqa: Y015
     _WhichOneofArgType__meter: _TypeAlias = _typing.Literal["_meter", b"_meter"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event: _TypeAlias = _typing.Literal["meter_event"]  # noqa: Y015
+    _WhichOneofArgType__meter_event: _TypeAlias = _typing.Literal["_meter_event", b"_meter_event"]  # noqa: Y015
     _WhichOneofReturnType__meter_event_id: _TypeAlias = _typing.Literal["meter_event_id"]  # noqa: Y015
     _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
+    _WhichOneofReturnType__meter_event_name: _TypeAlias = _typing.Literal["meter_event_name"]  # noqa: Y015
+    _WhichOneofArgType__meter_event_name: _TypeAlias = _typing.Literal["_meter_event_name", b"_meter_event_name"]  # noqa: Y015
     _WhichOneofReturnType__meter_id: _TypeAlias = _typing.Literal["meter_id"]  # noqa: Y015
     _WhichOneofArgType__meter_id: _TypeAlias = _typing.Literal["_meter_id", b"_meter_id"]  # noqa: Y015
+    _WhichOneofReturnType__meter_unit: _TypeAlias = _typing.Literal["meter_unit"]  # noqa: Y015
+    _WhichOneofArgType__meter_unit: _TypeAlias = _typing.Literal["_meter_unit", b"_meter_unit"]  # noqa: Y015
     _WhichOneofReturnType__note: _TypeAlias = _typing.Literal["note"]  # noqa: Y015
     _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
+    _WhichOneofReturnType__object: _TypeAlias = _typing.Literal["object"]  # noqa: Y015
+    _WhichOneofArgType__object: _TypeAlias = _typing.Literal["_object", b"_object"]  # noqa: Y015
+    _WhichOneofReturnType__payment_currency: _TypeAlias = _typing.Literal["payment_currency"]  # noqa: Y015
+    _WhichOneofArgType__payment_currency: _TypeAlias = _typing.Literal["_payment_currency", b"_payment_currency"]  # noqa: Y015
     _WhichOneofReturnType__source: _TypeAlias = _typing.Literal["source"]  # noqa: Y015
     _WhichOneofArgType__source: _TypeAlias = _typing.Literal["_source", b"_source"]  # noqa: Y015
     _WhichOneofReturnType__subscription: _TypeAlias = _typing.Literal["subscription"]  # noqa: Y015
     _WhichOneofArgType__subscription: _TypeAlias = _typing.Literal["_subscription", b"_subscription"]  # noqa: Y015
     _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_amount) -> _WhichOneofReturnType__credit_amount | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant) -> _WhichOneofReturnType__credit_grant | None: ...
     @_typing.overload
@@ -218,11 +262,21 @@ class CreditTransaction(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meter) -> _WhichOneofReturnType__meter | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event) -> _WhichOneofReturnType__meter_event | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_name) -> _WhichOneofReturnType__meter_event_name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_id) -> _WhichOneofReturnType__meter_id | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_unit) -> _WhichOneofReturnType__meter_unit | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__object) -> _WhichOneofReturnType__object | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__payment_currency) -> _WhichOneofReturnType__payment_currency | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__source) -> _WhichOneofReturnType__source | None: ...
     @_typing.overload
@@ -356,23 +410,186 @@ class TransactionMeter(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    UNIT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `mtr_…`."""
     name: _builtins.str
     """Name as registered."""
+    event_name: _builtins.str
+    """Name of the events it counts."""
+    unit: _builtins.str
+    """What one of its quantities is, for example `token`."""
     def __init__(
         self,
         *,
         id: _builtins.str = ...,
         name: _builtins.str = ...,
+        event_name: _builtins.str | None = ...,
+        unit: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_event_name", b"_event_name", "_unit", b"_unit", "event_name", b"event_name", "unit", b"unit"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_event_name", b"_event_name", "_unit", b"_unit", "event_name", b"event_name", "id", b"id", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__event_name: _TypeAlias = _typing.Literal["event_name"]  # noqa: Y015
+    _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__unit: _TypeAlias = _typing.Literal["unit"]  # noqa: Y015
+    _WhichOneofArgType__unit: _TypeAlias = _typing.Literal["_unit", b"_unit"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__unit) -> _WhichOneofReturnType__unit | None: ...
+
+Global___TransactionMeter: _TypeAlias = TransactionMeter  # noqa: Y015
+
+@_typing.final
+class TransactionCurrency(_message.Message):
+    """The currency of a transaction, as reads expand it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    DECIMAL_FIELD_NUMBER: _builtins.int
+    TYPE_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id, which is its code, for example `CREDIT`."""
+    name: _builtins.str
+    """Name for people."""
+    symbol: _builtins.str
+    """Its code."""
+    decimal: _builtins.int
+    """Digits after the point that amounts may have, 0 to 9."""
+    type: _builtins.str
+    """Always `credit`."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        symbol: _builtins.str = ...,
+        decimal: _builtins.int = ...,
+        type: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["id", b"id", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decimal", b"decimal", "id", b"id", "name", b"name", "symbol", b"symbol", "type", b"type"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___TransactionMeter: _TypeAlias = TransactionMeter  # noqa: Y015
+Global___TransactionCurrency: _TypeAlias = TransactionCurrency  # noqa: Y015
+
+@_typing.final
+class TransactionMeterEvent(_message.Message):
+    """The meter event of a transaction, as reads expand it. Its metadata is in the event itself."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    OBJECT_FIELD_NUMBER: _builtins.int
+    EVENT_NAME_FIELD_NUMBER: _builtins.int
+    PAYLOAD_FIELD_NUMBER: _builtins.int
+    IDENTIFIER_FIELD_NUMBER: _builtins.int
+    TIMESTAMP_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CREDIT_CONSUMED_FIELD_NUMBER: _builtins.int
+    CREDIT_PENDING_FIELD_NUMBER: _builtins.int
+    PROCESSED_AT_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    UPDATED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id, `me_…`."""
+    object: _builtins.str
+    """Always `meter_event`."""
+    event_name: _builtins.str
+    """Name of the events that its meter counts."""
+    identifier: _builtins.str
+    """The reporter's name for it."""
+    timestamp: _builtins.float
+    """When it happened, Unix time in whole seconds."""
+    status: _builtins.str
+    """`completed` where nothing is unpaid, else `requires_capture`; `canceled` where it was taken
+    back.
+    """
+    credit_consumed: _builtins.str
+    """What has been drawn for it so far, in the wallet's currency; 0 of a canceled one."""
+    credit_pending: _builtins.str
+    """What is unpaid, in the wallet's currency."""
+    processed_at: _builtins.float
+    """When nothing was unpaid any more, Unix time in whole seconds. Absent before."""
+    livemode: _builtins.bool
+    """True on a live wallet, false on a test wallet."""
+    created_at: _builtins.str
+    """When it was reported: RFC 3339 in UTC with three fraction digits."""
+    updated_at: _builtins.str
+    """When it was canceled, else when it was paid wholly, else when it was reported: RFC 3339 in UTC
+    with three fraction digits.
+    """
+    @_builtins.property
+    def payload(self) -> Global___TransactionMeterEventPayload:
+        """Who and how much, as reported."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        object: _builtins.str = ...,
+        event_name: _builtins.str = ...,
+        payload: Global___TransactionMeterEventPayload | None = ...,
+        identifier: _builtins.str = ...,
+        timestamp: _builtins.float = ...,
+        status: _builtins.str = ...,
+        credit_consumed: _builtins.str = ...,
+        credit_pending: _builtins.str = ...,
+        processed_at: _builtins.float | None = ...,
+        livemode: _builtins.bool = ...,
+        created_at: _builtins.str = ...,
+        updated_at: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at", "payload", b"payload", "processed_at", b"processed_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at", "created_at", b"created_at", "credit_consumed", b"credit_consumed", "credit_pending", b"credit_pending", "event_name", b"event_name", "id", b"id", "identifier", b"identifier", "livemode", b"livemode", "object", b"object", "payload", b"payload", "processed_at", b"processed_at", "status", b"status", "timestamp", b"timestamp", "updated_at", b"updated_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__processed_at: _TypeAlias = _typing.Literal["processed_at"]  # noqa: Y015
+    _WhichOneofArgType__processed_at: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__processed_at) -> _WhichOneofReturnType__processed_at | None: ...
+
+Global___TransactionMeterEvent: _TypeAlias = TransactionMeterEvent  # noqa: Y015
+
+@_typing.final
+class TransactionMeterEventPayload(_message.Message):
+    """Who and how much a meter event is about."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    SUBSCRIPTION_ID_FIELD_NUMBER: _builtins.int
+    customer_id: _builtins.str
+    """Id of the customer whose wallet pays."""
+    value: _builtins.str
+    """What it costs, in the wallet's currency."""
+    subscription_id: _builtins.str
+    """Id of the subscription it belongs to. Absent where it names none."""
+    def __init__(
+        self,
+        *,
+        customer_id: _builtins.str = ...,
+        value: _builtins.str = ...,
+        subscription_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id", "subscription_id", b"subscription_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id", "customer_id", b"customer_id", "subscription_id", b"subscription_id", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
+    _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+
+Global___TransactionMeterEventPayload: _TypeAlias = TransactionMeterEventPayload  # noqa: Y015
 
 @_typing.final
 class TransactionSubscription(_message.Message):

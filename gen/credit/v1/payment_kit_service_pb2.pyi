@@ -58,6 +58,7 @@ class CreditMeter(_message.Message):
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     PAYMENT_CURRENCY_FIELD_NUMBER: _builtins.int
+    CREATED_VIA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `mtr_…`."""
     object: _builtins.str
@@ -82,6 +83,8 @@ class CreditMeter(_message.Message):
     """When it was registered: RFC 3339 in UTC with three fraction digits."""
     updated_at: _builtins.str
     """When it was changed last: RFC 3339 in UTC with three fraction digits."""
+    created_via: _builtins.str
+    """How it came to be: always `api`, for calls of the API make all of them."""
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words; {} where there are none."""
@@ -107,17 +110,22 @@ class CreditMeter(_message.Message):
         created_at: _builtins.str = ...,
         updated_at: _builtins.str = ...,
         payment_currency: Global___CreditCurrency | None = ...,
+        created_via: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_description", b"_description", "_payment_currency", b"_payment_currency", "currency_id", b"currency_id", "description", b"description", "payment_currency", b"payment_currency"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_via", b"_created_via", "_currency_id", b"_currency_id", "_description", b"_description", "_payment_currency", b"_payment_currency", "created_via", b"created_via", "currency_id", b"currency_id", "description", b"description", "payment_currency", b"payment_currency"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_description", b"_description", "_payment_currency", b"_payment_currency", "aggregation_method", b"aggregation_method", "created_at", b"created_at", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "status", b"status", "unit", b"unit", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_via", b"_created_via", "_currency_id", b"_currency_id", "_description", b"_description", "_payment_currency", b"_payment_currency", "aggregation_method", b"aggregation_method", "created_at", b"created_at", "created_via", b"created_via", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "status", b"status", "unit", b"unit", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__created_via: _TypeAlias = _typing.Literal["created_via"]  # noqa: Y015
+    _WhichOneofArgType__created_via: _TypeAlias = _typing.Literal["_created_via", b"_created_via"]  # noqa: Y015
     _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
     _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__payment_currency: _TypeAlias = _typing.Literal["payment_currency"]  # noqa: Y015
     _WhichOneofArgType__payment_currency: _TypeAlias = _typing.Literal["_payment_currency", b"_payment_currency"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_via) -> _WhichOneofReturnType__created_via | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__currency_id) -> _WhichOneofReturnType__currency_id | None: ...
     @_typing.overload
@@ -762,6 +770,7 @@ class CreditMeterEvent(_message.Message):
     CUSTOMER_FIELD_NUMBER: _builtins.int
     METER_FIELD_NUMBER: _builtins.int
     PAYMENT_CURRENCY_FIELD_NUMBER: _builtins.int
+    CREATED_VIA_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `me_…`."""
     object: _builtins.str
@@ -800,6 +809,8 @@ class CreditMeterEvent(_message.Message):
     """Id of the wallet that pays."""
     posting_id: _builtins.str
     """Id of the posting that reported it; what was paid later has postings of its own."""
+    created_via: _builtins.str
+    """How it came to be: always `api`, for calls of the API make all of them."""
     @_builtins.property
     def payload(self) -> Global___MeterEventPayload:
         """Who and how much, as reported."""
@@ -843,13 +854,19 @@ class CreditMeterEvent(_message.Message):
         customer: Global___MeterEventCustomer | None = ...,
         meter: Global___MeterEventMeter | None = ...,
         payment_currency: Global___CreditCurrency | None = ...,
+        created_via: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at", "customer", b"customer", "meter", b"meter", "payload", b"payload", "payment_currency", b"payment_currency", "processed_at", b"processed_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_created_via", b"_created_via", "_processed_at", b"_processed_at", "created_via", b"created_via", "customer", b"customer", "meter", b"meter", "payload", b"payload", "payment_currency", b"payment_currency", "processed_at", b"processed_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at", "created_at", b"created_at", "credit_consumed", b"credit_consumed", "credit_pending", b"credit_pending", "customer", b"customer", "event_name", b"event_name", "id", b"id", "identifier", b"identifier", "livemode", b"livemode", "metadata", b"metadata", "meter", b"meter", "meter_id", b"meter_id", "object", b"object", "payload", b"payload", "payment_currency", b"payment_currency", "posting_id", b"posting_id", "processed_at", b"processed_at", "status", b"status", "timestamp", b"timestamp", "updated_at", b"updated_at", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_created_via", b"_created_via", "_processed_at", b"_processed_at", "created_at", b"created_at", "created_via", b"created_via", "credit_consumed", b"credit_consumed", "credit_pending", b"credit_pending", "customer", b"customer", "event_name", b"event_name", "id", b"id", "identifier", b"identifier", "livemode", b"livemode", "metadata", b"metadata", "meter", b"meter", "meter_id", b"meter_id", "object", b"object", "payload", b"payload", "payment_currency", b"payment_currency", "posting_id", b"posting_id", "processed_at", b"processed_at", "status", b"status", "timestamp", b"timestamp", "updated_at", b"updated_at", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__created_via: _TypeAlias = _typing.Literal["created_via"]  # noqa: Y015
+    _WhichOneofArgType__created_via: _TypeAlias = _typing.Literal["_created_via", b"_created_via"]  # noqa: Y015
     _WhichOneofReturnType__processed_at: _TypeAlias = _typing.Literal["processed_at"]  # noqa: Y015
     _WhichOneofArgType__processed_at: _TypeAlias = _typing.Literal["_processed_at", b"_processed_at"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_via) -> _WhichOneofReturnType__created_via | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__processed_at) -> _WhichOneofReturnType__processed_at | None: ...
 
 Global___CreditMeterEvent: _TypeAlias = CreditMeterEvent  # noqa: Y015
@@ -1535,6 +1552,9 @@ class PaymentKitGrant(_message.Message):
     UPDATED_AT_FIELD_NUMBER: _builtins.int
     WALLET_ID_FIELD_NUMBER: _builtins.int
     PAYMENT_CURRENCY_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    CREATED_VIA_FIELD_NUMBER: _builtins.int
+    CREATED_BY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, `cg_…`."""
     object: _builtins.str
@@ -1573,6 +1593,12 @@ class PaymentKitGrant(_message.Message):
     """
     wallet_id: _builtins.str
     """Id of the wallet it belongs to."""
+    created_via: _builtins.str
+    """How it came to be: always `api`, for calls of the API make all of them."""
+    created_by: _builtins.str
+    """Who decided it: source.actor of the posting that gave it, for example the name of an API key.
+    Absent where that names nobody, as of a paid grant.
+    """
     @_builtins.property
     def applicability_config(self) -> Global___ApplicabilityConfig:
         """What it pays for. Absent where that is everything."""
@@ -1584,6 +1610,10 @@ class PaymentKitGrant(_message.Message):
     @_builtins.property
     def payment_currency(self) -> Global___CreditCurrency:
         """Its currency."""
+
+    @_builtins.property
+    def customer(self) -> Global___PaymentKitCustomer:
+        """Its customer."""
 
     def __init__(
         self,
@@ -1608,13 +1638,22 @@ class PaymentKitGrant(_message.Message):
         updated_at: _builtins.str = ...,
         wallet_id: _builtins.str = ...,
         payment_currency: Global___CreditCurrency | None = ...,
+        customer: Global___PaymentKitCustomer | None = ...,
+        created_via: _builtins.str | None = ...,
+        created_by: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "applicability_config", b"applicability_config", "expires_at", b"expires_at", "name", b"name", "payment_currency", b"payment_currency", "voided_at", b"voided_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_created_by", b"_created_by", "_created_via", b"_created_via", "_customer", b"_customer", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "applicability_config", b"applicability_config", "created_by", b"created_by", "created_via", b"created_via", "customer", b"customer", "expires_at", b"expires_at", "name", b"name", "payment_currency", b"payment_currency", "voided_at", b"voided_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "created_at", b"created_at", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "priority", b"priority", "remaining_amount", b"remaining_amount", "status", b"status", "updated_at", b"updated_at", "voided_at", b"voided_at", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config", "_created_by", b"_created_by", "_created_via", b"_created_via", "_customer", b"_customer", "_expires_at", b"_expires_at", "_name", b"_name", "_voided_at", b"_voided_at", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "created_at", b"created_at", "created_by", b"created_by", "created_via", b"created_via", "currency_id", b"currency_id", "customer", b"customer", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "object", b"object", "payment_currency", b"payment_currency", "priority", b"priority", "remaining_amount", b"remaining_amount", "status", b"status", "updated_at", b"updated_at", "voided_at", b"voided_at", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__applicability_config: _TypeAlias = _typing.Literal["applicability_config"]  # noqa: Y015
     _WhichOneofArgType__applicability_config: _TypeAlias = _typing.Literal["_applicability_config", b"_applicability_config"]  # noqa: Y015
+    _WhichOneofReturnType__created_by: _TypeAlias = _typing.Literal["created_by"]  # noqa: Y015
+    _WhichOneofArgType__created_by: _TypeAlias = _typing.Literal["_created_by", b"_created_by"]  # noqa: Y015
+    _WhichOneofReturnType__created_via: _TypeAlias = _typing.Literal["created_via"]  # noqa: Y015
+    _WhichOneofArgType__created_via: _TypeAlias = _typing.Literal["_created_via", b"_created_via"]  # noqa: Y015
+    _WhichOneofReturnType__customer: _TypeAlias = _typing.Literal["customer"]  # noqa: Y015
+    _WhichOneofArgType__customer: _TypeAlias = _typing.Literal["_customer", b"_customer"]  # noqa: Y015
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
@@ -1624,6 +1663,12 @@ class PaymentKitGrant(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__applicability_config) -> _WhichOneofReturnType__applicability_config | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_by) -> _WhichOneofReturnType__created_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__created_via) -> _WhichOneofReturnType__created_via | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__customer) -> _WhichOneofReturnType__customer | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
@@ -1631,6 +1676,36 @@ class PaymentKitGrant(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__voided_at) -> _WhichOneofReturnType__voided_at | None: ...
 
 Global___PaymentKitGrant: _TypeAlias = PaymentKitGrant  # noqa: Y015
+
+@_typing.final
+class PaymentKitCustomer(_message.Message):
+    """The customer of a grant."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    EMAIL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Id of the customer."""
+    name: _builtins.str
+    """Name for people."""
+    email: _builtins.str
+    """E-mail address."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        email: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["email", b"email", "id", b"id", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PaymentKitCustomer: _TypeAlias = PaymentKitCustomer  # noqa: Y015
 
 @_typing.final
 class PaymentKitServiceGetGrantRequest(_message.Message):

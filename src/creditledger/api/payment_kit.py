@@ -20,6 +20,8 @@ CURRENCY_DEFAULT = "CREDIT"
 #: Of the sums by time: how long each is.
 LENGTHS = {"minute": time.MINUTE, "hour": time.HOUR, "day": time.DAY}
 BUCKETS_MAX = 10_000
+#: How meters, events and grants come to be: calls of the API make all of them.
+CREATED_VIA = "api"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +168,7 @@ def meter(one: Meter, currency: Currency | None, livemode: bool) -> pb.CreditMet
         created_at=time.text(one.created_at),
         updated_at=time.text(one.updated_at or one.created_at),
         payment_currency=None if currency is None else shown_currency(currency),
+        created_via=CREATED_VIA,
     )
 
 
@@ -344,10 +347,6 @@ def event(found: Reported) -> pb.CreditMeterEvent:
     one, wallet = found.event, found.wallet
     meter_name, event_name, unit = found.meter
     name, email = found.customer
-    paid_at, consumed = one.paid_at, one.value - one.unpaid
-    status, updated_at = "requires_capture" if one.unpaid else "completed", paid_at
-    if one.canceled_at is not None:
-        status, updated_at, consumed = "canceled", one.canceled_at, 0
     return pb.CreditMeterEvent(
         id=ids.compose("me", found.wallet_number, one.number),
         object="meter_event",
@@ -359,14 +358,14 @@ def event(found: Reported) -> pb.CreditMeterEvent:
         ),
         identifier=one.identifier,
         timestamp=one.happened_at // time.SECOND,
-        status=status,
-        credit_consumed=money.text(consumed, wallet.scale),
+        status=one.status,
+        credit_consumed=money.text(one.consumed, wallet.scale),
         credit_pending=money.text(one.unpaid, wallet.scale),
-        processed_at=None if paid_at is None else paid_at // time.SECOND,
+        processed_at=None if one.paid_at is None else one.paid_at // time.SECOND,
         livemode=wallet.livemode,
         metadata=found.metadata,
         created_at=time.text(one.created_at),
-        updated_at=time.text(one.created_at if updated_at is None else updated_at),
+        updated_at=time.text(one.updated_at),
         meter_id=one.meter_id,
         wallet_id=wallet.id,
         posting_id=ids.compose("pst", found.wallet_number, one.number),
@@ -375,4 +374,5 @@ def event(found: Reported) -> pb.CreditMeterEvent:
             id=one.meter_id, name=meter_name, event_name=event_name, unit=unit
         ),
         payment_currency=shown_currency(found.currency),
+        created_via=CREATED_VIA,
     )

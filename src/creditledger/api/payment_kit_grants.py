@@ -299,6 +299,7 @@ def availability(request: pb.PaymentKitServiceGetGrantAvailabilityRequest) -> Av
 def grant(one: GivenGrant, currency: Currency) -> pb.PaymentKitGrant:
     """A grant, as of its wallet's time."""
     given, scale = one.grant, one.wallet.scale
+    name, email = one.customer
 
     def seconds(at: int | None) -> int | None:
         return None if at is None else at // time.SECOND
@@ -331,6 +332,9 @@ def grant(one: GivenGrant, currency: Currency) -> pb.PaymentKitGrant:
         updated_at=time.text(one.updated_at),
         wallet_id=one.wallet.id,
         payment_currency=payment_kit.shown_currency(currency),
+        customer=pb.PaymentKitCustomer(id=one.wallet.customer_id, name=name, email=email),
+        created_via=payment_kit.CREATED_VIA,
+        created_by=one.posting.source.get("actor"),
     )
 
 

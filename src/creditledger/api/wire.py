@@ -23,6 +23,7 @@ from creditledger.model import (
     Dimension,
     GrantScope,
     Kind,
+    MeterEvent,
     Posting,
     Row,
     Status,
@@ -39,7 +40,7 @@ from creditledger.operations import (
     Refund,
     Usage,
 )
-from creditledger.registry import Scope
+from creditledger.registry import Currency, Scope
 from creditledger.shown import Transaction
 
 #: Words of the requests.
@@ -354,12 +355,19 @@ def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
             id=found.wallet.customer_id, name=name, email=email
         )
     )
-    if found.dimension.meter_id is not None:
+    message.object = "credit_transaction"
+    message.credit_amount = message.amount
+    message.payment_currency.CopyFrom(_currency(found.currency))
+    if found.dimension.meter_id is not None and found.meter is not None:
+        name, event_name, unit = found.meter
         message.meter.CopyFrom(
             credit_transaction_pb2.TransactionMeter(
-                id=found.dimension.meter_id, name=found.meter_name or ""
+                id=found.dimension.meter_id, name=name, event_name=event_name, unit=unit
             )
         )
+        message.meter_event_name, message.meter_unit = event_name, unit
+    if found.event is not None:
+        message.meter_event.CopyFrom(_event(found.event, found))
     if found.dimension.subscription_id is not None:
         message.subscription.id = found.dimension.subscription_id
     if found.grant is not None:
@@ -375,6 +383,36 @@ def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
             )
         )
     return message
+
+
+def _currency(one: Currency) -> credit_transaction_pb2.TransactionCurrency:
+    return credit_transaction_pb2.TransactionCurrency(
+        id=one.code, name=one.name, symbol=one.code, decimal=one.scale, type="credit"
+    )
+
+
+def _event(one: MeterEvent, of: Transaction) -> credit_transaction_pb2.TransactionMeterEvent:
+    scale = of.wallet.scale
+    assert of.meter is not None  # an event has one
+    return credit_transaction_pb2.TransactionMeterEvent(
+        id=ids.compose("me", of.row.wallet, one.number),
+        object="meter_event",
+        event_name=of.meter.event_name,
+        payload=credit_transaction_pb2.TransactionMeterEventPayload(
+            customer_id=of.wallet.customer_id,
+            value=money.text(one.value, scale),
+            subscription_id=one.subscription_id,
+        ),
+        identifier=one.identifier,
+        timestamp=one.happened_at // clock.SECOND,
+        status=one.status,
+        credit_consumed=money.text(one.consumed, scale),
+        credit_pending=money.text(one.unpaid, scale),
+        processed_at=None if one.paid_at is None else one.paid_at // clock.SECOND,
+        livemode=of.wallet.livemode,
+        created_at=clock.text(one.created_at),
+        updated_at=clock.text(one.updated_at),
+    )
 
 
 def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:

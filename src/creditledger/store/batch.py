@@ -29,6 +29,8 @@ from creditledger.overdraft import OverdraftDraw, Payer
 
 #: Operations whose postings are of a meter event: what reports one, and what pays for one later.
 PAYS_EVENT = (13, 14)
+#: What cancels one, and what goes on returning what was drawn for it.
+RETURNS_EVENT = (15, 16)
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
 #: What is wrong with a database URL of which nothing may be shown: what could not be read may be

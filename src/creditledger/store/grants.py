@@ -80,11 +80,13 @@ _GRANTS = (
         t.kind,
         v.created_at,
         v.metadata,
+        *(schema.customers.c.name, schema.customers.c.email),
         *(p[name] for name in POSTING_COLUMNS),
     )
     .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
     .join(schema.wallet_states, s.wallet_number == g.wallet_number)
     .join(schema.currencies, schema.currencies.c.code == w.currency)
+    .join(schema.customers, schema.customers.c.id == w.customer_id)
     .join(schema.transactions, and_(t.wallet_number == g.wallet_number, t.sequence == g.number))
     .join(schema.postings, OF_POSTING)
     .join(
@@ -111,13 +113,14 @@ def _given(connection: Connection, rows: Iterable[Sequence[Any]], clock: int) ->
     for number, *columns in rows:
         one = grant_value(columns[:width])
         place = WalletPlace(*columns[width : width + 5])
-        posted_at, kind, changed_at, metadata = columns[width + 5 : width + 9]
-        posting = posting_value(columns[width + 9 :])
+        posted_at, kind, changed_at, metadata, name, email = columns[width + 5 : width + 11]
+        posting = posting_value(columns[width + 11 :])
         found.append(
             GivenGrant(
                 wallet_number=number,
                 grant=one,
                 wallet=place,
+                customer=(name, email),
                 now=max(clock, posted_at),
                 kind=kind,
                 posting=posting,

@@ -18,23 +18,28 @@ from sqlalchemy import (
     Select,
     and_,
     bindparam,
+    func,
     not_,
     select,
     text,
 )
 
-from creditledger.model import Annotation, Dimension, Grant, Posting, Row, SpendLimit, Wallet
-from creditledger.shown import HeldCredit, Transaction, WalletPlace
+from creditledger.model import Annotation, Dimension, Posting, Row, SpendLimit, Wallet
+from creditledger.registry import Currency
+from creditledger.shown import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
+from creditledger.store.batch import PAYS_EVENT, RETURNS_EVENT
 from creditledger.store.dialects import pairs
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
+    EVENT_COLUMNS,
     GRANT_COLUMNS,
     HOLD_COLUMNS,
     LIMIT_COLUMNS,
     POSTING_COLUMNS,
     ROW_COLUMNS,
     dimension_value,
+    event_value,
     grant_value,
     hold_value,
     limit_value,
@@ -42,7 +47,7 @@ from creditledger.store.values import (
     posting_value,
 )
 
-t, p, d, w, s, g, h = (
+t, p, d, w, s, g, h, e = (
     schema.transactions.c,
     schema.postings.c,
     schema.dimensions.c,
@@ -50,11 +55,19 @@ t, p, d, w, s, g, h = (
     schema.wallet_states.c,
     schema.grants.c,
     schema.holds.c,
+    schema.meter_events.c,
 )
 
 
 #: A number alone would do, but with the wallet it is found where the wallet's data lie.
 OF_POSTING = and_(p.wallet_number == t.wallet_number, p.number == t.posting_number)
+#: The event that a posting reports, pays or cancels. The id of a plain consumption is the caller's
+#: own word, and names no event.
+_OF_EVENT = and_(
+    p.operation.in_(PAYS_EVENT + RETURNS_EVENT),
+    e.wallet_number == p.wallet_number,
+    e.identifier == p.meter_event_id,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +99,10 @@ def _expanded(rows: FromClause) -> Select[Any]:
         w.livemode,
         schema.customers.c.name,
         schema.customers.c.email,
-        schema.meters.c.name,
+        schema.currencies.c.name,
+        *(schema.meters.c.name, schema.meters.c.event_name, schema.meters.c.unit),
         *(g[name] for name in GRANT_COLUMNS),
+        *(e[name] for name in EVENT_COLUMNS),
     ).select_from(
         rows.join(schema.postings, OF_POSTING)
         .join(
@@ -97,7 +112,12 @@ def _expanded(rows: FromClause) -> Select[Any]:
         .join(schema.wallets, w.number == t.wallet_number)
         .join(schema.currencies, schema.currencies.c.code == w.currency)
         .join(schema.customers, schema.customers.c.id == w.customer_id)
-        .join(schema.meters, schema.meters.c.id == d.meter_id, isouter=True)
+        .join(schema.meter_events, _OF_EVENT, isouter=True)
+        .join(
+            schema.meters,
+            schema.meters.c.id == func.coalesce(d.meter_id, e.meter_id),
+            isouter=True,
+        )
         .join(
             schema.grants,
             and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
@@ -119,9 +139,19 @@ def _transaction(columns: Sequence[Any]) -> Transaction:
     posting = posting_value(take(len(POSTING_COLUMNS)))
     dimension = dimension_value(take(len(DIMENSION_COLUMNS)))
     place = WalletPlace(*take(5))
-    name, email, meter_name = take(3)
-    grant: Grant | None = None if row.grant is None else grant_value(take(len(GRANT_COLUMNS)))
-    return Transaction(row, posting, dimension, place, (name, email), meter_name, grant)
+    name, email, currency_name, *meter = take(6)
+    given, reported = take(len(GRANT_COLUMNS)), take(len(EVENT_COLUMNS))
+    return Transaction(
+        row,
+        posting,
+        dimension,
+        place,
+        customer=(name, email),
+        currency=Currency(place.currency, place.scale, currency_name),
+        meter=None if meter[0] is None else TransactionMeter(*meter),
+        grant=None if row.grant is None else grant_value(given),
+        event=None if reported[0] is None else event_value(reported),
+    )
 
 
 def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
