@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 from creditledger import ids
 from creditledger.model import Annotation, Dimension, Grant, Hold, MeterEvent, Posting, Row
-from creditledger.registry import Currency
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +37,7 @@ class Transaction:
     dimension: Dimension
     wallet: WalletPlace
     customer: tuple[str, str]  #: Name and e-mail address.
-    currency: Currency
+    currency_name: str
     meter: TransactionMeter | None  #: Of the row, else of its event.
     grant: Grant | None
     event: MeterEvent | None  #: That its posting reports, pays or cancels, as it is now.

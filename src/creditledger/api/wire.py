@@ -40,7 +40,7 @@ from creditledger.operations import (
     Refund,
     Usage,
 )
-from creditledger.registry import Currency, Scope
+from creditledger.registry import Scope
 from creditledger.shown import Transaction
 
 #: Words of the requests.
@@ -357,7 +357,7 @@ def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
     )
     message.object = "credit_transaction"
     message.credit_amount = message.amount
-    message.payment_currency.CopyFrom(_currency(found.currency))
+    message.payment_currency.CopyFrom(_currency(found.wallet, found.currency_name))
     if found.dimension.meter_id is not None and found.meter is not None:
         name, event_name, unit = found.meter
         message.meter.CopyFrom(
@@ -385,9 +385,9 @@ def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
     return message
 
 
-def _currency(one: Currency) -> credit_transaction_pb2.TransactionCurrency:
+def _currency(of: WalletLike, name: str) -> credit_transaction_pb2.TransactionCurrency:
     return credit_transaction_pb2.TransactionCurrency(
-        id=one.code, name=one.name, symbol=one.code, decimal=one.scale, type="credit"
+        id=of.currency, name=name, symbol=of.currency, decimal=of.scale, type="credit"
     )
 
 

@@ -25,7 +25,6 @@ from sqlalchemy import (
 )
 
 from creditledger.model import Annotation, Dimension, Posting, Row, SpendLimit, Wallet
-from creditledger.registry import Currency
 from creditledger.shown import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
 from creditledger.store.batch import PAYS_EVENT, RETURNS_EVENT
@@ -147,7 +146,7 @@ def _transaction(columns: Sequence[Any]) -> Transaction:
         dimension,
         place,
         customer=(name, email),
-        currency=Currency(place.currency, place.scale, currency_name),
+        currency_name=currency_name,
         meter=None if meter[0] is None else TransactionMeter(*meter),
         grant=None if row.grant is None else grant_value(given),
         event=None if reported[0] is None else event_value(reported),
