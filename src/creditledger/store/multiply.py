@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Table, Text, text
+from sqlalchemy import Boolean, Connection, Table, Text, text
 
 from creditledger import ids
 from creditledger.clock import QUARTER
@@ -213,6 +213,7 @@ class _Template:
         own = [c.name for c in table.columns if c.name not in {"wallet_number", "position"}]
         texts = {c.name for c in table.columns if isinstance(c.type, Text)}
         self._own = own
+        self._flags = {c.name for c in table.columns if isinstance(c.type, Boolean)}
         self.rows: list[dict[str, Any]] = []
         growing = set()
         for one, again in zip(*pair, strict=True):
@@ -234,7 +235,7 @@ class _Template:
         value = f"{self.alias}.{name}"
         if name in self._growing:
             value += f" + r.n * {value}_step"
-        return f"{value} = 1" if name in {"open", "has_usage"} else value
+        return f"{value} = 1" if name in self._flags else value
 
     def columns(self) -> dict[str, str]:
         """All that the table has."""
