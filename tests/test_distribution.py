@@ -252,7 +252,10 @@ async def test_a_batch_names_its_wallets(
         for one in statements
         for table, columns in re.findall(r"INSERT INTO (\w+) \(([^)]+)\)", one.text)
     }
-    assert inserted == dict.fromkeys(LARGE - {"wallet_states", "statements"} - BEHIND, BY)
+    # Of the tables that only overdrafts, receipts and merging grants write, no row is written here.
+    others = {one for one in LARGE if one.startswith("overdraft_")}
+    others |= {"receipts", "grant_parts", "grant_repayments", "wallet_states", "statements"}
+    assert inserted == dict.fromkeys(LARGE - others - BEHIND, BY)
 
 
 async def test_what_is_read_of_a_wallet_names_it(told: tuple[Api, Recorded], plans: Plans) -> None:
@@ -351,7 +354,7 @@ async def test_what_is_read_of_all_wallets_is_seen(
     )
 
     counted, ordered = of_large(heard.reading)[:2]
-    assert "sum(wallet_states.usage_count)" in counted.text
+    assert "sum(wallet_states.sequence)" in counted.text
     assert "ORDER BY credit_transactions.created_at" in ordered.text
     for one in (counted, ordered):
         assert await plans.elsewhere(one.text) != [], one.text

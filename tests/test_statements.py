@@ -50,8 +50,9 @@ KNOWN_READS = 4
 #: A write takes any number of rows up to 511 in so many statements, of 256, 128 ... 1 rows.
 SIZES = 9
 #: BEGIN, locks with time and keys, open grants, originals, their rows, dimensions, refunds, named
-#: grants, meters, subscriptions, dimensions twice, the write and COMMIT: each that there is.
-ROUND_TRIPS_MAX = 14
+#: grants, meters, subscriptions, dimensions twice, who paid overdrafts, parts of grants, the write
+#: and COMMIT: each that there is.
+ROUND_TRIPS_MAX = 16
 #: BEGIN; locks, time and keys; the write; COMMIT.
 ROUND_TRIPS_OF_CONSUMPTIONS = 4
 
