@@ -56,6 +56,8 @@ def serving(
     """`creditledger serve` on free ports, until the block ends. Raises Failed."""
     environment = {
         **os.environ,
+        # A made-up ledger may end long before today.
+        "CREDITLEDGER_CLOCK_IDLE_DAYS": "36500",
         "CREDITLEDGER_DATABASE_URL": url,
         "CREDITLEDGER_GRPC_ADDRESS": "127.0.0.1:0",
         "CREDITLEDGER_TRANSPORT": transport,
