@@ -250,6 +250,7 @@ class World:
             ],
             "WalletService.ListWallets": [{}, *customers],
             "WalletService.GetPosting": [],
+            "WalletService.ListIdempotencyKeys": [],
             "WalletService.GetHold": [{"hold_id": one} for one in self.holds[-1:]],
             "WalletService.ListHolds": wallets,
             "WalletService.ListSpendLimits": wallets,
