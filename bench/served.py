@@ -21,6 +21,8 @@ from creditledger.envoy import Envoy
 
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 120.0
+#: A made-up ledger may end long before today.
+CLOCK_IDLE_DAYS = 36_500
 
 
 class Served:
@@ -56,8 +58,7 @@ def serving(
     """`creditledger serve` on free ports, until the block ends. Raises Failed."""
     environment = {
         **os.environ,
-        # A made-up ledger may end long before today.
-        "CREDITLEDGER_CLOCK_IDLE_DAYS": "36500",
+        "CREDITLEDGER_CLOCK_IDLE_DAYS": str(CLOCK_IDLE_DAYS),
         "CREDITLEDGER_DATABASE_URL": url,
         "CREDITLEDGER_GRPC_ADDRESS": "127.0.0.1:0",
         "CREDITLEDGER_TRANSPORT": transport,
@@ -114,4 +115,5 @@ def new_key(url: str, scope: str, customer: str | None = None) -> str:
     request = api_key_service_pb2.CreateApiKeyRequest(
         name=f"bench {scope}", scope=scope, customer_id=customer, livemode=True
     )
-    return asyncio.run(create(Config(database_url=url), request)).secret
+    config = Config(database_url=url, clock_idle_days=CLOCK_IDLE_DAYS)
+    return asyncio.run(create(config, request)).secret
