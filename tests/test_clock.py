@@ -19,7 +19,7 @@ from creditledger.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.clock_guard import STEADY_MS
 from creditledger.config import Config
 from creditledger.server import build
-from creditledger.store import clock_marks
+from creditledger.store import clock_marks, schema
 from creditledger.store.clock_marks import Mark
 from tests.commands import creditledger
 from tests.process import process
@@ -267,7 +267,7 @@ async def test_an_acceptance_is_kept(database_url: str, machine: Machine) -> Non
     kept = look(database_url, clock_marks.last_acceptance)
     assert kept == (1, before + 30 * DAY, before, "ada")
     with pytest.raises(Exception, match="never changed"):
-        change(database_url, lambda c: c.execute(clock_marks.acceptances.delete()))
+        change(database_url, lambda c: c.execute(schema.clock_acceptances.delete()))
 
 
 @pytest.mark.only("postgresql")

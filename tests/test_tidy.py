@@ -79,9 +79,9 @@ store.dialects
 store.values
 store.credit_checks
 store.history_checks
+store.closed store.clock_marks store.receipts
 store.batch store.checks store.schema store.migrations
-store.webhook_tables store.closed store.clock_marks store.receipts
-store.tables statements
+statements
 reconciling
 sealing
 registry shown targets webhooks

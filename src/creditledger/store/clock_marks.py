@@ -7,34 +7,11 @@ snapshot or in one transaction.
 
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, CheckConstraint, Column, Connection, Table, func, select, text
+from sqlalchemy import Connection, func, select, text
 
-from creditledger.store.tables import Number, Text, metadata
+from creditledger.store import schema
 
-#: One row.
-seen = Table(
-    "clock_seen",
-    metadata,
-    Column("number", Number, primary_key=True),
-    # The ledger's time at that moment.
-    Column("seen_at", BigInteger, nullable=False),
-    # What the clock showed at that moment, where the server did not believe it.
-    Column("doubted_at", BigInteger),
-    CheckConstraint("number = 1", name="number"),
-)
-#: Rows are only ever added; triggers (in the migration) refuse their change.
-acceptances = Table(
-    "clock_acceptances",
-    metadata,
-    # Counted from 1.
-    Column("number", Number, primary_key=True),
-    # What the clock showed, which became the ledger's time.
-    Column("accepted_at", BigInteger, nullable=False),
-    # What the ledger's time was before.
-    Column("expected_at", BigInteger, nullable=False),
-    Column("accepted_by", Text, nullable=False),
-)
-s, a = seen.c, acceptances.c
+s, a = schema.clock_seen.c, schema.clock_acceptances.c
 
 _WRITE = text(
     "INSERT INTO clock_seen (number, seen_at, doubted_at) VALUES (1, :seen_at, :doubted_at)"
@@ -74,7 +51,9 @@ def write(connection: Connection, new: Mark) -> None:
 
 def last_acceptance(connection: Connection) -> Acceptance | None:
     """The newest one."""
-    found = connection.execute(select(acceptances).order_by(a.number.desc()).limit(1)).one_or_none()
+    found = connection.execute(
+        select(schema.clock_acceptances).order_by(a.number.desc()).limit(1)
+    ).one_or_none()
     return None if found is None else Acceptance(*found)
 
 
@@ -84,7 +63,7 @@ def accept(
     """Write down that the clock is right, for all servers and restarts."""
     last = connection.execute(select(func.coalesce(func.max(a.number), 0))).scalar_one()
     new = Acceptance(last + 1, accepted_at, expected_at, accepted_by)
-    connection.execute(acceptances.insert().values(new._asdict()))
+    connection.execute(schema.clock_acceptances.insert().values(new._asdict()))
     write(connection, Mark(accepted_at, None))
     return new
 

@@ -1,48 +1,18 @@
-"""Closed statements: their table, and reading and adding to it.
+"""Closed statements: reading them, and adding to them.
 
 A statement is its text, `content`; the columns beside it are what is looked up without reading it.
-Rows are only ever added; triggers (in the migration) refuse their change. Functions of a connection
+Functions of a connection
 on one snapshot.
 """
 
 from dataclasses import astuple, dataclass
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Connection,
-    ForeignKey,
-    PrimaryKeyConstraint,
-    Table,
-    select,
-    text,
-)
+from sqlalchemy import Connection, select, text
 
 from creditledger.statements import Mark
-from creditledger.store.tables import Text, metadata
+from creditledger.store import schema
 
-statements = Table(
-    "statements",
-    metadata,
-    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
-    Column("number", BigInteger, nullable=False),
-    Column("starts_at", BigInteger, nullable=False),
-    Column("ends_at", BigInteger, nullable=False),
-    Column("time_zone", Text, nullable=False),
-    Column("closed_sequence", BigInteger, nullable=False),
-    Column("opening_balance", BigInteger, nullable=False),
-    Column("closing_balance", BigInteger, nullable=False),
-    Column("closed_at", BigInteger, nullable=False),
-    # The API key that asked for it; NULL is the command line.
-    Column("closed_by", BigInteger),
-    Column("content", Text, nullable=False),
-    Column("sha256", Text, nullable=False),
-    PrimaryKeyConstraint("wallet_number", "number"),
-    CheckConstraint("number > 0", name="number"),
-    CheckConstraint("ends_at > starts_at", name="ends_at"),
-)
-s = statements.c
+s = schema.statements.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +33,7 @@ class Closed:
     sha256: str  #: Of that text.
 
 
-_NAMES = [column.name for column in statements.columns]
+_NAMES = [column.name for column in schema.statements.columns]
 _ADD = text(
     f"INSERT INTO statements ({', '.join(_NAMES)})"  # noqa: S608 # constants
     f" VALUES ({', '.join(f':{name}' for name in _NAMES)})"
@@ -80,7 +50,7 @@ def marks(connection: Connection, wallet: int) -> list[Mark]:
 
 def one(connection: Connection, wallet: int, number: int) -> Closed | None:
     """The statement of this number."""
-    query = select(statements).where(s.wallet_number == wallet, s.number == number)
+    query = select(schema.statements).where(s.wallet_number == wallet, s.number == number)
     found = connection.execute(query).one_or_none()
     return None if found is None else Closed(*found)
 
@@ -91,7 +61,7 @@ def page(connection: Connection, wallet: int, before: int | None, size: int) -> 
     Without their contents, which are "".
     """
     columns = [text("''") if name == "content" else s[name] for name in _NAMES]
-    query = select(*columns).select_from(statements).where(s.wallet_number == wallet)
+    query = select(*columns).select_from(schema.statements).where(s.wallet_number == wallet)
     if before is not None:
         query = query.where(s.number < before)
     found = connection.execute(query.order_by(s.number.desc()).limit(size + 1))

@@ -75,7 +75,7 @@ def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
 
 
 def _count(connection: Connection, number: int) -> int:
-    query = select(func.count()).select_from(closed.statements).where(s.wallet_number == number)
+    query = select(func.count()).select_from(schema.statements).where(s.wallet_number == number)
     return connection.execute(query).scalar_one()
 
 
@@ -226,7 +226,7 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
         )
         .join_from(
             rows,
-            closed.statements,
+            schema.statements,
             and_(s.wallet_number == wallet, s.number == rows.c.statement),
         )
         .join(

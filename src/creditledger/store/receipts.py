@@ -1,43 +1,13 @@
-"""Receipts that grants have credited: their table, and what older ledgers credited twice.
+"""Receipts that older ledgers have credited more than once.
 
-A paid grant of kind topup or subscription_renew that names a receipt has a row here until it is
-voided. The row says nothing that the grant's posting does not say; its key keeps two writers from
-crediting a receipt twice. Functions of a connection on one snapshot.
+Functions of a connection on one snapshot.
 """
 
 from typing import NamedTuple
 
-from sqlalchemy import (
-    BigInteger,
-    CheckConstraint,
-    Column,
-    Connection,
-    ForeignKey,
-    PrimaryKeyConstraint,
-    Table,
-    UniqueConstraint,
-)
+from sqlalchemy import Connection
 
 from creditledger import ids
-from creditledger.store.tables import Text, metadata
-
-receipts = Table(
-    "receipts",
-    metadata,
-    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
-    Column("grant_number", BigInteger, nullable=False),
-    # "" where none was given.
-    Column("provider", Text, nullable=False),
-    Column("receipt_id", Text, nullable=False),
-    # 0 of the first grant that credits it; of one that repeats it, the grant's number.
-    Column("copy", BigInteger, nullable=False),
-    PrimaryKeyConstraint("wallet_number", "grant_number"),
-    UniqueConstraint(
-        "wallet_number", "provider", "receipt_id", "copy", name="receipts_receipt_unique"
-    ),
-    CheckConstraint("copy = 0 OR copy = grant_number", name="copy"),
-    sqlite_with_rowid=False,
-)
 
 
 class RepeatedReceipt(NamedTuple):

@@ -9,6 +9,8 @@ starts with the wallet, so that the tables can be spread by it, and a row says w
 transaction wrote it. Queries name columns only, and the few that are not shared in dialects.py.
 """
 
+from typing import Any
+
 from sqlalchemy import (
     BigInteger,
     Boolean,
@@ -29,12 +31,34 @@ from sqlalchemy import (
     text,
     true,
 )
+from sqlalchemy import Text as _Text
 from sqlalchemy.schema import SchemaItem
+from sqlalchemy.types import UserDefinedType
 
-from creditledger.store import clock_marks, closed, tables, webhook_tables
-from creditledger.store import receipts as receipt_tables
+CONVENTION = {
+    "pk": "%(table_name)s_pk",
+    "uq": "%(table_name)s_%(column_0_N_name)s_unique",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fk",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+    "ix": "%(table_name)s_%(column_0_N_name)s",
+}
+metadata = MetaData(naming_convention=CONVENTION)
 
-metadata, Number, Text, Xid8 = tables.metadata, tables.Number, tables.Text, tables.Xid8
+#: SQLite makes a column the row's own number only if it is declared INTEGER.
+Number = BigInteger().with_variant(Integer(), "sqlite")
+#: Ordered by bytes and folded as ASCII on every database, whatever its locale.
+Text = _Text().with_variant(_Text(collation="C"), "postgresql")
+
+
+class Xid8(UserDefinedType[int]):
+    """PostgreSQL's number of a transaction, never used again."""
+
+    cache_ok = True
+
+    def get_col_spec(self, **_: Any) -> str:
+        """As SQL spells it."""
+        return "xid8"
+
 
 currencies = Table(
     "currencies",
@@ -538,12 +562,156 @@ rollups = Table(
     sqlite_with_rowid=False,
 )
 
-#: Made in a module of its own, and one of all tables.
-receipts = receipt_tables.receipts
+# A paid grant of kind topup or subscription_renew that names a receipt has a row here until it is
+# voided. The row says nothing that the grant's posting does not say; its key keeps two writers from
+# crediting a receipt twice.
+receipts = Table(
+    "receipts",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("grant_number", BigInteger, nullable=False),
+    # "" where none was given.
+    Column("provider", Text, nullable=False),
+    Column("receipt_id", Text, nullable=False),
+    # 0 of the first grant that credits it; of one that repeats it, the grant's number.
+    Column("copy", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "grant_number"),
+    UniqueConstraint(
+        "wallet_number", "provider", "receipt_id", "copy", name="receipts_receipt_unique"
+    ),
+    CheckConstraint("copy = 0 OR copy = grant_number", name="copy"),
+    sqlite_with_rowid=False,
+)
 
-webhook_endpoints = webhook_tables.endpoints
-webhook_deliveries = webhook_tables.deliveries
-webhook_feed = webhook_tables.feed
+# Deliveries begin with the wallet that they are about, so they are spread with it; no posting reads
+# or writes any of what follows for webhooks.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("number", Number, primary_key=True),
+    Column("id", Text, nullable=False, unique=True),
+    Column("customer_id", Text, ForeignKey("customers.id"), index=True),
+    Column("livemode", Boolean, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("description", Text),
+    # JSON: numbers of event types; triples of currency, amount and percentage.
+    Column("events", Text, nullable=False),
+    Column("thresholds", Text, nullable=False),
+    Column("expiring_days", SmallInteger, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    # As they are, for the server has to sign with them; "" of an endpoint that is no more.
+    Column("secret", Text, nullable=False),
+    Column("previous_secret", Text),
+    Column("previous_until", BigInteger),
+    Column("since", BigInteger, nullable=False),
+    Column("begins", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("deleted_at", BigInteger),
+    CheckConstraint("expiring_days BETWEEN 1 AND 90", name="expiring_days"),
+    CheckConstraint("(previous_secret IS NULL) = (previous_until IS NULL)", name="previous_until"),
+    CheckConstraint("deleted_at IS NULL OR (NOT enabled AND secret = '')", name="deleted_at"),
+)
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    # Counted over all of them.
+    Column("number", BigInteger, nullable=False),
+    Column("endpoint_number", BigInteger, ForeignKey("webhook_endpoints.number"), nullable=False),
+    Column("type", SmallInteger, nullable=False),
+    # Sequence of a row, number of a grant or of a hold.
+    Column("subject", BigInteger, nullable=False),
+    Column("variant", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("status", SmallInteger, nullable=False),
+    Column("attempts", Integer, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # From when on its age counts: what it tells of may be to come.
+    Column("kept_from", BigInteger, nullable=False),
+    # Of one that is being sent: when another server may.
+    Column("next_attempt_at", BigInteger, nullable=False),
+    Column("give_up_at", BigInteger, nullable=False),
+    Column("last_attempt_at", BigInteger),
+    Column("last_status", SmallInteger),
+    Column("last_error", Text),
+    Column("delivered_at", BigInteger),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    UniqueConstraint(
+        *("wallet_number", "endpoint_number", "type", "subject", "variant"),
+        name="webhook_deliveries_once",
+    ),
+    CheckConstraint("type BETWEEN 1 AND 6", name="type"),
+    CheckConstraint("status BETWEEN 1 AND 3", name="status"),
+    CheckConstraint("(status = 2) = (delivered_at IS NOT NULL)", name="delivered_at"),
+)
+_deliveries = webhook_deliveries.c
+_pending = text("status = 1")
+Index(
+    "webhook_deliveries_due",
+    *(_deliveries.endpoint_number, _deliveries.next_attempt_at),
+    sqlite_where=_pending,
+    postgresql_where=_pending,
+)
+#: An endpoint's log, newest first.
+Index("webhook_deliveries_log", _deliveries.endpoint_number, _deliveries.number)
+#: What is old enough to go.
+Index("webhook_deliveries_age", _deliveries.kept_from)
+#: One row, locked by who makes deliveries: where in commit order the rows were last looked at,
+#: how many deliveries there ever were, and until which deadline expired holds were looked for.
+webhook_feed = Table(
+    "webhook_feed",
+    metadata,
+    Column("number", SmallInteger, primary_key=True, autoincrement=False),
+    Column("mark", Text, nullable=False),
+    Column("made", BigInteger, nullable=False),
+    Column("holds_until", BigInteger, nullable=False),
+    CheckConstraint("number = 1", name="number"),
+)
+#: Closed ones. Rows are only ever added; triggers refuse their change.
+statements = Table(
+    "statements",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("starts_at", BigInteger, nullable=False),
+    Column("ends_at", BigInteger, nullable=False),
+    Column("time_zone", Text, nullable=False),
+    Column("closed_sequence", BigInteger, nullable=False),
+    Column("opening_balance", BigInteger, nullable=False),
+    Column("closing_balance", BigInteger, nullable=False),
+    Column("closed_at", BigInteger, nullable=False),
+    # The API key that asked for it; NULL is the command line.
+    Column("closed_by", BigInteger),
+    Column("content", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    CheckConstraint("number > 0", name="number"),
+    CheckConstraint("ends_at > starts_at", name="ends_at"),
+)
+#: One row.
+clock_seen = Table(
+    "clock_seen",
+    metadata,
+    Column("number", Number, primary_key=True),
+    # The ledger's time at that moment.
+    Column("seen_at", BigInteger, nullable=False),
+    # What the clock showed at that moment, where the server did not believe it.
+    Column("doubted_at", BigInteger),
+    CheckConstraint("number = 1", name="number"),
+)
+#: Rows are only ever added; triggers (in the migration) refuse their change.
+clock_acceptances = Table(
+    "clock_acceptances",
+    metadata,
+    # Counted from 1.
+    Column("number", Number, primary_key=True),
+    # What the clock showed, which became the ledger's time.
+    Column("accepted_at", BigInteger, nullable=False),
+    # What the ledger's time was before.
+    Column("expected_at", BigInteger, nullable=False),
+    Column("accepted_by", Text, nullable=False),
+)
 
 
 def _postings(to: MetaData, *key: SchemaItem) -> Table:
@@ -678,15 +846,10 @@ transactions = _transactions(
     UniqueConstraint("wallet_number", "sequence", name="credit_transactions_sequence_unique"),
 )
 
-#: Made in a module of its own, and one of all tables.
-statements = closed.statements
-clock_seen = clock_marks.seen
-clock_acceptances = clock_marks.acceptances
-
 # --- PostgreSQL: keyed by wallet ---
 
 #: The same tables as PostgreSQL has them; queries are written with those above.
-postgresql = MetaData(naming_convention=tables.CONVENTION)
+postgresql = MetaData(naming_convention=CONVENTION)
 for _table in metadata.sorted_tables:
     if _table not in (postings, transactions):
         _table.to_metadata(postgresql)

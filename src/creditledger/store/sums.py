@@ -25,7 +25,7 @@ from creditledger.model import NEVER, Kind
 from creditledger.store import schema
 from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import Filters, Span, span, wallets_of
-from creditledger.store.tables import Text
+from creditledger.store.schema import Text
 
 t, d = schema.transactions.c, schema.dimensions.c
 w, s = schema.wallets.c, schema.wallet_states.c
