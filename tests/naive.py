@@ -852,6 +852,12 @@ def key_of(body: Body) -> str:
     return (body.get("usage") or {}).get("api_key_id") or ""
 
 
+def product_of(body: Body) -> tuple[str, str]:
+    """Id and name of the product that what is spent is of."""
+    usage = body.get("usage") or {}
+    return usage.get("product_id") or "", usage.get("product_name") or ""
+
+
 def canonical_scope(scope: Body | None) -> Body | None:
     """Lists in order, without doubles; None if all are empty."""
     found = {name: tuple(sorted(set(only))) for name, only in (scope or {}).items() if only}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tests.naive import key_of
+from tests.naive import key_of, product_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,7 @@ def statement(wallet: Wallet, closes: Sequence[Close], start: int, end: int) -> 
     kinds: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     prior: dict[str, list[int]] = defaultdict(lambda: [0, 0])
     keys: dict[str, dict[str, int]] = defaultdict(lambda: defaultdict(int))
+    products: dict[tuple[str, str], dict[str, int]] = defaultdict(lambda: defaultdict(int))
     grants: dict[int, dict[str, int]] = defaultdict(lambda: defaultdict(int))
     overdraft: dict[str, int] = defaultdict(int)
     for row in wallet.rows:
@@ -66,12 +67,16 @@ def statement(wallet: Wallet, closes: Sequence[Close], start: int, end: int) -> 
         posting = wallet.postings[row.posting]
         if row.kind in ("usage", "refund"):
             spent = wallet.postings[posting.body.get("posting_id", row.posting)]
-            line = keys[key_of(spent.body)]
-            line["count"] += 1
-            if late:
-                line["prior_period"] += row.amount
-            else:
-                line["consumed" if row.kind == "usage" else "refunded"] += abs(row.amount)
+            keys[key_of(spent.body)]["count"] += 1
+            product = products[product_of(spent.body)]
+            if row.kind == "usage" and row == wallet.rows_of(row.posting)[0]:
+                product["calls"] += 1
+                product["quantity"] += sum((posting.body.get("usage") or {}).get("quantities", ()))
+            for line in (keys[key_of(spent.body)], product):
+                if late:
+                    line["prior_period"] += row.amount
+                else:
+                    line["consumed" if row.kind == "usage" else "refunded"] += abs(row.amount)
         if row.grant is None:
             overdraft["prior_period" if late else "drawn" if row.amount < 0 else "refunded"] += (
                 -row.amount if late else abs(row.amount)
@@ -107,6 +112,7 @@ def statement(wallet: Wallet, closes: Sequence[Close], start: int, end: int) -> 
         "by_kind": dict(kinds),
         "prior_period_adjustments": dict(prior),
         "by_api_key": plain(keys),
+        "by_product": plain(products),
         "grants": plain(grants),
         "overdraft": plain({0: overdraft})[0],
     }

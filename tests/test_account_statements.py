@@ -18,8 +18,14 @@ import pytest
 import pytest_asyncio
 
 from creditledger import clock as time
-from creditledger.store import periods
+from creditledger import ids
+from creditledger.statement_files import CSV_COLUMNS
+from creditledger.statements import canonical, digest
+from creditledger.store import closed as closed_statements
+from creditledger.store import periods, registry
+from creditledger.store.closed import Closed
 from tests.served import Failure, Shop, differences, failure, serving, traffic
+from tests.support import change, findings, look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -84,6 +90,10 @@ def adds_up(said: Json) -> bool:
     rows = [*said["by_kind"], *said["prior_period_adjustments"]]
     moved = sum(Decimal(one["amount"]) for one in rows)
     by_key = sum(Decimal(one["consumed"]) for one in said["by_api_key"])
+    by_product = {
+        name: sum(Decimal(one[name]) for one in said["by_product"]["products"])
+        for name in ("consumed", "refunded", "prior_period")
+    }
     used = sum(Decimal(one["amount"]) for one in said["by_kind"] if one["kind"] == "usage")
     return (
         all(closing(line) == Decimal(line["closing"]) for line in [total, *lines])
@@ -95,7 +105,11 @@ def adds_up(said: Json) -> bool:
         and Decimal(total["opening"]) - overdraft["opening"] == Decimal(said["opening_balance"])
         and Decimal(total["closing"]) - owed == Decimal(said["closing_balance"])
         and Decimal(said["opening_balance"]) + moved == Decimal(said["closing_balance"])
-        and by_key == -used
+        and by_key == by_product["consumed"] == -used
+        and all(
+            sum(Decimal(one[name]) for one in said["by_api_key"]) == amount
+            for name, amount in by_product.items()
+        )
     )
 
 
@@ -112,7 +126,12 @@ async def test_a_month_has_what_moved_in_it(served: Served) -> None:
     """Kinds, labels and grants of a month of a zone, each with what it did to the balance."""
     customer = await served.customer(name="Acme & Sons")
     wallet, key = await served.wallet(customer), await served.key("customer", customer)
-    usage = {"quantities": ["10"], "api_key_id": "apk_1"}
+    usage = {
+        "quantities": ["10", "5"],
+        "api_key_id": "apk_1",
+        "product_id": "chat",
+        "product_name": "Chat & Co",
+    }
     given, *_ = await served.post(
         wallet,
         {"grant": {"amount": "10", "name": "Top-up"}},
@@ -174,6 +193,19 @@ async def test_a_month_has_what_moved_in_it(served: Served) -> None:
                 "overdraft": dict.fromkeys(
                     ("opening", "drawn", "refunded", "repaid", "prior_period", "closing"), "0.00"
                 ),
+                "by_product": {
+                    "products": [
+                        {"calls": "1", "consumed": "1.50", **back},
+                        {
+                            "product_id": "chat",
+                            "product_name": "Chat & Co",
+                            "calls": "1",
+                            "quantity": "15",
+                            "consumed": "3.00",
+                            **back,
+                        },
+                    ]
+                },
             },
         )
         == []
@@ -490,7 +522,12 @@ async def a_statement_with_strange_names(served: Served) -> tuple[str, str, Json
     """A closed one, whose grants, labels and customer are called what nobody should be."""
     customer = await served.customer(name=EVIL)
     wallet, key = await served.wallet(customer), await served.key("service")
-    usage = {"quantities": ["1"], "api_key_id": EVIL}
+    usage = {
+        "quantities": ["1"],
+        "api_key_id": EVIL,
+        "product_id": EVIL,
+        "product_name": f"of {EVIL}",
+    }
     await served.post(
         wallet,
         {"grant": {"amount": "10", "name": EVIL, "priority": 1}},
@@ -549,12 +586,16 @@ async def test_a_spreadsheet_has_the_figures_and_no_formula(served: Served) -> N
         ("grants_total", [closed["grants_total"]]),
         ("overdraft", [closed["overdraft"]]),
         ("api_key", closed["by_api_key"]),
+        ("product", closed["by_product"]["products"]),
     ):
         found = [row for row in rows if row["section"] == section]
         assert len(found) == len(lines)
         for row, one in zip(found, lines, strict=True):
             figures = {n: v for n, v in one.items() if n in row and n != "name"}
             assert {name: row[name] for name in figures} == figures
+    (product,) = [row for row in rows if row["section"] == "product"]
+    assert (product["item"], product["name"]) == ("'" + EVIL, f"of {EVIL}")
+    assert (product["calls"], product["quantity"]) == ("1", "1")
     (first, *_) = [row for row in rows if row["section"] == "grant"]
     assert (first["item"], first["name"]) == (closed["grants"][0]["credit_grant_id"], "'" + EVIL)
     path = f"/v1/wallets/{wallet}/statement:render"
@@ -562,7 +603,7 @@ async def test_a_spreadsheet_has_the_figures_and_no_formula(served: Served) -> N
     assert same.content == answer.content
     wider = {"start": "2025-12-31T00:00:00Z", "end": closed["end"]}
     now = await rendered(served, path, key, **wider)
-    sections = ("balance", "kind", "api_key", "grant", "grants_total")
+    sections = ("balance", "kind", "api_key", "product", "grant", "grants_total")
     again = list(csv.DictReader(io.StringIO(now.text)))
     assert [row for row in again if row["section"] in sections] == [
         row for row in rows if row["section"] in sections
@@ -595,7 +636,7 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
             # A point, or a space as wide, and behind it as many digits or spaces as wide.
             widths = {len(one) - _point(one) for one in figures}
             assert len(widths) <= 1, column
-    balance, keys, grants = [
+    balance, keys, products, grants = [
         [[one.rstrip(PADDING) for one in row] for row in table] for table in page.tables
     ]
     assert balance == [
@@ -607,6 +648,8 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
         ["Closing balance", "", closed["closing_balance"]],
     ]
     assert keys[1:] == [[EVIL, "1", "3.25", "0.00", "0.00"]]
+    columns = ["Product", "Name", "Calls", "Quantity", "Consumed", "Refunded", "Prior period"]
+    assert products == [columns, [EVIL, f"of {EVIL}", "1", "1", "3.25", "0.00", "0.00"]]
     names = "Grant Id Category Ends Opening Granted Consumed Expired Debited Closing"
     assert grants[0] == names.split(" ")
     one, other = closed["grants"]
@@ -620,6 +663,57 @@ async def test_a_page_has_the_figures_and_nothing_that_runs(served: Served) -> N
     open_page.feed(now.text)
     assert open_page.tables == page.tables
     assert "Not closed" in now.text
+
+
+async def test_a_statement_closed_without_products_stays_as_it_is(served: Served) -> None:
+    """Older versions closed statements without usage by product: nothing is added to them."""
+    wallet, key = await served.wallet(), await served.key("service")
+    usage = {"quantities": ["7"], "product_id": "chat"}
+    await served.post(
+        wallet, {"grant": {"amount": "5"}}, {"consumption": {"amount": "1", "usage": usage}}
+    )
+    served.clock.advance(time.DAY)
+    start, end = "2026-01-01T00:00:00.000Z", time.text(served.clock.now)
+    said = await served.body(f"/v1/wallets/{wallet}/statement", key, start=start, end=end)
+    found = look(served.database_url, lambda c: registry.wallet(c, wallet))
+    assert found is not None
+    number = found.number
+    older = {name: value for name, value in said.items() if name != "by_product"}
+    older |= {"id": ids.compose("stm", number, 1), "number": "1", "closed_at": end}
+    content = canonical(older)
+    one = Closed(
+        wallet=number,
+        number=1,
+        starts_at=time.parse(start, field="start"),
+        ends_at=served.clock.now,
+        time_zone="UTC",
+        closed_sequence=int(said["sequence"]),
+        opening_balance=0,
+        closing_balance=4 * 10**9,
+        closed_at=served.clock.now,
+        closed_by=None,
+        content=content,
+        sha256=digest(content),
+    )
+    change(served.database_url, lambda c: closed_statements.add(c, one))
+    path = f"/v1/statements/{older['id']}"
+
+    assert await served.body(path, key) == {**older, "sha256": one.sha256}
+    assert (await rendered(served, f"{path}:render", key, format="json")).text == content
+    head, *rows = (await rendered(served, f"{path}:render", key)).text.splitlines()
+    assert head.split(",") == list(CSV_COLUMNS)
+    assert not [row for row in rows if row.startswith("product")]
+    page = await rendered(served, f"{path}:render", key, format="html")
+    assert "Usage by product" not in page.text
+    assert findings(served.database_url) == []
+    # The next one has it, and goes on from there.
+    served.clock.advance(time.DAY)
+    await served.post(wallet, {"consumption": {"amount": "1", "usage": usage}})
+    served.clock.advance(time.DAY)
+    after = await close(served, wallet, key, start=end, end=time.text(served.clock.now))
+    (product,) = after["by_product"]["products"]
+    assert (product["product_id"], product["calls"], product["quantity"]) == ("chat", "1", "7")
+    assert after["previous_sha256"] == one.sha256
 
 
 async def test_a_format_that_there_is_not_is_refused(served: Served) -> None:
@@ -637,7 +731,7 @@ async def test_a_format_that_there_is_not_is_refused(served: Served) -> None:
 
 
 async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A statement of too many grants or labels, what would keep too much, and too many at once."""
+    """A statement of too many grants, labels or products, and too many at once."""
     wallet, key = await served.wallet(), await served.key("service")
     await served.post(wallet, {"grant": {"amount": "1"}}, {"grant": {"amount": "1"}})
     path = f"/v1/wallets/{wallet}/statement"
@@ -651,3 +745,13 @@ async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.M
             patch.setattr(f"creditledger.{name}", most)
             assert await served.refusal(path, key, **period) == Failure(status, code)
     assert len((await served.body(path, key, **period))["grants"]) == 2
+    wallet = await served.wallet()
+    usages = [{"quantities": ["1"], "product_id": f"chat-{i}"} for i in range(3)]
+    spent = [{"consumption": {"amount": "0.1", "usage": usage}} for usage in usages]
+    await served.post(wallet, {"grant": {"amount": "1"}}, *spent)
+    path = f"/v1/wallets/{wallet}/statement"
+    with monkeypatch.context() as patch:
+        patch.setattr("creditledger.statements.LINES_MAX", 2)
+        assert await served.refusal(path, key, **period) == Failure(400, "RESULT_TOO_LARGE")
+    products = (await served.body(path, key, **period))["by_product"]["products"]
+    assert [one["product_id"] for one in products] == ["chat-0", "chat-1", "chat-2"]

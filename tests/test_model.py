@@ -846,10 +846,14 @@ def figures_of(said: dict[str, Any], scale: int) -> dict[str, Any]:
     """A statement's figures in smallest units, without those that are 0."""
 
     def units(name: str, value: str) -> int:
-        return int(value) if name == "count" else int(Decimal(value).scaleb(scale))
+        counts = ("count", "calls", "quantity")
+        return int(value) if name in counts else int(Decimal(value).scaleb(scale))
 
     def line(one: dict[str, str]) -> dict[str, int]:
-        texts = ("kind", "api_key_id", "credit_grant_id", "name", "category")
+        texts = (
+            *("kind", "api_key_id", "product_id", "product_name"),
+            *("credit_grant_id", "name", "category"),
+        )
         figures = {
             name: units(name, value)
             for name, value in one.items()
@@ -869,6 +873,10 @@ def figures_of(said: dict[str, Any], scale: int) -> dict[str, Any]:
             for name in ("by_kind", "prior_period_adjustments")
         },
         "by_api_key": {one.get("api_key_id", ""): line(one) for one in said["by_api_key"]},
+        "by_product": {
+            (one.get("product_id", ""), one.get("product_name", "")): line(one)
+            for one in said["by_product"]["products"]
+        },
         "grants": {number(one): line(one) for one in said["grants"]},
         "overdraft": line(said["overdraft"]),
     }

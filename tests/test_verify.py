@@ -823,6 +823,10 @@ def statement(statement_number: int, changed: str) -> str:
     return f"UPDATE statements SET {changed} WHERE {where}"
 
 
+def reworded(statement_number: int, word: str, other: str) -> str:
+    return statement(statement_number, f"content = replace(content, '{word}', '{other}')")
+
+
 #: (check, what is done to the three statements of wal_acme).
 STATEMENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("statement_chain", (statement(2, "starts_at = starts_at + 1"),)),
@@ -837,9 +841,12 @@ STATEMENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("statement_content", (statement(3, "time_zone = 'UTC'"),)),
     ("statement_content", (statement(2, "sha256 = '00'"),)),
     ("statement_content", (statement(3, "content = '[]'"),)),
-    ("statement_figures", (statement(1, "content = replace(content, '\"usage\"', '\"refund\"')"),)),
-    ("statement_figures", (statement(1, "content = replace(content, '\"apk_1\"', '\"apk_2\"')"),)),
-    ("statement_figures", (statement(1, "content = replace(content, '\"paid\"', '\"gift\"')"),)),
+    ("statement_figures", (reworded(1, '"usage"', '"refund"'),)),
+    ("statement_figures", (reworded(1, '"apk_1"', '"apk_2"'),)),
+    ("statement_figures", (reworded(1, '"paid"', '"gift"'),)),
+    ("statement_figures", (reworded(1, '"calls":"1"', '"calls":"2"'),)),
+    ("statement_figures", (reworded(1, '"quantity":"1500"', '"quantity":"1501"'),)),
+    ("statement_figures", (reworded(3, '"by_product"', '"by_nothing"'),)),
     ("statement_figures", (row(4, f"effective_at = {START + time.HOUR}"),)),
     ("statement_figures", (grant(14, "overdraft_paid = overdraft_paid - 1"),)),
 ]  # fmt: skip

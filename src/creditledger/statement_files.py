@@ -29,6 +29,8 @@ ABOUT = (
 _LINE = ("opening", *COLUMNS, "drawn", "repaid", "closing")
 #: The columns of the CSV. A row fills those that it has; `item` is what it is about.
 CSV_COLUMNS = ("section", "item", "name", "category", "count", "amount", *_LINE)
+#: Behind them, in a statement that has usage by product; older closed ones have not.
+_OF_PRODUCTS = ("calls", "quantity")
 #: Of these the texts are people's own, which a spreadsheet might take for a formula.
 _TEXTS = frozenset({"item", "name"})
 
@@ -46,8 +48,9 @@ def file(said: Document, format_: Format, sha256: str | None, issuer: str | None
 
 def _csv(said: Document) -> bytes:
     rows = list(_rows(said))
-    head = csv_text([CSV_COLUMNS])
-    body = csv_text([cell(row.get(name), name in _TEXTS) for name in CSV_COLUMNS] for row in rows)
+    columns = (*CSV_COLUMNS, *(_OF_PRODUCTS if "by_product" in said else ()))
+    head = csv_text([columns])
+    body = csv_text([cell(row.get(name), name in _TEXTS) for name in columns] for row in rows)
     data = (head + body).encode()
     return data + f"# rows={len(rows)} sha256={hashlib.sha256(data).hexdigest()}\n".encode()
 
@@ -65,12 +68,21 @@ def _rows(said: Document) -> Iterator[Document]:
     for one in said["by_api_key"]:
         figures = _figures(one, ("count", "consumed", "refunded", "prior_period"))
         yield {"section": "api_key", "item": one.get("api_key_id"), **figures}
+    for one in _used(said):
+        words = {"item": one.get("product_id"), "name": one.get("product_name")}
+        figures = _figures(one, (*_OF_PRODUCTS, "consumed", "refunded", "prior_period"))
+        yield {"section": "product", **words, **figures}
     for one in said["grants"]:
         words = {name: one.get(name) for name in ("name", "category")}
         figures = _figures(one, _LINE)
         yield {"section": "grant", "item": one["credit_grant_id"], **words, **figures}
     yield {"section": "grants_total", **_figures(said["grants_total"], _LINE)}
     yield {"section": "overdraft", **_figures(said["overdraft"], _LINE)}
+
+
+def _used(said: Document) -> list[Document]:
+    products: list[Document] = said.get("by_product", {}).get("products", [])
+    return products
 
 
 def _figures(one: Document, names: Iterable[str]) -> Document:
@@ -174,7 +186,7 @@ class Table(NamedTuple):
 
 def tables(said: Document) -> list[Table]:
     """What a statement shows to people; of what there is nothing of there is no table."""
-    found = [_balance(said), _keys(said), _grants(said), _overdraft(said)]
+    found = [_balance(said), _keys(said), _products(said), _grants(said), _overdraft(said)]
     return [table for table in found if table.rows]
 
 
@@ -196,6 +208,22 @@ def _keys(said: Document) -> Table:
         for one in said["by_api_key"]
     ]
     return Table("Usage by API key", ("API key", "Rows", *map(_words, figures[1:])), 1, rows)
+
+
+def _products(said: Document) -> Table:
+    used = _used(said)
+    # Columns of what products need not have are there where one has it.
+    seen = {name for one in used for name in one}
+    words = [name for name in ("product_name",) if name in seen]
+    figures = [
+        name for name in (*_OF_PRODUCTS, "consumed", "refunded", "prior_period") if name in seen
+    ]
+    rows = [
+        [one.get("product_id", "(none)"), *(one.get(name, "") for name in (*words, *figures))]
+        for one in used
+    ]
+    names = ("Product", *("Name" for _ in words), *map(_words, figures))
+    return Table("Usage by product", names, 1 + len(words), rows)
 
 
 def _grants(said: Document) -> Table:

@@ -1,4 +1,6 @@
-"""Statements: what a wallet's credit did in a period, by kind, API key and grant, and what it left.
+"""Statements: what a wallet's credit did in a period, and what it left.
+
+Figures are by kind, API key, product and grant.
 
 Every row belongs to one moment of account. It is when the row happened; of a grant that begins
 later than it was written, when it was written, for from then on the balance has it; and never
@@ -24,7 +26,7 @@ from creditledger.errors import InvalidField, ResultTooLarge, echo
 from creditledger.model import Category, Kind
 from creditledger.shown import WalletPlace
 
-#: Grants, and API keys, of one statement: so that it stays below what one answer may be.
+#: Grants, API keys, and products of one statement: so that it stays below what an answer may be.
 LINES_MAX = 5_000
 
 #: What the answer is as JSON, and what a closed statement keeps.
@@ -89,17 +91,38 @@ class Mark(NamedTuple):
     sha256: str
 
 
+class Label(NamedTuple):
+    """What a row is told apart by in what was used; each is empty where the row has none."""
+
+    api_key_id: str = ""
+    product_id: str = ""
+    product_name: str = ""
+
+
 class Moved(NamedTuple):
     """What rows add up to that are alike."""
 
     part: Part
     grant: int | None  #: None: overdraft.
     kind: Kind
-    api_key_id: str
+    label: Label
     rows: int
     amount: int
     began: bool  #: The row that gave the grant is one of them.
     paid: int = 0  #: What of them paid back overdraft as they added parts to the grant.
+    calls: int = 0  #: Postings that spent something, each with its first row.
+    quantity: int = 0  #: The sum of all quantities of their usages.
+
+    def plus(self, other: "Moved") -> "Moved":
+        """These rows and others of the same part, grant, kind and label."""
+        return self._replace(
+            rows=self.rows + other.rows,
+            amount=self.amount + other.amount,
+            began=self.began or other.began,
+            paid=self.paid + other.paid,
+            calls=self.calls + other.calls,
+            quantity=self.quantity + other.quantity,
+        )
 
     def repaid(self, facts: "GrantFacts") -> int:
         """What of them paid back overdraft."""
@@ -162,6 +185,17 @@ class KeyLine:
 
 
 @dataclass(slots=True)
+class ProductLine:
+    """What was consumed of a product, and came back of that; later bookings net."""
+
+    calls: int = 0
+    quantity: int = 0
+    consumed: int = 0
+    refunded: int = 0
+    prior_period: int = 0
+
+
+@dataclass(slots=True)
 class Figures:
     """All that a statement adds up."""
 
@@ -169,6 +203,7 @@ class Figures:
     by_kind: dict[Kind, Tally]
     prior: dict[Kind, Tally]
     by_api_key: dict[str, KeyLine]
+    by_product: dict[tuple[str, str], ProductLine]  #: By product id and name.
     grants: dict[int, Line]
     overdraft: Line
     facts: Mapping[int, GrantFacts]
@@ -206,6 +241,7 @@ def figures(
         by_kind={},
         prior={},
         by_api_key={},
+        by_product={},
         grants={number: Line(COLUMNS, units) for number, units in opening.items()},
         overdraft=Line(OVERDRAFT_COLUMNS, overdraft),
         facts=facts,
@@ -253,14 +289,19 @@ def _count(found: Figures, one: Moved) -> None:
     tally.amount += one.amount
     if one.kind not in (Kind.USAGE, Kind.REFUND):
         return
-    key = found.by_api_key.setdefault(one.api_key_id, KeyLine())
+    key = found.by_api_key.setdefault(one.label.api_key_id, KeyLine())
     key.count += one.rows
-    if late:
-        key.prior_period += one.amount
-    elif one.kind is Kind.USAGE:
-        key.consumed -= one.amount
-    else:
-        key.refunded += one.amount
+    product = found.by_product.setdefault(one.label[1:], ProductLine())
+    product.calls += one.calls
+    product.quantity += one.quantity
+    line: KeyLine | ProductLine
+    for line in (key, product):
+        if late:
+            line.prior_period += one.amount
+        elif one.kind is Kind.USAGE:
+            line.consumed -= one.amount
+        else:
+            line.refunded += one.amount
 
 
 def _check(found: Figures) -> None:
@@ -316,9 +357,10 @@ def month(text: str, zone: ZoneInfo, *, field: str) -> Bucket:
 def document(about: About, found: Figures) -> Document:
     """The statement as its readers get it. Raises ResultTooLarge."""
     shown = {number: line for number, line in found.grants.items() if line.opening or line.moved}
-    if max(len(shown), len(found.by_api_key)) > LINES_MAX:
+    if max(len(shown), len(found.by_api_key), len(found.by_product)) > LINES_MAX:
         raise ResultTooLarge(
-            f"more than {LINES_MAX} grants or API keys have figures: ask for a shorter period"
+            f"more than {LINES_MAX} grants, API keys or products have figures: ask for a shorter"
+            " period"
         )
     wallet, closing = about.wallet, about.closing
     said: Document = {}
@@ -366,6 +408,20 @@ def totals(about: About, found: Figures) -> Document:
             }
             for key, one in sorted(found.by_api_key.items())
         ],
+        "by_product": {
+            "products": [
+                {
+                    **({"product_id": product} if product else {}),
+                    **({"product_name": name} if name else {}),
+                    "calls": str(one.calls),
+                    **({"quantity": str(one.quantity)} if one.quantity else {}),
+                    "consumed": text(one.consumed),
+                    "refunded": text(one.refunded),
+                    "prior_period": text(one.prior_period),
+                }
+                for (product, name), one in sorted(found.by_product.items())
+            ]
+        },
         "grants": [
             {**_grant(about, number, found.facts[number]), **_line(about, line)}
             for number, line in sorted(found.grants.items())

@@ -44,6 +44,7 @@ class Statement(_message.Message):
     PRIOR_PERIOD_ADJUSTMENTS_FIELD_NUMBER: _builtins.int
     CLOSING_BALANCE_FIELD_NUMBER: _builtins.int
     BY_API_KEY_FIELD_NUMBER: _builtins.int
+    BY_PRODUCT_FIELD_NUMBER: _builtins.int
     GRANTS_FIELD_NUMBER: _builtins.int
     GRANTS_TOTAL_FIELD_NUMBER: _builtins.int
     OVERDRAFT_FIELD_NUMBER: _builtins.int
@@ -102,6 +103,12 @@ class Statement(_message.Message):
         """What was consumed and refunded, by label of the API key; at most 5,000."""
 
     @_builtins.property
+    def by_product(self) -> Global___StatementProducts:
+        """What was consumed and refunded, by product. Absent of statements that were closed before
+        statements had it.
+        """
+
+    @_builtins.property
     def grants(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementGrant]:
         """Grants that had something left before the period or moved in it, oldest first; at most 5,000."""
 
@@ -132,6 +139,7 @@ class Statement(_message.Message):
         prior_period_adjustments: _abc.Iterable[Global___StatementTally] | None = ...,
         closing_balance: _builtins.str = ...,
         by_api_key: _abc.Iterable[Global___StatementKey] | None = ...,
+        by_product: Global___StatementProducts | None = ...,
         grants: _abc.Iterable[Global___StatementGrant] | None = ...,
         grants_total: Global___StatementMovement | None = ...,
         overdraft: Global___StatementOverdraft | None = ...,
@@ -140,10 +148,12 @@ class Statement(_message.Message):
         previous_sha256: _builtins.str | None = ...,
         sha256: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "_closed_by", b"_closed_by", "_id", b"_id", "_number", b"_number", "_previous_sha256", b"_previous_sha256", "_sha256", b"_sha256", "closed_at", b"closed_at", "closed_by", b"closed_by", "grants_total", b"grants_total", "id", b"id", "number", b"number", "overdraft", b"overdraft", "previous_sha256", b"previous_sha256", "sha256", b"sha256"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_by_product", b"_by_product", "_closed_at", b"_closed_at", "_closed_by", b"_closed_by", "_id", b"_id", "_number", b"_number", "_previous_sha256", b"_previous_sha256", "_sha256", b"_sha256", "by_product", b"by_product", "closed_at", b"closed_at", "closed_by", b"closed_by", "grants_total", b"grants_total", "id", b"id", "number", b"number", "overdraft", b"overdraft", "previous_sha256", b"previous_sha256", "sha256", b"sha256"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at", "_closed_by", b"_closed_by", "_id", b"_id", "_number", b"_number", "_previous_sha256", b"_previous_sha256", "_sha256", b"_sha256", "by_api_key", b"by_api_key", "by_kind", b"by_kind", "closed_at", b"closed_at", "closed_by", b"closed_by", "closing_balance", b"closing_balance", "currency", b"currency", "customer_id", b"customer_id", "customer_name", b"customer_name", "end", b"end", "grants", b"grants", "grants_total", b"grants_total", "id", b"id", "livemode", b"livemode", "number", b"number", "opening_balance", b"opening_balance", "overdraft", b"overdraft", "previous_sha256", b"previous_sha256", "prior_period_adjustments", b"prior_period_adjustments", "sequence", b"sequence", "sha256", b"sha256", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_by_product", b"_by_product", "_closed_at", b"_closed_at", "_closed_by", b"_closed_by", "_id", b"_id", "_number", b"_number", "_previous_sha256", b"_previous_sha256", "_sha256", b"_sha256", "by_api_key", b"by_api_key", "by_kind", b"by_kind", "by_product", b"by_product", "closed_at", b"closed_at", "closed_by", b"closed_by", "closing_balance", b"closing_balance", "currency", b"currency", "customer_id", b"customer_id", "customer_name", b"customer_name", "end", b"end", "grants", b"grants", "grants_total", b"grants_total", "id", b"id", "livemode", b"livemode", "number", b"number", "opening_balance", b"opening_balance", "overdraft", b"overdraft", "previous_sha256", b"previous_sha256", "prior_period_adjustments", b"prior_period_adjustments", "sequence", b"sequence", "sha256", b"sha256", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__by_product: _TypeAlias = _typing.Literal["by_product"]  # noqa: Y015
+    _WhichOneofArgType__by_product: _TypeAlias = _typing.Literal["_by_product", b"_by_product"]  # noqa: Y015
     _WhichOneofReturnType__closed_at: _TypeAlias = _typing.Literal["closed_at"]  # noqa: Y015
     _WhichOneofArgType__closed_at: _TypeAlias = _typing.Literal["_closed_at", b"_closed_at"]  # noqa: Y015
     _WhichOneofReturnType__closed_by: _TypeAlias = _typing.Literal["closed_by"]  # noqa: Y015
@@ -156,6 +166,8 @@ class Statement(_message.Message):
     _WhichOneofArgType__previous_sha256: _TypeAlias = _typing.Literal["_previous_sha256", b"_previous_sha256"]  # noqa: Y015
     _WhichOneofReturnType__sha256: _TypeAlias = _typing.Literal["sha256"]  # noqa: Y015
     _WhichOneofArgType__sha256: _TypeAlias = _typing.Literal["_sha256", b"_sha256"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__by_product) -> _WhichOneofReturnType__by_product | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__closed_at) -> _WhichOneofReturnType__closed_at | None: ...
     @_typing.overload
@@ -240,6 +252,87 @@ class StatementKey(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__api_key_id) -> _WhichOneofReturnType__api_key_id | None: ...
 
 Global___StatementKey: _TypeAlias = StatementKey  # noqa: Y015
+
+@_typing.final
+class StatementProducts(_message.Message):
+    """What was consumed of each product."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def products(self) -> _containers.RepeatedCompositeFieldContainer[Global___StatementProduct]:
+        """One for each product id and name; at most 5,000."""
+
+    def __init__(
+        self,
+        *,
+        products: _abc.Iterable[Global___StatementProduct] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["products", b"products"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StatementProducts: _TypeAlias = StatementProducts  # noqa: Y015
+
+@_typing.final
+class StatementProduct(_message.Message):
+    """What was consumed of one product."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PRODUCT_ID_FIELD_NUMBER: _builtins.int
+    PRODUCT_NAME_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    QUANTITY_FIELD_NUMBER: _builtins.int
+    CONSUMED_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    PRIOR_PERIOD_FIELD_NUMBER: _builtins.int
+    product_id: _builtins.str
+    """The label `usage.product_id`. Absent for what had none."""
+    product_name: _builtins.str
+    """The label `usage.product_name`. Absent for what had none."""
+    calls: _builtins.int
+    """How many consumptions: postings that spent something, prior-period adjustments among them."""
+    quantity: _builtins.int
+    """The sum of all quantities of their usages. Absent where they counted nothing."""
+    consumed: _builtins.str
+    """What was consumed in the period. Not below 0."""
+    refunded: _builtins.str
+    """What was refunded in the period. Not below 0."""
+    prior_period: _builtins.str
+    """Prior-period adjustments: refunds less consumptions."""
+    def __init__(
+        self,
+        *,
+        product_id: _builtins.str | None = ...,
+        product_name: _builtins.str | None = ...,
+        calls: _builtins.int = ...,
+        quantity: _builtins.int | None = ...,
+        consumed: _builtins.str = ...,
+        refunded: _builtins.str = ...,
+        prior_period: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "_product_name", b"_product_name", "_quantity", b"_quantity", "product_id", b"product_id", "product_name", b"product_name", "quantity", b"quantity"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_product_id", b"_product_id", "_product_name", b"_product_name", "_quantity", b"_quantity", "calls", b"calls", "consumed", b"consumed", "prior_period", b"prior_period", "product_id", b"product_id", "product_name", b"product_name", "quantity", b"quantity", "refunded", b"refunded"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__product_id: _TypeAlias = _typing.Literal["product_id"]  # noqa: Y015
+    _WhichOneofArgType__product_id: _TypeAlias = _typing.Literal["_product_id", b"_product_id"]  # noqa: Y015
+    _WhichOneofReturnType__product_name: _TypeAlias = _typing.Literal["product_name"]  # noqa: Y015
+    _WhichOneofArgType__product_name: _TypeAlias = _typing.Literal["_product_name", b"_product_name"]  # noqa: Y015
+    _WhichOneofReturnType__quantity: _TypeAlias = _typing.Literal["quantity"]  # noqa: Y015
+    _WhichOneofArgType__quantity: _TypeAlias = _typing.Literal["_quantity", b"_quantity"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_id) -> _WhichOneofReturnType__product_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__product_name) -> _WhichOneofReturnType__product_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__quantity) -> _WhichOneofReturnType__quantity | None: ...
+
+Global___StatementProduct: _TypeAlias = StatementProduct  # noqa: Y015
 
 @_typing.final
 class StatementGrant(_message.Message):

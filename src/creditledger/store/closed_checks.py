@@ -14,9 +14,17 @@ from sqlalchemy import Connection, and_, case, func, select
 from creditledger import clock, ids, money, statements
 from creditledger.bills import Bucket
 from creditledger.errors import InvalidField
-from creditledger.model import Kind
 from creditledger.shown import WalletPlace
-from creditledger.statements import About, Document, DoesNotAddUp, Figures, Moved, Part, Repaid
+from creditledger.statements import (
+    About,
+    Document,
+    DoesNotAddUp,
+    Figures,
+    Label,
+    Moved,
+    Part,
+    Repaid,
+)
 from creditledger.store import closed, periods, schema
 from creditledger.store.closed import Closed, s
 from creditledger.store.dialects import exact_sum
@@ -63,14 +71,17 @@ def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
     every = closed.page(connection, number, None, _count(connection, number))[::-1]
     added_up: Iterator[Figures | None] = _figures(connection, every)
     before: Closed | None = None
+    # Older ledgers closed statements without it.
+    with_products = False
     for one in every:
         whole = closed.one(connection, number, one.number)
         assert whole is not None
         for check, message in (
             *_chain(whole, before, last),
-            *_content(whole, before, wallet, next(added_up)),
+            *_content(whole, before, wallet, next(added_up), with_products=with_products),
         ):
             yield Wrong(check, wallet.id, number, f"statement {one.number}: {message}")
+        with_products = with_products or '"by_product":' in whole.content
         before = one
 
 
@@ -97,7 +108,12 @@ def _chain(one: Closed, before: Closed | None, last: int) -> Iterator[tuple[str,
 
 
 def _content(
-    one: Closed, before: Closed | None, wallet: WalletPlace, figures: Figures | None
+    one: Closed,
+    before: Closed | None,
+    wallet: WalletPlace,
+    figures: Figures | None,
+    *,
+    with_products: bool,
 ) -> Iterator[tuple[str, str]]:
     try:
         said: Document = json.loads(one.content)
@@ -131,6 +147,8 @@ def _content(
             yield "statement_figures", "its rows do not add up"
             return
         for name, value in _figures_only(statements.totals(about, figures)).items():
+            if name == "by_product" and name not in said and not with_products:
+                continue
             if _figures_only(said).get(name) != value:
                 yield "statement_figures", f"{name} is not what its rows come to"
     except (ValueError, TypeError, LookupError, AttributeError, OverflowError, InvalidField):
@@ -209,6 +227,7 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
             *(t.grant_number, t.kind, t.dimension_number, t.amount),
             case((t.grant_number == t.sequence, 1), else_=0).label("began"),
             func.coalesce(schema.grant_parts.c.overdraft_paid, 0).label("paid"),
+            *(periods.calls.label("calls"), periods.quantity.label("quantity")),
         )
         .join_from(schema.transactions, schema.grant_parts, periods.OF_PART, isouter=True)
         .where(t.wallet_number == wallet)
@@ -222,7 +241,8 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
     parts = (
         select(
             *(rows.c.statement, late.label("part"), rows.c.grant_number, rows.c.kind),
-            *(d.api_key_id, rows.c.amount, rows.c.began, rows.c.paid),
+            *(*periods.LABEL, rows.c.amount, rows.c.began, rows.c.paid),
+            *(rows.c.calls, rows.c.quantity),
         )
         .join_from(
             rows,
@@ -235,11 +255,11 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
         )
         .subquery("parts")
     )
-    keys = [parts.c[name] for name in ("statement", "part", "grant_number", "kind", "api_key_id")]
+    names = ("statement", "part", "grant_number", "kind", *Label._fields)
+    keys = [parts.c[name] for name in names]
     query = select(
         *(*keys, func.count(), exact_sum(parts.c.amount), func.sum(parts.c.began)),
-        exact_sum(parts.c.paid),
+        *(exact_sum(parts.c.paid), func.sum(parts.c.calls), exact_sum(parts.c.quantity)),
     ).group_by(*keys)
-    for number, part, grant, kind, key, *sums in connection.execute(query):
-        count, amount, began, paid = sums
-        yield number, Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began), paid)
+    for number, part, grant, kind, *rest in connection.execute(query):
+        yield number, periods.moved(part, grant, kind, Label(*rest[:3]), *rest[3:])

@@ -10,13 +10,23 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from sqlalchemy import BigInteger, Connection, and_, case, func, literal, or_, select
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Connection,
+    and_,
+    case,
+    func,
+    literal,
+    or_,
+    select,
+)
 
 from creditledger.bills import Bucket
 from creditledger.errors import ResultTooLarge
 from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
-from creditledger.statements import Figures, GrantFacts, Mark, Moved, Part, Repaid, figures
+from creditledger.statements import Figures, GrantFacts, Label, Mark, Moved, Part, Repaid, figures
 from creditledger.store import closed, schema
 from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import Span, last_before
@@ -32,14 +42,30 @@ OF_PART = and_(x.wallet_number == t.wallet_number, x.sequence == t.sequence)
 STEP_ROWS = 50_000
 #: Grants named in one query.
 NAMED_MAX = 500
-#: What is kept of the rows while they are added up: by part, grant, kind and label.
+#: What is kept of the rows while they are added up: by part, grant, kind and labels.
 SUMS_MAX = 200_000
+
+#: What tells apart what was used.
+LABEL = tuple(d[name] for name in Label._fields)
 
 #: The moment of account of a row that no closed statement moves.
 happened = case(
     (and_(t.type == Type.GRANT.value, t.effective_at > t.created_at), t.created_at),
     else_=func.coalesce(t.effective_at, t.created_at),
 )
+
+
+def _before(column: ColumnElement[int]) -> ColumnElement[int]:
+    """What the wallet's row before this one has; 0 before the first."""
+    return func.coalesce(func.lag(column).over(order_by=t.sequence), 0)
+
+
+#: 1 for the first row of a posting that spent something. Rows of a posting follow one another.
+calls = case(
+    (and_(t.kind == Kind.USAGE.value, t.posting_number != _before(t.posting_number)), 1), else_=0
+)
+#: The sum of its posting's quantities, for the first row of it.
+quantity = t.usage_quantity - _before(t.usage_quantity)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,14 +150,16 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
     rows = (
         select(
             case(*whens, else_=Part.AFTER.value).label("part"),
-            *(t.grant_number, t.kind, t.dimension_number, t.amount),
+            *(t.sequence, t.grant_number, t.kind, t.dimension_number, t.amount),
             case((t.grant_number == t.sequence, 1), else_=0).label("began"),
             func.coalesce(x.overdraft_paid, 0).label("paid"),
+            *(calls.label("calls"), quantity.label("quantity")),
         )
         .join_from(schema.transactions, schema.grant_parts, OF_PART, isouter=True)
         .where(
             t.wallet_number == one.rows.wallet,
-            t.sequence.between(one.rows.first, one.rows.last),
+            # With the row before them, which what the first one counts is told by.
+            t.sequence.between(one.rows.first - 1, one.rows.last),
         )
         .subquery("rows")
     )
@@ -143,20 +171,36 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
             exact_sum(rows.c.amount).label("amount"),
             func.sum(rows.c.began).label("began"),
             exact_sum(rows.c.paid).label("paid"),
+            func.sum(rows.c.calls).label("calls"),
+            exact_sum(rows.c.quantity).label("quantity"),
         )
-        .where(rows.c.part != Part.BEFORE.value)
+        .where(rows.c.part != Part.BEFORE.value, rows.c.sequence >= one.rows.first)
         .group_by(*keys)
         .subquery("sums")
     )
     of_dimension = and_(d.wallet_number == one.rows.wallet, d.number == sums.c.dimension_number)
     query = select(
-        *(sums.c.part, sums.c.grant_number, sums.c.kind, d.api_key_id),
-        *(sums.c.count, sums.c.amount, sums.c.began, sums.c.paid),
+        *(sums.c.part, sums.c.grant_number, sums.c.kind, *LABEL),
+        *(sums.c.count, sums.c.amount, sums.c.began, sums.c.paid, sums.c.calls, sums.c.quantity),
     ).join_from(sums, schema.dimensions, of_dimension)
     return [
-        Moved(Part(part), grant, Kind(kind), key, count, amount, bool(began), paid)
-        for part, grant, kind, key, count, amount, began, paid in connection.execute(query)
+        moved(part, grant, kind, Label(*rest[:3]), *rest[3:])
+        for part, grant, kind, *rest in connection.execute(query)
     ]
+
+
+def moved(
+    part: int,
+    grant: int | None,
+    kind: int,
+    label: Label,
+    rows: int,
+    amount: int,
+    began: int,
+    *sums: int,
+) -> Moved:
+    """What rows add up to, of the columns of a query."""
+    return Moved(Part(part), grant, Kind(kind), label, rows, amount, bool(began), *sums)
 
 
 def _part(moment: int, period: Bucket) -> Part:
@@ -170,23 +214,22 @@ class Sums:
     """What the rows of several reads add up to."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Part, int | None, Kind, str], tuple[int, int, bool, int]] = {}
+        self._found: dict[tuple[Part, int | None, Kind, Label], Moved] = {}
 
     def add(self, moved: Iterable[Moved]) -> None:
         """Add those of one read. Raises ResultTooLarge."""
         found = self._found
         for one in moved:
-            count, amount, began, paid = found.get(one[:4], (0, 0, False, 0))
-            found[one[:4]] = (
-                *(count + one.rows, amount + one.amount),
-                *(began or one.began, paid + one.paid),
-            )
+            alike = found.get(one[:4])
+            found[one[:4]] = one if alike is None else alike.plus(one)
         if len(found) > SUMS_MAX:
-            raise ResultTooLarge("too many grants and API keys moved since: ask for a later period")
+            raise ResultTooLarge(
+                "too many grants, API keys and products moved since: ask for a later period"
+            )
 
     def moved(self) -> list[Moved]:
         """All of them, each grant, kind and label once in each part."""
-        return [Moved(*place, *sums) for place, sums in self._found.items()]
+        return list(self._found.values())
 
 
 def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
