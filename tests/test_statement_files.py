@@ -10,7 +10,7 @@ from creditledger.bills import Bucket
 from creditledger.model import Category, Kind
 from creditledger.shown import WalletPlace
 from creditledger.statement_files import tables
-from creditledger.statements import About, GrantFacts, Label, Moved, Part, document, figures
+from creditledger.statements import About, GrantFacts, Moved, Part, document, figures
 
 UNIT = 10**9
 ABOUT = About(
@@ -26,7 +26,7 @@ GRANT = GrantFacts(0, Category.PAID, None, 0, None, None)
 
 def late(grant: int, kind: Kind, amount: int) -> Moved:
     """A row of a grant that was booked after its period had been closed."""
-    return Moved(Part.PRIOR, grant, kind, Label(), 1, amount * UNIT, began=False)
+    return Moved(Part.PRIOR, grant, kind, 1, amount * UNIT, began=False)
 
 
 @pytest.mark.parametrize(

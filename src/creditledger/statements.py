@@ -105,28 +105,44 @@ class Moved(NamedTuple):
     part: Part
     grant: int | None  #: None: overdraft.
     kind: Kind
-    label: Label
     rows: int
     amount: int
     began: bool  #: The row that gave the grant is one of them.
     paid: int = 0  #: What of them paid back overdraft as they added parts to the grant.
-    calls: int = 0  #: Postings that spent something, each with its first row.
-    quantity: int = 0  #: The sum of all quantities of their usages.
 
     def plus(self, other: "Moved") -> "Moved":
-        """These rows and others of the same part, grant, kind and label."""
+        """These rows and others of the same part, grant and kind."""
         return self._replace(
             rows=self.rows + other.rows,
             amount=self.amount + other.amount,
             began=self.began or other.began,
             paid=self.paid + other.paid,
-            calls=self.calls + other.calls,
-            quantity=self.quantity + other.quantity,
         )
 
     def repaid(self, facts: "GrantFacts") -> int:
         """What of them paid back overdraft."""
         return self.paid + (facts.overdraft_paid if self.began else 0)
+
+
+class Used(NamedTuple):
+    """What the same rows add up to by what was used: those of usage and refunds."""
+
+    part: Part
+    kind: Kind
+    label: Label
+    rows: int
+    amount: int
+    calls: int  #: Postings that spent something, each with its first row.
+    quantity: int  #: The sum of all quantities of their usages.
+
+    def plus(self, other: "Used") -> "Used":
+        """These rows and others of the same part, kind and label."""
+        return self._replace(
+            rows=self.rows + other.rows,
+            amount=self.amount + other.amount,
+            calls=self.calls + other.calls,
+            quantity=self.quantity + other.quantity,
+        )
 
 
 class Repaid(NamedTuple):
@@ -230,11 +246,12 @@ def figures(
     moved: Iterable[Moved],
     facts: Mapping[int, GrantFacts],
     repaid: Iterable[Repaid] = (),
+    used: Iterable[Used] = (),
 ) -> Figures:
     """The figures of a period, of what grants had before it, the overdraft used, and its rows.
 
-    Rows and repayments of other parts are left out. `facts` of every grant that they name. Raises
-    DoesNotAddUp.
+    Rows and repayments of other parts are left out. `used` is of the same rows as `moved`; `facts`
+    of every grant that they name. Raises DoesNotAddUp.
     """
     found = Figures(
         opening_balance=sum(opening.values()) - overdraft,
@@ -249,8 +266,10 @@ def figures(
     for one in moved:
         if one.part not in (Part.PERIOD, Part.PRIOR):
             continue
-        _count(found, one)
         late = one.part is Part.PRIOR
+        tally = (found.prior if late else found.by_kind).setdefault(one.kind, Tally())
+        tally.count += one.rows
+        tally.amount += one.amount
         if one.grant is None:
             # A row without a grant is of overdraft: below 0 it borrows, above it gives back.
             column = "prior_period" if late else "drawn" if one.amount < 0 else "refunded"
@@ -268,6 +287,9 @@ def figures(
         if paid := one.repaid(known):
             line.add(*_paid("overdraft_repaid", paid, late=late))
             found.overdraft.add(*_paid("repaid", paid, late=late))
+    for spent in used:
+        if spent.part in (Part.PERIOD, Part.PRIOR):
+            _count(found, spent)
     for back in repaid:
         if back.part in (Part.PERIOD, Part.PRIOR):
             late = back.part is Part.PRIOR
@@ -282,13 +304,8 @@ def _paid(column: str, units: int, *, late: bool) -> tuple[str, int]:
     return ("prior_period", -units) if late else (column, units)
 
 
-def _count(found: Figures, one: Moved) -> None:
+def _count(found: Figures, one: Used) -> None:
     late = one.part is Part.PRIOR
-    tally = (found.prior if late else found.by_kind).setdefault(one.kind, Tally())
-    tally.count += one.rows
-    tally.amount += one.amount
-    if one.kind not in (Kind.USAGE, Kind.REFUND):
-        return
     key = found.by_api_key.setdefault(one.label.api_key_id, KeyLine())
     key.count += one.rows
     product = found.by_product.setdefault(one.label[1:], ProductLine())

@@ -149,15 +149,14 @@ class Statements:
         for step in periods.steps(basis):
             read = partial(periods.step, one=step, period=wanted.bucket)
             sums.add(await self._store.read(read))
-        moved = sums.moved()
         known: dict[int, GrantFacts] = {}
-        numbers = periods.named(basis, moved)
+        numbers = periods.named(basis, sums.moved)
         for at in range(0, len(numbers), NAMED_MAX):
             some = numbers[at : at + NAMED_MAX]
             look = partial(periods.facts, wallet=basis.wallet.number, numbers=some)
             known |= await self._store.read(look)
         # The loop has others to serve meanwhile.
-        return await asyncio.to_thread(periods.add_up, basis, moved, known, wanted.bucket)
+        return await asyncio.to_thread(periods.add_up, basis, sums, known, wanted.bucket)
 
 
 def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:

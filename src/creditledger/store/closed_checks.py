@@ -24,6 +24,7 @@ from creditledger.statements import (
     Moved,
     Part,
     Repaid,
+    Used,
 )
 from creditledger.store import closed, periods, schema
 from creditledger.store.closed import Closed, s
@@ -166,12 +167,15 @@ def _figures_only(said: Document) -> Document:
 def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | None]:
     """The figures of one statement after the other; None where they do not add up."""
     by_number: dict[int, list[Moved]] = {}
+    used: dict[int, list[Used]] = {}
     opening: dict[int, int] = {}
     overdraft = 0
     try:
         known = periods.facts(connection, every[0].wallet, None)
-        for number, one in _moved(connection, every[0].wallet):
+        for number, one, spent in _moved(connection, every[0].wallet):
             by_number.setdefault(number, []).append(one)
+            if spent is not None:
+                used.setdefault(number, []).append(spent)
         for one in by_number.get(every[0].number, []):
             if one.part is Part.BEFORE:
                 paid = 0
@@ -187,7 +191,8 @@ def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | 
         for statement in every:
             moved = by_number.get(statement.number, [])
             paid_back = repaid.get(statement.number, [])
-            came = statements.figures(opening, overdraft, moved, known, paid_back)
+            spent_on = used.get(statement.number, [])
+            came = statements.figures(opening, overdraft, moved, known, paid_back, spent_on)
             yield came
             opening = {n: line.closing for n, line in came.grants.items() if line.closing}
             overdraft = came.overdraft.closing
@@ -209,7 +214,7 @@ def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repai
     return found
 
 
-def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
+def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Used | None]]:
     """What rows come to, by the number of the statement they are in."""
     first = (
         select(func.min(s.number))
@@ -262,4 +267,4 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved]]:
         *(exact_sum(parts.c.paid), func.sum(parts.c.calls), exact_sum(parts.c.quantity)),
     ).group_by(*keys)
     for number, part, grant, kind, *rest in connection.execute(query):
-        yield number, periods.moved(part, grant, kind, Label(*rest[:3]), *rest[3:])
+        yield number, *periods.sums_of(part, grant, kind, *rest)

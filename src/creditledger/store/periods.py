@@ -6,9 +6,9 @@ change. So a statement costs the rows since its period began, however large the 
 that. Functions of a connection on one snapshot.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -26,7 +26,17 @@ from creditledger.bills import Bucket
 from creditledger.errors import ResultTooLarge
 from creditledger.model import Category, Kind, Type, Wallet
 from creditledger.operations import AHEAD_MS_MAX
-from creditledger.statements import Figures, GrantFacts, Label, Mark, Moved, Part, Repaid, figures
+from creditledger.statements import (
+    Figures,
+    GrantFacts,
+    Label,
+    Mark,
+    Moved,
+    Part,
+    Repaid,
+    Used,
+    figures,
+)
 from creditledger.store import closed, schema
 from creditledger.store.dialects import exact_sum
 from creditledger.store.reads import Span, last_before
@@ -42,7 +52,7 @@ OF_PART = and_(x.wallet_number == t.wallet_number, x.sequence == t.sequence)
 STEP_ROWS = 50_000
 #: Grants named in one query.
 NAMED_MAX = 500
-#: What is kept of the rows while they are added up: by part, grant, kind and labels.
+#: What is kept of the rows while they are added up: by part, kind, and grant or labels.
 SUMS_MAX = 200_000
 
 #: What tells apart what was used.
@@ -137,7 +147,7 @@ def steps(found: Basis) -> Iterator[Step]:
         moved_to = None if mark is None else mark.ends_at
 
 
-def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
+def step(connection: Connection, one: Step, period: Bucket) -> list[tuple[Moved, Used | None]]:
     """What these rows add up to, as far as they are of the period or after it."""
     start, end = (literal(moment, BigInteger) for moment in (period.start, period.end))
     whens = [
@@ -183,24 +193,17 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[Moved]:
         *(sums.c.part, sums.c.grant_number, sums.c.kind, *LABEL),
         *(sums.c.count, sums.c.amount, sums.c.began, sums.c.paid, sums.c.calls, sums.c.quantity),
     ).join_from(sums, schema.dimensions, of_dimension)
-    return [
-        moved(part, grant, kind, Label(*rest[:3]), *rest[3:])
-        for part, grant, kind, *rest in connection.execute(query)
-    ]
+    return [sums_of(*row) for row in connection.execute(query)]
 
 
-def moved(
-    part: int,
-    grant: int | None,
-    kind: int,
-    label: Label,
-    rows: int,
-    amount: int,
-    began: int,
-    *sums: int,
-) -> Moved:
-    """What rows add up to, of the columns of a query."""
-    return Moved(Part(part), grant, Kind(kind), label, rows, amount, bool(began), *sums)
+def sums_of(part: int, grant: int | None, kind: int, *rest: Any) -> tuple[Moved, Used | None]:
+    """What rows add up to, by grant and by what was used, of the columns of a query."""
+    api_key_id, product_id, product_name, rows, amount, began, paid, calls, quantity = rest
+    moved = Moved(Part(part), grant, Kind(kind), rows, amount, bool(began), paid)
+    if moved.kind not in (Kind.USAGE, Kind.REFUND):
+        return moved, None
+    label = Label(api_key_id, product_id, product_name)
+    return moved, Used(moved.part, moved.kind, label, rows, amount, calls, quantity)
 
 
 def _part(moment: int, period: Bucket) -> Part:
@@ -214,22 +217,31 @@ class Sums:
     """What the rows of several reads add up to."""
 
     def __init__(self) -> None:
-        self._found: dict[tuple[Part, int | None, Kind, Label], Moved] = {}
+        self._moved: dict[tuple[Part, int | None, Kind], Moved] = {}
+        self._used: dict[tuple[Part, Kind, Label], Used] = {}
 
-    def add(self, moved: Iterable[Moved]) -> None:
+    def add(self, sums: Iterable[tuple[Moved, Used | None]]) -> None:
         """Add those of one read. Raises ResultTooLarge."""
-        found = self._found
-        for one in moved:
-            alike = found.get(one[:4])
-            found[one[:4]] = one if alike is None else alike.plus(one)
-        if len(found) > SUMS_MAX:
+        for moved, used in sums:
+            of_grant = self._moved.get(moved[:3])
+            self._moved[moved[:3]] = moved if of_grant is None else of_grant.plus(moved)
+            if used is not None:
+                of_label = self._used.get(used[:3])
+                self._used[used[:3]] = used if of_label is None else of_label.plus(used)
+        if len(self._moved) + len(self._used) > SUMS_MAX:
             raise ResultTooLarge(
                 "too many grants, API keys and products moved since: ask for a later period"
             )
 
-    def moved(self) -> list[Moved]:
-        """All of them, each grant, kind and label once in each part."""
-        return list(self._found.values())
+    @property
+    def moved(self) -> Collection[Moved]:
+        """By grant, each with each kind once in each part."""
+        return self._moved.values()
+
+    @property
+    def used(self) -> Collection[Used]:
+        """By what was used, in the same way."""
+        return self._used.values()
 
 
 def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
@@ -261,14 +273,12 @@ def facts(
     }
 
 
-def add_up(
-    found: Basis, moved: Sequence[Moved], known: dict[int, GrantFacts], period: Bucket
-) -> Figures:
+def add_up(found: Basis, sums: Sums, known: dict[int, GrantFacts], period: Bucket) -> Figures:
     """The period's figures: what is there now, less its rows and all after it, was there before."""
     wallet = found.wallet
     opening = {grant.number: grant.remaining for grant in wallet.burning}
     overdraft = wallet.overdraft_used
-    for one in moved:
+    for one in sums.moved:
         if one.grant is None:
             overdraft += one.amount
             continue
@@ -280,7 +290,7 @@ def add_up(
         if back.part is not Part.BEFORE:
             opening[back.grant] = opening.get(back.grant, 0) + back.amount
             overdraft += back.amount
-    return figures(opening, overdraft, moved, known, repaid)
+    return figures(opening, overdraft, sums.moved, known, repaid, sums.used)
 
 
 def _part_of(one: Later, marks: Iterable[Mark], period: Bucket) -> Part:
