@@ -58,7 +58,7 @@ from creditledger.store import (
 from creditledger.store import verify as verify_module
 from creditledger.store.checks import named
 from creditledger.store.credit_checks import PASSES
-from creditledger.store.proofs import Proof, proofs
+from creditledger.store.proofs import Proof, proofs, tables
 from creditledger.store.verify import Finding, Verification, found_by, verify
 from creditledger.store.webhook_feed import New
 from creditledger.webhooks import EventType, Place, Secret
@@ -1079,6 +1079,36 @@ def test_proofs_fail_where_and_only_where_passes_find(
     assert undone.value.found == []
 
 
+def test_a_proof_without_rows_to_look_at_holds(ledger: str, tmp_path: Path) -> None:
+    """It may be left out where the tables that it is about are empty, whatever others hold."""
+
+    def failing(connection: Connection) -> list[str]:
+        kind, failed = connection.dialect.name, []
+        for proof in proofs(kind):
+            savepoint = connection.begin_nested()
+            for table in proof.about or ():
+                connection.exec_driver_sql(f"DELETE FROM {table}")
+            everything = frozenset(tables(kind)) - frozenset(proof.about or ())
+            if not verify_module.holds(connection, proof, everything):
+                failed.append(proof.name)
+            savepoint.rollback()
+        return failed
+
+    def work(connection: Connection) -> None:
+        connection.exec_driver_sql(GUARDS_OFF)
+        raise Undone(failing(connection))
+
+    if is_file(ledger):
+        copy = tmp_path / "copy"
+        engine = create_engine("sqlite://", creator=lambda: unguarded(file_of(ledger), copy))
+        with engine.connect() as connection:
+            assert failing(connection) == []
+        return
+    with pytest.raises(Undone) as undone:
+        change(ledger, work)
+    assert undone.value.found == []
+
+
 def test_passes_find_nothing_in_a_ledger_that_the_ledger_wrote(ledger: str) -> None:
     """They run only when a proof has failed, so here by themselves."""
     assert not look(ledger, passes_find)
@@ -1155,7 +1185,9 @@ def test_an_error_of_one_who_looks_ends_the_others(new_database: Callable[[], st
 
 def test_what_befell_a_proof_is_told(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proof that cannot be made is no finding where the passes find nothing."""
-    monkeypatch.setattr(verify_module, "proofs", lambda _dialect: (Proof("none", ("SELECT x",)),))
+    monkeypatch.setattr(
+        verify_module, "proofs", lambda _dialect: (Proof("none", ("SELECT x",), None),)
+    )
 
     with pytest.raises((CannotOpen, DBAPIError)):
         findings(ledger)

@@ -7,6 +7,7 @@ holds what the two spell differently. Imports clock and model.
 """
 
 import re
+from functools import cache
 from typing import NamedTuple
 
 from creditledger.clock import QUARTER
@@ -385,6 +386,7 @@ MOVED_ROLLUPS = Pass(
 # --- what SQLite and PostgreSQL spell differently, and the model's numbers ------------------------
 
 
+@cache
 def words(dialect: str) -> dict[str, str]:
     """What $NAME stands for. QUANTITY: Σ of the posting's quantities on its first row, else 0."""
     negative = ", ".join(f"-{name}" for name in QUANTITIES)

@@ -5,6 +5,7 @@ name, what is wrong, which guards there should be, and the statement that answer
 """
 
 from collections.abc import Iterator
+from functools import cache
 from typing import NamedTuple
 
 from sqlalchemy import (
@@ -36,7 +37,7 @@ class Guards(NamedTuple):
     name: str
     wrong: str
     expected: frozenset[str]
-    statement: str
+    statement: str  #: Answers one column.
 
 
 _SQLITE_TRIGGERS = """SELECT name FROM sqlite_master WHERE type = 'trigger'
@@ -54,6 +55,7 @@ _INDEXES = {
 }
 
 
+@cache
 def guards(dialect: str) -> tuple[Guards, ...]:
     """The guards of this kind of database."""
     is_file = dialect == "sqlite"
@@ -82,23 +84,40 @@ def _constraints(table: Table) -> Iterator[str]:
             yield str(one.name)
 
 
+@cache
+def _in_force(dialect: str) -> str:
+    """The statement that answers all guards in force, each with its kind."""
+    return " UNION ALL ".join(
+        f"SELECT '{kind.name}', q.* FROM ({kind.statement}) AS q"  # noqa: S608 # constants
+        for kind in guards(dialect)
+    )
+
+
 def found(connection: Connection) -> Iterator[Wrong]:
     """Every guard that is not in force."""
     dialect = connection.dialect.name
+    there = {tuple(one) for one in connection.exec_driver_sql(_in_force(dialect))}
     for kind in guards(dialect):
-        there = set(connection.exec_driver_sql(kind.statement).scalars())
-        for name in sorted(kind.expected - there):
-            yield Wrong(kind.name, None, 0, kind.wrong.format(name))
+        for name in sorted(kind.expected):
+            if (kind.name, name) not in there:
+                yield Wrong(kind.name, None, 0, kind.wrong.format(name))
     if dialect == "sqlite":
         yield from _of_files(connection)
+
+
+@cache
+def _in_texts() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """The constraints of each table of a file."""
+    tables = schema.metadata.sorted_tables
+    return tuple((table.name, tuple(sorted(_constraints(table)))) for table in tables)
 
 
 def _of_files(connection: Connection) -> Iterator[Wrong]:
     """Constraints of a file stand in the text of its tables."""
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
     texts: dict[str, str] = dict(connection.exec_driver_sql(query).all())
-    for table in schema.metadata.sorted_tables:
-        said = texts.get(table.name, "")
-        for name in sorted(_constraints(table)):
-            if f"CONSTRAINT {name} " not in said.replace('"', ""):
+    for table, names in _in_texts():
+        said = texts.get(table, "").replace('"', "")
+        for name in names:
+            if f"CONSTRAINT {name} " not in said:
                 yield Wrong("guard_constraint", None, 0, f"constraint {name} is not there")

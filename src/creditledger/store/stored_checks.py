@@ -1,10 +1,12 @@
 """What is stored, looked at by itself: references, words and bounds of columns, digests, requests.
 
-Each check is a value: its name, what is wrong, and a statement that answers the wallet (or NULL)
-and how many. Most need no rule of the ledger but the schema, and so hold for every table there is.
+Each check is a value: its name, its table, what is wrong, and when it is wrong of a row. Most need
+no rule of the ledger but the schema, and so hold for every table there is. One statement counts
+wrong rows, with one scan of each table; only where there are some, each check is asked for itself.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from functools import cache
 from typing import NamedTuple
 
 from sqlalchemy import CheckConstraint, Connection, Integer, Table, select
@@ -22,11 +24,13 @@ CHECKS = (
 
 
 class Check(NamedTuple):
-    """One thing that must not be so."""
+    """One thing that must not be so of a row of a table, `c` in SQL."""
 
     name: str
     wrong: str  #: What to say of it; {} stands for how many.
-    statement: str
+    table: str
+    condition: str
+    looks_up: bool = False  #: Whether it looks for rows of another table.
 
 
 #: References that no foreign key says: (table, column, the table it refers to, its column).
@@ -39,10 +43,11 @@ MORE_REFERENCES = (
 SUBSCRIPTION_OWNER = Check(
     "subscription_owner",
     "{} of its dimensions are of another customer's subscription",
-    """SELECT d.wallet_number, count(*) FROM dimensions AS d
-      JOIN wallets AS w ON w.number = d.wallet_number
-      JOIN subscriptions AS s ON s.id = d.subscription_id
-      WHERE s.customer_id <> w.customer_id GROUP BY d.wallet_number""",
+    "dimensions",
+    """c.subscription_id IS NOT NULL AND EXISTS (SELECT 1 FROM wallets AS w
+      JOIN subscriptions AS s ON s.customer_id <> w.customer_id
+      WHERE w.number = c.wallet_number AND s.id = c.subscription_id)""",
+    looks_up=True,
 )
 #: The rows' own references are checked with the rows; they are most of what there is.
 _ROWS = "credit_transactions"
@@ -50,6 +55,7 @@ _ROWS = "credit_transactions"
 _PLAIN = (_ROWS, "postings")
 
 
+@cache
 def checks(dialect: str) -> tuple[Check, ...]:
     """All that the schema of this kind of database says."""
     tables = schema.metadata if dialect == "sqlite" else schema.postgresql
@@ -65,17 +71,17 @@ def _references() -> Iterator[Check]:
             if table.name != _ROWS:
                 there = [element.column.name for element in key.elements]
                 here = [column.name for column in key.columns]
-                yield _reference(table, here, key.referred_table.name, there)
+                yield _reference(table.name, here, key.referred_table.name, there)
     for name, column, referred, there_ in MORE_REFERENCES:
-        yield _reference(schema.metadata.tables[name], [column], referred, [there_])
+        yield _reference(name, [column], referred, [there_])
 
 
-def _reference(table: Table, here: list[str], referred: str, there: list[str]) -> Check:
+def _reference(table: str, here: list[str], referred: str, there: list[str]) -> Check:
     given = " AND ".join(f"c.{name} IS NOT NULL" for name in here)
     same = " AND ".join(f"p.{b} = c.{a}" for a, b in zip(here, there, strict=True))
     missing = f"{given} AND NOT EXISTS (SELECT 1 FROM {referred} AS p WHERE {same})"  # noqa: S608 # constants
-    wrong = f"{{}} rows of {table.name} name what is not in {referred} by {', '.join(here)}"
-    return Check("reference", wrong, _counted(table, missing))
+    wrong = f"{{}} rows of {table} name what is not in {referred} by {', '.join(here)}"
+    return Check("reference", wrong, table, missing, looks_up=True)
 
 
 def _columns(tables: list[Table]) -> Iterator[Check]:
@@ -83,7 +89,7 @@ def _columns(tables: list[Table]) -> Iterator[Check]:
         for one in sorted(table.constraints, key=lambda one: str(one.name)):
             if isinstance(one, CheckConstraint):
                 wrong = f"{{}} rows of {table.name} are not as {one.name} says"
-                yield Check("column_check", wrong, _counted(table, f"NOT ({one.sqltext})"))
+                yield Check("column_check", wrong, table.name, f"NOT ({one.sqltext})")
 
 
 def _numbers(tables: list[Table]) -> Iterator[Check]:
@@ -93,27 +99,59 @@ def _numbers(tables: list[Table]) -> Iterator[Check]:
         if columns and table.name not in _PLAIN:
             fraction = " OR ".join(f"typeof(c.{name}) IN ('real', 'text')" for name in columns)
             wrong = f"{{}} rows of {table.name} have a number that is no integer"
-            yield Check("whole_number", wrong, _counted(table, fraction))
+            yield Check("whole_number", wrong, table.name, fraction)
 
 
-def _counted(table: Table, condition: str) -> str:
+@cache
+def _scans(dialect: str) -> tuple[tuple[Check, ...], ...]:
+    """Checks made in one scan of their table: all of it that look nothing up, or one that does."""
+    together: dict[str, tuple[Check, ...]] = {}
+    alone: list[tuple[Check, ...]] = []
+    for check in checks(dialect):
+        if check.looks_up:
+            alone.append((check,))
+        else:
+            together[check.table] = (*together.get(check.table, ()), check)
+    return (*alone, *together.values())
+
+
+def _suspected(connection: Connection, filled: Collection[str] | None) -> Iterator[Check]:
+    """The checks of scans that find something, by one statement."""
+    every = _scans(connection.dialect.name)
+    scans = [scan for scan in every if filled is None or scan[0].table in filled]
+    counts = ", ".join(
+        f"(SELECT count(*) FROM {scan[0].table} AS c"  # noqa: S608 # constants
+        f" WHERE {' OR '.join(f'({check.condition})' for check in scan)})"
+        for scan in scans
+    )
+    if scans:
+        found = connection.exec_driver_sql(f"SELECT {counts}").one()
+        for scan, count in zip(scans, found, strict=True):
+            if count:
+                yield from scan
+
+
+def _counted(check: Check) -> str:
+    table = schema.metadata.tables[check.table]
     wallet = {"wallets": "c.number"}.get(table.name, "NULL")
     if "wallet_number" in table.columns:
         wallet = "c.wallet_number"
     grouped = "" if wallet == "NULL" else f" GROUP BY {wallet}"
     return (
-        f"SELECT {wallet}, count(*) FROM {table.name} AS c WHERE {condition}"  # noqa: S608 # constants
+        f"SELECT {wallet}, count(*) FROM {table.name} AS c WHERE {check.condition}"  # noqa: S608 # constants
         f"{grouped} HAVING count(*) > 0"
     )
 
 
-def found(connection: Connection) -> Iterator[Wrong]:
-    """Everything that is wrong, check by check."""
-    for check in checks(connection.dialect.name):
-        for wallet, count in connection.exec_driver_sql(check.statement):
+def found(connection: Connection, filled: Collection[str] | None = None) -> Iterator[Wrong]:
+    """Everything that is wrong, check by check; tables known to be empty are left out."""
+    for check in _suspected(connection, filled):
+        for wallet, count in connection.exec_driver_sql(_counted(check)):
             yield _wrong(connection, check.name, wallet, check.wrong.format(count))
-    yield from _digests(connection)
-    yield from _refunds(connection)
+    if filled is None or "dimensions" in filled:
+        yield from _digests(connection)
+    if filled is None or "postings" in filled:
+        yield from _refunds(connection)
 
 
 def _wrong(connection: Connection, name: str, wallet: int | None, message: str) -> Wrong:
