@@ -6,7 +6,7 @@ import asyncio
 import json
 import re
 from importlib import import_module
-from itertools import count
+from itertools import chain, count, product
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,8 +18,8 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 
 from creditledger import clock as time
 from creditledger import ids, store
-from creditledger.model import Category, Status
-from creditledger.operations import PlaceHold, WalletChange
+from creditledger.model import Category, Period, Status
+from creditledger.operations import PlaceHold, SetLimit, WalletChange
 from creditledger.store import DatabaseLocked, Store, registry, schema
 from creditledger.store.migrations import migrate, newest, revision, versions
 from tests.support import (
@@ -355,7 +355,7 @@ NUMBERED = (
 )
 
 
-#: What 0023 and 0024 made, taken away.
+#: What 0023, 0024 and 0026 made, taken away.
 WITHOUT_CANCELED_EVENTS = (
     *("DROP INDEX meter_events_returned", "DROP INDEX postings_settlements"),
     *(f"ALTER TABLE meter_events DROP COLUMN {name}" for name in ("canceled_at", "return_below")),
@@ -364,12 +364,14 @@ WITHOUT_CHANGES_OF_CUSTOMERS = tuple(
     f"ALTER TABLE customers DROP COLUMN {name}"
     for name in ("updated_at", "archived_at", "created_as")
 )
+WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 
 
 def number_over_all_wallets(connection: Connection) -> None:
     """The ledger as 0017 had it: a posting's number is used by no other wallet."""
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
-    for statement in (*WITHOUT_CHANGES_OF_CUSTOMERS, *WITHOUT_CANCELED_EVENTS):
+    later = WITHOUT_CHANGES_OF_CUSTOMERS, WITHOUT_CANCELED_EVENTS, WITHOUT_ENDS_OF_LIMITS
+    for statement in chain.from_iterable(later):
         connection.exec_driver_sql(statement)
     forget_who_paid(connection)
     guards: list[Any] = []
@@ -549,6 +551,39 @@ async def test_who_paid_overdrafts_is_worked_out_from_the_rows(
     change(database_url, again)
 
     assert look(database_url, line) == before
+
+
+async def test_running_periods_of_limits_get_their_ends(
+    ledger: Ledger, store: Store, clock: Clock, database_url: str
+) -> None:
+    """0026 finds the ends that the ledger writes by itself, of periods of the calendar only."""
+    zones = ("UTC", "America/New_York", "Pacific/Apia")
+    for period, zone in product((Period.DAY, Period.WEEK, Period.MONTH), zones):
+        await ledger.limit(SetLimit("wal_acme", True, "100", None, period, zone, None))
+    await ledger.limit(SetLimit("wal_acme", True, "100", None, Period.ROLLING, None, 5))
+    await ledger.limit(SetLimit("wal_acme", True, "100", None, Period.LIFETIME, None, None))
+    await ledger.post(command(give("5"), key="1"))
+    clock.advance(20 * time.DAY)
+    await ledger.post(command(consume("2"), key="2"))
+    await ledger.close()
+    await store.close()
+
+    def ends(connection: Connection) -> list[tuple[int, int, int | None]]:
+        limits = schema.spend_limits.c
+        query = select(limits.number, limits.counted_from, limits.counted_until)
+        return [tuple(row) for row in connection.execute(query.order_by(limits.number))]
+
+    def again(connection: Connection) -> None:
+        for statement in WITHOUT_ENDS_OF_LIMITS:
+            connection.exec_driver_sql(statement)
+        with Operations.context(MigrationContext.configure(connection)):
+            import_module(f"{versions.__name__}.0026_ends_of_limits").upgrade()
+
+    before = look(database_url, definitions), look(database_url, ends)
+    assert [until is None for _, _, until in before[1]] == [False] * 9 + [True] * 2
+    change(database_url, again)
+
+    assert (look(database_url, definitions), look(database_url, ends)) == before
 
 
 def test_a_refund_that_lowered_what_others_owed_stays_as_booked() -> None:

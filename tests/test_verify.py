@@ -503,6 +503,7 @@ DAMAGES: list[Any] = [
     ("limit_spent", None, (spend_limit("api_key_id = 'apk_2'"),)),
     ("limit_spent", None, (spend_limit(f"counted_from = {START + time.DAY}", 4),)),
     ("limit_spent", None, (spend_limit("parts = '[[0,250000000]]'", 4),)),
+    ("limit_period", None, (spend_limit(f"counted_until = {START + time.DAY}"),)),
     ("wallet_state", None, (f"DELETE FROM wallet_states WHERE wallet_number = {ACME}",)),
     ("wallet_currency", 19, (registered("currency = 'XXX'"),)),
     ("wallet_customer", 19, (registered("customer_id = 'cus_none'"),)),
@@ -599,6 +600,11 @@ EVENT_DAMAGES: list[tuple[str, tuple[str, ...]]] = [
     ("event_canceled", (event(1, "canceled_at = paid_at"),)),
     ("event_canceled", (event(1, "return_below = 5"),)),
     ("wallet_unpaid_amount", (UNPAID_OTHERWISE,)),
+    *(("limit_period", (f"UPDATE spend_limits SET {changed} WHERE wallet_number = {BETA}",))
+      for changed in ("counted_until = NULL", "counted_until = counted_from",
+                      f"counted_until = counted_from + {33 * time.DAY}")),
+    ("limit_spent", (f"""UPDATE spend_limits SET counted_until = {START + time.HOUR}
+        WHERE wallet_number = {BETA}""",)),
     ("limit_zone", (
         f"UPDATE spend_limits SET time_zone = 'Factory' WHERE wallet_number = {BETA}",
     )),

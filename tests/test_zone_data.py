@@ -83,6 +83,47 @@ async def test_a_month_is_spent_once(
     assert findings(database_url) == []
 
 
+async def listed(api: Api) -> limit_pb.SpendLimit:
+    """The wallet's limit."""
+    request = limit_pb.ListSpendLimitsRequest(wallet_id=WALLET)
+    (limit,) = (await api.wallets.ListSpendLimits(request, metadata=api.service)).spend_limits
+    return limit
+
+
+@pytest.mark.parametrize("hours", [5, 7])
+async def test_a_month_ends_when_it_was_to_end(
+    database_url: str, clock: Clock, set_ahead: Callable[[int], None], hours: int
+) -> None:
+    """A running period keeps both its instants; the next begins there, and ends by the new data."""
+    set_ahead(6)
+    clock.now = time.parse("2027-03-10T00:00:00Z", field="now")
+    ends, next_ends = "2027-03-31T18:00:00.000Z", f"2027-04-30T{24 - hours}:00:00.000Z"
+    async with serve(database_url, clock) as api:
+        await api.post("given", **grant("1000"))
+        made = await put(api)
+        await api.post("all", **consume("100"))
+        set_ahead(hours)
+
+        assert made.resets_at == (await listed(api)).resets_at == ends
+        clock.now = time.parse(ends, field="now") - 1
+        refusal = await refused(api.post("march", **consume("1")))
+        assert refusal.metadata["resets_at"] == ends
+        clock.advance(1)
+        assert (await listed(api)).spent == "0.00"
+        await api.post("april", **consume("100"))
+        # Whatever the data calls April begins or began within the hour: it is the same period.
+        for minutes in (0, 30, 90):
+            clock.advance(minutes * 60_000)
+            refusal = await refused(api.post(f"after {minutes}", **consume("1")))
+            assert refusal.metadata["resets_at"] == next_ends
+        set_ahead(6)
+        assert (await listed(api)).resets_at == next_ends
+        clock.now = time.parse(next_ends, field="now")
+        await api.post("may", **consume("100"))
+        assert (await listed(api)).resets_at == "2027-05-31T18:00:00.000Z"
+    assert findings(database_url) == []
+
+
 @pytest.mark.parametrize("hours", [5, 7])
 async def test_months_follow_one_another(
     database_url: str, clock: Clock, set_ahead: Callable[[int], None], hours: int

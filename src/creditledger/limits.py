@@ -40,7 +40,8 @@ HOURS_MAX = 744
 _NOT_BEGUN = 1 << 62
 #: What the calendar of bills calls them.
 _CALENDAR = {Period.DAY: "Day", Period.WEEK: "Week", Period.MONTH: "Month"}
-#: From its beginning to a moment that is in the period whatever the data of its zone says.
+#: From where the last period ended to a moment that is in the next one, whatever the data of its
+#: zone says.
 _HALF = {
     Period.DAY: 12 * clock.HOUR,
     Period.WEEK: 84 * clock.HOUR,
@@ -86,14 +87,16 @@ def _window(limit: SpendLimit, moment: int) -> _Window:
         start = (moment - limit.hours * clock.HOUR) // width * width
         return _Window(start, moment // width * width, None)
     assert limit.time_zone is not None
-    cycle = _CALENDAR[limit.period]
-    if limit.counted_from <= moment:
-        # A period that has begun stays that period when the data of its zone changes meanwhile.
-        end = _bucket(limit.counted_from + _HALF[limit.period], cycle, limit.time_zone).end
-        if moment < end:
-            return _Window(limit.counted_from, limit.counted_from, end)
+    start, until, cycle = limit.counted_from, limit.counted_until, _CALENDAR[limit.period]
+    # A period that has begun keeps its instants when the data of its zone changes meanwhile.
+    if until is not None and start <= moment < until:
+        return _Window(start, start, until)
     bucket = _bucket(moment, cycle, limit.time_zone)
-    return _Window(bucket.start, bucket.start, bucket.end)
+    if until is None or not bucket.start < until <= moment:
+        return _Window(bucket.start, bucket.start, bucket.end)
+    # By the new data this period began within the last one: it begins where that one ended.
+    end = _bucket(until + _HALF[limit.period], cycle, limit.time_zone).end
+    return _Window(until, until, end)
 
 
 def held(wallet: Wallet, label: Callable[[Hold], str], now: int) -> dict[str | None, int]:
@@ -306,7 +309,7 @@ def _give_back(limit: SpendLimit, amount: int, part: int) -> None:
 def _begin(limit: SpendLimit, now: int) -> _Window:
     """Forget what no longer counts."""
     window = _window(limit, now)
-    limit.counted_from = window.start
+    limit.counted_from, limit.counted_until = window.start, window.end
     for start in [start for start in limit.parts if start < window.start]:
         del limit.parts[start]
     return window
@@ -333,6 +336,7 @@ def _put(wallet: Wallet, change: SetLimit, now: int) -> tuple[SpendLimit, bool]:
         since=wallet.sequence,
         counted_from=_NOT_BEGUN,
         parts={},
+        counted_until=None,
     )
     _begin(made, now)
     wallet.limits = (*wallet.limits, made)

@@ -344,6 +344,7 @@ class SpendLimit:
     since: int  #: The wallet's sequence when it was made: later rows count.
     counted_from: int  #: Where the period began when it last counted something.
     parts: dict[int, int]  #: What was spent less what was refunded of it, by where a part begins.
+    counted_until: int | None  #: Where that period ends; None: no calendar's, it moves on or lasts.
 
     def covers(self, api_key_id: str) -> bool:
         """Whether spending under this label counts."""

@@ -10,7 +10,7 @@ import re
 from functools import cache
 from typing import NamedTuple
 
-from creditledger.clock import QUARTER
+from creditledger.clock import DAY, HOUR, QUARTER
 from creditledger.model import Category, HoldEnd, Kind, Origin, Period, Status, Type
 from creditledger.operations import (
     EXPIRE,
@@ -482,6 +482,7 @@ def words(dialect: str) -> dict[str, str]:
     words["LEFT"] = f"({left.format('r.parts')} + r.beyond)"
     words["LEFT_BEFORE"] = f"({left.format('r.parts_before')} + r.beyond_before)"
     words["ROLLING"] = str(Period.ROLLING.value)
+    words["LONGEST"] = _LONGEST
     words["IN_SCOPE"] = " AND ".join(
         f"({given} OR {among})".format(f"d.{label}", name) for label, name in _SCOPE.items()
     )
@@ -516,6 +517,13 @@ _FORGIVEN = """(SELECT coalesce(sum(
          ELSE {0} END), 0)
      FROM overdraft_draws AS i WHERE i.wallet_number = c.wallet_number AND i.forgiven > 0
      AND i.start + i.amount > {0} AND i.start + i.amount - i.forgiven < {1})"""
+#: The longest day, week or month of a spend limit: its zone may move across the date line in it.
+_LONGEST = "CASE l.period{} END".format(
+    "".join(
+        f" WHEN {period:d} THEN {days * DAY + 26 * HOUR}"
+        for period, days in ((Period.DAY, 1), (Period.WEEK, 7), (Period.MONTH, 31))
+    )
+)
 #: What spend limits say was spent, the other way round.
 _LIMIT_PARTS = """SELECT l.wallet_number, l.number, {start} AS start, -{amount} AS amount
       FROM spend_limits AS l, {parts} AS q"""  # constants

@@ -364,7 +364,8 @@ event_canceled: CASE WHEN e.canceled_at IS NULL
 _WIDTH = f"(nullif(l.hours, 0) * {HOUR // ROLLING_PARTS})"
 #: Where the part begins that the row `t`, which spent, lies in; and whether it counts at all.
 _PART = f"""CASE l.period WHEN $ROLLING THEN t.created_at / {_WIDTH} * {_WIDTH}
-      ELSE l.counted_from END AS start"""
+      ELSE CASE WHEN t.created_at >= l.counted_until THEN l.counted_until
+        ELSE l.counted_from END END AS start"""
 _COUNTS = """t.sequence > l.since AND t.created_at >= l.counted_from
       AND (l.api_key_id IS NULL OR d.api_key_id = l.api_key_id)"""
 _OF_LIMIT = """JOIN dimensions AS d
@@ -421,6 +422,9 @@ LIMITS = Pass(
     """
 limit_made: l.number > v.limits_made OR l.since > v.sequence
     -- limit {l.number}, made after row {l.since}, was not made yet
+limit_period: (l.time_zone IS NULL) <> (l.counted_until IS NULL)
+    OR l.counted_until NOT BETWEEN l.counted_from + 1 AND l.counted_from + $LONGEST
+    -- limit {l.number}: no period runs from {l.counted_from} to {l.counted_until}
 limit_zone: l.time_zone IN ('localtime', 'Factory', 'posixrules')
     -- time_zone {l.time_zone} is no IANA zone: it counts as UTC
 limit_spent: x.amount <> 0

@@ -527,6 +527,9 @@ spend_limits = Table(
     Column("since", BigInteger, nullable=False),
     Column("counted_from", BigInteger, nullable=False),
     Column("parts", Text, nullable=False),
+    # Where the period that began at `counted_from` ends, as it was when it began: of a calendar's
+    # periods only.
+    Column("counted_until", BigInteger),
     PrimaryKeyConstraint("wallet_number", "number"),
     CheckConstraint("amount >= 0 AND amount <= 100000000000000000", name="amount"),
     CheckConstraint("period BETWEEN 1 AND 5", name="period"),

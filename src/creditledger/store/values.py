@@ -204,9 +204,10 @@ LIMIT_COLUMNS = [
     "since",
     "counted_from",
     "parts",
+    "counted_until",
 ]
 #: What changes of a spend limit.
-LIMIT_CHANGED = ["amount", "updated_at", "counted_from", "parts"]
+LIMIT_CHANGED = ["amount", "updated_at", "counted_from", "parts", "counted_until"]
 ROW_COLUMNS = [
     "wallet_number",
     "sequence",
@@ -491,11 +492,11 @@ def hold_columns(hold: Hold) -> tuple[object, ...]:
 
 def limit_value(columns: Iterable[Any]) -> SpendLimit:
     """A spend limit of its columns."""
-    number, amount, key, period, zone, hours, made, changed, since, counted_from, parts = columns
-    counted = dict(json.loads(parts))
+    number, amount, key, period, zone, hours, made, changed, *counted = columns
+    since, counted_from, parts, counted_until = counted
     return SpendLimit(
         *(number, amount, key, Period(period), zone, hours),
-        *(made, changed, since, counted_from, counted),
+        *(made, changed, since, counted_from, dict(json.loads(parts)), counted_until),
     )
 
 
@@ -513,6 +514,7 @@ def limit_columns(limit: SpendLimit) -> tuple[object, ...]:
         limit.since,
         limit.counted_from,
         _pairs(limit.parts),
+        limit.counted_until,
     )
 
 
