@@ -29,6 +29,7 @@ from creditledger.model import Dimension, Kind, Wallet, standing
 from creditledger.registry import ApiKey, Customer, Scope
 from creditledger.shown import Transaction
 from creditledger.store import Store, billed, lists, registry
+from creditledger.store.dialects import fold
 from creditledger.store.reads import Filters
 from creditledger.store.registry import SuccessiveWallet
 
@@ -464,8 +465,7 @@ def _matches(dimension: Dimension, wanted: _BillQuery) -> bool:
         wanted.category in (None, dimension.category)
         and wanted.api_key_id in (None, dimension.api_key_id)
         and (
-            wanted.product_name is None
-            or lists.fold(wanted.product_name) in lists.fold(dimension.product_name)
+            wanted.product_name is None or fold(wanted.product_name) in fold(dimension.product_name)
         )
     )
 

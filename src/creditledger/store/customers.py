@@ -13,8 +13,8 @@ from creditledger.errors import NotFound, echo
 from creditledger.operations import merged
 from creditledger.registry import Customer, CustomerFilters
 from creditledger.store import registry, schema
+from creditledger.store.dialects import fold
 from creditledger.store.dialects import holds as contains
-from creditledger.store.lists import fold
 
 
 def page(connection: Connection, after: str, size: int, filters: CustomerFilters) -> list[Customer]:

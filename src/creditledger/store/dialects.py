@@ -248,3 +248,8 @@ def by_index(connection: Connection, table: str, index: str) -> TextClause:
     SQLite has to be told: to it all grants of a wallet are as few as those that are open.
     """
     return text(f"{table} INDEXED BY {index}" if connection.dialect.name == "sqlite" else table)
+
+
+def fold(q: str) -> str:
+    """ASCII letters in lower case, all others as they are: what lower() does in the tables."""
+    return "".join(c.lower() if c.isascii() else c for c in q)

@@ -29,8 +29,7 @@ from creditledger.clock import DAY
 from creditledger.model import Category, Grant, GrantStatus, repayments
 from creditledger.shown import GivenGrant, Transaction, WalletPlace
 from creditledger.store import registry, schema
-from creditledger.store.dialects import by_index, exact_sum, holds
-from creditledger.store.lists import fold
+from creditledger.store.dialects import by_index, exact_sum, fold, holds
 from creditledger.store.reads import OF_POSTING, expand
 from creditledger.store.values import (
     GRANT_COLUMNS,

@@ -34,6 +34,7 @@ from creditledger.model import Kind
 from creditledger.shown import Transaction
 from creditledger.store import schema
 from creditledger.store.dialects import (
+    fold,
     has_value,
     holds,
     is_snapshot,
@@ -273,11 +274,6 @@ def _says(q: str) -> ColumnElement[bool]:
 
 #: What ids of rows consist of, their prefix included.
 _ID_CHARACTERS = frozenset(ids.ALPHABET) | frozenset("ct_")
-
-
-def fold(q: str) -> str:
-    """ASCII letters in lower case, all others as they are: what lower() does in the tables."""
-    return "".join(c.lower() if c.isascii() else c for c in q)
 
 
 def _id_text() -> ColumnElement[str]:

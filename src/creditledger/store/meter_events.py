@@ -14,8 +14,7 @@ from creditledger.model import MeterEvent
 from creditledger.registry import Currency, Meter
 from creditledger.shown import WalletPlace
 from creditledger.store import meters, registry, schema
-from creditledger.store.dialects import exact_sum, has_value, holds
-from creditledger.store.lists import fold
+from creditledger.store.dialects import exact_sum, fold, has_value, holds
 from creditledger.store.values import EVENT_COLUMNS, event_value, load
 
 _e, _w, _p = schema.meter_events.c, schema.wallets.c, schema.postings.c

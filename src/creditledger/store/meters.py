@@ -13,8 +13,7 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, update
 from creditledger.errors import NotFound, echo
 from creditledger.registry import Meter
 from creditledger.store import schema
-from creditledger.store.dialects import holds
-from creditledger.store.lists import fold
+from creditledger.store.dialects import fold, holds
 from creditledger.store.registry import dumped, require_currency, taken
 
 _table = schema.meters
