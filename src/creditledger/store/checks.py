@@ -38,10 +38,11 @@ class Pass(NamedTuple):
     checks: str
 
 
-def named(checks: str) -> list[tuple[str, str, str]]:
+@cache
+def named(checks: str) -> tuple[tuple[str, str, str], ...]:
     """The checks of a pass as (name, what is wrong, message)."""
     found = re.findall(r"^(\w+):(.*?) -- (.*?)$", checks, re.MULTILINE | re.DOTALL)
-    return [(name, wrong, message) for name, wrong, message in found]
+    return tuple((name, wrong, message) for name, wrong, message in found)
 
 
 def wrong(one: Pass) -> tuple[str, ...]:

@@ -168,9 +168,9 @@ def holds(connection: Connection, proof: Proof, filled: frozenset[str]) -> bool:
                 connection.exec_driver_sql(f"DROP TABLE IF EXISTS temp.{table}")
 
 
-def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
-    """What a pass finds."""
-    every = named(one.checks)
+@cache
+def _asked(one: Pass, dialect: str) -> tuple[str, tuple[str, ...]]:
+    """A pass as a statement, and the messages of its checks, in which numbers stand for values."""
     wrong = checks.wrong(one)
     values: list[str] = []
 
@@ -178,17 +178,24 @@ def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
         values.append(match[1])
         return f"{{{len(values) - 1}}}"
 
-    messages = [re.sub(r"{(.+?)}", numbered, message) for *_, message in every]
+    messages = tuple(re.sub(r"{(.+?)}", numbered, message) for *_, message in named(one.checks))
     # The plus keeps the planner from reading in this order: all are read, and few are sorted.
     order = ", ".join(f"+{column}" for column in one.place)
     query = Template(
         f"SELECT {', '.join((*one.place, 'w.id', *wrong, *values))}"  # noqa: S608 # constants
         f" FROM {one.source} WHERE {' OR '.join(wrong)} ORDER BY {order}"
-    ).substitute(checks.words(connection.dialect.name))
+    )
+    return query.substitute(checks.words(dialect)), messages
+
+
+def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
+    """What a pass finds."""
+    query, messages = _asked(one, connection.dialect.name)
+    every = [check for check, *_ in named(one.checks)]
     for wallet, sequence, wallet_id, *found in connection.exec_driver_sql(query):
-        for i, (check, *_) in enumerate(every):
+        for i, check in enumerate(every):
             if found[i]:
-                message = messages[i].format(*found[len(wrong) :])
+                message = messages[i].format(*found[len(every) :])
                 yield Finding(check, wallet_id, wallet, sequence, message)
 
 

@@ -3,6 +3,7 @@
 The connection comes in through the configuration's attributes; there is no alembic.ini.
 """
 
+from functools import cache
 from pathlib import Path
 
 from alembic import command
@@ -31,8 +32,9 @@ def revision(connection: Connection) -> str | None:
     return MigrationContext.configure(connection).get_current_revision()
 
 
+@cache
 def newest() -> str:
-    """The revision this version needs."""
+    """The revision this version needs: every migration is read to learn it, so once."""
     head = ScriptDirectory.from_config(_config()).get_current_head()
     assert head is not None
     return head
