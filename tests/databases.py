@@ -56,7 +56,7 @@ def with_password(url: str) -> str:
 
 
 async def connect(url: str) -> Any:
-    """The driver's own connection to a database of PostgreSQL; whoever asks for it closes it."""
+    """The driver's own connection to a database of PostgreSQL; the caller closes it."""
     place = make_url(url)
     _, given = place.get_dialect()().create_connect_args(place)
     return await asyncpg.connect(**given)
@@ -171,7 +171,7 @@ class Databases:
         return self._server.url(name)
 
     def drop(self, url: str) -> None:
-        """Make room, whoever is still connected."""
+        """Make room, and end the connections that are left."""
         self._admin(f"DROP DATABASE {make_url(url).database} WITH (FORCE)")
 
     def _admin(self, statement: str) -> None:

@@ -79,7 +79,7 @@ class Receiver:
         answer = self.answer(request)
         if answer is None:
             try:
-                await reader.read()  # until whoever sends gives up
+                await reader.read()  # until the sender gives up
             finally:
                 self.under_way -= 1
             return False

@@ -395,7 +395,7 @@ async def test_periods_chain_and_agree_with_lists(served: Served) -> None:
     assert numbers[:3] == [str(len(ends) - 1 - i) for i in range(min(3, len(ends) - 1))]
 
 
-async def test_a_period_is_closed_once_by_whoever_asks(served: Served) -> None:
+async def test_a_period_is_closed_once(served: Served) -> None:
     """Many at once get the same statement; of two different first periods one is refused."""
     wallet, key = await served.wallet(), await served.key("service")
     await served.post(wallet, {"grant": {"amount": "1"}})
@@ -542,7 +542,7 @@ async def a_statement_with_strange_names(served: Served) -> tuple[str, str, Json
 
 
 async def test_the_text_of_a_closed_statement_has_its_digest(served: Served) -> None:
-    """Whoever has the file can check it; each holds the digest of the one before."""
+    """The file alone proves its digest, and holds that of the statement before it."""
     wallet, key, first = await a_statement_with_strange_names(served)
     served.clock.advance(time.DAY)
     end = time.text(served.clock.now)

@@ -934,7 +934,7 @@ async def test_secrets_are_nowhere(database_url: str, tmp_path: Path) -> None:
 
 
 async def test_the_socket_is_its_owners(world: World, database_url: str) -> None:
-    """Whoever may open it is an admin of both modes; so nobody else may: mode 0600.
+    """Who can open the socket is an admin of both modes; so only its owner can: mode 0600.
 
     Its folder is the database's or, where that has none, one that nobody else may enter.
     """

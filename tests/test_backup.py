@@ -65,7 +65,7 @@ async def test_a_file_is_copied_under_load(database_url: str, tmp_path: Path) ->
 
 
 def test_what_is_there_is_not_overwritten(database_url: str, tmp_path: Path) -> None:
-    """A file of that name stays as it is; a folder that is not there is named."""
+    """An existing file stays as it is; a folder that does not exist is named in the error."""
     there = tmp_path / "there"
     there.write_text("mine")
     where = ("--database-url", database_url)
@@ -79,7 +79,7 @@ def test_what_is_there_is_not_overwritten(database_url: str, tmp_path: Path) -> 
 
 @pytest.mark.only("postgresql")
 def test_a_server_is_dumped(database_url: str, databases: Databases, tmp_path: Path) -> None:
-    """By the pg_dump of the machine, without its password in what others see; it is restored."""
+    """The machine's pg_dump makes a file that can be restored, and nobody sees the password."""
     change(database_url, lambda connection: add_wallet(connection, "wal_acme"))
     dump = tmp_path / "ledger.dump"
     where = ("--database-url", with_password(database_url))
@@ -100,7 +100,7 @@ def test_a_server_is_dumped(database_url: str, databases: Databases, tmp_path: P
 
 @pytest.mark.only("postgresql")
 def test_without_pg_dump_the_command_is_printed(database_url: str, tmp_path: Path) -> None:
-    """It can be run elsewhere as it is; the password is not in it."""
+    """The printed command runs elsewhere as it is, and has no password in it."""
     done = creditledger(
         *("backup", tmp_path / "ledger.dump", "--database-url", with_password(database_url)),
         settings={"PATH": str(tmp_path)},

@@ -482,7 +482,7 @@ async def step(told: World, name: str, wallet_id: str, size: int, times: int) ->
 def test_every_read_at_the_bounds_says_what_the_rows_come_to(
     new_database: Callable[[], str], steps: list[tuple[str, str, int, int]]
 ) -> None:
-    """Whatever is posted of the largest amounts, no read fails, and no sum loses a digit."""
+    """With the largest amounts that are taken, no read fails and no sum loses a digit."""
     url, clock = new_database(), Clock()
 
     async def run() -> None:
@@ -523,7 +523,7 @@ async def test_usage_that_bills_could_not_say_is_refused(told: World, database_u
 
 
 async def test_a_hold_that_could_not_be_captured_is_refused(told: World) -> None:
-    """What is set aside is to be used: it is bounded as usage is."""
+    """A hold is bounded as usage is, since it is made to be captured."""
     await told.post("wal_points", {"grant": {"amount": str(10**16)}}, 1)
 
     await told.hold("wal_points", 10**15, capture=False)
@@ -533,7 +533,7 @@ async def test_a_hold_that_could_not_be_captured_is_refused(told: World) -> None
 
 
 async def test_events_are_bounded_by_what_they_will_use(told: World, database_url: str) -> None:
-    """What nobody has paid yet counts: credit that comes later can pay all of it."""
+    """Unpaid meter events count, since credit that comes later can pay all of them."""
     await told.report("wal_points", 9 * 10**14 - 1, 1)
     await told.report("wal_points", 2, 1)
     assert told.reasons == {"OUT_OF_RANGE"}
@@ -545,7 +545,7 @@ async def test_events_are_bounded_by_what_they_will_use(told: World, database_ur
 
 
 async def test_sums_over_wallets_pass_64_bits(told: World, database_url: str) -> None:
-    """Two wallets that each used all they may: the sums of both are exact."""
+    """Two wallets each use as much as a wallet may, and the sums of both are exact."""
     for wallet_id in ("wal_usd", "wal_other"):
         said = amount(MOST, wallet_id)
         assert await told.post(wallet_id, {"grant": {"amount": said}}, MANY) == 90
@@ -589,7 +589,7 @@ async def test_events_of_several_wallets_pass_64_bits(told: World, database_url:
 async def test_what_a_wallet_is_given_in_its_life_is_bounded(
     told: World, database_url: str, kind: str
 ) -> None:
-    """What comes and goes within a quarter of an hour adds up too; no roll-up becomes a float."""
+    """Sums within a quarter of an hour pass no bound, and no roll-up becomes a float."""
     said = amount(MOST, "wal_usd")
     accepted = 0
     for _ in range(MANY + 4):
@@ -636,7 +636,7 @@ async def test_what_an_older_ledger_has_beyond_is_too_large_to_answer(
 
 
 def test_what_was_ever_given_is_added_up_by_migration(new_database: Callable[[], str]) -> None:
-    """It is the sum of the rows that gave; where that passes 64 bits, the largest number."""
+    """The migration adds up the rows that gave; beyond 64 bits it writes the largest number."""
     url, clock = new_database(), Clock()
 
     async def run() -> None:

@@ -90,7 +90,7 @@ async def kit(database_url: str) -> AsyncIterator[Kit]:
 
 
 async def test_a_wrong_event_takes_nothing_of_the_next_top_up(kit: Kit) -> None:
-    """One of 1,000 that nobody can pay is canceled, and a top-up is all there to be spent."""
+    """After one of 1,000 unpaid events is canceled, all of the next top-up can be spent."""
     event = await kit.report("1000")
     assert (event["status"], event["credit_pending"]) == ("requires_capture", "1000.00")
     kit.served.clock.advance(time.SECOND)
@@ -109,7 +109,7 @@ async def test_a_wrong_event_takes_nothing_of_the_next_top_up(kit: Kit) -> None:
 
 
 async def test_all_that_an_event_drew_comes_back(kit: Kit) -> None:
-    """Of its own posting and of settlements, newest draw first, less what was refunded before."""
+    """Draws of the event and of its settlements return, newest first, less what was refunded."""
     promotional = {"amount": "3", "category": "promotional", "kind": "admin_credit"}
     await kit.post({"grant": {"amount": "2"}}, {"grant": promotional})
     event = await kit.report("10")
@@ -132,7 +132,7 @@ async def test_all_that_an_event_drew_comes_back(kit: Kit) -> None:
 
 
 async def test_overdraft_that_an_event_used_is_lowered(kit: Kit) -> None:
-    """What it drew beyond the grants is no longer owed."""
+    """Overdraft that a canceled event drew is no longer owed."""
     admin = await kit.served.key("admin")
     wallet = f"/v1/wallets/{kit.wallet}"
     await kit.served.ask("PATCH", wallet, key=admin, json={"overdraft_limit": "5"})
@@ -146,7 +146,7 @@ async def test_overdraft_that_an_event_used_is_lowered(kit: Kit) -> None:
 
 
 async def test_canceling_again_changes_nothing(kit: Kit) -> None:
-    """With the same key, another one or none; the identifier stays the event's."""
+    """A second cancellation changes nothing, with the same key, another one or none."""
     await kit.post({"grant": {"amount": "5"}})
     event = await kit.report("3")
     canceled = await kit.cancel(event, idempotency_key="cancel-1")
@@ -178,7 +178,7 @@ async def test_canceling_again_changes_nothing(kit: Kit) -> None:
 
 
 async def test_what_a_canceled_event_drew_is_not_refunded_once_more(kit: Kit) -> None:
-    """Neither its own posting nor a settlement of it, in whatever order they come."""
+    """Neither the posting of a canceled event nor a settlement of it can be refunded."""
     await kit.post({"grant": {"amount": "2"}})
     event = await kit.report("3")
     await kit.post({"grant": {"amount": "4"}})
@@ -196,7 +196,7 @@ async def test_what_a_canceled_event_drew_is_not_refunded_once_more(kit: Kit) ->
 
 
 async def test_limits_get_back_what_this_period_counted(kit: Kit) -> None:
-    """What the event spent and what it was owed count no longer; of a past period nothing does."""
+    """A limit counts neither spent nor owed amounts of the event; past periods do not change."""
     await kit.post({"grant": {"amount": "10"}})
     admin = await kit.served.key("admin")
     limits = f"/v1/wallets/{kit.wallet}/spend-limits"
@@ -223,7 +223,7 @@ async def test_limits_get_back_what_this_period_counted(kit: Kit) -> None:
 
 
 async def test_lists_show_it_and_sums_leave_it_out(kit: Kit) -> None:
-    """Its status is canceled; stats count neither it nor its value; a search finds its rows."""
+    """A canceled event is listed as canceled, stats leave it out, and a search finds its rows."""
     await kit.post({"grant": {"amount": "10"}})
     wrong = await kit.report("3")
     await kit.report("2", "evt_2")
@@ -243,7 +243,7 @@ async def test_lists_show_it_and_sums_leave_it_out(kit: Kit) -> None:
 
 
 async def test_who_may_cancel_what(kit: Kit) -> None:
-    """A closed wallet refuses, a frozen one does not; other modes and customers see no event."""
+    """A closed wallet refuses, a frozen one does not; another mode or customer finds no event."""
     admin = await kit.served.key("admin")
     wallet = f"/v1/wallets/{kit.wallet}"
     event = await kit.report("3")
@@ -270,7 +270,7 @@ async def test_who_may_cancel_what(kit: Kit) -> None:
 
 
 async def test_many_payments_come_back_by_and_by(kit: Kit) -> None:
-    """One call returns 1,000 rows; the ledger goes on by itself until all is returned."""
+    """One call returns 1,000 rows, and the ledger returns the rest by itself."""
     event = await kit.report("2500")
     await kit.post(*({"grant": {"amount": "1"}} for _ in range(1_300)))
     assert (await kit.now(event))["credit_pending"] == "1200.00"
@@ -293,7 +293,7 @@ async def test_many_payments_come_back_by_and_by(kit: Kit) -> None:
 
 
 async def test_closing_cancels_what_is_unpaid_if_asked(kit: Kit) -> None:
-    """Without being asked it is refused; with it, it is done where nothing has to come back."""
+    """Closing with unpaid events is refused; `cancel_unpaid` closes where nothing was drawn."""
     admin = await kit.served.key("admin")
     wallet = f"/v1/wallets/{kit.wallet}"
 

@@ -28,7 +28,7 @@ FORMULAS = (
 @pytest.mark.parametrize("text", FORMULAS)
 @pytest.mark.parametrize("delimiter", [",", ";", "\t"])
 def test_no_text_becomes_a_formula(text: str, delimiter: str) -> None:
-    """However a spreadsheet separates cells, in either width, and after blanks of any kind."""
+    """Text gets an apostrophe wherever a spreadsheet may begin a cell, in either width."""
     line = csv_text([["x", cell(text, True), cell({"k": text}, False), "y"]])
 
     cells = [one for row in line.splitlines() for one in row.split(delimiter)]
@@ -37,7 +37,7 @@ def test_no_text_becomes_a_formula(text: str, delimiter: str) -> None:
 
 
 def test_what_is_no_formula_stays_as_it_is() -> None:
-    """Figures, and words that only hold such characters; JSON reads as what it was."""
+    """Figures, and words with such characters inside, stay as they are, and so does JSON."""
     assert cell("-5.00", False) == "-5.00"
     assert [cell(one, True) for one in ("a=b", "5-1", "a@b;c", "")] == ["a=b", "5-1", "a@b;c", ""]
     value = {"k": "a;=1\u202e"}
@@ -45,6 +45,6 @@ def test_what_is_no_formula_stays_as_it_is() -> None:
 
 
 def test_the_direction_of_text_is_seen() -> None:
-    """Controls that would turn it are shown as escapes, in files and in pages."""
+    """Controls that turn the direction of text are shown as escapes, in files and in pages."""
     evil = "invoice\u202efdp.exe\u2066\u200f"
     assert cell(evil, True) == "invoice\\u202efdp.exe\\u2066\\u200f"

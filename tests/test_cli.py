@@ -351,7 +351,7 @@ def test_what_the_ledger_refuses_is_one_sentence(database_url: str) -> None:
     ],
 )
 def test_a_wrong_call_ends_with_2(given: tuple[str, ...], tmp_path: Path) -> None:
-    """Whether the command line sees what is wrong, or the server does."""
+    """Exit code 2 tells of a wrong call, whether the command line or the server notices it."""
     settings = {"CREDITLEDGER_DATABASE_URL": f"sqlite+aiosqlite:///{tmp_path}/credit.db"}
     assert creditledger("migrate", settings=settings).returncode == 0
 
@@ -362,14 +362,14 @@ def test_a_wrong_call_ends_with_2(given: tuple[str, ...], tmp_path: Path) -> Non
 
 
 def test_the_version_is_an_option_too() -> None:
-    """As people ask every command for it."""
+    """`--version` prints the version, as `version` does."""
     asked = creditledger("--version")
 
     assert (asked.returncode, asked.stdout) == (0, f"creditledger {__version__}\n")
 
 
 def test_a_shell_is_taught_to_complete() -> None:
-    """The command answers for the shell that called it."""
+    """`--show-completion` prints what the calling shell needs."""
     # Bash replaces itself by the last command of a script, so another one follows.
     script = f"{shlex.join(arguments('--show-completion'))}; exit $?"
     asked = subprocess.run(

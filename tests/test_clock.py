@@ -111,7 +111,7 @@ def implausible(shown: int, expected: int) -> Refused:
 
 
 async def test_a_moment_in_the_future_costs_nothing(database_url: str, machine: Machine) -> None:
-    """400 days for three seconds: commands are refused, nothing expires, then all goes on."""
+    """While the clock is 400 days ahead commands are refused, and no grant expires."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         await ledger.post("given", **grant("100", expires_at=time.text(machine.clock.now + DAY)))
@@ -136,7 +136,7 @@ async def test_a_moment_in_the_future_costs_nothing(database_url: str, machine: 
 
 
 async def test_what_is_refused_is_refused_alone(database_url: str, machine: Machine) -> None:
-    """Each posting of a batch says why, reads are answered, and no key is bound."""
+    """Each posting of a batch gets the reason, reads are answered, and no key is bound."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         machine.set_clock(-2 * DAY)
@@ -153,7 +153,7 @@ async def test_what_is_refused_is_refused_alone(database_url: str, machine: Mach
 
 
 async def test_a_short_leap_is_taken_when_it_is_steady(database_url: str, machine: Machine) -> None:
-    """The ledger's time goes on without it for ten minutes, and the sweeper waits."""
+    """For ten minutes the ledger's time goes on without the leap, and the sweeper waits."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         ends = machine.clock.now + HOUR
@@ -194,7 +194,7 @@ async def test_a_sleep_is_no_leap(database_url: str, machine: Machine, slept: in
 async def test_a_start_after_a_long_time(
     database_url: str, machine: Machine, idle: int, state: str
 ) -> None:
-    """A ledger is idle for up to 60 days; a clock further on is refused until somebody accepts."""
+    """A start is trusted up to 60 days later, and refuses commands beyond that."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         await ledger.post("given", **grant("5", expires_at=time.text(machine.clock.now + HOUR)))
@@ -213,7 +213,7 @@ async def test_a_start_after_a_long_time(
 
 
 async def test_a_clock_that_comes_right_after_a_start(database_url: str, machine: Machine) -> None:
-    """A machine without a clock of its own begins in 1970: nothing is written at that time."""
+    """Nothing is written in 1970 by a machine that starts without a clock of its own."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         await ledger.post("given", **grant("5"))
@@ -231,7 +231,7 @@ async def test_a_clock_that_comes_right_after_a_start(database_url: str, machine
 
 
 async def test_a_restart_takes_no_leap(database_url: str, machine: Machine) -> None:
-    """What a server does not believe the next one does not, until it is right or accepted."""
+    """A clock that one server doubts the next one doubts too, until it is right or accepted."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         await ledger.post("given", **grant("100", expires_at=time.text(machine.clock.now + DAY)))
@@ -249,7 +249,7 @@ async def test_a_restart_takes_no_leap(database_url: str, machine: Machine) -> N
 
 
 async def test_an_acceptance_is_kept(database_url: str, machine: Machine) -> None:
-    """With who and when, and what was expected; it cannot be changed."""
+    """An acceptance says who, when and what was expected, and cannot be changed."""
     async with serve(database_url, machine) as ledger:
         before = machine.clock.now
         machine.set_clock(30 * DAY)
@@ -272,7 +272,7 @@ async def test_an_acceptance_is_kept(database_url: str, machine: Machine) -> Non
 
 @pytest.mark.only("postgresql")
 async def test_an_acceptance_holds_for_all_servers(database_url: str, machine: Machine) -> None:
-    """Two servers on one database doubt the same clock; what one is told, the other hears of."""
+    """Of two servers that doubt the same clock, both take what is accepted at one of them."""
     async with serve(database_url, machine) as one, serve(database_url, machine) as other:
         await one.new_wallet(WALLET, CUSTOMER)
         machine.set_clock(30 * DAY)
@@ -288,7 +288,7 @@ async def test_an_acceptance_holds_for_all_servers(database_url: str, machine: M
 
 
 async def test_the_sweeper_waits_for_the_grace(database_url: str, machine: Machine) -> None:
-    """A minute unless set otherwise, and for all that is due in a wallet."""
+    """A wallet is swept when all that is due in it has been due for a minute, or as set."""
     async with serve(database_url, machine) as ledger:
         await ledger.new_wallet(WALLET, CUSTOMER)
         for n in range(2):
@@ -310,7 +310,7 @@ async def test_the_sweeper_waits_for_the_grace(database_url: str, machine: Machi
 
 
 async def test_the_command(database_url: str, tmp_path: Path) -> None:
-    """`clock show` and `clock accept`, while a server refuses commands, and after a restart."""
+    """`clock show` and `clock accept` work while commands are refused and after a restart."""
     now = time.now()
     long_ago = Mark(now - 100 * DAY, None)
     change(database_url, lambda c: clock_marks.write(c, long_ago))

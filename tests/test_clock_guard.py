@@ -57,7 +57,7 @@ def test_a_sleep_is_no_leap(passed: int, drift: int) -> None:
 
 @pytest.mark.parametrize("leap", [TOLERANCE_MS + 1, LEAP_MS_MAX, -TOLERANCE_MS - 1, -LEAP_MS_MAX])
 def test_a_short_leap_is_taken_once_it_is_steady(leap: int) -> None:
-    """Until then the ledger's time is the last one and what has passed since."""
+    """Until the new clock is steady, the time goes on from the last one by what has passed."""
     guard, verdict = running().read(Reading(START + SECOND + leap, SECOND))
     assert verdict == (State.LEAPT, START + SECOND, leap)
 
@@ -71,7 +71,7 @@ def test_a_short_leap_is_taken_once_it_is_steady(leap: int) -> None:
 
 
 def test_a_clock_that_goes_on_leaping_is_not_steady() -> None:
-    """The ten minutes begin anew with each leap, and are over at once where the clock is right."""
+    """Each leap begins the ten minutes anew; a clock that is right again ends them at once."""
     guard = running()
     for step in range(20):
         passed = step * MINUTE
@@ -84,7 +84,7 @@ def test_a_clock_that_goes_on_leaping_is_not_steady() -> None:
 
 @pytest.mark.parametrize("leap", [LEAP_MS_MAX + 1, 400 * DAY, -LEAP_MS_MAX - 1, -400 * DAY])
 def test_a_long_leap_is_never_taken(leap: int) -> None:
-    """However long it lasts, until the clock is right again or somebody accepts it."""
+    """A long leap stays refused until the clock is right again or somebody accepts it."""
     guard = running()
     for passed in (SECOND, HOUR, 10 * DAY):
         guard, verdict = guard.read(Reading(START + passed + leap, passed))
@@ -98,7 +98,7 @@ def test_a_long_leap_is_never_taken(leap: int) -> None:
 
 
 def test_a_clock_that_runs_too_fast_has_leapt() -> None:
-    """At twice its speed, however often it is read."""
+    """A clock at twice its speed is not trusted, however often it is read."""
     guard = running()
     found = []
     for passed in range(0, MINUTE, 100):
@@ -110,7 +110,7 @@ def test_a_clock_that_runs_too_fast_has_leapt() -> None:
 
 
 def test_a_clock_that_drifts_is_followed() -> None:
-    """100 seconds in a day: as much as two machines may differ in speed, and more."""
+    """A drift of 100 seconds a day is trusted: machines differ by less than that."""
     guard = running()
     for passed in range(0, 30 * DAY, MINUTE):
         guard, verdict = guard.read(Reading(START + passed + passed // 864, passed))
@@ -122,7 +122,7 @@ def test_a_clock_that_drifts_is_followed() -> None:
 
 @pytest.mark.parametrize("idle", [0, DAY, IDLE])
 def test_a_ledger_that_was_idle_goes_on(idle: int) -> None:
-    """What it has not seen for weeks it takes at once."""
+    """A start some weeks after the last time is trusted at once."""
     _, verdict = started(START + idle, last_seen=START)
 
     assert verdict[:2] == (State.TRUSTED, START + idle)
@@ -154,7 +154,7 @@ def test_a_start_behind_the_last_time() -> None:
 
 @pytest.mark.parametrize(("leap", "state"), [(HOUR, State.LEAPT), (40 * DAY, State.IMPLAUSIBLE)])
 def test_a_start_does_not_hide_a_leap(leap: int, state: State) -> None:
-    """A clock that the server before doubted is doubted as it was, if it goes on."""
+    """A clock that the last server doubted is doubted again where it goes on from there."""
     known = {"last_seen": START, "doubted_at": START + leap}
     guard, verdict = started(START + leap + HOUR, **known)
 

@@ -109,7 +109,7 @@ def test_a_wrong_setting_is_named(monkeypatch: pytest.MonkeyPatch, name: str, va
 )
 @pytest.mark.parametrize("name", ["database_url", "read_database_url"])
 def test_a_wrong_url_does_not_show_its_password(name: str, url: str) -> None:
-    """An option that the ledger does not know, and what cannot be read, is one sentence."""
+    """A wrong database URL is refused in one sentence, without the password."""
     with pytest.raises(WrongSetting) as caught:
         load({name: url})
 
@@ -119,7 +119,7 @@ def test_a_wrong_url_does_not_show_its_password(name: str, url: str) -> None:
 
 
 def test_a_database_is_named_without_its_password() -> None:
-    """Wherever in the URL the password stands, what people see of the database has none."""
+    """The name of a database has no password, wherever in the URL that stands."""
     for url in (
         "postgresql+asyncpg://u:s3cret@h/credit?ssl=require",
         "postgresql+asyncpg://u@h/credit?password=s3cret&ssl=require",
@@ -168,7 +168,7 @@ def test_variables_of_a_cluster_do_not_disturb(
 def test_variables_of_clients_and_tests_do_not_disturb(
     monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    """A client's key and address, and what tests are told, may stand in the same environment."""
+    """Variables of clients and tests do not stop a start."""
     monkeypatch.setenv(f"CREDITLEDGER_{variable}", "x")
 
     assert load() == Config()

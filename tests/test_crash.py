@@ -342,7 +342,7 @@ async def test_told_to_stop_under_load(ledger: Ledger) -> None:
         sqlite.lock(file).release()
     else:
         assert await execute(ledger.url, OURS) == []
-    # After the look at what lies beside the file: whoever reads it leaves a journal there.
+    # After the look at what lies beside the file: a reader leaves a journal there.
     check(load, ledger.url)
     # A call that comes in the very moment in which the port closes grpcio calls cancelled.
     assert load.codes[grpc.StatusCode.UNAVAILABLE] + load.codes[grpc.StatusCode.CANCELLED] == 4

@@ -43,7 +43,7 @@ async def change(served: Served, **body: object) -> Json:
 
 
 async def test_what_is_given_is_changed(served: Served) -> None:
-    """What is absent stays, metadata is merged; the same again changes nothing, nor the time."""
+    """A change leaves what it does not name, merges metadata, and repeated changes nothing."""
     key = await served.key("service")
     before = await served.body(f"{CUSTOMERS}/cus_acme", key)
     served.clock.advance(time.SECOND)
@@ -68,7 +68,7 @@ async def test_what_is_given_is_changed(served: Served) -> None:
 
 
 async def test_a_create_is_compared_with_what_was_created(served: Served) -> None:
-    """After changes the first request answers the customer as it is; another one is ID_TAKEN."""
+    """After changes the first create answers the customer as it is; another is ID_TAKEN."""
     first = {**ACME, "metadata": {"a": "1", "b": "2"}}
     for name in ("Acme Ltd", "Acme Inc"):
         changed = await change(served, name=name, metadata={"a": ""})
@@ -81,7 +81,7 @@ async def test_a_create_is_compared_with_what_was_created(served: Served) -> Non
 
 
 async def test_what_no_customer_becomes(served: Served) -> None:
-    """A change outside its rules is refused under its field; test and customer keys change none."""
+    """A wrong value is refused by its field; test and customer keys change no customer."""
     path = f"{CUSTOMERS}/cus_acme"
     for body, expected in (
         ({"name": ""}, Failure(400, "MISSING_FIELD", "name")),
@@ -104,7 +104,7 @@ async def test_what_no_customer_becomes(served: Served) -> None:
 
 
 async def test_customers_are_searched(served: Served) -> None:
-    """By e-mail address as a whole, by a part of name or address; wildcards mean themselves."""
+    """Customers are found by whole e-mail address and by part of name or address."""
     key = await served.key("service")
     await served.customer("cus_beta", name="Beta 100% GmbH", email="pay@beta.example.com")
     await served.customer("cus_gamma", name="Gamma Ärzte", email="billing@gamma.example.com")
@@ -131,7 +131,7 @@ async def test_customers_are_searched(served: Served) -> None:
 
 
 async def test_an_archived_customer_is_hidden_and_gets_nothing_new(served: Served) -> None:
-    """No wallet and no key, on any way to one; what it has goes on, until it is taken back out."""
+    """An archived customer gets no wallet and no key; what it has goes on."""
     key, admin = await served.key("service"), await served.key("admin")
     own = await served.key("customer", "cus_acme")
     wallet = await served.wallet("cus_acme")

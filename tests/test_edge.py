@@ -104,7 +104,7 @@ def log(tmp_path: Path) -> list[str]:
 async def test_answers_are_packed_for_who_asks(
     database_url: str, clock: Clock, tmp_path: Path
 ) -> None:
-    """JSON, files and pages by gzip, whole after unpacking; what is short or asked plain is not."""
+    """JSON, files and pages are packed by gzip for those who ask, and only if they are long."""
     transactions, month = "/api/credit-transactions", "format=html&month=2026-01"
     async with serve(database_url, clock) as api, before(api, tmp_path / "run") as envoy:
         for number in range(60):

@@ -1,4 +1,4 @@
-"""The examples do what their first lines say, run as whoever copies them would."""
+"""The examples do what their first lines say, run as a reader who copies them would."""
 
 from __future__ import annotations
 

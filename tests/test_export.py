@@ -165,7 +165,7 @@ async def test_a_spreadsheet_computes_nothing(served: Served) -> None:
 
 
 async def test_a_browser_is_told_what_an_answer_is(served: Served) -> None:
-    """No answer is guessed at, framed, run or stored; a file is kept, a page fetches nothing."""
+    """Headers forbid guessing, framing, running and storing; files are offered to be saved."""
     customer, _ = await filled(served)
     key = await served.key("service")
     wallet = (await served.body("/v1/wallets", key, customer_id=customer))["wallets"][0]["id"]

@@ -114,7 +114,7 @@ async def test_a_file_that_is_not_whole_is_found(
 
 
 async def test_the_command(config: Config, tmp_path: Path) -> None:
-    """What it prints, and how it ends."""
+    """`clock show` and `clock accept` work while commands are refused and after a restart."""
     url = config.database_url
     done = creditledger("export", "a.csv", "--json", "--database-url", url, folder=tmp_path)
     checked = creditledger("export", "a.csv", "--check", folder=tmp_path)

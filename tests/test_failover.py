@@ -1,4 +1,4 @@
-"""PostgreSQL goes, and comes back: whoever repeats with the same key gets each posting once.
+"""PostgreSQL goes, and comes back: a client that repeats its keys gets each posting once.
 
 The database is a server of the test's own, which is killed, restarted and succeeded by its standby;
 where a network should fail a proxy stands before it.
@@ -226,7 +226,7 @@ async def test_reads_go_on_after_a_restart(own: Own) -> None:
 
 
 async def test_an_outage_is_three_lines_of_the_log(own: Own, tmp_path: Path) -> None:
-    """However many calls and tasks fail: when it begins, and when it ends, with counts.
+    """An outage is logged as it begins and as it ends, with counts, however many calls fail.
 
     No traceback is written, by the ledger or by what it is built on.
     """
@@ -268,7 +268,7 @@ async def test_an_outage_is_three_lines_of_the_log(own: Own, tmp_path: Path) -> 
 
 
 def test_a_long_outage_is_said_once_a_minute() -> None:
-    """Reminders count what failed; one kind of work that works does not end it."""
+    """Reminders count failures; one kind of work that succeeds does not end the outage."""
     now = 0.0
     outage = Outage("ledger", clock=lambda: now)
     with capture_logs() as lines:

@@ -78,7 +78,7 @@ def health_of(api: Api) -> Any:
 
 @pytest.mark.parametrize("service", ["", *SERVICES])
 async def test_health_is_served(api: Api, service: str) -> None:
-    """The server as a whole and each service say SERVING, to whoever asks, key or no key."""
+    """The server as a whole and each service say SERVING to all callers, with a key or without."""
     health = health_of(api)
     answer = await health.Check(health_pb2.HealthCheckRequest(service=service))
 

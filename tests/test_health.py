@@ -38,7 +38,7 @@ def health(*given: object) -> tuple[int, dict[str, Any]]:
 
 
 async def test_a_server_that_serves_is_healthy(database_url: str, tmp_path: Path) -> None:
-    """By the settings that it was started with; after its end it is not."""
+    """A server is healthy by the settings that it was started with, until it ends."""
     where: list[object] = ["--database-url", database_url]
     async with process(database_url, tmp_path / "server.log") as served:
         where += ["--grpc-address", served.grpc_address]
@@ -56,7 +56,7 @@ async def test_a_server_that_serves_is_healthy(database_url: str, tmp_path: Path
 
 
 async def test_a_server_with_tls_is_healthy(database_url: str, tmp_path: Path) -> None:
-    """Nothing but the server's own certificate is needed."""
+    """The server's own certificate is enough to ask it."""
     chain, key = certificate(tmp_path)
     tls = ("--tls-certificate", str(chain), "--tls-key", str(key))
     async with process(database_url, tmp_path / "server.log", *tls) as served:
@@ -69,7 +69,7 @@ async def test_a_server_with_tls_is_healthy(database_url: str, tmp_path: Path) -
 
 @pytest.mark.only("postgresql")
 def test_a_database_that_is_away_is_a_problem(database_url: str) -> None:
-    """It is named, without its password, within the seconds that the command promises."""
+    """An absent database is named without its password, within the promised seconds."""
     away = make_url(with_password(database_url)).set(database="nowhere")
     url = away.render_as_string(hide_password=False)
 
@@ -90,7 +90,7 @@ def test_a_port_that_is_not_known_is_a_wrong_call(database_url: str) -> None:
 
 
 async def test_a_lag_can_be_a_problem(database_url: str, tmp_path: Path) -> None:
-    """The age of the oldest webhook that is due: told always, a problem where it is too long."""
+    """The age of the oldest due webhook is always shown, and a problem above the bound."""
 
     def lag(connection: Connection) -> None:
         add_wallet(connection, "wal_acme")
@@ -144,7 +144,7 @@ async def test_a_lag_can_be_a_problem(database_url: str, tmp_path: Path) -> None
 
 
 def test_a_database_of_another_schema_is_a_problem(tmp_path: Path) -> None:
-    """What a server would refuse to start on is not healthy either."""
+    """A database that a server refuses to start on is not healthy."""
     url = f"sqlite+aiosqlite:///{tmp_path}/none.db"
 
     code, answer = health("--database-url", url)

@@ -198,7 +198,7 @@ async def test_a_final_capture_of_nothing(holding: Holding, api: Api, clock: Clo
 
 
 async def test_a_final_capture_of_nothing_after_others(holding: Holding, api: Api) -> None:
-    """What was captured stays so, and its quantities count; the rest is given back."""
+    """Earlier captures stay with their quantities, and the rest of the hold is given back."""
     made = await holding.hold("hold", "6", usage=pb.Usage(quantities=[7]))
     await holding.capture("part", made.hold.id, amount="1")
     ended = await holding.capture("end", made.hold.id, amount="0", final=True)
@@ -211,7 +211,7 @@ async def test_a_final_capture_of_nothing_after_others(holding: Holding, api: Ap
 
 
 async def test_a_hold_need_not_know_quantities(holding: Holding, api: Api) -> None:
-    """Its usage says who, what and at which prices; only captures with a usage count quantities."""
+    """A hold's usage may lack quantities; captures with a usage count their own."""
     usage = pb.Usage(product_id="chat", api_key_id="key", base_prices=[3, 4], discount_prices=[2])
     made = await holding.hold("hold", "6", usage=usage)
     plain = await holding.capture("plain", made.hold.id, amount="1")
@@ -231,7 +231,7 @@ async def test_a_hold_need_not_know_quantities(holding: Holding, api: Api) -> No
 
 
 async def test_what_a_hold_is_for_in_words(holding: Holding, api: Api) -> None:
-    """Description and metadata are shown with it and stand at the rows of captures without own."""
+    """Description and metadata are shown, and stand at rows of captures without their own."""
     words: dict[str, Any] = {"description": "Film", "metadata": {"scene": "1"}}
     made = await holding.hold("hold", "6", **words)
     hold_id = made.hold.id
@@ -545,7 +545,7 @@ async def test_time_does_not_run_back_behind_a_hold(
 async def test_a_hold_that_ends_as_its_grant_does(
     database_url: str, clock: Clock, how: str, *, first: bool
 ) -> None:
-    """What it gives up expires at that very millisecond, which `verify` takes for right.
+    """What a hold gives up as its grant ends expires then, and `verify` takes that for right.
 
     `first`: the rest of the grant is written off by another posting before.
     """

@@ -291,7 +291,7 @@ async def test_a_file_that_lost_rows_is_not_posted(here: Running, tmp_path: Path
 
 
 async def test_rows_that_went_unbooked_may_go(here: Running, tmp_path: Path) -> None:
-    """To delete a blank, refused or zero row charges nothing anew and lacks nothing."""
+    """To delete a blank, refused or zero row changes no charge and leaves no row missing."""
     await top_up(here.local, "1")
     good = ["2023-11-16 18:00:00,100,1", "2023-11-16 18:00:00,100,1", "2023-11-16 18:00:02,5,5"]
     bad = ["", "2023-11-16 18:00:01,0,0", "never,1,1", "2023-11-16 18:00:03,900000,0"]
@@ -320,7 +320,7 @@ async def test_rows_that_went_unbooked_may_go(here: Running, tmp_path: Path) -> 
 async def test_a_file_that_is_no_csv_is_refused_whole(
     here: Running, tmp_path: Path, text: str, line: int
 ) -> None:
-    """Nothing of it is posted, and the line is named from which it cannot be read."""
+    """Of a file that is no CSV nothing is posted, and the line at fault is named."""
     await top_up(here.local, "1")
     file = tmp_path / "calls.csv"
     file.write_text(f"{HEADER}\n2023-11-16 18:00:00,1,1\n{text}")
@@ -343,7 +343,7 @@ async def test_a_row_of_another_width_is_refused(here: Running, tmp_path: Path) 
 
 
 async def test_a_column_may_name_the_rows(here: Running, tmp_path: Path) -> None:
-    """By its key a row is known whatever else changes; one that stands twice is refused by line."""
+    """A row is known by its key column; a value that stands twice is refused by line."""
     await top_up(here.local, "1")
     header = f"id,{HEADER}"
     lines = [f"call-{i},2023-11-16 18:00:0{i},100,1" for i in range(3)]
@@ -389,7 +389,7 @@ async def by_lines(services: Services, planned: Plan, lines: dict[int, str]) -> 
 
 
 async def test_what_was_booked_by_lines_stays_by_lines(here: Running, tmp_path: Path) -> None:
-    """Such an import goes on; a file whose lines have moved is refused, and nothing is posted."""
+    """An import booked by lines goes on by lines, and refuses a file whose lines have moved."""
     await top_up(here.local, "1")
     lines = [f"2023-11-16 18:00:0{i},{100 + i},1" for i in range(5)]
     file = tmp_path / "calls.csv"

@@ -1,4 +1,4 @@
-"""What a writer knows between batches is what the database holds, whoever changed it, however."""
+"""What a writer knows between batches is what the database holds, after any change by anybody."""
 
 from __future__ import annotations
 

@@ -112,7 +112,7 @@ async def test_no_more_than_the_limit(api: Api, clock: Clock) -> None:
 async def test_when_to_try_again(
     api: Api, clock: Clock, amount: str, before: int, retryable: str, wait: str | None
 ) -> None:
-    """The seconds until it resets, up to 300, in metadata and header; else neither has a number."""
+    """Metadata and header have the seconds until a limit resets, up to 300, else neither has."""
     resets = time.parse("2027-07-02T00:00:00Z", field="now")
     clock.now = resets - before
     await put(api, "10")

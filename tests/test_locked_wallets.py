@@ -54,7 +54,7 @@ async def funded(ledger: Ledger, store: Store) -> Ledger:
 
 @pytest.mark.only("postgresql")
 async def test_others_go_on_while_a_wallet_is_locked(funded: Ledger, database_url: str) -> None:
-    """Hundreds of postings of other wallets pass while one waits, and it passes when it can."""
+    """Postings of other wallets pass while one is locked; those for it pass afterwards."""
     async with locked(database_url, LOCKED):
         waiting = [funded.post(command(consume("1"), key=f"w{n}")) for n in range(3)]
         for turn in range(60):
@@ -91,7 +91,7 @@ async def test_a_batch_is_answered_when_its_locked_wallet_is_free(
 async def test_who_waits_too_long_is_told_that_nothing_was_written(
     funded: Ledger, database_url: str
 ) -> None:
-    """After some seconds UNAVAILABLE, for the locked wallet and transfers of it alone."""
+    """After some seconds commands and transfers of the locked wallet are UNAVAILABLE."""
     async with locked(database_url, LOCKED):
         late = [
             funded.post(command(consume("1"), key="late")),
@@ -110,7 +110,7 @@ async def test_who_waits_too_long_is_told_that_nothing_was_written(
 
 @pytest.mark.only("postgresql")
 async def test_who_gave_up_waiting_posts_nothing(funded: Ledger, database_url: str) -> None:
-    """A command whose caller has gone while its wallet was locked is dropped."""
+    """A command is dropped whose caller has gone while its wallet was locked."""
     async with locked(database_url, LOCKED):
         gone = funded.post(command(consume("1"), key="gone"))
         stays = funded.post(command(consume("2"), key="stays"))
@@ -126,7 +126,7 @@ async def test_who_gave_up_waiting_posts_nothing(funded: Ledger, database_url: s
 async def test_what_waits_is_finished_before_the_end(
     funded: Ledger, store: Store, database_url: str
 ) -> None:
-    """A server that closes answers those who wait for a locked wallet, too."""
+    """A server that closes answers commands that wait for a locked wallet."""
     async with locked(database_url, LOCKED):
         waiting = funded.post(command(consume("1"), key="waits"))
         await funded.post(command(consume("1"), key="meanwhile", wallet_id=FREE[0]))

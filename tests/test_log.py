@@ -1,4 +1,4 @@
-"""The log: what a line says, and that whoever reads it slowly holds up nobody."""
+"""The log: what a line says, and that a slow reader of it holds up nobody."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ SECRET = "sk-" + "Ab1_" * 10 + "xyz"
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_what_libraries_say_is_masked_and_cut(form: LogFormat) -> None:
-    """A record of another's has no secret in it, and no more than a line's worth of anything."""
+    """A library's record is masked and cut to the length of a line."""
     out = StringIO()
     log.configure("info", form, out)
     for text in (f"Invalid encoding on Bearer {SECRET}\xa0", SECRET, "\xff" * 50_000):

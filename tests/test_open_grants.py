@@ -101,7 +101,7 @@ async def test_transfers_become_parts_of_one_grant(api: Api, clock: Clock) -> No
 
 
 async def test_what_differs_stays_apart(api: Api, clock: Clock) -> None:
-    """Category, priority, end, name and metadata; and what somebody has changed or voided."""
+    """Another category, priority, end, name or metadata, or a change, makes another grant."""
     await api.post("a", **grant("4", priority=1))
     await api.post("b", **grant("4", priority=2, category="promotional"))
     await api.post("c", **grant("4", priority=3, name="Spring"))
@@ -144,7 +144,7 @@ async def test_parts_of_one_transfer(api: Api) -> None:
 
 
 async def test_a_part_pays_back_overdraft(api: Api, clock: Clock) -> None:
-    """Each part what is overdrawn as it comes, in balances of the past and in statements too."""
+    """Each part repays what is overdrawn as it comes; past balances and statements know it."""
     await api.post("given", **grant("10"))
     await transfer(api, "1", "2")
     begins = clock.now + HOUR
@@ -177,7 +177,7 @@ async def test_a_part_pays_back_overdraft(api: Api, clock: Clock) -> None:
 
 
 async def test_a_thousand_small_transfers_shut_no_wallet(api: Api) -> None:
-    """Whoever may transfer cannot fill a wallet up; what differs each time is bounded alone."""
+    """Small transfers cannot fill a wallet up; those that all differ meet a bound of their own."""
     await api.post("given", **grant("20"))
     for n in range(1_000):
         await transfer(api, f"t {n}", "0.01", metadata={"n": str(n)})
@@ -262,7 +262,7 @@ async def test_refunds_of_one_hour_become_parts_of_one_grant(api: Api, clock: Cl
 
 
 async def test_refunds_that_differ_stay_apart(api: Api, clock: Clock) -> None:
-    """Another hour, category, priority or metadata; and what somebody has changed or voided."""
+    """Another hour, category, priority or metadata, or a change, makes another grant."""
     promotional = await spent_and_over(api, clock, *["1"] * 7)
     paid = await spent_and_over(api, clock, "1", "1", category="paid")
     other = await spent_and_over(api, clock, "1", priority=7)
@@ -325,7 +325,7 @@ async def test_what_a_refund_fills_up_again_takes_parts(api: Api, clock: Clock) 
 
 
 async def test_a_part_of_a_refund_pays_back_overdraft(api: Api, clock: Clock) -> None:
-    """What is overdrawn as it comes; and what is refunded of that overdraft is a part again."""
+    """A part repays overdraft as it comes; a refund of that overdraft is a part again."""
     first, second = await spent_and_over(api, clock, "2", "3")
     limit = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="10")
     await api.wallets.UpdateWallet(limit, metadata=api.admin)
@@ -365,7 +365,7 @@ async def test_a_part_of_a_refund_pays_back_overdraft(api: Api, clock: Clock) ->
 
 
 async def test_payers_of_one_overdraft_come_back_as_parts(api: Api, clock: Clock) -> None:
-    """Equal ones in one row, each kind in what the ledger made of it before."""
+    """Equal payers share one row, and each kind becomes a part of its grant."""
     (gone,) = await spent_and_over(api, clock, "1")
     limit = pb.UpdateWalletRequest(wallet_id=WALLET, overdraft_limit="10")
     await api.wallets.UpdateWallet(limit, metadata=api.admin)
@@ -400,7 +400,7 @@ REFUND_DAMAGES = {
 async def test_verify_names_a_wrong_part_of_a_refund(
     ledger: Ledger, database_url: str, store: Store, clock: Clock, tmp_path: Path
 ) -> None:
-    """One that is missing, of another grant, or that does not add up."""
+    """A part is named that is missing, of another grant, or of another amount."""
     ends = clock.now + MINUTE
     await ledger.post(command(give("5", category=Category.PROMOTIONAL, expires_at=ends), key="g"))
     spent = [await ledger.post(command(Consume("2"), key=f"s{n}")) for n in range(2)]
@@ -434,7 +434,7 @@ DAMAGES = {
 async def test_verify_names_a_part_that_is_wrong(
     ledger: Ledger, store: Store, database_url: str, tmp_path: Path
 ) -> None:
-    """One that is missing, of another grant, or that does not add up; a grant of other origin."""
+    """A part is named that is missing, of another grant or amount, and a wrong origin."""
     await store.write(lambda connection: add_wallet(connection, OTHER))
     await ledger.post(command(give("5"), key="given"))
     for n in range(2):

@@ -73,7 +73,7 @@ async def sweep(api: Api) -> int:
 async def test_a_grant_that_begins_later_pays_what_is_overdrawn_then(
     api: Api, clock: Clock
 ) -> None:
-    """At its beginning it pays, every read of that moment says so, and nothing expires."""
+    """A grant repays overdraft as it begins, every read of that moment has it, none expires."""
     await api.post("1", **consume("10"))
     starts, ends = clock.now + MINUTE, clock.now + 2 * MINUTE
     later = await given(api, "2", "10", effective_at=time.text(starts), expires_at=time.text(ends))
@@ -92,7 +92,7 @@ async def test_a_grant_that_begins_later_pays_what_is_overdrawn_then(
     assert await stands(api) == ("0.00", "0.00", "0.00")
     assert await the(api, later) == ("0.00", "10.00", "expired")
     assert (await api.wallet_now()).sequence == 2
-    # The past is what it was, whoever wrote it down when.
+    # The past does not depend on who wrote it down, and when.
     for moment, used in ((starts - 1, "10.00"), (starts, "0.00"), (ends, "0.00")):
         assert (await stands(api, as_of=time.text(moment)))[2] == used
 
@@ -100,7 +100,7 @@ async def test_a_grant_that_begins_later_pays_what_is_overdrawn_then(
 async def test_it_pays_before_any_command_of_that_moment(
     api: Api, clock: Clock, database_url: str
 ) -> None:
-    """What it pays back cannot be spent, and what is more can."""
+    """Of a grant that begins, only what is left after repaying overdraft can be spent."""
     await api.post("1", **consume("10"))
     later = await given(api, "2", "15", effective_at=time.text(clock.now + MINUTE))
     other = await given(api, "3", "4", effective_at=time.text(clock.now + MINUTE), priority=90)
@@ -166,7 +166,7 @@ async def test_credit_beside_debt_pays_when_its_grant_ends(api: Api, clock: Cloc
 async def test_what_a_hold_gives_up_of_an_ended_grant_pays_first(
     api: Api, clock: Clock, how: str
 ) -> None:
-    """Whatever ends the hold: what would expire pays what is overdrawn by then."""
+    """However the hold ends, what would expire pays overdraft before that."""
     ending = await given(api, "1", "10", expires_at=time.text(clock.now + MINUTE))
     hold = await held(api, "2", "10", ttl_seconds=120)
     await api.post("3", **consume("4"))
@@ -195,7 +195,7 @@ async def test_what_a_hold_gives_up_of_an_ended_grant_pays_first(
 async def test_several_holds_of_an_ended_grant_pay_one_after_the_other(
     api: Api, clock: Clock
 ) -> None:
-    """Each as it ends, until nothing is overdrawn; what is left of the last expires."""
+    """Each hold pays as it ends until nothing is overdrawn, and the rest expires."""
     await given(api, "1", "9", expires_at=time.text(clock.now + MINUTE))
     await held(api, "2", "2", ttl_seconds=60)
     await held(api, "3", "3", ttl_seconds=90)
@@ -216,7 +216,7 @@ async def test_several_holds_of_an_ended_grant_pay_one_after_the_other(
 
 
 async def test_voided_and_scoped_grants_pay_nothing(api: Api, clock: Clock) -> None:
-    """What was taken back, or is for something else, pays back no overdraft later either."""
+    """A grant that is voided or has a scope pays back no overdraft as it begins or ends."""
     when = {"effective_at": time.text(START + MINUTE), "expires_at": time.text(START + HOUR)}
     await api.post("1", **consume("10"))
     voided = await given(api, "2", "10", **when)
@@ -232,7 +232,7 @@ async def test_voided_and_scoped_grants_pay_nothing(api: Api, clock: Clock) -> N
 
 
 async def test_one_that_ends_pays_before_one_that_begins(api: Api, clock: Clock) -> None:
-    """At the moment at which one ends and another begins, the one that would expire pays."""
+    """Where one grant ends as another begins, the one that ends pays first."""
     turn = time.text(clock.now + MINUTE)
     one = await given(api, "1", "1")
     ending = await given(api, "2", "5", expires_at=turn)
@@ -280,7 +280,7 @@ async def test_lists_and_sums_of_grants_know_what_is_not_written_yet(
 
 
 async def test_statements_count_it_at_its_moment(api: Api, clock: Clock) -> None:
-    """Periods chain across it: overdraft and grant of each close with what the next opens with."""
+    """Periods chain across a repayment: each closes with what the next one opens with."""
     await api.post("1", **consume("10"))
     starts = clock.now + HOUR
     later = await given(api, "2", "4", effective_at=time.text(starts))
@@ -309,7 +309,7 @@ async def test_statements_count_it_at_its_moment(api: Api, clock: Clock) -> None
 
 
 async def test_a_transfer_finds_both_wallets_as_they_are_by_then(api: Api, clock: Clock) -> None:
-    """What begins pays in the sender and in the receiver before anything moves."""
+    """Grants that begin pay in sender and receiver before the transfer moves anything."""
     other = "wal_other"
     await api.local.new_wallet(other, "cus_other")
     for wallet in (WALLET, other):
@@ -334,7 +334,7 @@ async def test_a_transfer_finds_both_wallets_as_they_are_by_then(api: Api, clock
 
 
 async def test_a_wallet_whose_debt_is_paid_can_be_closed(api: Api, clock: Clock) -> None:
-    """What begins, pays all and leaves nothing stands in nobody's way."""
+    """A grant that begins and is used up by overdraft does not keep a wallet from closing."""
     await api.post("1", **consume("2"))
     await api.post("2", **grant("2", effective_at=time.text(clock.now + MINUTE)))
     clock.advance(MINUTE)
@@ -410,7 +410,7 @@ async def returned(api: Api, key: str, posting_id: str, **fields: Any) -> list[t
 async def test_overdraft_that_promotional_credit_repaid_comes_back_as_that(
     api: Api, clock: Clock
 ) -> None:
-    """Not as paid, and not for ever: with the category and end of the grant that paid."""
+    """A refund returns repaid overdraft with category and end of the grant that paid it."""
     spent = await api.post("1", **consume("10"))
     ends = clock.now + HOUR
     promo = {"category": "promotional", "priority": 7, "expires_at": time.text(ends)}
@@ -431,7 +431,7 @@ async def test_overdraft_that_promotional_credit_repaid_comes_back_as_that(
 
 
 async def test_each_repayment_pays_the_oldest_draws(api: Api) -> None:
-    """A refund gives back what paid that very draw, newest first, then what nothing paid yet."""
+    """A refund returns what paid its own draw, newest first, then forgives what nothing paid."""
     first = await api.post("1", **consume("4"))
     second = await api.post("2", **consume("6"))
     paid = await given(api, "3", "3")
@@ -454,7 +454,7 @@ async def test_each_repayment_pays_the_oldest_draws(api: Api) -> None:
 
 
 async def test_what_a_refund_forgave_is_not_paid_by_a_later_grant(api: Api) -> None:
-    """A draw in the middle that was given back unpaid is gone past."""
+    """A later grant passes over a draw that was refunded before anything paid it."""
     draws = [await api.post(f"{n}", **consume("2")) for n in range(3)]
     assert await returned(api, "3", draws[1].posting_id) == [("2.00", "")]
     await given(api, "4", "3", category="promotional")
@@ -469,7 +469,7 @@ async def test_what_a_refund_forgave_is_not_paid_by_a_later_grant(api: Api) -> N
 
 
 async def test_what_a_later_grant_repaid_comes_back_in_its_category(api: Api, clock: Clock) -> None:
-    """A repayment without a row is known to refunds as well."""
+    """A refund knows repayments of grants as they began or ended, which have no row."""
     spent = await api.post("1", **consume("2"))
     begins = time.text(clock.now + MINUTE)
     await api.post("2", **grant("2", effective_at=begins, category="promotional"))
@@ -481,7 +481,7 @@ async def test_what_a_later_grant_repaid_comes_back_in_its_category(api: Api, cl
 
 
 async def test_expired_promotional_credit_comes_back_for_a_while(api: Api, clock: Clock) -> None:
-    """Until the first full hour after 30 days; paid credit comes back without an end."""
+    """Promotional credit returns until the first full hour after 30 days, paid without end."""
     ends = time.text(clock.now + MINUTE)
     await api.post("1", **grant("5", category="promotional", expires_at=ends, priority=3))
     await api.post("2", **grant("2", expires_at=ends))
@@ -497,7 +497,7 @@ async def test_expired_promotional_credit_comes_back_for_a_while(api: Api, clock
 
 
 async def test_what_came_back_once_gets_no_new_end(api: Api, clock: Clock) -> None:
-    """Spent and refunded again it has the same end; after that it expires at once, in rows."""
+    """Returned credit keeps its end when refunded again; after that end it expires at once."""
     ends = time.text(clock.now + MINUTE)
     await api.post("1", **grant("5", category="promotional", expires_at=ends))
     spent = await api.post("2", **consume("5"))
@@ -519,7 +519,7 @@ async def test_what_came_back_once_gets_no_new_end(api: Api, clock: Clock) -> No
 
 
 async def test_transferred_it_gets_no_new_end_either(api: Api, clock: Clock) -> None:
-    """A way through another wallet makes nothing of it that lasts longer."""
+    """A transfer to another wallet does not let returned credit last longer."""
     await api.local.new_wallet("wal_other", "cus_other")
     ends = time.text(clock.now + MINUTE)
     await api.post("1", **grant("5", category="promotional", expires_at=ends))
@@ -540,7 +540,7 @@ async def test_transferred_it_gets_no_new_end_either(api: Api, clock: Clock) -> 
 
 
 async def test_how_long_it_lasts_is_a_setting(database_url: str, clock: Clock) -> None:
-    """0 days: until the next full hour."""
+    """With 0 days returned credit lasts until the next full hour."""
     async with serve(database_url, clock, refund_promotional_days=0) as api:
         ends = time.text(clock.now + SECOND)
         await api.post("1", **grant("5", category="promotional", expires_at=ends))
@@ -553,7 +553,7 @@ async def test_how_long_it_lasts_is_a_setting(database_url: str, clock: Clock) -
 
 
 async def test_what_a_voided_grant_paid_is_given_back_by_force_only(api: Api) -> None:
-    """A draw on it and an overdraft that it repaid; force is for admin keys."""
+    """Draws and overdraft that a voided grant paid are refunded by force and admin key only."""
     overdrawn = await api.post("1", **consume("2"))
     voided = await given(api, "2", "5")
     spent = await api.post("3", **consume("3"))
@@ -575,7 +575,7 @@ async def test_what_a_voided_grant_paid_is_given_back_by_force_only(api: Api) ->
 
 
 async def test_in_bills_a_refund_is_of_what_it_reverses(api: Api, clock: Clock) -> None:
-    """Overdraft counts as paid, whatever repaid it: the refund takes the same parts away."""
+    """A bill takes off the voucher and pay parts that the refunded rows had."""
     spent = await api.post("1", **consume("10"))
     await api.post("2", **grant("10", category="promotional"))
     await returned(api, "3", spent.posting_id)
@@ -590,7 +590,7 @@ async def test_in_bills_a_refund_is_of_what_it_reverses(api: Api, clock: Clock) 
 
 
 async def test_a_refund_reads_what_paid_its_draw_and_no_more(api: Api, database_url: str) -> None:
-    """However many draws a repayment pays, it is one stretch of the line they lie on."""
+    """A refund reads one stretch of repayment, however many draws that paid."""
     for place in range(20):
         await api.post(f"s{place}", **consume("1"))
     middle = await api.post("middle", **consume("1"))

@@ -48,7 +48,7 @@ async def posted(ledger: Ledger, commands: Sequence[Command]) -> list[Posted]:
 
 
 async def test_a_batch_settles_any_number_of_meter_events(ledger: Ledger, store: Store) -> None:
-    """After a batch of more postings than commands every wallet is posted to as before."""
+    """A batch may make more postings than commands; every wallet is posted to afterwards."""
     names = [f"wal_{number + 1}" for number in range(WALLETS)]
 
     await store.write(lambda connection: add_meter(connection, "mtr_calls"))
@@ -78,7 +78,7 @@ async def test_a_batch_settles_any_number_of_meter_events(ledger: Ledger, store:
 async def test_each_wallet_counts_its_own_postings(
     ledger: Ledger, store: Store, clock: Clock
 ) -> None:
-    """From 1, without a gap: those of clients, of the ledger itself and sides of transfers."""
+    """Numbers go from 1 without a gap, over postings of clients, ledger and transfers."""
     await store.write(lambda connection: add_wallet(connection, "wal_beta"))
     await ledger.post(command(give("5", expires_at=clock.now + time.HOUR), key="1"))
     await ledger.post(command(give("5"), key="2"))
@@ -97,7 +97,7 @@ async def test_each_wallet_counts_its_own_postings(
 async def test_numbers_that_once_went_back_order_nothing(
     ledger: Ledger, store: Store, clock: Clock, database_url: str
 ) -> None:
-    """An older ledger whose later postings have lower numbers is sound, and its past as it was."""
+    """An older ledger with lower numbers on later postings is sound, and its past unchanged."""
     await ledger.post(command(give("10"), key="1"))
     held = await ledger.post(command(PlaceHold("10", None, time.DAY), key="2"))
     assert held.hold is not None

@@ -41,7 +41,7 @@ FLOODS = {
 
 
 def test_the_port_is_open_to_this_machine_alone_unless_said_otherwise() -> None:
-    """By default it is the loopback's, where the proxy is."""
+    """By default the gRPC port listens on the loopback only, where the proxy is."""
     assert Config().grpc_address.startswith("127.0.0.1:")
 
 
@@ -49,7 +49,7 @@ def test_the_port_is_open_to_this_machine_alone_unless_said_otherwise() -> None:
 async def test_headers_without_end_do_not_move_the_proxy(
     database_url: str, clock: Clock, name: str
 ) -> None:
-    """It ends the connection, or takes no more, keeps its memory, and serves the others."""
+    """The proxy refuses headers that never end, keeps its memory and serves other clients."""
     once, again, times = FLOODS[name]
 
     def flood(address: str) -> None:

@@ -145,7 +145,7 @@ async def test_a_key_gives_once(giving: Giving) -> None:
 
 
 async def test_an_equal_grant_without_a_key_is_told(giving: Giving) -> None:
-    """Given all the same; within a minute a header and a line in the log name the one before."""
+    """An equal grant within a minute is given, and header and log name the one before."""
     asked = {"name": "May", "expires_at": SECOND + 3600, "metadata": {"order": "7"}}
 
     async def warned(amount: str, key: str | None = None, **fields: Any) -> tuple[str, bool]:
@@ -178,7 +178,7 @@ async def test_an_equal_grant_without_a_key_is_told(giving: Giving) -> None:
 
 
 async def test_holders(giving: Giving) -> None:
-    """Customers with credit now, by id: what is left of grants that have begun and not ended."""
+    """Holders are customers with credit now: what is left of grants that run."""
     served, number = giving.served, giving.served.number()
     code = f"HOLD{number}"
     await served.registry.CreateCurrency(registry_pb.CreateCurrencyRequest(
@@ -220,7 +220,7 @@ async def test_holders(giving: Giving) -> None:
 
 
 async def test_stats(giving: Giving) -> None:
-    """Grants by the second they were given in, both ends in; days as far ahead as asked for."""
+    """Stats count grants by the second of their making, both ends of the window included."""
     served, code = giving.served, f"STAT{giving.served.number()}"
     await served.registry.CreateCurrency(registry_pb.CreateCurrencyRequest(
         id=code, scale=2, name="Counted"))  # fmt: skip

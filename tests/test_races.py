@@ -313,7 +313,7 @@ async def test_a_caller_past_its_deadline_is_one_who_left(holding: Holding) -> N
 
 
 @pytest.mark.parametrize("seed", range(5))
-async def test_whoever_leaves_whenever_the_ledger_holds_wholes(
+async def test_the_ledger_holds_wholes_whenever_clients_leave(
     ledger: Ledger, store: Store, seed: int
 ) -> None:
     """What was answered is there, what was not is wholly there or wholly absent."""

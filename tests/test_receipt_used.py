@@ -88,7 +88,7 @@ async def test_a_receipt_is_credited_once(api: Api) -> None:
 
 
 async def test_what_is_another_receipt(api: Api) -> None:
-    """Another provider's, none of a provider, another wallet's, and what is not paid by it."""
+    """Another provider, no provider, another wallet, or an unpaid grant is another receipt."""
     await api.local.new_wallet("wal_other", "cus_other")
     await api.post("first", **paid("ch_1"))
     for key, fields in {
@@ -109,7 +109,7 @@ async def test_what_is_another_receipt(api: Api) -> None:
 
 
 async def test_a_receipt_within_a_batch(api: Api) -> None:
-    """The first posting of a batch has it, a refused one does not, and a dry one does not."""
+    """The first sound posting of a batch has the receipt; refused and dry ones do not."""
     dry = post("dry", **paid("ch_1"), validate_only=True)
     over = post(
         "over",
@@ -129,7 +129,7 @@ async def test_a_receipt_within_a_batch(api: Api) -> None:
 
 
 async def test_a_receipt_by_many_at_once(api: Api) -> None:
-    """Of a webhook that is delivered twenty times at once one credits it."""
+    """Of twenty deliveries of one webhook at the same time, one credits the receipt."""
     calls = [api.post(f"delivery {n}", **paid("ch_1")) for n in range(20)]
     fates = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -146,7 +146,7 @@ async def void(api: Api, key: str, posting: pb.Posting) -> None:
 
 
 async def test_a_voided_grant_frees_its_receipt(api: Api) -> None:
-    """It can be credited anew, once; what repeats it still uses it."""
+    """After a void the receipt can be credited once more; a repeated one still uses it."""
     first = await api.post("first", **paid("ch_1"))
     await void(api, "void", first)
     second = await api.post("second", **paid("ch_1"))
@@ -161,7 +161,7 @@ async def test_a_voided_grant_frees_its_receipt(api: Api) -> None:
 
 
 async def test_a_receipt_may_be_repeated_on_purpose(api: Api, database_url: str) -> None:
-    """Whoever says so; that it was said is part of the request, and nobody lists it as wrong."""
+    """`allow_repeated_receipt` credits it again and is part of the compared request."""
     await api.post("first", **paid("ch_1"))
     fields = paid("ch_1", allow_repeated_receipt=True)
     await api.post("rest", **fields)
@@ -256,7 +256,7 @@ DAMAGES = {
 async def test_verify_names_a_receipt_that_is_wrong(
     ledger: Ledger, store: Store, database_url: str, tmp_path: Path
 ) -> None:
-    """One that its grant does not name, one of no grant, and a grant whose receipt is not kept."""
+    """A receipt without its grant is named, and a grant without its receipt."""
     source = {"provider": "stripe", "receipt_id": "ch_1"}
     await ledger.post(command(replace(give("5"), source=source), key="paid"))
     bonus = replace(give("1"), source=source, category=Category.PROMOTIONAL)

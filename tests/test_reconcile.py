@@ -144,7 +144,7 @@ def test_a_report_of_the_balance(tmp_path: Path) -> None:
 
 
 def test_a_lost_dispute_takes_the_payment_back(tmp_path: Path) -> None:
-    """Of a list of payments: by the disputed amount, or all that was not refunded."""
+    """A payments list counts a lost dispute by its amount, or as all that was not refunded."""
     header = f"{HEADER},Disputed Amount,Dispute Status"
     disputes = ["25.00,lost", "25.00,won", "25.00,needs_response", ",Lost", ","]
     file = written(
@@ -780,7 +780,7 @@ def test_credits_are_sold_at_a_rate(books: tuple[str, Path], tmp_path: Path) -> 
 
 
 def test_the_command(books: tuple[str, Path], tmp_path: Path) -> None:
-    """As its user has it, while a server runs or not: the table, and how it ends."""
+    """`clock show` and `clock accept` work while commands are refused and after a restart."""
     url, file = books
 
     async def beside_a_server() -> str:

@@ -217,7 +217,7 @@ LONG_MESSAGE = "é" * 400
 def test_the_body_of_an_error_fits_its_header(
     message: str, param: str | None, metadata: dict[str, str]
 ) -> None:
-    """Whatever an error says, REST's body is ASCII JSON of 2,000 bytes; no text is lost whole."""
+    """The body of every error is ASCII JSON of at most 2,000 bytes; texts are cut to fit."""
     text = rest_body(InvalidField(message, param=param, **metadata), "req_1")
 
     error = json.loads(text)["error"]
@@ -238,7 +238,7 @@ def methods() -> list[MethodDescriptor]:
 
 
 def test_no_request_has_too_many_names() -> None:
-    """All names that a request may have are far fewer than the proxy counts."""
+    """A request with all its fields has far fewer names than the proxy counts."""
 
     def paths(message: Descriptor, within: tuple[str, ...] = ()) -> int:
         if message.full_name in within or message.GetOptions().map_entry:

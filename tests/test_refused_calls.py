@@ -97,7 +97,7 @@ async def test_calls_without_a_key_keep_nothing(
 async def test_calls_refused_for_their_content_keep_nothing(
     database_url: str, tmp_path: Path, transport: str, kind: str
 ) -> None:
-    """The same holds of a good key: no protobuf, a wrong shape, or more than there is."""
+    """The same holds for calls with a key: no protobuf, a wrong shape, or too large."""
     large = b"x" * (MESSAGE_BYTES - 100)
     unknown = b"\xfa\x7f" + _varint(len(large)) + large  # a field that nobody knows
     body = {

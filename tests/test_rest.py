@@ -1519,7 +1519,7 @@ async def send_any(served: Served, key: str, route: str, body: object) -> Json:
 
 @pytest.mark.parametrize("name", bodies())
 async def test_names_that_no_field_has(writer: Served, admin: str, name: str) -> None:
-    """In whichever object it stands, and however it is written: a 400 that names its path."""
+    """An unknown name in any object of a body, however written, is a 400 that names its path."""
     route, body = bodies()[name]
 
     async with nothing_written(writer):
@@ -1546,7 +1546,7 @@ async def test_names_that_no_field_has(writer: Served, admin: str, name: str) ->
 
 
 async def test_escaped_names_are_the_same_names(writer: Served, admin: str) -> None:
-    """What JSON lets one write otherwise is the field that it is."""
+    """A name with JSON escapes is the field that it spells."""
     body = (
         rb'{"idempotenc\u0079_key":"n","gr\u0061nt":{"am\u006Funt":"1"},"validat\u0065Only":true}'
     )
@@ -1556,7 +1556,7 @@ async def test_escaped_names_are_the_same_names(writer: Served, admin: str) -> N
 
 
 async def test_more_names_than_are_counted(writer: Served, admin: str) -> None:
-    """Over 256 distinct paths a body is refused as a whole; metadata's names are none of them."""
+    """A body with more than 256 distinct paths is refused; names in metadata do not count."""
     async with nothing_written(writer):
         for count, expected in [
             (256, Failure(400, "UNKNOWN_PARAMETER", "n0")),
@@ -1589,13 +1589,13 @@ async def test_more_names_than_are_counted(writer: Served, admin: str) -> None:
     ],
 )
 async def test_what_is_no_json_is_no_body(writer: Served, admin: str, body: bytes) -> None:
-    """Names in other quotes or none would not be seen: such a body is refused as a whole."""
+    """A body with names in other quotes or none is refused as a whole."""
     async with nothing_written(writer):
         assert await refusal(writer, admin, POSTING, body) == invalid(None)
 
 
 async def test_the_header_of_names_is_the_proxys(writer: Served, admin: str) -> None:
-    """A client's own header of that name changes nothing."""
+    """A client cannot set the header in which the proxy passes names on."""
     path = POSTING.split(" ")[1]
     sound = {"idempotency_key": "k", "validate_only": True, "grant": {"amount": "1"}}
     for body, status in ((sound, 200), ({**sound, "dry_run": True}, 400)):
@@ -1606,7 +1606,7 @@ async def test_the_header_of_names_is_the_proxys(writer: Served, admin: str) -> 
 
 
 async def test_numbers_in_metadata_are_texts(writer: Served, admin: str) -> None:
-    """As they were written; what else JSON has is refused, as before."""
+    """Numbers in metadata stay as they were written; other kinds of values are refused."""
     body = (
         b'{"idempotency_key": "k", "validate_only": true, "grant": {"amount": "1"},'
         b'"metadata": {"a":1, "b" : -1.50e+3 ,"c": "2", "1": 0.10,"d":12345678901234567890}}'

@@ -61,7 +61,7 @@ def test_a_wallet_has_a_thousand_open_promotional_grants() -> None:
 
 
 def test_paid_grants_and_adjustments_are_always_taken() -> None:
-    """However many open grants of whatever kind there are; and they bound no others."""
+    """Any number of open grants lets paid ones in, and paid ones do not count."""
     full = wallet_of(*promotions(*range(1, 1_001)), *(grant(n, 1) for n in range(1_001, 2_002)))
     assert len(decide(full, command(give("1")))) == 1
     assert len(decide(full, command(adjust("1")))) == 1
@@ -81,7 +81,7 @@ def test_a_grant_that_pays_back_an_overdraft_whole_is_not_open() -> None:
 
 
 def test_a_refund_to_a_grant_that_was_used_up_is_always_taken() -> None:
-    """It opens the grant again, also as the thousand and first."""
+    """A refund opens its grant again, beyond the bound of open grants too."""
     used_up = grant(1, 0, amount=10, category=PROMOTIONAL)
     wallet = wallet_of(used_up, *promotions(*range(2, 1_002)))
 
@@ -91,7 +91,7 @@ def test_a_refund_to_a_grant_that_was_used_up_is_always_taken() -> None:
 
 @pytest.mark.parametrize("swept", [False, True])
 def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
-    """Whether a sweep has run decides nothing, where little more can ever be given either."""
+    """A bound on what a wallet is given does not depend on whether a sweep has run."""
     ended = grant(1, 10, ends=0)
     wallet = wallet_of(ended)
     wallet.credited_amount = money.TOTAL_MAX - 10

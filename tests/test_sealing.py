@@ -35,7 +35,7 @@ def keys(path: Path, *given: bytes) -> Path:
 
 
 def test_a_sealed_secret_opens_by_its_key_and_for_its_endpoint_alone() -> None:
-    """Another key, another endpoint, or a changed character opens nothing and tells nothing."""
+    """Another key, another endpoint or a changed character opens no secret."""
     old, new, both = Seal([OLD]), Seal([NEW]), Seal([NEW, OLD])
     stored = old.seal(SECRET, "whe_1")
 
@@ -57,7 +57,7 @@ def test_a_sealed_secret_opens_by_its_key_and_for_its_endpoint_alone() -> None:
 
 
 def test_without_a_key_secrets_are_kept_as_they_are() -> None:
-    """What was stored before there was a key is read with one, too."""
+    """Secrets that were stored without a key are read by a server with one."""
     assert Seal().seal(SECRET, "whe_1") == SECRET
     assert Seal([OLD]).unseal(SECRET, "whe_1") == SECRET
     assert Seal().is_current(SECRET)
@@ -69,7 +69,7 @@ def test_without_a_key_secrets_are_kept_as_they_are() -> None:
     ["", "\n", "short", base64.b64encode(b"x" * 31).decode(), "!" * 44, "é" * 44, "A" * 44],
 )
 def test_a_wrong_key_file_is_named(tmp_path: Path, text: str) -> None:
-    """It stops the start with a sentence, by the command's exit code for a wrong call."""
+    """A wrong key file stops the start with a sentence and exit code 2."""
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(ValueError, match=r"^must hold "):
@@ -87,7 +87,7 @@ def test_a_wrong_key_file_is_named(tmp_path: Path, text: str) -> None:
 async def test_the_database_does_not_tell_what_signs(
     database_url: str, clock: Clock, tmp_path: Path
 ) -> None:
-    """A server with a key signs as its receiver expects; without the key it does not start."""
+    """A server with the key signs; without it the server does not start."""
     file = keys(tmp_path / "keys", OLD)
     settings = {
         "webhook_connections": 8,
@@ -115,7 +115,7 @@ async def test_the_database_does_not_tell_what_signs(
 
 
 async def test_secrets_are_sealed_anew(database_url: str, clock: Clock, tmp_path: Path) -> None:
-    """What no key or another one sealed is sealed by the first key; then the others may go."""
+    """Rotating seals every secret by the first key, after which the others may go."""
     async with serve(database_url, clock) as api:
         create = pb.CreateWebhookEndpointRequest(
             url="https://acme.invalid/", events=["transaction.created"]
@@ -154,7 +154,7 @@ def test_the_command_seals_anew(database_url: str, tmp_path: Path) -> None:
 
 
 def test_files_are_their_owners_alone(tmp_path: Path) -> None:
-    """The database, what lies beside it, and exports: nobody else may read them."""
+    """Nobody else may read the database, the files beside it, and exports."""
     url = f"sqlite+aiosqlite:///{tmp_path}/credit.db"
     assert creditledger("migrate", "--database-url", url).returncode == 0
     assert creditledger("keys", "list", "--database-url", url).returncode == 0

@@ -69,7 +69,7 @@ async def proxy(api: Api) -> AsyncIterator[Envoy]:
 
 
 def test_a_customer_has_its_share_and_operators_have_a_reserve() -> None:
-    """Of 8 places one customer has 2 and all customers 6; who is no customer may take all."""
+    """Of 8 places one customer takes 2, all customers 6, and service and admin keys all."""
     places = Places("exports", retry_after="5")
 
     def refused(customer_id: str | None) -> bool:
@@ -93,7 +93,7 @@ def test_a_customer_has_its_share_and_operators_have_a_reserve() -> None:
 
 
 async def test_calls_of_a_customer_take_turns() -> None:
-    """So many at once and the others in their order; too many are refused; others go on."""
+    """Some calls of a customer run, others wait in order, too many are refused."""
     turns = Turns(2)
     under_way: list[int] = []
     most = 0
@@ -128,7 +128,7 @@ async def test_calls_of_a_customer_take_turns() -> None:
 async def test_one_key_does_not_take_every_place(
     database_url: str, clock: Clock, kind: str
 ) -> None:
-    """Whatever one customer holds, another customer and a service still get one."""
+    """While one customer holds all it may, other customers and services get a place."""
     async with serve(database_url, clock) as api:
         await fill(api)
         await api.local.new_wallet("wal_other", "cus_other")
@@ -163,7 +163,7 @@ async def test_one_key_does_not_take_every_place(
 async def test_unread_streams_do_not_hold_up_calls_through_the_proxy(
     database_url: str, clock: Clock
 ) -> None:
-    """As many exports as there may be, unread behind the proxy, leave postings and reads alone."""
+    """All possible unread exports behind the proxy leave postings and reads undisturbed."""
     async with serve(database_url, clock) as api, proxy(api) as envoy:
         await fill(api)
         host, port = envoy.address
@@ -194,7 +194,7 @@ async def test_unread_streams_do_not_hold_up_calls_through_the_proxy(
 async def test_who_does_not_read_gives_up_its_place(
     database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A piece unread for too long ends the export; its client is told when it reads on."""
+    """A piece that is unread for too long ends the export, and the client is told why."""
     monkeypatch.setattr(rpc, "UNREAD_SECONDS_MAX", 0.2)
     async with (
         serve(database_url, clock) as api,
@@ -221,7 +221,7 @@ async def test_who_does_not_read_gives_up_its_place(
 
 @pytest.mark.parametrize("way", ["direct", "proxy"])
 async def test_an_export_ends_with_its_key(database_url: str, clock: Clock, way: str) -> None:
-    """After a revocation what was on its way arrives, and nothing more."""
+    """After its key is revoked, an export sends what is under way and ends."""
     async with serve(database_url, clock) as api, proxy(api) as envoy:
         await fill(api)
         created = await api.local.new_key("service")

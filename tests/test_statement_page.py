@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     ],
 )
 def test_a_period_is_said_in_words(starts: str, ends: str, words: str) -> None:
-    """Whole days with both ends included, as people say them; other moments as they are."""
+    """Whole days are told with both ends included, other moments as they are."""
     said = {
         "start": starts,
         "end": ends,
@@ -48,7 +48,7 @@ def test_a_period_is_said_in_words(starts: str, ends: str, words: str) -> None:
 
 
 async def test_a_page_names_its_issuer(database_url: str, clock: Clock) -> None:
-    """Who a statement is from stands at the head of the page; its other forms are without it."""
+    """The issuer stands at the head of the page, and in no other form of a statement."""
     async with running(database_url, clock, statement_issuer="Mill & Sons, 1 Example Road") as here:
         await here.local.new_wallet("wal_acme", "cus_acme")
         request = pb.StatementServiceRenderRequest(

@@ -111,7 +111,7 @@ async def test_a_few_rows_are_no_statistics(database_url: str) -> None:
 async def test_a_wallet_that_has_grown_is_read_once(
     database_url: str, clock: Clock, others: int, *, analyzed: bool
 ) -> None:
-    """Statistics of one row, of many wallets with a row each, or none: then one of them grows."""
+    """With statistics from before a wallet grew, a read still touches each row once."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             for nth in range(others):

@@ -111,7 +111,7 @@ async def stopped(url: str, folder: Path) -> AsyncIterator[Stopped]:
 
 
 async def test_other_wallets_go_on_at_the_other_server(database_url: str, tmp_path: Path) -> None:
-    """Only who wants the stopped wallet waits, and is told that nothing was written."""
+    """The other server posts to its other wallets; for the locked one it is UNAVAILABLE."""
     async with stopped(database_url, tmp_path) as here:
         late = asyncio.ensure_future(here.post("late", LOCKED))
         for turn in range(20):

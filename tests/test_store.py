@@ -139,7 +139,7 @@ ON CONFLICT ({key}) DO UPDATE SET wallet_number = excluded.wallet_number"""
 async def test_what_is_written_is_never_changed(
     store: Store, ledger: Ledger, table: str, key: str, statement: str
 ) -> None:
-    """Rows, postings and dimensions refuse every change and removal, whoever asks."""
+    """Rows, postings and dimensions refuse every change and removal by any session."""
     await story(ledger)
     before = await contents(store)
 

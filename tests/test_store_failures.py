@@ -131,7 +131,7 @@ async def test_what_is_there_after_a_failed_commit_is_the_answer(database_url: s
                 await store.read(wallet_count)  # gives way to the attempts that fail
             second = await other.post(command(give("1")))
 
-            # Whoever of them came first: one has written it, the other found it.
+            # One of them has written it, the other found it, in either order.
             assert (await first).posting.number == second.posting.number
             assert {True, False} == {(await first).replayed, second.replayed}
             assert len((await contents(store))["credit_transactions"]) == 1

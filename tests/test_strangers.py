@@ -119,7 +119,7 @@ async def others_are_served(served: Served, admin: str, header: Header | None = 
 async def test_what_is_grpcs_own_is_taken_from_nobody(
     served: Served, admin: str, name: bytes
 ) -> None:
-    """A header of gRPC itself is no stranger's to set: it is refused or dropped, for both."""
+    """Headers of gRPC itself from outside are refused or dropped, and others' calls pass."""
     harmless = b"1S" if name == b"grpc-timeout" else b"identity"
     if name.endswith(b"-bin"):
         harmless = base64.b64encode(b"something else")
@@ -133,7 +133,7 @@ async def test_what_is_grpcs_own_is_taken_from_nobody(
 
 @pytest.mark.parametrize("name", [b"x-odd-bin", b"grpc-status", b"grpc-encoding"])
 async def test_trailers_of_a_request_go_nowhere(served: Served, admin: str, name: bytes) -> None:
-    """What a client sends behind its message is not handed on if it is gRPC's own."""
+    """Trailers of a request that belong to gRPC are not handed on."""
     for value in VALUES:
         await over_grpc(served, [], [(name, value)])
         rest = {"path": "/v1/customers", "content_type": "application/json"}
@@ -143,7 +143,7 @@ async def test_trailers_of_a_request_go_nowhere(served: Served, admin: str, name
 
 @pytest.mark.parametrize("encoding", ["gzip", "deflate", "xyz"])
 async def test_a_compressed_call_is_refused(served: Served, admin: str, encoding: str) -> None:
-    """UNIMPLEMENTED says what may be: nothing that has to be unpacked reaches the server."""
+    """A compressed call is UNIMPLEMENTED, and the answer says which encoding is taken."""
     headers = [(b"x-api-key", admin.encode()), (b"grpc-encoding", encoding.encode())]
     told = await over_grpc(served, headers)
 
@@ -153,7 +153,7 @@ async def test_a_compressed_call_is_refused(served: Served, admin: str, encoding
 
 @pytest.mark.parametrize("seed", range(2))
 async def test_any_header_of_a_stranger_harms_nobody(served: Served, admin: str, seed: int) -> None:
-    """Random names and values, on both protocols, are no 5xx, and others' calls pass."""
+    """Random header names and values cause no 5xx, and other clients' calls pass."""
     chance = Random(seed)
 
     def name() -> bytes:

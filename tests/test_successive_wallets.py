@@ -63,7 +63,7 @@ async def used_up(served: Served, customer: str, amount: str, **given: Any) -> s
 
 
 async def test_a_closed_wallet_bars_no_new_one(served: Served) -> None:
-    """Create without an id makes the next one; with a closed one's id it answers that one."""
+    """A create makes the next wallet; with the id of a closed one it answers that."""
     customer = await served.customer()
     first = await used_up(served, customer, "1", metadata={"team": "red"})
 
@@ -102,7 +102,7 @@ async def test_of_many_creates_at_once_one_makes_the_next_wallet(served: Served)
 
 
 async def test_reads_of_me_cover_closed_wallets(served: Served) -> None:
-    """History with ids that go on, usage, lifetime sums, keys and bills are of all wallets."""
+    """History, usage, lifetime sums, keys and bills cover closed wallets, and ids go on."""
     customer = await served.customer()
     me = await served.key("customer", customer)
     await used_up(served, customer, "1")
@@ -153,7 +153,7 @@ async def test_reads_of_me_cover_closed_wallets(served: Served) -> None:
 
 
 async def test_history_that_is_all_closed_stays(served: Served) -> None:
-    """Before there is a next wallet, "me" has nothing to spend and all that it had spent."""
+    """Without an open wallet "me" shows nothing to spend and all that was spent."""
     customer = await served.customer()
     me = await served.key("customer", customer)
     await used_up(served, customer, "1")
@@ -167,7 +167,7 @@ async def test_history_that_is_all_closed_stays(served: Served) -> None:
 
 
 async def test_ids_are_those_of_before_with_one_more_wallet(served: Served) -> None:
-    """What is paged by a client keeps its ids when a wallet is closed and the next one is made."""
+    """Pages of a client keep their ids when a wallet is closed and the next one made."""
     customer = await served.customer()
     me = await served.key("customer", customer)
     first = await used_up(served, customer, "1")
@@ -244,7 +244,7 @@ async def test_writes_that_name_a_customer_go_to_the_open_wallet(served: Served)
 
 
 async def test_what_is_owed_keeps_a_wallet_open(served: Served) -> None:
-    """A wallet with unpaid meter events is not closed; paid, it is."""
+    """A wallet closes only when its meter events are paid."""
     known = await kit(served)
     service = await served.key("service")
     answer = await served.ask("POST", METER_EVENTS, key=service, json=event(known, "evt_1"))
@@ -285,7 +285,7 @@ async def test_the_table_of_wallets_says_which_are_closed(served: Served) -> Non
 async def test_a_customer_has_so_many_wallets_and_no_more(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of one currency and mode; what reads all of them stays bounded."""
+    """Wallets of one currency and mode are bounded, and so is what reads all of them."""
     monkeypatch.setattr(registry, "SUCCESSIVE_MAX", 2)
     customer = await served.customer()
     await used_up(served, customer, "1")

@@ -260,7 +260,7 @@ async def test_a_list_shows_rows_of_every_type(served: Served) -> None:
 
 
 async def test_each_row_is_retrieved_as_it_is_listed(served: Served) -> None:
-    """By its id, by whoever may see it; `livemode` may be named."""
+    """A transaction is answered by its id to keys that may see it; `livemode` may be named."""
     mine, rows = await every_type(served)
     listed = await walk(served, mine.admin, customer_id=mine.customer)
     assert differences(listed, with_made_ids(listed, rows[::-1])) == []
@@ -381,7 +381,7 @@ async def test_what_cannot_be_retrieved(served: Served) -> None:
     ids=lambda text: text[:20],
 )  # fmt: skip
 async def test_what_is_no_id(served: Served, id_: str) -> None:
-    """Anything but ct_ and 1 to 60 characters of an id: 400, whoever asks."""
+    """Anything but ct_ and 1 to 60 characters of an id is a 400 for every key."""
     key = await served.key("admin")
 
     assert await served.refusal(f"{TRANSACTIONS}/{id_}", key) == Failure(400, "INVALID_FIELD", "id")

@@ -154,7 +154,7 @@ async def test_it_gives_way(
 
 
 async def test_sweepers_beside_callers(database_url: str, clock: Clock) -> None:
-    """Whoever comes first writes it down, once; on a server the other one is another server."""
+    """Of two sweepers one writes it down, once; on PostgreSQL they are of two servers."""
     async with AsyncExitStack() as stack:
         first = await stack.enter_async_context(opened(database_url, clock))
         second = first

@@ -271,7 +271,7 @@ async def test_a_mark_of_the_future_is_refused(store: Store, ledger: Ledger) -> 
 
 
 async def test_a_mark_stands_on_a_row(store: Store, ledger: Ledger) -> None:
-    """What clients keep names a row that is committed, with its time, and nothing beyond it."""
+    """A cursor names a committed row and its time, and nothing beyond it."""
     assert await store.read(lambda c: tail.begin(c, None)) == START
     posted = await ledger.post(command(give("1")))
     (row,) = posted.posting.rows
@@ -288,7 +288,7 @@ async def test_a_mark_stands_on_a_row(store: Store, ledger: Ledger) -> None:
 async def test_a_row_that_the_database_has_lost_leaves_no_gap(
     store: Store, ledger: Ledger, clock: Clock, sequence: int
 ) -> None:
-    """Behind a mark whose row is gone, or is another one, comes all that was written since."""
+    """Where a cursor's row is gone or another one, reading goes on with all that came since."""
     await ledger.post(command(give("5"), key="long before"))
     clock.advance(HOUR)
     # Its number may be one that this server has not reached yet.

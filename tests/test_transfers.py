@@ -279,7 +279,7 @@ async def test_who_may(api: Api) -> None:
 
 
 async def test_the_receiver_keeps_its_limit_of_grants(api: Api) -> None:
-    """A thousand open grants that are promotional or came by transfer, and no more."""
+    """A receiver takes a thousand open grants by transfer, and no more."""
     bonus = grant("0.01", category="promotional")
     await api.batch(
         pb.PostRequest(wallet_id=OTHER, idempotency_key=f"g {n}", **bonus) for n in range(999)
@@ -315,7 +315,7 @@ async def test_it_is_no_consumption(api: Api) -> None:
 
 
 async def test_a_receiver_ahead_of_the_clock(api: Api, clock: Clock) -> None:
-    """Each side has its own wallet's time; what has ended at the receiver's stays, not lost."""
+    """Each side has its own wallet's time; what has ended by the receiver's stays behind."""
     await api.post("given", **grant("10", expires_at=time.text(clock.now + HOUR)))
     await api.post("lasting", **grant("2"))
     clock.advance(2 * HOUR)
@@ -333,7 +333,7 @@ async def test_a_receiver_ahead_of_the_clock(api: Api, clock: Clock) -> None:
 
 
 async def test_a_sender_ahead_of_the_clock(api: Api, clock: Clock) -> None:
-    """A wallet that is ahead takes no other along: the receiver's credit and time stay."""
+    """A sender that is ahead of the clock changes neither time nor credit of the receiver."""
     await api.post("kept", OTHER, **grant("100", expires_at=time.text(clock.now + DAY)))
     clock.advance(400 * DAY)
     await api.post("ahead", **grant("5"))
@@ -349,7 +349,7 @@ async def test_a_sender_ahead_of_the_clock(api: Api, clock: Clock) -> None:
 
 
 async def test_a_wallet_in_the_future_can_be_left(api: Api, clock: Clock) -> None:
-    """Its credit goes by a transfer to a wallet whose time is that of the clock."""
+    """A transfer takes credit out of a wallet whose time is ahead of the clock."""
     await api.post("given", **grant("10", expires_at=time.text(clock.now + 500 * DAY)))
     clock.advance(400 * DAY)
     await api.post("ahead", **consume("1"))

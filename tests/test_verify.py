@@ -680,7 +680,7 @@ def test_a_damage_is_named(
 
 
 def test_a_capture_of_nothing_has_no_rows(damaged: Damaged) -> None:
-    """One that has some is named, and so is one of an amount that has none."""
+    """A capture of 0 with rows is named, and so is one of an amount without rows."""
     first = damaged("UPDATE postings SET amount = 0 WHERE operation = 7")[0]
     assert (first.check, first.wallet_id, first.sequence) == ("posting_rows", "wal_beta", 4)
 
@@ -816,7 +816,7 @@ DAMAGED_REPAYMENTS: list[tuple[str, int, tuple[str, ...]]] = [
 def test_a_damage_of_repayments_is_named(
     damaged: Damaged, check: str, sequence: int, statements: tuple[str, ...]
 ) -> None:
-    """Something of what is found says which grant did not pay so much back, or not then."""
+    """A finding says which grant did not repay so much, or not at that moment."""
     found = damaged(*statements)
 
     assert (check, "wal_owing", OWING, sequence) in [
@@ -907,7 +907,7 @@ STORED_DAMAGES: list[Any] = [
 def test_a_damage_of_what_is_stored_is_named(
     damaged: Damaged, check: str, statements: tuple[str, ...]
 ) -> None:
-    """What was asked for, what came before and what is referred to is as it was."""
+    """Changed requests, earlier states and references are named."""
     assert check in [one.check for one in damaged(*statements)]
 
 
@@ -941,7 +941,7 @@ GUARD_DAMAGES = [
 def test_a_guard_that_is_gone_is_named(
     ledger: str, tmp_path: Path, check: str, of_file: str, of_server: str
 ) -> None:
-    """Triggers, constraints and indexes are there and on; nothing else is wrong without them."""
+    """A missing or disabled trigger, constraint or index is named, and nothing else."""
     if is_file(ledger):
         copy = shutil.copyfile(file_of(ledger), tmp_path / "copy")
         with closing(sqlite3.connect(copy)) as connection:
@@ -1086,7 +1086,7 @@ def test_proofs_fail_where_and_only_where_passes_find(
 
 
 def test_a_proof_without_rows_to_look_at_holds(ledger: str, tmp_path: Path) -> None:
-    """It may be left out where the tables that it is about are empty, whatever others hold."""
+    """A check may be left out only where the tables that it is about are empty."""
 
     def failing(connection: Connection) -> list[str]:
         kind, failed = connection.dialect.name, []

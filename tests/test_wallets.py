@@ -171,7 +171,7 @@ async def test_what_no_wallet_becomes(api: Api, fields: dict[str, Any], refusal:
 
 
 async def test_idempotency_keys_are_listed(api: Api) -> None:
-    """Those of one wallet that begin so, in pages, with the postings that they name."""
+    """Keys of one wallet with a prefix come in pages, each with its posting."""
     await api.local.new_wallet("wal_other", "cus_other")
     await api.wallets.Post(post("a:1", "wal_other", **grant("1")), metadata=api.service)
     posted = {key: await api.post(key, **grant("1")) for key in ("a:2", "b", "a:10", "a~", "a:1")}

@@ -1,4 +1,4 @@
-"""Watches: whoever stays on the line, or comes back with a cursor, has seen every row once."""
+"""Watches: a client that stays, or comes back with a cursor, has seen every row once."""
 
 from __future__ import annotations
 
