@@ -301,13 +301,9 @@ def matching(
     filters: Filters,
     wallets: list[tuple[int, int, str]] | None,
     columns: Iterable[ColumnElement[Any]],
-    *,
-    with_postings: bool = False,
 ) -> Select[Any]:
     """These columns of the rows that the filters match, in no order."""
     query = select(*columns).select_from(schema.transactions)
-    if with_postings:
-        query = query.join(schema.postings, OF_POSTING)
     narrowed = conditions(filters)
     if narrowed is not None:
         query = query.where(narrowed)

@@ -64,13 +64,15 @@ class Place(NamedTuple):
     sequence: int
 
 
-_LINE: tuple[ColumnElement[Any], ...] = (
+_OF_ROW: tuple[ColumnElement[Any], ...] = (
     *(t.wallet_number, t.sequence, t.posting_number, t.kind, t.type, t.grant_number, t.amount),
     *(t.running_balance, t.created_at, t.effective_at, t.dimension_number),
+)
+_OF_POSTING: tuple[ColumnElement[Any], ...] = (
     *(p.description, p.note, p.metadata, p.source, p.meter_event_id, p.refund_of),
     *(p.linked_wallet, p.linked_posting),
 )
-_LINES = select(*_LINE).join_from(schema.transactions, schema.postings, OF_POSTING)
+_LINES = select(*_OF_ROW, *_OF_POSTING).join_from(schema.transactions, schema.postings, OF_POSTING)
 
 
 def pin(connection: Connection) -> str:
@@ -98,16 +100,27 @@ def step(
         rest = and_(rest, tuple_(*ORDER) > tuple_(*map(literal, after)))
         start = after.created_at if start is None else max(start, after.created_at)
     if wallets is None or conditions(filters) is not None:
-        query = matching(filters, wallets, _LINE, with_postings=True).order_by(*ORDER)
+        query = matching(filters, wallets, _OF_ROW).where(rest)
         if after is not None:
             query = query.where(t.created_at >= after.created_at)
-        return _lines(connection, query.where(rest).limit(size))
+        return _lines(connection, _with_postings(query.order_by(*ORDER).limit(size)))
     found: list[Line] = []
     for number, last, _ in wallets:
         whole = span(connection, number, last, start, filters.end)
         for query in _of_kinds(whole, kinds):
             found += _lines(connection, query.where(rest).order_by(t.sequence).limit(size))
     return sorted(found, key=lambda line: line.place)[:size]
+
+
+def _with_postings(rows: Select[Any]) -> Select[Any]:
+    """Lines of no more rows than these. The limit keeps the join from being done before it.
+
+    PostgreSQL would begin with all postings where its statistics know of few rows of a wallet.
+    """
+    r = rows.subquery("r").c
+    same = and_(p.wallet_number == r.wallet_number, p.number == r.posting_number)
+    lines = select(*r, *_OF_POSTING).join(schema.postings, same)
+    return lines.order_by(r.created_at, r.wallet_number, r.sequence)
 
 
 def _of_kinds(whole: Span, kinds: Sequence[Kind] | None) -> Iterable[Select[Any]]:
