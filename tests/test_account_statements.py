@@ -560,16 +560,29 @@ async def test_the_text_of_a_closed_statement_has_its_digest(served: Served) -> 
 
 
 async def test_a_spreadsheet_has_the_figures_and_no_formula(served: Served) -> None:
-    """Each figure is in its column, people's words are words, and the last line has the digest."""
+    """Each figure is in its column, people's words are words; a digest line comes if asked for."""
     wallet, key, closed = await a_statement_with_strange_names(served)
 
-    answer = await rendered(served, f"/v1/statements/{closed['id']}:render", key)
+    path = f"/v1/statements/{closed['id']}:render"
+    answer = await rendered(served, path, key)
+    lined = await rendered(served, path, key, digest_line="true")
 
     assert answer.headers["content-type"] == "text/csv; charset=utf-8"
-    before, _, last = answer.content.rstrip(b"\n").rpartition(b"\n")
-    rows = list(csv.DictReader(io.StringIO(before.decode())))
-    digest = hashlib.sha256(before + b"\n").hexdigest()
-    assert last == f"# rows={len(rows)} sha256={digest}".encode()
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    digest = hashlib.sha256(answer.content).hexdigest()
+    assert answer.headers["x-export-sha256"] == digest
+    assert lined.text == f"{answer.text}# rows={len(rows)} sha256={digest}\n"
+    assert lined.headers["x-export-sha256"] == hashlib.sha256(lined.content).hexdigest()
+    named = f"statement_{wallet}_{closed['start'][:10]}_{closed['end'][:10]}.csv"
+    assert answer.headers["content-disposition"] == f'attachment; filename="{named}"'
+    sheet = (await rendered(served, path, key, excel="comma")).content.decode("utf-8-sig")
+    cells = csv.reader(io.StringIO(sheet), delimiter=";")
+    plain = csv.reader(io.StringIO(answer.text))
+    texts = 5  # section, item, name, category, count
+    for one, other in zip(cells, plain, strict=True):
+        assert one == [*other[:texts], *(figure.replace(".", ",") for figure in other[texts:])]
+    refused = await served.refusal(path, key, excel="comma", format="html")
+    assert refused == Failure(400, "INVALID_FIELD", "excel")
     assert not [cell for row in rows for cell in row.values() if cell[:1] in "=+@" and cell]
     about = {row["item"]: row["name"] for row in rows if row["section"] == "about"}
     assert about["sha256"] == closed["sha256"]

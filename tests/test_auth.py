@@ -30,7 +30,8 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from creditledger import clock as time
 from creditledger import ids, server
 from creditledger.config import Config, WrongSetting
-from creditledger.store import registry
+from creditledger.store import finished_exports, registry
+from creditledger.store.finished_exports import Finished
 from tests.databases import contents
 from tests.process import process
 from tests.running import (
@@ -117,6 +118,7 @@ OF_A_HOOK = (
 )
 OF_A_DELIVERY = (hooks_pb.GetWebhookDeliveryRequest, hooks_pb.ReplayWebhookDeliveryRequest)
 
+EXPORTED = Finished("exp_acme", "apk_acme", CUSTOMER, True, START, rows=1, sha256="00")
 METER = kit_pb.PaymentKitServiceCreateMeterRequest(
     name="Calls", event_name="calls", unit="call", currency_id="USD"
 )
@@ -251,6 +253,11 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "CreditTransactionService.Export": (
         transactions_pb.CreditTransactionServiceExportRequest(customer_id=CUSTOMER),
         NOT_OTHERS,
+    ),
+    # Of the export that the fixture writes down.
+    "CreditTransactionService.RetrieveExport": (
+        transactions_pb.CreditTransactionServiceRetrieveExportRequest(id="exp_acme"),
+        NOT_OTHERS_LIVE,
     ),
     "CreditTransactionService.Watch": (
         transactions_pb.CreditTransactionServiceWatchRequest(customer_id=CUSTOMER),
@@ -560,6 +567,7 @@ async def world(
             registry_pb.CreateSubscriptionRequest(id="sub_pro", customer_id=CUSTOMER, name="Pro")
         )
         await StatementServiceStub(local.channel).Close(AUGUST)
+        change(database_url, lambda connection: finished_exports.add(connection, EXPORTED))
         revoked = await local.new_key("admin")
         await local.keys.RevokeApiKey(keys_pb.RevokeApiKeyRequest(id=revoked.api_key.id))
         expired = await local.key("admin", expires_at=time.text(START + 1))

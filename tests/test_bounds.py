@@ -205,6 +205,7 @@ class World:
                 {"meter_id": METER, "currency_id": "PTS"},
             ],
             "CreditTransactionService.Export": [{}, window, {"meter_id": METER}],
+            "CreditTransactionService.RetrieveExport": [],
             "CreditTransactionService.Watch": [{"after": "beginning"}],
             "CreditTransactionService.WatchEvents": [{"after": "beginning"}],
             "PaymentKitService.GetMeter": [{"id": METER}],

@@ -100,6 +100,7 @@ ROUTES = {
     "CreditGrantService.ListTransactions": "get /v1/credit-grants/{id}/transactions",
     "CreditGrantService.ListPostingGrants": "get /v1/postings/{posting_id}/grants",
     "CreditTransactionService.Export": "get /api/credit-transactions:export",
+    "CreditTransactionService.RetrieveExport": "get /v1/exports/{id}",
     "CreditTransactionService.Watch": "",
     "CreditTransactionService.WatchEvents": "get /api/credit-transactions:watch",
     "WalletService.CreateWallet": "post /v1/wallets *",

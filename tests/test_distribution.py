@@ -44,6 +44,7 @@ pytestmark = pytest.mark.only("postgresql")
 SMALL = {
     *("currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"),
     *("webhook_endpoints", "webhook_feed", "clock_seen", "clock_acceptances"),
+    "exports",
 }
 #: Large, and written by what comes after postings: of these a batch knows nothing.
 BEHIND = {"webhook_deliveries"}

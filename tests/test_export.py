@@ -1,4 +1,4 @@
-"""Exports over REST: whole files of what lists show in pages, which prove that they are whole."""
+"""Exports over REST: whole files of what lists show in pages, and their digests."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from decimal import Decimal
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
+from creditledger import clock as time
 from creditledger.api import exporting
 from creditledger.exports import COLUMNS
 from tests.served import Failure, failure, metadata, serving
@@ -21,6 +23,8 @@ from tests.serving import TRANSPORTS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+
+    import httpx
 
     from tests.served import Json, Served
 
@@ -50,32 +54,38 @@ def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def exported(served: Served, key: str, path: str = EXPORT, **query: Any) -> str:
-    """The file, after a look at its last line."""
+    """The file, if its headers have the number of its rows, and its id leads to its digest."""
     answer = await served.get(path, key, **query)
     assert answer.status_code == 200, answer.text
     ndjson = query.get("format") == "ndjson"
     kind = "application/x-ndjson" if ndjson else "text/csv; charset=utf-8"
     assert answer.headers["content-type"] == kind
-    assert whole(answer.content)
-    return answer.content.decode()
+    text = answer.content.decode()
+    rows = len(objects(text)) if ndjson else len(table(text))
+    assert await finished(served, key, answer) == {
+        "id": answer.headers["x-export-id"],
+        "rows": str(rows),
+        "sha256": hashlib.sha256(answer.content).hexdigest(),
+        "livemode": True,
+        "finished_at": time.text(served.clock.now),
+    }
+    assert answer.headers["x-export-rows"] == str(rows)
+    return text
 
 
-def whole(content: bytes) -> bool:
-    """Whether the last line is there and tells the digest of what is before it."""
-    before, end, last = content.rstrip(b"\r\n").rpartition(b"\n")
-    digest = hashlib.sha256(before + end).hexdigest()
-    return content.endswith(b"\n") and last[:1] in b"#{" and digest.encode() in last
+async def finished(served: Served, key: str, answer: httpx.Response) -> Json:
+    """The answer to a question for the export of this answer's id."""
+    return await served.body(f"/v1/exports/{answer.headers['x-export-id']}", key)
 
 
 def table(text: str) -> list[dict[str, str]]:
-    """The rows of a CSV by the names of its columns, without the last line."""
-    return list(csv.DictReader(io.StringIO(text)))[:-1]
+    """The rows of a CSV by the names of its columns."""
+    return list(csv.DictReader(io.StringIO(text)))
 
 
-def objects(text: str) -> tuple[list[Json], Json]:
-    """The rows of an NDJSON, and what its last line says."""
-    *rows, last = map(json.loads, text.splitlines())
-    return rows, last["#"]
+def objects(text: str) -> list[Json]:
+    """The rows of an NDJSON."""
+    return list(map(json.loads, text.splitlines()))
 
 
 async def listed(served: Served, key: str, **query: Any) -> list[Json]:
@@ -125,11 +135,11 @@ async def filled(served: Served) -> tuple[str, str]:
 
 
 async def test_every_row_once_with_all_that_a_list_shows(served: Served) -> None:
-    """In the order of time, each step beginning where the one before ended; sums by currency."""
+    """In the order of time, each step beginning where the one before ended."""
     customer, _ = await filled(served)
     key = await served.key("service")
 
-    rows, last = objects(await exported(served, key, customer_id=customer, format="ndjson"))
+    rows = objects(await exported(served, key, customer_id=customer, format="ndjson"))
 
     expected = await listed(served, key, customer_id=customer)
     assert len(rows) == len(expected) > 3 * exporting.STEP_ROWS
@@ -139,12 +149,64 @@ async def test_every_row_once_with_all_that_a_list_shows(served: Served) -> None
             row.pop(name, None)
         assert row == {name: one[name] for name in row}
         assert set(COLUMNS) & one.keys() - {"sequence"} - row.keys() <= {"metadata", "source"}
+
+
+@pytest.mark.parametrize("file_format", ["csv", "ndjson"])
+async def test_a_digest_line_where_it_is_asked_for(served: Served, file_format: str) -> None:
+    """It has the number of rows, sums by currency and the digest of the same file without it."""
+    customer, _ = await filled(served)
+    key = await served.key("service")
+    query = {"customer_id": customer, "format": file_format}
+    plain = await exported(served, key, **query)
+
+    answer = await served.get(EXPORT, key, **query, digest_line="true")
+
+    before, last = answer.text[: len(plain)], answer.text[len(plain) :]
+    rows = await listed(served, key, customer_id=customer)
     sums: dict[str, Decimal] = {}
-    for one in expected:
+    for one in rows:
         currency = one["currency_id"]
         sums[currency] = sums.get(currency, Decimal()) + Decimal(one["amount"])
-    assert last["rows"] == len(expected)
-    assert {name: Decimal(amount) for name, amount in last["sums"].items()} == sums
+    assert before == plain
+    if file_format == "ndjson":
+        assert last.endswith("\n")
+        line = json.loads(last)["#"]
+        assert {name: Decimal(amount) for name, amount in line["sums"].items()} == sums
+    else:
+        found = re.fullmatch(r"# rows=(?P<rows>\d+) sums: .* sha256=(?P<sha256>\w+)\n", last)
+        assert found is not None
+        line = found.groupdict()
+    assert int(line["rows"]) == len(rows) == int(answer.headers["x-export-rows"])
+    assert line["sha256"] == hashlib.sha256(before.encode()).hexdigest()
+    whole = hashlib.sha256(answer.content).hexdigest()
+    assert (await finished(served, key, answer))["sha256"] == whole
+
+
+async def test_who_may_ask_for_a_digest(served: Served) -> None:
+    """Operators, and keys of the customer whose key exported; for a day."""
+    customer, _ = await filled(served)
+    own, service = await served.key("customer", customer), await served.key("service")
+    other = await served.key("customer", await served.customer())
+    test_key = await served.key("service", livemode=False)
+    by_customer = await served.get(STATEMENT, own)
+    by_service = await served.get(EXPORT, service, customer_id=customer)
+    missing = Failure(404, "NOT_FOUND", "id")
+
+    for answer, seen_by in ((by_customer, {own, service}), (by_service, {service})):
+        path = f"/v1/exports/{answer.headers['x-export-id']}"
+        for key in (own, service, other, test_key):
+            asked = await served.get(path, key)
+            assert (asked.status_code == 200) is (key in seen_by)
+            if key not in seen_by:
+                assert failure(asked) == missing
+    assert await served.refusal("/v1/exports/1", own) == Failure(400, "INVALID_FIELD", "id")
+    served.clock.advance(time.DAY)
+    assert (await finished(served, own, by_customer))["rows"] == by_customer.headers[
+        "x-export-rows"
+    ]
+    served.clock.advance(1)
+    path = f"/v1/exports/{by_customer.headers['x-export-id']}"
+    assert await served.refusal(path, own) == missing
 
 
 async def test_a_spreadsheet_computes_nothing(served: Served) -> None:
@@ -187,8 +249,63 @@ async def test_a_browser_is_told_what_an_answer_is(served: Served) -> None:
         assert policy.startswith("default-src 'none'; ")
         assert ("style-src 'unsafe-inline'" in policy) is (kind == "html")
         is_file = kind in {"csv", "ndjson"}
-        name = f'attachment; filename="creditledger.{kind}"' if is_file else None
-        assert headers.get("content-disposition") == name
+        disposition = headers.get("content-disposition", "")
+        assert disposition.startswith("attachment; filename=") is is_file
+        assert disposition.endswith(f'.{kind}"') is is_file
+
+
+@pytest.mark.parametrize(("mark", "separator"), [("point", ","), ("comma", ";")])
+async def test_excel_opens_it_as_it_is(served: Served, mark: str, separator: str) -> None:
+    """A byte order mark, the separator and decimal mark of the region, and the same rows."""
+    customer, _ = await filled(served)
+    service, own = await served.key("service"), await served.key("customer", customer)
+    for key, path, amounts in (
+        (service, EXPORT, ("amount", "running_balance")),
+        (own, STATEMENT, ("amount_usd", "balance_after_usd")),
+    ):
+        plain = table((await served.get(path, key)).text)
+
+        answer = await served.get(path, key, excel=mark)
+
+        assert answer.content.startswith(b"\xef\xbb\xbf" + plain_start(plain, separator))
+        text = answer.content.decode("utf-8-sig")
+        rows = list(csv.DictReader(io.StringIO(text), delimiter=separator))
+        assert (await finished(served, key, answer))["rows"] == str(len(plain))
+        for row in rows:
+            for name in amounts:
+                assert ("," in row[name]) is (mark == "comma")
+                row[name] = row[name].replace(",", ".")
+        assert rows == plain
+    refused = Failure(400, "INVALID_FIELD", "excel")
+    assert await served.refusal(EXPORT, service, excel="semicolon") == refused
+    assert await served.refusal(EXPORT, service, excel=mark, format="ndjson") == refused
+
+
+def plain_start(rows: list[dict[str, str]], separator: str) -> bytes:
+    """The line with the names of the columns."""
+    return f"{separator.join(rows[0])}\n".encode()
+
+
+async def test_a_browser_saves_it_under_a_name_that_says_what_it_is(served: Served) -> None:
+    """The kind of rows, the mode, the customer, and the first and last day in the zone."""
+    customer, _ = await filled(served)
+    own, service = await served.key("customer", customer), await served.key("service")
+    of_tests = await served.key("service", livemode=False)
+    today = time.text(served.clock.now)[:10]
+    january = {
+        "start": time.parse("2026-01-01T00:00:00+01:00", field="start") // time.SECOND,
+        "end": time.parse("2026-01-31T23:59:59+01:00", field="end") // time.SECOND,
+        "time_zone": "Europe/Berlin",
+    }
+    for key, path, query, name in (
+        (service, EXPORT, {}, f"credit-transactions_{today}.csv"),
+        (of_tests, EXPORT, {}, f"credit-transactions_test_{today}.csv"),
+        (service, EXPORT, {"format": "ndjson"}, f"credit-transactions_{today}.ndjson"),
+        (own, EXPORT, january, f"credit-transactions_{customer}_2026-01-01_2026-01-31.csv"),
+        (own, STATEMENT, {}, f"transactions_{customer}_{today}.csv"),
+    ):
+        answer = await served.get(path, key, **query)
+        assert answer.headers["content-disposition"] == f'attachment; filename="{name}"', query
 
 
 async def test_columns_and_zone(served: Served) -> None:
@@ -233,10 +350,9 @@ async def test_the_filters_are_those_of_the_list(served: Served) -> None:
         {"subscription_id": "sub_none"},
     ):
         text = await exported(served, key, **query, columns="id", format="ndjson")
-        rows, last = objects(text)
+        rows = objects(text)
         expected = [one["id"] for one in await listed(served, key, **query)]
         assert [row["id"] for row in rows] == expected, query
-        assert last["rows"] == len(expected)
     assert all(a["created_at"] <= b["created_at"] for a, b in pairwise(everything))
 
 
@@ -256,7 +372,7 @@ async def test_what_is_written_meanwhile_is_not_in_it(served: Served) -> None:
             await served.post(wallet, {"grant": {"amount": "1"}})
 
     assert customer
-    assert whole(found)
+    assert answer.headers["x-export-rows"] == str(len(before))
     assert [row["id"] for row in table(found.decode())] == [one["id"] for one in before]
     assert len(await listed(served, key)) > len(before)
 
@@ -300,13 +416,10 @@ async def test_what_cannot_be_exported_is_refused_before_the_first_byte(served: 
 
 
 async def test_an_empty_file_is_whole(served: Served) -> None:
-    """No row: a head and a last line that says so."""
+    """No row: a head alone, or nothing."""
     key = await served.key("customer", await served.customer())
     assert table(await exported(served, key)) == []
-    assert objects(await exported(served, key, format="ndjson")) == (
-        [],
-        {"rows": 0, "sums": {}, "sha256": hashlib.sha256(b"").hexdigest()},
-    )
+    assert await exported(served, key, format="ndjson") == ""
 
 
 async def test_so_many_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -406,7 +406,7 @@ def number_over_all_wallets(connection: Connection) -> None:
     else:
         connection.exec_driver_sql("CREATE SEQUENCE posting_numbers INCREMENT BY 4096")
     # What later migrations make, they make anew.
-    for table in ("receipts", "clock_seen", "clock_acceptances"):
+    for table in ("receipts", "clock_seen", "clock_acceptances", "exports"):
         connection.exec_driver_sql(f"DROP TABLE {table}")
     forget_parts(connection)
     connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0017'")

@@ -65,6 +65,21 @@ def test_a_period_is_closed_and_written_to_a_file(settings: dict[str, str], tmp_
     assert digest in page.stdout
 
 
+def test_a_spreadsheet_has_its_digest_beside_it(settings: dict[str, str], tmp_path: Path) -> None:
+    """As `export --check` reads it; the file is one that Excel opens as it is, if asked for."""
+    month = ("statement", "wal_acme", *MONTH, "--format", "csv")
+    for name, excel in (("plain.csv", ()), ("excel.csv", ("--excel", "comma"))):
+        done = creditledger(*month, "--out", tmp_path / name, *excel, settings=settings)
+        assert (done.returncode, done.stderr) == (0, "")
+        checked = creditledger("export", tmp_path / name, "--check", settings=settings)
+        assert checked.returncode == 0, checked.stderr
+
+    assert "\nbalance,closing,,,,7.00," in (tmp_path / "plain.csv").read_text()
+    text = (tmp_path / "excel.csv").read_text()
+    assert text.startswith("\ufeffsection;item;")
+    assert "\nbalance;closing;;;;7,00;" in text
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -72,6 +87,8 @@ def test_a_period_is_closed_and_written_to_a_file(settings: dict[str, str], tmp_
         ((), "start is required"),
         (("--month", "2999-01", "--close"), "only what has ended can be closed"),
         ((*MONTH, "--format", "pdf"), "format must be one of csv, html, json"),
+        ((*MONTH, "--format", "html", "--excel", "comma"), "excel is for csv"),
+        ((*MONTH, "--format", "csv", "--excel", "tab"), "excel must be one of point, comma"),
     ],
 )
 def test_what_is_wrong_is_one_sentence(

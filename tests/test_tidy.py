@@ -79,7 +79,7 @@ store.dialects
 store.values
 store.credit_checks
 store.history_checks
-store.closed store.clock_marks store.receipts
+store.closed store.clock_marks store.finished_exports store.receipts
 store.batch store.checks store.schema store.migrations
 statements
 reconciling
@@ -94,7 +94,7 @@ ledger_clock
 clock_guard
 money clock
 envoy
-errors ids private_postgres child
+errors ids private_postgres child checksums
 """
 #: Packages that only hold modules, and the version; they import nothing.
 PLAIN = {"", "api", "commands"}

@@ -134,7 +134,15 @@ async def test_exports_show_every_time(served: Served, zone: str, tmp_path: Path
     answer = await served.get(f"{TRANSACTIONS}:export", key, **query)
     file = tmp_path / "rows.csv"
     asked = Asked.of(
-        file=file, format="csv", livemode=True, start=None, end=None, customer_id=customer, **query
+        file=file,
+        format="csv",
+        excel=None,
+        digest_line=False,
+        livemode=True,
+        start=None,
+        end=None,
+        customer_id=customer,
+        **query,
     )
     await export(load({"database_url": served.database_url}), asked, on_progress=lambda *_: None)
 

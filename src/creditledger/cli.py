@@ -36,7 +36,15 @@ from creditledger.commands import verify as verify_command
 from creditledger.commands.up import private_postgres
 from creditledger.commands.up import up as run_up
 from creditledger.config import Config, WrongSetting
-from creditledger.console import AsJson, print_json, print_table, progress_bar, say, with_settings
+from creditledger.console import (
+    AsJson,
+    Excel,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    with_settings,
+)
 from creditledger.import_usage import CannotImport, Plan, Prices, Report, import_usage
 from creditledger.reconciling import CannotReconcile
 from creditledger.store import DatabaseLocked, migrations
@@ -517,13 +525,23 @@ def export_command(
     config: Config,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write, or what to check.")],
     check: Annotated[
-        bool, typer.Option("--check", help="Only check that FILE is whole, by its last line.")
+        bool,
+        typer.Option(
+            "--check", help="Only check that FILE is whole, by FILE.sha256 or its digest line."
+        ),
     ] = False,
     file_format: Annotated[str, typer.Option("--format", metavar="csv|ndjson")] = "csv",
     columns: Annotated[
         str, typer.Option("--columns", help="Names with commas between. Default: all.")
     ] = "",
     time_zone: Annotated[str, typer.Option("--time-zone", help="IANA zone of the times.")] = "UTC",
+    excel: Excel = None,
+    digest_line: Annotated[
+        bool,
+        typer.Option(
+            "--digest-line", help="A last line that is no row: number of rows, sums, SHA-256."
+        ),
+    ] = False,
     customer: Customer = None,
     subscription: Annotated[str | None, typer.Option("--subscription", metavar="ID")] = None,
     meter: Annotated[str | None, typer.Option("--meter", metavar="ID")] = None,
@@ -538,7 +556,8 @@ def export_command(
 
     The same as `GET /api/credit-transactions:export`. Until it is whole the file is called
     FILE.part; run the same command again after an interruption and it goes on from there. At the
-    end it is read again and its digest compared. Exit code 1 if it is not whole.
+    end it is read again and its digest compared; FILE.sha256 holds the digest, for
+    `sha256sum --check`. Exit code 1 if it is not whole.
     """
     if check:
         done = export_commands.check(file)
@@ -548,6 +567,8 @@ def export_command(
             format=file_format,
             columns=columns,
             time_zone=time_zone,
+            excel=excel,
+            digest_line=digest_line,
             customer_id=customer,
             subscription_id=subscription,
             meter_id=meter,

@@ -19,6 +19,14 @@ from creditledger import log
 from creditledger.config import PREFIX, Config, load
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Excel = Annotated[
+    str | None,
+    typer.Option(
+        "--excel",
+        metavar="point|comma",
+        help="A CSV that Excel opens as it is, by the decimal mark of its region.",
+    ),
+]
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -1,8 +1,9 @@
-"""Credit transactions as a file that proves its own completeness: CSV, or JSON line by line.
+"""Credit transactions as a file: CSV, or JSON line by line, and how a file is checked.
 
-The last line holds how many rows there are, the sum of their amounts by currency, and the SHA-256
-of every byte before it; a file without it, or with another digest, has been cut off or changed.
-Pure: lines in, bytes out. Called by the API and by `creditledger export`.
+Every line of a file is a row. Its SHA-256 is kept outside it; a file with another one has been cut
+off or changed. On demand the file ends in a digest line, which is no row: the number of rows, the
+sum of their amounts by currency, and the SHA-256 of all bytes before it.
+Pure: lines in, bytes out.
 """
 
 import csv
@@ -17,6 +18,7 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from zoneinfo import ZoneInfo
 
 from creditledger import clock, ids, money
+from creditledger.checksums import NotWhole
 from creditledger.model import Dimension, Kind, Type
 from creditledger.shown import WalletPlace, source
 from creditledger.store.walks import Line
@@ -27,8 +29,25 @@ CONTENT_TYPES: Mapping[Format, str] = {
     "csv": "text/csv; charset=utf-8",
     "ndjson": "application/x-ndjson",
 }
-#: What the last line begins with in a CSV; in JSON it is the key of its object.
+#: What the digest line begins with in a CSV; in JSON it is the key of its object.
 MARK = "#"
+
+
+class Dialect(NamedTuple):
+    """How a CSV is written."""
+
+    begin: str  #: Before the names of the columns.
+    separator: str
+    decimal_mark: str
+
+
+PLAIN = Dialect("", ",", ".")
+#: What Excel opens without an import dialog, by the decimal mark of its region. It takes a file
+#: for UTF-8 only after a byte order mark. Where the mark is a comma it separates by semicolons.
+EXCEL: Mapping[str, Dialect] = {
+    "point": Dialect("\ufeff", ",", "."),
+    "comma": Dialect("\ufeff", ";", ","),
+}
 
 #: What makes a spreadsheet compute a cell instead of showing it, in either width.
 _COMPUTED = "=+\\-@\uff1d\uff0b\uff0d\uff20"
@@ -41,7 +60,7 @@ _FORMULA = re.compile(f"(^[{_BLANKS}]*|[;\t\r\n][{_BLANKS}]*)(?=[{_COMPUTED}])")
 _CONTROLS = ("\t", "\r", "\n")
 #: Controls that turn the direction of text, so that it is read as something else.
 _BIDI = re.compile("[\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-#: Longer than any last line: a sum for each of a thousand currencies.
+#: Longer than any digest line: a sum for each of a thousand currencies.
 _TAIL_BYTES_MAX = 128 * 1024
 _PIECE_BYTES = 1024 * 1024
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
@@ -144,6 +163,9 @@ TEXTS = frozenset(
 )
 
 
+#: Columns of decimals.
+AMOUNTS = frozenset({"amount", "running_balance", "amount_usd", "balance_after_usd"})
+
 #: Columns that are the same in all rows of one wallet and dimension: most of them, so they are
 #: worked out once for many rows.
 SAME = frozenset(
@@ -164,6 +186,7 @@ class Export:
     format: Format
     columns: Mapping[str, Callable[[Shown], object]]
     zone: ZoneInfo
+    dialect: Dialect = PLAIN  #: Of a CSV.
     rows: int = 0
     sums: dict[tuple[str, int], int] = field(default_factory=dict)  #: By currency and scale.
     _digest: Any = field(default_factory=hashlib.sha256)
@@ -171,7 +194,9 @@ class Export:
 
     def head(self) -> bytes:
         """What comes before the rows."""
-        return self._written(csv_text([list(self.columns)]) if self.format == "csv" else "")
+        if self.format == "ndjson":
+            return b""
+        return self._written(self.dialect.begin + self._csv([list(self.columns)]))
 
     def body(
         self,
@@ -180,9 +205,11 @@ class Export:
         dimensions: Mapping[tuple[int, int], Dimension],
     ) -> bytes:
         """These lines as text; of each its wallet and dimension must be there."""
-        shown = cell if self.format == "csv" else _value
+        is_csv = self.format == "csv"
+        shown = cell if is_csv else _value
+        mark = self.dialect.decimal_mark if is_csv else "."
         own = [
-            (place, value, name in TEXTS)
+            (place, _marked(value, mark) if name in AMOUNTS else value, name in TEXTS)
             for place, (name, value) in enumerate(self.columns.items())
             if name not in SAME
         ]
@@ -199,8 +226,8 @@ class Export:
                 row[place] = what if type(what) is str and not is_text else shown(what, is_text)
             found.append(row)
         self.rows += len(lines)
-        if self.format == "csv":
-            return self._written(csv_text(found))
+        if is_csv:
+            return self._written(self._csv(found))
         return self._written("".join(_object(zip(self.columns, row, strict=True)) for row in found))
 
     def _alike(self, one: Shown) -> list[object]:
@@ -218,17 +245,23 @@ class Export:
             self._same[place] = row
         return row
 
-    def tail(self) -> bytes:
-        """The last line."""
+    @property
+    def sha256(self) -> str:
+        """The digest of all bytes so far, in hexadecimal."""
+        digest: str = self._digest.hexdigest()
+        return digest
+
+    def digest_line(self) -> bytes:
+        """The last line of a file that has one."""
         sums = {
             currency: money.text(units, scale)
             for (currency, scale), units in sorted(self.sums.items())
         }
-        said = {"rows": self.rows, "sums": sums, "sha256": self._digest.hexdigest()}
+        said = {"rows": self.rows, "sums": sums, "sha256": self.sha256}
         if self.format == "ndjson":
-            return _object([(MARK, said)]).encode()
+            return self._written(_object([(MARK, said)]))
         shown = " ".join(f"{currency}={amount}" for currency, amount in sums.items())
-        return f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\n".encode()
+        return self._written(f"{MARK} rows={self.rows} sums: {shown} sha256={said['sha256']}\n")
 
     def resume(self, rows: int, sums: Mapping[tuple[str, int], int], file: BinaryIO) -> None:
         """Go on behind what an interrupted export has written, all of `file`."""
@@ -236,20 +269,26 @@ class Export:
         while piece := file.read(_PIECE_BYTES):
             self._digest.update(piece)
 
+    def _csv(self, rows: Iterable[Sequence[object]]) -> str:
+        return csv_text(rows, self.dialect.separator)
+
     def _written(self, text: str) -> bytes:
         data = text.encode()
         self._digest.update(data)
         return data
 
 
-class NotWhole(Exception):
-    """A file is no whole export. The text is a sentence for whoever has it."""
+def _marked(value: Callable[[Shown], object], decimal_mark: str) -> Callable[[Shown], object]:
+    """The column with another decimal mark."""
+    if decimal_mark == ".":
+        return value
+    return lambda one: str(value(one)).replace(".", decimal_mark)
 
 
-def check(file: BinaryIO) -> str:
-    """The digest of a file that is a whole export, by its last line. Raises NotWhole.
+def check_digest_line(file: BinaryIO) -> str:
+    """The digest of a file without its digest line, if it is the one in that line.
 
-    Reads it once, in pieces.
+    Reads the file once, in pieces. Raises NotWhole.
     """
     size = file.seek(0, io.SEEK_END)
     file.seek(max(0, size - _TAIL_BYTES_MAX))
@@ -257,7 +296,9 @@ def check(file: BinaryIO) -> str:
     last = end.rstrip(b"\n").rpartition(b"\n")[2]
     told = _DIGEST.search(last)
     if told is None or not end.endswith(b"\n") or not last.startswith((b"#", b'{"#"')):
-        raise NotWhole("the last line is missing: the file has been cut off")
+        raise NotWhole(
+            "it has neither a .sha256 beside it nor a digest line, so nothing says if it is whole"
+        )
     before = size - len(last) - 1
     digest = hashlib.sha256()
     file.seek(0)
@@ -268,14 +309,14 @@ def check(file: BinaryIO) -> str:
         digest.update(piece)
         before -= len(piece)
     if digest.hexdigest().encode() != told[0]:
-        raise NotWhole("it is not what its last line says: the file has been changed")
+        raise NotWhole("it has another digest than its digest line: it was changed")
     return digest.hexdigest()
 
 
-def csv_text(rows: Iterable[Sequence[object]]) -> str:
+def csv_text(rows: Iterable[Sequence[object]], separator: str = ",") -> str:
     """Rows of cells as lines of a CSV."""
     out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(rows)
+    csv.writer(out, delimiter=separator, lineterminator="\n").writerows(rows)
     return out.getvalue()
 
 

@@ -268,7 +268,7 @@ class Server:
         clock = self.clock.now
         wallets = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
         grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
-        exports = Exports(store)
+        exports = Exports(store, clock)
         self._watches = Watches(store)
         transactions = CreditTransactionService(
             store=store, callers=callers, exports=exports, watches=self._watches, clock=clock

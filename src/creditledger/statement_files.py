@@ -1,6 +1,6 @@
 """A statement as a file: CSV for a spreadsheet, HTML for printing, or the very text that is hashed.
 
-All are made of the same document, so they show the same figures. Pure; called by the API.
+All are made of the same document, so they show the same figures. Pure.
 """
 
 import hashlib
@@ -9,7 +9,7 @@ from datetime import datetime, time, timedelta
 from html import escape
 from typing import Literal, NamedTuple
 
-from creditledger.exports import cell, csv_text, visible
+from creditledger.exports import PLAIN, Dialect, cell, csv_text, visible
 from creditledger.statements import COLUMNS, OVERDRAFT_COLUMNS, Document, canonical
 
 Format = Literal["csv", "html", "json"]
@@ -33,26 +33,54 @@ CSV_COLUMNS = ("section", "item", "name", "category", "count", "amount", *_LINE)
 _OF_PRODUCTS = ("calls", "quantity")
 #: Of these the texts are people's own, which a spreadsheet might take for a formula.
 _TEXTS = frozenset({"item", "name"})
+_DECIMALS = frozenset({"amount", *_LINE})
 
 
-def file(said: Document, format_: Format, sha256: str | None, issuer: str | None) -> bytes:
-    """The whole file; `sha256` is a closed statement's. A page names the issuer, if there is."""
+def file(
+    said: Document,
+    format_: Format,
+    sha256: str | None,
+    issuer: str | None,
+    *,
+    dialect: Dialect = PLAIN,
+    digest_line: bool = False,
+) -> bytes:
+    """The whole file; `sha256` is a closed statement's. A page names the issuer, if there is.
+
+    `dialect` and `digest_line` are of a CSV: how it is written, and whether its last line is no
+    row but holds the number of rows and the SHA-256 of all bytes before it.
+    """
     if format_ == "json":
         return canonical(said).encode()
     shown = said if sha256 is None else {**said, "sha256": sha256}
-    return _csv(shown) if format_ == "csv" else _html(shown, issuer).encode()
+    if format_ == "csv":
+        return _csv(shown, dialect, digest_line=digest_line)
+    return _html(shown, issuer).encode()
+
+
+def file_name(said: Document) -> str:
+    """What a client calls the CSV: the wallet, and the first and last day of the period."""
+    first, last = datetime.fromisoformat(said["start"]), datetime.fromisoformat(said["end"])
+    last -= timedelta(microseconds=1)
+    return f"statement_{said['wallet_id']}_{first:%Y-%m-%d}_{last:%Y-%m-%d}.csv"
 
 
 # --- CSV ------------------------------------------------------------------------------------------
 
 
-def _csv(said: Document) -> bytes:
+def _csv(said: Document, dialect: Dialect, *, digest_line: bool) -> bytes:
     rows = list(_rows(said))
     columns = (*CSV_COLUMNS, *(_OF_PRODUCTS if "by_product" in said else ()))
-    head = csv_text([columns])
-    body = csv_text([cell(row.get(name), name in _TEXTS) for name in columns] for row in rows)
-    data = (head + body).encode()
+    lines = [columns, *([_cell(row, name, dialect) for name in columns] for row in rows)]
+    data = (dialect.begin + csv_text(lines, dialect.separator)).encode()
+    if not digest_line:
+        return data
     return data + f"# rows={len(rows)} sha256={hashlib.sha256(data).hexdigest()}\n".encode()
+
+
+def _cell(row: Document, name: str, dialect: Dialect) -> object:
+    found = cell(row.get(name), name in _TEXTS)
+    return str(found).replace(".", dialect.decimal_mark) if name in _DECIMALS else found
 
 
 def _rows(said: Document) -> Iterator[Document]:

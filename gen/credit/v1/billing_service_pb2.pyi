@@ -102,6 +102,8 @@ class ExportTransactionsRequest(_message.Message):
     SINCE_FIELD_NUMBER: _builtins.int
     UNTIL_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    DIGEST_LINE_FIELD_NUMBER: _builtins.int
+    EXCEL_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     """As in ListTransactionsRequest."""
     since: _builtins.str
@@ -112,6 +114,10 @@ class ExportTransactionsRequest(_message.Message):
     """Mode, as a check: a key acts in its own, and the other one is a MODE_MISMATCH. Absent means the
     key's.
     """
+    digest_line: _builtins.bool
+    """As in an export of credit transactions. Absent means false."""
+    excel: _builtins.str
+    """As in an export of credit transactions. Absent means a plain CSV."""
     def __init__(
         self,
         *,
@@ -119,11 +125,17 @@ class ExportTransactionsRequest(_message.Message):
         since: _builtins.str | None = ...,
         until: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
+        digest_line: _builtins.bool | None = ...,
+        excel: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_excel", b"_excel", "_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "digest_line", b"digest_line", "excel", b"excel", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_excel", b"_excel", "_kind", b"_kind", "_livemode", b"_livemode", "_since", b"_since", "_until", b"_until", "digest_line", b"digest_line", "excel", b"excel", "kind", b"kind", "livemode", b"livemode", "since", b"since", "until", b"until"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__digest_line: _TypeAlias = _typing.Literal["digest_line"]  # noqa: Y015
+    _WhichOneofArgType__digest_line: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line"]  # noqa: Y015
+    _WhichOneofReturnType__excel: _TypeAlias = _typing.Literal["excel"]  # noqa: Y015
+    _WhichOneofArgType__excel: _TypeAlias = _typing.Literal["_excel", b"_excel"]  # noqa: Y015
     _WhichOneofReturnType__kind: _TypeAlias = _typing.Literal["kind"]  # noqa: Y015
     _WhichOneofArgType__kind: _TypeAlias = _typing.Literal["_kind", b"_kind"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
@@ -132,6 +144,10 @@ class ExportTransactionsRequest(_message.Message):
     _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
     _WhichOneofReturnType__until: _TypeAlias = _typing.Literal["until"]  # noqa: Y015
     _WhichOneofArgType__until: _TypeAlias = _typing.Literal["_until", b"_until"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest_line) -> _WhichOneofReturnType__digest_line | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__excel) -> _WhichOneofReturnType__excel | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__kind) -> _WhichOneofReturnType__kind | None: ...
     @_typing.overload

@@ -85,7 +85,7 @@ class BillingServiceServicer:
 
     def ExportTransactions(self, request, context):
         """Answers all of the same movements, oldest first, as a CSV in pieces; see
-        CreditTransactionService.Export for what its last line holds.
+        CreditTransactionService.Export for its headers and for how it ends when it breaks off.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

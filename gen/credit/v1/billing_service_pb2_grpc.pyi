@@ -28,7 +28,7 @@ class BillingServiceStub:
     """
     ExportTransactions: _aio.UnaryStreamMultiCallable[_billing_service_pb2.ExportTransactionsRequest, _httpbody_pb2.HttpBody]
     """Answers all of the same movements, oldest first, as a CSV in pieces; see
-    CreditTransactionService.Export for what its last line holds.
+    CreditTransactionService.Export for its headers and for how it ends when it breaks off.
     """
     GetMyUsage: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetMyUsageRequest, _billing_service_pb2.GetMyUsageResponse]
     """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
@@ -70,7 +70,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_billing_service_pb2.ExportTransactionsRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
     ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
         """Answers all of the same movements, oldest first, as a CSV in pieces; see
-        CreditTransactionService.Export for what its last line holds.
+        CreditTransactionService.Export for its headers and for how it ends when it breaks off.
         """
 
     @_abc_1.abstractmethod

@@ -205,6 +205,8 @@ class CreditTransactionServiceExportRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
     Q_FIELD_NUMBER: _builtins.int
+    DIGEST_LINE_FIELD_NUMBER: _builtins.int
+    EXCEL_FIELD_NUMBER: _builtins.int
     format: _builtins.str
     """`csv` or `ndjson`, a JSON object a line. Absent means csv."""
     columns: _builtins.str
@@ -235,6 +237,15 @@ class CreditTransactionServiceExportRequest(_message.Message):
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
     q: _builtins.str
     """As in a list."""
+    digest_line: _builtins.bool
+    """Whether the file ends in a line that is no row: the number of rows, the sum of their amounts by
+    currency and the SHA-256 of all bytes before it. Absent means false.
+    """
+    excel: _builtins.str
+    """Makes a CSV that Excel opens as it is, by the decimal mark of its region: `point`, with commas
+    between cells, or `comma`, with semicolons between cells. Both have a byte order mark. Absent
+    means a plain CSV: commas between cells, decimal points, no byte order mark.
+    """
     def __init__(
         self,
         *,
@@ -250,10 +261,12 @@ class CreditTransactionServiceExportRequest(_message.Message):
         end: _builtins.int | None = ...,
         livemode: _builtins.bool | None = ...,
         q: _builtins.str | None = ...,
+        digest_line: _builtins.bool | None = ...,
+        excel: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__columns: _TypeAlias = _typing.Literal["columns"]  # noqa: Y015
     _WhichOneofArgType__columns: _TypeAlias = _typing.Literal["_columns", b"_columns"]  # noqa: Y015
@@ -261,8 +274,12 @@ class CreditTransactionServiceExportRequest(_message.Message):
     _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__digest_line: _TypeAlias = _typing.Literal["digest_line"]  # noqa: Y015
+    _WhichOneofArgType__digest_line: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line"]  # noqa: Y015
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__excel: _TypeAlias = _typing.Literal["excel"]  # noqa: Y015
+    _WhichOneofArgType__excel: _TypeAlias = _typing.Literal["_excel", b"_excel"]  # noqa: Y015
     _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
     _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
@@ -286,7 +303,11 @@ class CreditTransactionServiceExportRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest_line) -> _WhichOneofReturnType__digest_line | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__excel) -> _WhichOneofReturnType__excel | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
     @_typing.overload
@@ -305,6 +326,68 @@ class CreditTransactionServiceExportRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
 
 Global___CreditTransactionServiceExportRequest: _TypeAlias = CreditTransactionServiceExportRequest  # noqa: Y015
+
+@_typing.final
+class CreditTransactionServiceRetrieveExportRequest(_message.Message):
+    """Names one export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The x-export-id of the answer. Required."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
+    _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+
+Global___CreditTransactionServiceRetrieveExportRequest: _TypeAlias = CreditTransactionServiceRetrieveExportRequest  # noqa: Y015
+
+@_typing.final
+class FinishedExport(_message.Message):
+    """An export that the server streamed to its end."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    FINISHED_AT_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """Its x-export-id."""
+    rows: _builtins.int
+    """Number of its rows."""
+    sha256: _builtins.str
+    """SHA-256 of all bytes of the file, in hexadecimal."""
+    livemode: _builtins.bool
+    """Mode of the rows: true live, false test."""
+    finished_at: _builtins.str
+    """When it ended, RFC 3339 in UTC."""
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        rows: _builtins.int = ...,
+        sha256: _builtins.str = ...,
+        livemode: _builtins.bool = ...,
+        finished_at: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished_at", b"finished_at", "id", b"id", "livemode", b"livemode", "rows", b"rows", "sha256", b"sha256"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FinishedExport: _TypeAlias = FinishedExport  # noqa: Y015
 
 @_typing.final
 class CreditTransactionServiceWatchRequest(_message.Message):

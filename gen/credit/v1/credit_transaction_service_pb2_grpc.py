@@ -58,6 +58,11 @@ class CreditTransactionServiceStub:
                 request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
                 response_deserializer=google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
                 _registered_method=True)
+        self.RetrieveExport = channel.unary_unary(
+                '/credit.v1.CreditTransactionService/RetrieveExport',
+                request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceRetrieveExportRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.FinishedExport.FromString,
+                _registered_method=True)
         self.Watch = channel.unary_stream(
                 '/credit.v1.CreditTransactionService/Watch',
                 request_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceWatchRequest.SerializeToString,
@@ -101,9 +106,19 @@ class CreditTransactionServiceServicer:
 
     def Export(self, request, context):
         """Answers every transaction that the filters match, oldest first, as one file in pieces: the
-        ledger as it was when the export began. Its last line holds the number of rows, the sum of
-        their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
-        cut off.
+        ledger as it was when the export began. Headers of the answer: x-export-id, the id of the
+        export; x-export-rows, the number of its rows, absent if counting them takes more than five
+        seconds. An export that breaks off ends with an error over gRPC; over REST the connection
+        (HTTP/1.1) or the stream (HTTP/2) is reset.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetrieveExport(self, request, context):
+        """Answers the number of rows and the digest of an export, by its x-export-id, for 24 hours after
+        its end; of each API key the newest 1,000. NOT_FOUND if the server did not stream it to its
+        end. A customer key sees the exports of its customer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +164,11 @@ def add_CreditTransactionServiceServicer_to_server(servicer, server):
                     servicer.Export,
                     request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.FromString,
                     response_serializer=google_dot_api_dot_httpbody__pb2.HttpBody.SerializeToString,
+            ),
+            'RetrieveExport': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetrieveExport,
+                    request_deserializer=credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceRetrieveExportRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_credit__transaction__service__pb2.FinishedExport.SerializeToString,
             ),
             'Watch': grpc.unary_stream_rpc_method_handler(
                     servicer.Watch,
@@ -271,6 +291,33 @@ class CreditTransactionService:
             '/credit.v1.CreditTransactionService/Export',
             credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceExportRequest.SerializeToString,
             google_dot_api_dot_httpbody__pb2.HttpBody.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetrieveExport(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.CreditTransactionService/RetrieveExport',
+            credit_dot_v1_dot_credit__transaction__service__pb2.CreditTransactionServiceRetrieveExportRequest.SerializeToString,
+            credit_dot_v1_dot_credit__transaction__service__pb2.FinishedExport.FromString,
             options,
             channel_credentials,
             insecure,

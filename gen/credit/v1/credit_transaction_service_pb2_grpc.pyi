@@ -34,9 +34,15 @@ class CreditTransactionServiceStub:
     """
     Export: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceExportRequest, _httpbody_pb2.HttpBody]
     """Answers every transaction that the filters match, oldest first, as one file in pieces: the
-    ledger as it was when the export began. Its last line holds the number of rows, the sum of
-    their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
-    cut off.
+    ledger as it was when the export began. Headers of the answer: x-export-id, the id of the
+    export; x-export-rows, the number of its rows, absent if counting them takes more than five
+    seconds. An export that breaks off ends with an error over gRPC; over REST the connection
+    (HTTP/1.1) or the stream (HTTP/2) is reset.
+    """
+    RetrieveExport: _aio.UnaryUnaryMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceRetrieveExportRequest, _credit_transaction_service_pb2.FinishedExport]
+    """Answers the number of rows and the digest of an export, by its x-export-id, for 24 hours after
+    its end; of each API key the newest 1,000. NOT_FOUND if the server did not stream it to its
+    end. A customer key sees the exports of its customer.
     """
     Watch: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceWatchRequest, _credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]
     """Answers transactions as they are committed, without end: each at least once, none left out,
@@ -91,9 +97,21 @@ class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_credit_transaction_service_pb2.CreditTransactionServiceExportRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
     ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
         """Answers every transaction that the filters match, oldest first, as one file in pieces: the
-        ledger as it was when the export began. Its last line holds the number of rows, the sum of
-        their amounts by currency and the SHA-256 of all bytes before it; a file without it has been
-        cut off.
+        ledger as it was when the export began. Headers of the answer: x-export-id, the id of the
+        export; x-export-rows, the number of its rows, absent if counting them takes more than five
+        seconds. An export that breaks off ends with an error over gRPC; over REST the connection
+        (HTTP/1.1) or the stream (HTTP/2) is reset.
+        """
+
+    @_abc_1.abstractmethod
+    def RetrieveExport(
+        self,
+        request: _credit_transaction_service_pb2.CreditTransactionServiceRetrieveExportRequest,
+        context: _aio.ServicerContext[_credit_transaction_service_pb2.CreditTransactionServiceRetrieveExportRequest, _abc.Awaitable[_credit_transaction_service_pb2.FinishedExport]],
+    ) -> _abc.Awaitable[_credit_transaction_service_pb2.FinishedExport]:
+        """Answers the number of rows and the digest of an export, by its x-export-id, for 24 hours after
+        its end; of each API key the newest 1,000. NOT_FOUND if the server did not stream it to its
+        end. A customer key sees the exports of its customer.
         """
 
     @_abc_1.abstractmethod

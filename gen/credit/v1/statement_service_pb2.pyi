@@ -840,6 +840,8 @@ class StatementServiceRenderRequest(_message.Message):
     END_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    DIGEST_LINE_FIELD_NUMBER: _builtins.int
+    EXCEL_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     month: _builtins.str
@@ -856,6 +858,15 @@ class StatementServiceRenderRequest(_message.Message):
     """
     format: _builtins.str
     """`csv`, `html` or `json`. Absent means `csv`."""
+    digest_line: _builtins.bool
+    """Whether a CSV ends in a line that is no row: the number of rows, and the SHA-256 of all bytes
+    before it. Absent means false.
+    """
+    excel: _builtins.str
+    """Makes a CSV that Excel opens as it is, by the decimal mark of its region: `point`, with commas
+    between cells, or `comma`, with semicolons between cells. Both have a byte order mark. Absent
+    means a plain CSV: commas between cells, decimal points, no byte order mark.
+    """
     def __init__(
         self,
         *,
@@ -865,13 +876,19 @@ class StatementServiceRenderRequest(_message.Message):
         end: _builtins.str | None = ...,
         time_zone: _builtins.str | None = ...,
         format: _builtins.str | None = ...,
+        digest_line: _builtins.bool | None = ...,
+        excel: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_format", b"_format", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "format", b"format", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_format", b"_format", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "format", b"format", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__digest_line: _TypeAlias = _typing.Literal["digest_line"]  # noqa: Y015
+    _WhichOneofArgType__digest_line: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line"]  # noqa: Y015
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__excel: _TypeAlias = _typing.Literal["excel"]  # noqa: Y015
+    _WhichOneofArgType__excel: _TypeAlias = _typing.Literal["_excel", b"_excel"]  # noqa: Y015
     _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
     _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
     _WhichOneofReturnType__month: _TypeAlias = _typing.Literal["month"]  # noqa: Y015
@@ -883,7 +900,11 @@ class StatementServiceRenderRequest(_message.Message):
     _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest_line) -> _WhichOneofReturnType__digest_line | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__excel) -> _WhichOneofReturnType__excel | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
     @_typing.overload
@@ -905,24 +926,40 @@ class StatementServiceRenderClosedRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     FORMAT_FIELD_NUMBER: _builtins.int
+    DIGEST_LINE_FIELD_NUMBER: _builtins.int
+    EXCEL_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the statement. Required."""
     format: _builtins.str
     """`csv`, `html` or `json`. Absent means `csv`."""
+    digest_line: _builtins.bool
+    """As in Render. Absent means false."""
+    excel: _builtins.str
+    """As in Render. Absent means a plain CSV."""
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         format: _builtins.str | None = ...,
+        digest_line: _builtins.bool | None = ...,
+        excel: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_format", b"_format", "_id", b"_id", "format", b"format", "id", b"id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_excel", b"_excel", "_format", b"_format", "_id", b"_id", "digest_line", b"digest_line", "excel", b"excel", "format", b"format", "id", b"id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_format", b"_format", "_id", b"_id", "format", b"format", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line", "_excel", b"_excel", "_format", b"_format", "_id", b"_id", "digest_line", b"digest_line", "excel", b"excel", "format", b"format", "id", b"id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__digest_line: _TypeAlias = _typing.Literal["digest_line"]  # noqa: Y015
+    _WhichOneofArgType__digest_line: _TypeAlias = _typing.Literal["_digest_line", b"_digest_line"]  # noqa: Y015
+    _WhichOneofReturnType__excel: _TypeAlias = _typing.Literal["excel"]  # noqa: Y015
+    _WhichOneofArgType__excel: _TypeAlias = _typing.Literal["_excel", b"_excel"]  # noqa: Y015
     _WhichOneofReturnType__format: _TypeAlias = _typing.Literal["format"]  # noqa: Y015
     _WhichOneofArgType__format: _TypeAlias = _typing.Literal["_format", b"_format"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__digest_line) -> _WhichOneofReturnType__digest_line | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__excel) -> _WhichOneofReturnType__excel | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__format) -> _WhichOneofReturnType__format | None: ...
     @_typing.overload

@@ -115,9 +115,9 @@ class StatementServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Render(self, request, context):
-        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV,
-        whose last line holds the number of rows and the SHA-256 of all bytes before it; HTML for
-        printing, which needs nothing from elsewhere; or JSON.
+        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV;
+        HTML for printing, which needs nothing from elsewhere; or JSON. The header x-export-sha256 has
+        the SHA-256 of all its bytes, in hexadecimal. A file that breaks off ends as an export does.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

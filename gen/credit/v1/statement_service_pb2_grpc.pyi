@@ -38,9 +38,9 @@ class StatementServiceStub:
     Retrieve: _aio.UnaryUnaryMultiCallable[_statement_service_pb2.StatementServiceRetrieveRequest, _statement_service_pb2.Statement]
     """Answers a closed statement as it was closed."""
     Render: _aio.UnaryStreamMultiCallable[_statement_service_pb2.StatementServiceRenderRequest, _httpbody_pb2.HttpBody]
-    """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV,
-    whose last line holds the number of rows and the SHA-256 of all bytes before it; HTML for
-    printing, which needs nothing from elsewhere; or JSON.
+    """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV;
+    HTML for printing, which needs nothing from elsewhere; or JSON. The header x-export-sha256 has
+    the SHA-256 of all its bytes, in hexadecimal. A file that breaks off ends as an export does.
     """
     RenderClosed: _aio.UnaryStreamMultiCallable[_statement_service_pb2.StatementServiceRenderClosedRequest, _httpbody_pb2.HttpBody]
     """Answers a closed statement as a file, as Render does. As JSON it is, byte for byte, the text
@@ -100,9 +100,9 @@ class StatementServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _statement_service_pb2.StatementServiceRenderRequest,
         context: _aio.ServicerContext[_statement_service_pb2.StatementServiceRenderRequest, _abc.AsyncIterator[_httpbody_pb2.HttpBody]],
     ) -> _abc.AsyncIterator[_httpbody_pb2.HttpBody]:
-        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV,
-        whose last line holds the number of rows and the SHA-256 of all bytes before it; HTML for
-        printing, which needs nothing from elsewhere; or JSON.
+        """Answers the statement of a period, closed or as of now, as Get does, as a file in pieces: CSV;
+        HTML for printing, which needs nothing from elsewhere; or JSON. The header x-export-sha256 has
+        the SHA-256 of all its bytes, in hexadecimal. A file that breaks off ends as an export does.
         """
 
     @_abc_1.abstractmethod

@@ -19,12 +19,12 @@ from sqlalchemy import Connection
 
 from creditledger import bills, money
 from creditledger import clock as time
-from creditledger.api import fields, usage, wire
+from creditledger.api import exporting, fields, usage, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.exporting import UTC, Exports, Walk
 from creditledger.api.rpc import Service, rpc, rpc_stream
 from creditledger.errors import InvalidField, MissingField, ResultTooLarge
-from creditledger.exports import BILLING_COLUMNS, Export
+from creditledger.exports import BILLING_COLUMNS, Dialect, Export
 from creditledger.model import Dimension, Kind, Wallet, standing
 from creditledger.registry import ApiKey, Customer, Scope
 from creditledger.shown import Transaction
@@ -72,6 +72,21 @@ def _movements(request: pb.ListTransactionsRequest | pb.ExportTransactionsReques
     if since is not None and until is not None and since > until:
         raise InvalidField("since must not be after until", param="since")
     return _Movements(kinds, since, until, fields.optional(request, "livemode", None))
+
+
+@dataclass(frozen=True, slots=True)
+class _Exported:
+    movements: _Movements
+    dialect: Dialect
+    digest_line: bool
+
+
+def _exported(request: pb.ExportTransactionsRequest) -> _Exported:
+    return _Exported(
+        _movements(request),
+        exporting.dialect(fields.optional(request, "excel", None), "csv"),
+        digest_line=fields.optional(request, "digest_line", False),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,11 +221,12 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             page_size=wanted.page_size,
         )
 
-    @rpc_stream(_movements, scope=Scope.CUSTOMER)
+    @rpc_stream(_exported, scope=Scope.CUSTOMER, whole=True)
     async def ExportTransactions(  # noqa: N802
-        self, wanted: _Movements, caller: Caller
+        self, asked: _Exported, caller: Caller
     ) -> AsyncGenerator[HttpBody]:
         """The same history as a CSV, oldest first. Raises CustomerKeyRequired, Overloaded."""
+        wanted = asked.movements
         filters = Filters(
             livemode=caller.mode(wanted.livemode),
             customer_id=caller.customer(),
@@ -218,10 +234,14 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             start=wanted.since,
             end=wanted.until,
         )
-        export = Export("csv", BILLING_COLUMNS, UTC)
-        async with aclosing(
-            self._exports.stream(export, Walk(filters, wanted.kinds), caller.customer_id)
-        ) as pieces:
+        stream = self._exports.stream(
+            Export("csv", BILLING_COLUMNS, UTC, asked.dialect),
+            Walk(filters, wanted.kinds),
+            caller,
+            name="transactions",
+            digest_line=asked.digest_line,
+        )
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 yield piece
 

@@ -22,7 +22,7 @@ from creditledger.api.exporting import Exports, Walk
 from creditledger.api.rpc import Service, current_header, rpc, rpc_stream
 from creditledger.api.watching import Seen, Watches
 from creditledger.errors import InvalidField, NotFound, QueryTooBroad, echo
-from creditledger.exports import FORMATS, Export, Format, Shown
+from creditledger.exports import FORMATS, Dialect, Export, Format, Shown
 from creditledger.model import Kind
 from creditledger.registry import Scope
 from creditledger.store import READ_SECONDS_MAX, Store, lists, reads, registry, sums, tail
@@ -138,15 +138,24 @@ class _Export:
     format: Format
     columns: dict[str, Callable[[Shown], object]]
     zone: ZoneInfo
+    dialect: Dialect
+    digest_line: bool
 
 
 def _export(request: pb.CreditTransactionServiceExportRequest) -> _Export:
+    format_ = fields.word(request.format or "csv", FORMATS, field="format")
     return _Export(
         rows=_rows(request),
-        format=fields.word(request.format or "csv", FORMATS, field="format"),
+        format=format_,
         columns=exporting.columns(request.columns),
         zone=time.zone(fields.optional(request, "time_zone", "UTC"), field="time_zone"),
+        dialect=exporting.dialect(fields.optional(request, "excel", None), format_),
+        digest_line=fields.optional(request, "digest_line", False),
     )
+
+
+def _finished(request: pb.CreditTransactionServiceRetrieveExportRequest) -> str:
+    return fields.reference("exp", request.id, field="id")
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,16 +336,35 @@ class CreditTransactionService(
             ),
         )
 
-    @rpc_stream(_export, scope=Scope.CUSTOMER)
+    @rpc_stream(_export, scope=Scope.CUSTOMER, whole=True)
     async def Export(self, wanted: _Export, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
         """All rows, oldest first, as a file. Raises as List does, and Overloaded."""
         filters = _filters(wanted.rows.window, caller, wanted.rows)
-        export = Export(wanted.format, wanted.columns, wanted.zone)
-        async with aclosing(
-            self._exports.stream(export, Walk(filters), caller.customer_id)
-        ) as pieces:
+        export = Export(wanted.format, wanted.columns, wanted.zone, wanted.dialect)
+        stream = self._exports.stream(
+            export,
+            Walk(filters),
+            caller,
+            name="credit-transactions",
+            digest_line=wanted.digest_line,
+        )
+        async with aclosing(stream) as pieces:
             async for piece in pieces:
                 yield piece
+
+    @rpc(_finished, scope=Scope.CUSTOMER)
+    async def RetrieveExport(self, id_: str, caller: Caller) -> pb.FinishedExport:  # noqa: N802
+        """The rows and digest of an export of the last 24 hours. Raises NotFound."""
+        found = await self._exports.finished(id_, caller)
+        if found is None:
+            raise NotFound(f"no export {echo(id_)} that ended in the last 24 hours", param="id")
+        return pb.FinishedExport(
+            id=found.id,
+            rows=found.rows,
+            sha256=found.sha256,
+            livemode=found.livemode,
+            finished_at=time.text(found.finished_at),
+        )
 
     @rpc_stream(_watch, scope=Scope.CUSTOMER)
     async def Watch(  # noqa: N802

@@ -1,7 +1,7 @@
 """Exports over gRPC and REST: a stream of pieces of a file, read as fast as the client takes it.
 
 Each step reads a bounded number of rows in a transaction of its own, so neither memory nor the
-database feels how long the file is or how slow its reader. Called by the services that export.
+database feels how long the file is or how slow its reader.
 """
 
 import asyncio
@@ -10,17 +10,23 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 from zoneinfo import ZoneInfo
 
+import structlog
 from google.api.httpbody_pb2 import HttpBody
 from sqlalchemy import Connection
 
+from creditledger import clock as time
+from creditledger import ids
 from creditledger.api import fields
+from creditledger.api.auth import Caller
 from creditledger.api.places import Places
-from creditledger.errors import InvalidField, echo
-from creditledger.exports import COLUMNS, CONTENT_TYPES, Export, Shown
+from creditledger.api.rpc import send_headers
+from creditledger.errors import InvalidField, OutcomeUnknown, QueryTooBroad, Unavailable, echo
+from creditledger.exports import COLUMNS, CONTENT_TYPES, EXCEL, PLAIN, Dialect, Export, Shown
 from creditledger.model import Dimension, Kind
 from creditledger.shown import WalletPlace
-from creditledger.store import Store, walks
-from creditledger.store.reads import Filters
+from creditledger.store import Store, finished_exports, lists, walks
+from creditledger.store.finished_exports import Finished
+from creditledger.store.reads import Filters, wallets_of
 from creditledger.store.walks import Line, Place
 
 #: Exports of one process at the same time.
@@ -30,6 +36,10 @@ STEP_ROWS = 2_000
 #: Bytes of one message: a row may have 8 kB of metadata and more.
 PIECE_BYTES = 256 * 1024
 UTC = ZoneInfo("UTC")
+#: Headers of the answer: the id by which the digest is asked for, and the number of rows.
+ID_HEADER, ROWS_HEADER = "x-export-id", "x-export-rows"
+
+log = structlog.get_logger()
 
 
 class Step(NamedTuple):
@@ -51,6 +61,18 @@ class Walk:
     after: Place | None = None
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
     _dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)
+
+    def count(self, connection: Connection) -> int:
+        """The number of rows of the whole walk, which begins here."""
+        self.pin = walks.pin(connection)
+        if self.kinds is None:
+            return lists.page(connection, self.filters, size=1, offset=0).count
+        wallets = [(number, last) for number, last, _ in wallets_of(connection, self.filters) or ()]
+        start, end = self.filters.start, self.filters.end
+        total, _ = lists.kind_pages(
+            connection, wallets, self.kinds, start=start, end=end, size=1, offset=0
+        )
+        return total
 
     def step(self, connection: Connection) -> Step:
         """The next rows; none at the end."""
@@ -74,17 +96,29 @@ class Walk:
 class Exports:
     """The exports of one process, which are bounded in number."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, clock: Callable[[], int]) -> None:
         self._store = store
+        self._clock = clock
         self._places = Places("exports", retry_after="5")
 
     async def stream(
-        self, export: Export, walk: Walk, customer_id: str | None
+        self, export: Export, walk: Walk, caller: Caller, *, name: str, digest_line: bool
     ) -> AsyncGenerator[HttpBody]:
-        """The file in pieces, for a customer or an operator. Raises Overloaded, QueryTooBroad."""
-        with self._places.one(EXPORTS_MAX, customer_id):
+        """The file in pieces. `name`: what the file is of, as its name begins.
+
+        Raises Overloaded, QueryTooBroad.
+        """
+        with self._places.one(EXPORTS_MAX, caller.customer_id):
             type_ = CONTENT_TYPES[export.format]
+            id_ = ids.random("exp")
+            file = file_name(name, walk.filters, export, self._clock())
+            headers = [(ID_HEADER, id_), attachment(file)]
+            try:
+                headers.append((ROWS_HEADER, str(await self._store.read(walk.count))))
+            except QueryTooBroad:  # to find the rows step by step may still be possible
+                walk.pin = None
             step = await self._store.read(walk.step)
+            await send_headers(*headers)
             # The first piece says what the others are; it is there even without a row.
             yield HttpBody(content_type=type_, data=export.head())
             while step.lines:
@@ -93,7 +127,36 @@ class Exports:
                 for at in range(0, len(data), PIECE_BYTES):
                     yield HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
                 step = await self._store.read(walk.step)
-            yield HttpBody(content_type=type_, data=export.tail())
+            last = export.digest_line() if digest_line else b""
+            # Before the end of the stream: a client that has the whole file may ask at once.
+            await self._keep(id_, export, walk, caller)
+            if last:
+                yield HttpBody(content_type=type_, data=last)
+
+    async def _keep(self, id_: str, export: Export, walk: Walk, caller: Caller) -> None:
+        finished = Finished(
+            id=id_,
+            key_id=caller.id,
+            customer_id=caller.customer_id,
+            livemode=walk.filters.livemode,
+            finished_at=self._clock(),
+            rows=export.rows,
+            sha256=export.sha256,
+        )
+        try:
+            await self._store.write(lambda c: finished_exports.add(c, finished))
+        except (Unavailable, OutcomeUnknown):
+            # The file is whole nonetheless. Only its digest cannot be asked for.
+            log.warning("export not kept", export=id_)
+
+    async def finished(self, id_: str, caller: Caller) -> Finished | None:
+        """An export that ended in the last 24 hours, if the caller may see it."""
+        found = await self._store.read(lambda c: finished_exports.one(c, id_, self._clock()))
+        if found is None or caller.livemode not in (None, found.livemode):
+            return None
+        if caller.customer_id not in (None, found.customer_id):
+            return None
+        return found
 
 
 def columns(names: str) -> dict[str, Callable[[Shown], object]]:
@@ -106,3 +169,31 @@ def columns(names: str) -> dict[str, Callable[[Shown], object]]:
             raise InvalidField(f"columns names {echo(name)} twice", param="columns")
         found[name] = fields.word(name, COLUMNS, field="columns")
     return found
+
+
+def dialect(excel: str | None, format_: str) -> Dialect:
+    """How a CSV is written: for an Excel with this decimal mark, or plain. Raises InvalidField."""
+    if excel is None:
+        return PLAIN
+    if format_ != "csv":
+        raise InvalidField(f"excel is for csv, not for {format_}", param="excel")
+    return fields.word(excel, EXCEL, field="excel")
+
+
+def file_name(name: str, filters: Filters, export: Export, now: int) -> str:
+    """What a client calls the file: what it is of, and its first and last day in its zone."""
+    last = now if filters.end is None else max(0, filters.end - 1)
+    days = [_day(at, export.zone) for at in (filters.start, last) if at is not None]
+    mode = [] if filters.livemode else ["test"]
+    # An id of a customer has no character that a header or a file system would not take.
+    customers = [] if filters.customer_id is None else [filters.customer_id]
+    return f"{'_'.join([name, *mode, *customers, *days])}.{export.format}"
+
+
+def _day(moment: int, zone: ZoneInfo) -> str:
+    return time.text_in(moment, zone)[: len("2026-01-31")]
+
+
+def attachment(file: str) -> tuple[str, str]:
+    """The header that makes a browser save the answer under this name."""
+    return "content-disposition", f'attachment; filename="{file}"'

@@ -14,7 +14,7 @@ from creditledger import clock as time
 from creditledger import ids, money
 from creditledger.api import fields, payment_kit, payment_kit_grants
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, current_header, rpc, send_header
+from creditledger.api.rpc import Service, current_header, rpc, send_headers
 from creditledger.deciding import Posted
 from creditledger.errors import (
     IdempotencyKeyReused,
@@ -388,7 +388,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         if twin is not None:
             log.warning("equal grant without a key", grant=made.id, given_before=twin)
             words = f"an equal grant, {twin}, was given within a minute before"
-            await send_header("warning", f'299 creditledger "{words}; send Idempotency-Key"')
+            await send_headers(("warning", f'299 creditledger "{words}; send Idempotency-Key"'))
         return made
 
     async def _twin(

@@ -47,6 +47,12 @@ ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
 #: Headers this long pass every proxy.
 HEADER_BYTES_MAX = 2_000
 MESSAGE_CHARACTERS_MAX = 400
+#: The last message of a file that breaks off. It is no message of any type, so the proxy's
+#: transcoder fails and resets the client's stream. Without it a REST client sees a normal end.
+BROKEN = b"\xff\xff\xff"
+#: The proxy gives it to calls that came over REST. A gRPC client that sends it spoils only the
+#: error of its own call.
+REST_HEADER = "x-envoy-original-path"
 #: How long a piece of a stream may lie unread by its client.
 UNREAD_SECONDS_MAX = 60.0
 #: Characters of the message and of each value of the metadata, tried until the header holds them.
@@ -102,12 +108,16 @@ def rpc(
 
 
 def rpc_stream(
-    shape: Callable[[Any], P], *, scope: Scope
+    shape: Callable[[Any], P], *, scope: Scope, whole: bool = False
 ) -> Callable[
     [Callable[[Any, P, Caller], AsyncGenerator[M]]],
     Callable[[Any, Any, Context], AsyncIterator[M]],
 ]:
-    """As `rpc`, of one that answers a stream of messages."""
+    """As `rpc`, of one that answers a stream of messages.
+
+    `whole`: the messages are pieces of a file, which is of use only as a whole. If it breaks off,
+    the proxy resets a REST client's stream.
+    """
 
     def decorate(
         method: Callable[[Any, P, Caller], AsyncGenerator[M]],
@@ -123,6 +133,7 @@ def rpc_stream(
                     yield answer
 
         handler.scope, handler.shared = scope, False  # type: ignore[attr-defined] # as in `rpc`
+        handler.whole = whole  # type: ignore[attr-defined] # as well
         return handler
 
     return decorate
@@ -302,6 +313,7 @@ class Boundary:
             return grpc.stream_unary_rpc_method_handler(unary, None, serializer)
         if handler.unary_stream is not None:
             told = self._told(method, handler)
+            serializer = _unless_bytes(serializer)
             if self._reads_ahead:
                 return grpc.unary_stream_rpc_method_handler(told, None, serializer)
             return grpc.stream_stream_rpc_method_handler(told, None, serializer)
@@ -337,11 +349,17 @@ class Boundary:
         async def told(given: Any, context: Context) -> AsyncGenerator[Any]:
             async with self._called(method, message, handler.unary_stream, context) as call:
                 request = _parse(handler, await self._message(given, context))
-                async with aclosing(handler.unary_stream(request, context)) as answers:
-                    async for answer in answers:
-                        # What was read before the key ended is not told after it.
-                        await self._callers.identify(call.metadata, local=call.local)
-                        yield answer
+                try:
+                    async with aclosing(handler.unary_stream(request, context)) as answers:
+                        async for answer in answers:
+                            # What was read before the key ended is not told after it.
+                            await self._callers.identify(call.metadata, local=call.local)
+                            call.answering = True
+                            yield answer
+                except Exception:
+                    if call.answering and handler.unary_stream.whole and call.is_rest():
+                        yield BROKEN
+                    raise
 
         if self._reads_ahead:
             return told
@@ -356,6 +374,8 @@ class Boundary:
                             # Its place goes to others. It is told if it ever reads on.
                             await answers.aclose()
                             await writing
+                            if handler.unary_stream.whole and _call.get().is_rest():
+                                await context.write(BROKEN)
                             await _abort(context, _unread(), current_request_id())
                         await writing
                     finally:
@@ -432,7 +452,7 @@ class _Call:
 
     __slots__ = (
         *("_began", "_context", "_method"),
-        *("caller", "key", "local", "metadata", "request_id"),
+        *("answering", "caller", "key", "local", "metadata", "request_id"),
     )
 
     def __init__(self, method: str, context: Context, *, local: bool) -> None:
@@ -443,6 +463,7 @@ class _Call:
         self.request_id = _request_id(self.metadata)
         self.key: str | None = None  #: Of the caller, once known.
         self.caller: Caller | None = None  #: Once let in.
+        self.answering = False  #: Whether a part of the answer has left: headers, or a message.
         _call.set(self)
 
     def check_names(self, message: Descriptor) -> None:
@@ -451,9 +472,14 @@ class _Call:
             if name == NAMES_HEADER:
                 check(message, value)
 
-    async def send_header(self, name: str, value: str) -> None:
-        """A header of its answer."""
-        await self._context.send_initial_metadata(((name, value),))
+    async def send_headers(self, headers: tuple[tuple[str, str], ...]) -> None:
+        """Headers of its answer."""
+        self.answering = True
+        await self._context.send_initial_metadata(headers)
+
+    def is_rest(self) -> bool:
+        """Whether it came to the proxy over REST."""
+        return any(name == REST_HEADER for name, _ in self.metadata)
 
     def succeeded(self) -> None:
         """Its line in the log."""
@@ -493,6 +519,11 @@ class _Call:
             line["key"] = self.key
         line["duration_ms"] = round((time.perf_counter() - self._began) * 1000, 1)
         return line
+
+
+def _unless_bytes(serializer: Any) -> Any:
+    """A serializer that leaves what is bytes as it is."""
+    return lambda answer: answer if type(answer) is bytes else serializer(answer)
 
 
 def _request_of(method: str) -> Descriptor:
@@ -553,12 +584,12 @@ def current_header(name: str) -> str | None:
     return found
 
 
-async def send_header(name: str, value: str) -> None:
-    """A header of the answer to the call under way; over gRPC it is initial metadata.
+async def send_headers(*headers: tuple[str, str]) -> None:
+    """Headers of the answer to the call under way; over gRPC they are initial metadata.
 
     The last thing before the answer: an error behind it reaches REST without its own headers.
     """
-    await _call.get().send_header(name, value)
+    await _call.get().send_headers(headers)
 
 
 def current_request_id() -> str:

@@ -1,8 +1,10 @@
 """StatementService: what a wallet's credit did in a period, and periods that are closed."""
 
 import asyncio
+import hashlib
 import json
 from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from credit.v1 import statement_service_pb2 as pb
@@ -13,18 +15,22 @@ from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids, money
-from creditledger.api import fields, pages, wire
+from creditledger.api import exporting, fields, pages, wire
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.exporting import PIECE_BYTES
-from creditledger.api.rpc import Service, rpc, rpc_stream
+from creditledger.api.rpc import Service, rpc, rpc_stream, send_headers
 from creditledger.api.stating import Period, Statements, period
 from creditledger.errors import NotFound, echo
+from creditledger.exports import Dialect
 from creditledger.ledger import Ledger
 from creditledger.registry import Scope
-from creditledger.statement_files import CONTENT_TYPES, FORMATS, Format, file
+from creditledger.statement_files import CONTENT_TYPES, FORMATS, Format, file, file_name
 from creditledger.statements import Document
 from creditledger.store import Store, closed, registry
 from creditledger.store.closed import Closed
+
+#: A header of the answer: the digest of all bytes of the file.
+SHA256_HEADER = "x-export-sha256"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,29 +49,41 @@ def _id(request: pb.StatementServiceRetrieveRequest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class _Look:
+    format: Format
+    dialect: Dialect
+    digest_line: bool
+
+
+@dataclass(frozen=True, slots=True)
 class _Render:
     period: Period
-    format: Format
+    look: _Look
 
 
 def _render(request: pb.StatementServiceRenderRequest) -> _Render:
-    return _Render(period(request), _format(request))
+    return _Render(period(request), _look(request))
 
 
 @dataclass(frozen=True, slots=True)
 class _RenderClosed:
     id: str
-    format: Format
+    look: _Look
 
 
 def _render_closed(request: pb.StatementServiceRenderClosedRequest) -> _RenderClosed:
-    return _RenderClosed(fields.made("stm", request.id, field="id"), _format(request))
+    return _RenderClosed(fields.made("stm", request.id, field="id"), _look(request))
 
 
-def _format(
+def _look(
     request: pb.StatementServiceRenderRequest | pb.StatementServiceRenderClosedRequest,
-) -> Format:
-    return fields.word(fields.optional(request, "format", "csv"), FORMATS, field="format")
+) -> _Look:
+    format_ = fields.word(fields.optional(request, "format", "csv"), FORMATS, field="format")
+    return _Look(
+        format_,
+        exporting.dialect(fields.optional(request, "excel", None), format_),
+        digest_line=fields.optional(request, "digest_line", False),
+    )
 
 
 class StatementService(Service, statement_service_pb2_grpc.StatementServiceServicer):
@@ -126,7 +144,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
         """A closed statement. Raises NotFound."""
         return _closed(await self._closed(id_, caller))
 
-    @rpc_stream(_render, scope=Scope.CUSTOMER)
+    @rpc_stream(_render, scope=Scope.CUSTOMER, whole=True)
     async def Render(  # noqa: N802
         self, wanted: _Render, caller: Caller
     ) -> AsyncGenerator[HttpBody]:
@@ -136,25 +154,40 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
             said, sha256 = json.loads(found.content), found.sha256
         else:
             said, sha256 = found, None
-        for piece in await asyncio.to_thread(self._pieces, said, wanted.format, sha256):
-            yield piece
+        async with aclosing(self._pieces(said, wanted.look, sha256)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    @rpc_stream(_render_closed, scope=Scope.CUSTOMER)
+    @rpc_stream(_render_closed, scope=Scope.CUSTOMER, whole=True)
     async def RenderClosed(  # noqa: N802
         self, wanted: _RenderClosed, caller: Caller
     ) -> AsyncGenerator[HttpBody]:
         """A closed statement as a file. Raises NotFound."""
         found = await self._closed(wanted.id, caller)
         said = json.loads(found.content)
-        for piece in await asyncio.to_thread(self._pieces, said, wanted.format, found.sha256):
-            yield piece
+        async with aclosing(self._pieces(said, wanted.look, found.sha256)) as pieces:
+            async for piece in pieces:
+                yield piece
 
-    def _pieces(self, said: Document, format_: Format, sha256: str | None) -> list[HttpBody]:
-        data, type_ = file(said, format_, sha256, self._issuer), CONTENT_TYPES[format_]
-        return [
-            HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
-            for at in range(0, len(data), PIECE_BYTES)
-        ]
+    async def _pieces(
+        self, said: Document, look: _Look, sha256: str | None
+    ) -> AsyncGenerator[HttpBody]:
+        type_ = CONTENT_TYPES[look.format]
+        data = await asyncio.to_thread(
+            file,
+            said,
+            look.format,
+            sha256,
+            self._issuer,
+            dialect=look.dialect,
+            digest_line=look.digest_line,
+        )
+        headers = [(SHA256_HEADER, hashlib.sha256(data).hexdigest())]
+        if look.format == "csv":
+            headers.append(exporting.attachment(file_name(said)))
+        await send_headers(*headers)
+        for at in range(0, len(data), PIECE_BYTES):
+            yield HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
 
     async def _closed(self, id_: str, caller: Caller) -> Closed:
         place = ids.resolve("stm", id_)

@@ -1,7 +1,8 @@
-"""`creditledger export`: credit transactions to a file that proves itself, resumable.
+"""`creditledger export`: credit transactions to a file, resumable, with a .sha256 beside it.
 
-Until it is whole the file is FILE.part, beside it FILE.part.json: how much of it is on disk, of
-which export, and where the walk stands.
+FILE.sha256 holds the digest of FILE as `sha256sum` writes it. Until it is whole the file is
+FILE.part, beside it FILE.part.json: how much of it is on disk, of which export, and where the walk
+stands.
 """
 
 import json
@@ -15,13 +16,12 @@ from zoneinfo import ZoneInfo
 
 from sqlalchemy import Connection
 
-from creditledger import clock
+from creditledger import checksums, clock
 from creditledger.api import exporting, fields
 from creditledger.api.exporting import Walk
 from creditledger.config import Config
 from creditledger.errors import Refusal
-from creditledger.exports import FORMATS, Export, Format, NotWhole
-from creditledger.exports import check as check_file
+from creditledger.exports import FORMATS, Export, Format, check_digest_line
 from creditledger.server import look, require_schema
 from creditledger.store import lists
 from creditledger.store.reads import Filters
@@ -49,6 +49,8 @@ class Asked:
     format: Format
     columns: str
     time_zone: str
+    excel: str | None  #: The decimal mark of the Excel that the CSV is for: "point" or "comma".
+    digest_line: bool
     filters: Filters
 
     @classmethod
@@ -59,6 +61,8 @@ class Asked:
         format: str,  # noqa: A002 # as the option is called
         columns: str,
         time_zone: str,
+        excel: str | None,
+        digest_line: bool,
         start: str | None,
         end: str | None,
         livemode: bool,
@@ -66,11 +70,15 @@ class Asked:
     ) -> "Asked":
         """From the command's options. Raises WrongOption."""
         try:
+            format_ = fields.word(format, FORMATS, field="format")
+            exporting.dialect(excel, format_)
             return cls(
                 file=file,
-                format=fields.word(format, FORMATS, field="format"),
+                format=format_,
                 columns=",".join(exporting.columns(columns)),
                 time_zone=clock.zone(time_zone, field="time_zone").key,
+                excel=excel,
+                digest_line=digest_line,
                 filters=Filters(
                     livemode=livemode,
                     start=None if start is None else clock.parse(start, field="start"),
@@ -116,11 +124,17 @@ class Whole:
 
 
 def check(file: Path) -> Whole:
-    """Whether a file is a whole export. Raises CannotExport saying why not."""
+    """A file that is whole by its FILE.sha256 or, where there is none, by its digest line.
+
+    Raises CannotExport with the reason where it is not.
+    """
     try:
         with file.open("rb") as opened:
-            return Whole(file, check_file(opened))
-    except NotWhole as error:
+            with suppress(FileNotFoundError):
+                text = checksums.beside(file).read_text(errors="replace")
+                return Whole(file, checksums.check(opened, text))
+            return Whole(file, check_digest_line(opened))
+    except checksums.NotWhole as error:
         raise CannotExport(f"{file}: {error}.") from None
     except OSError as error:
         raise CannotExport(f"{file} cannot be read: {error.strerror}.") from None
@@ -132,7 +146,8 @@ async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, in
     if asked.file.exists():
         raise CannotExport(f"{asked.file} is there already; take it away, or name another file.")
     columns = exporting.columns(asked.columns)
-    export = Export(asked.format, columns, ZoneInfo(asked.time_zone))
+    dialect = exporting.dialect(asked.excel, asked.format)
+    export = Export(asked.format, columns, ZoneInfo(asked.time_zone), dialect)
     walk = Walk(asked.filters, size=STEP_ROWS)
     try:
         with asked.part.open("ab+") as out:
@@ -140,12 +155,17 @@ async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, in
                 out.truncate(0)
                 out.write(export.head())
             await _write(config, asked, export, walk, out, on_progress)
-        digest = check(asked.part).digest
+            if checksums.sha256(out) != export.sha256:
+                raise CannotExport(
+                    f"{asked.part} is not on disk as it was written; take it away and try again."
+                )
+        # Before the file: no file is without its digest.
+        checksums.write(asked.file, export.sha256)
         asked.part.rename(asked.file)
         asked.state.unlink(missing_ok=True)
     except OSError as error:
         raise CannotExport(f"{asked.part} cannot be written: {error.strerror}.") from None
-    return Whole(asked.file, digest, export.rows)
+    return Whole(asked.file, export.sha256, export.rows)
 
 
 async def _write(
@@ -167,7 +187,8 @@ async def _write(
         if export.rows - safe >= CHECKPOINT_ROWS:
             _save(config, asked, export, walk, out)
             safe = export.rows
-    out.write(export.tail())
+    if asked.digest_line:
+        out.write(export.digest_line())
     out.flush()
     os.fsync(out.fileno())
 

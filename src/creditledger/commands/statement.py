@@ -3,6 +3,7 @@
 Through the ledger like everything that writes: expirations that are due are written down first.
 """
 
+import hashlib
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -12,8 +13,9 @@ from credit.v1 import statement_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from google.protobuf import json_format
 
+from creditledger import checksums
 from creditledger.config import Config
-from creditledger.console import print_table, say, with_settings
+from creditledger.console import Excel, print_table, say, with_settings
 from creditledger.server import local_channel, run
 from creditledger.statement_files import heading, standing, tables
 
@@ -40,6 +42,7 @@ def statement(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="FILE", help="Default: standard output.")
     ] = None,
+    excel: Excel = None,
 ) -> None:
     """Show what a wallet's credit did in a month or another period, and what that left.
 
@@ -52,11 +55,13 @@ def statement(
         _show(run(_statement(config, asked, close=close)))
         return
     # There is no file of a table: the server says which formats there are.
-    data = run(_file(config, asked, file_format, close=close))
+    data = run(_file(config, asked, file_format, excel, close=close))
     if out is None:
         sys.stdout.buffer.write(data)
         return
     out.write_bytes(data)
+    if file_format == "csv":  # a statement as JSON has its own chain of digests
+        checksums.write(out, hashlib.sha256(data).hexdigest())
     say(f"{out}: {len(data)} bytes")
 
 
@@ -71,16 +76,23 @@ async def _statement(
 
 
 async def _file(
-    config: Config, asked: pb.StatementServiceCloseRequest, file_format: str, *, close: bool
+    config: Config,
+    asked: pb.StatementServiceCloseRequest,
+    file_format: str,
+    excel: str | None,
+    *,
+    close: bool,
 ) -> bytes:
     async with local_channel(config) as channel:
         stub = StatementServiceStub(channel)
         if close:
             id_ = (await stub.Close(asked)).id
-            of_closed = pb.StatementServiceRenderClosedRequest(id=id_, format=file_format)
+            of_closed = pb.StatementServiceRenderClosedRequest(
+                id=id_, format=file_format, excel=excel
+            )
             return b"".join([piece.data async for piece in stub.RenderClosed(of_closed)])
         wanted = pb.StatementServiceRenderRequest.FromString(asked.SerializeToString())
-        wanted.format = file_format
+        wanted.MergeFrom(pb.StatementServiceRenderRequest(format=file_format, excel=excel))
         return b"".join([piece.data async for piece in stub.Render(wanted)])
 
 

@@ -716,6 +716,25 @@ clock_acceptances = Table(
     Column("accepted_by", Text, nullable=False),
 )
 
+#: Exports that were streamed to their end.
+exports = Table(
+    "exports",
+    metadata,
+    # Random, as in the headers of the answer.
+    Column("id", Text, primary_key=True),
+    # Of the API key that exported; "local" for the command line.
+    Column("key_id", Text, nullable=False),
+    # Of a customer's key; absent for an operator's.
+    Column("customer_id", Text),
+    Column("livemode", Boolean, nullable=False),
+    Column("finished_at", BigInteger, nullable=False),
+    Column("rows", BigInteger, nullable=False),
+    # Of all bytes of the file, in hexadecimal.
+    Column("sha256", Text, nullable=False),
+    Index("exports_by_time", "finished_at"),
+    Index("exports_by_key", "key_id", "finished_at"),
+)
+
 
 def _postings(to: MetaData, *key: SchemaItem) -> Table:
     table = Table(
