@@ -15,6 +15,7 @@ from dataclasses import replace
 from importlib import import_module
 from itertools import count, pairwise
 from random import Random
+from threading import Event
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -62,6 +63,7 @@ from creditledger.store.proofs import Proof, proofs, tables
 from creditledger.store.verify import Finding, Verification, found_by, verify
 from creditledger.store.webhook_feed import New
 from creditledger.webhooks import EventType, Place, Secret
+from tests.commands import PATIENCE_SECONDS
 from tests.support import (
     BACKDATING_MS_MAX,
     START,
@@ -1187,6 +1189,33 @@ def test_an_error_of_one_who_looks_ends_the_others(new_database: Callable[[], st
 
     with pytest.raises(Undone):
         finished(store.look_together(url, each, count_wallets))
+
+
+def test_what_one_connection_finds_is_not_lost(
+    new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proof that holds and ends later does not undo one that failed beside it."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(postgres, "TOGETHER_MAX", 2)
+    one_has_failed = Event()
+
+    def ends_later(_connection: Connection, _filled: object) -> bool:
+        return one_has_failed.wait(PATIENCE_SECONDS)
+
+    def fails(_connection: Connection, _filled: object) -> bool:
+        return False
+
+    made = tuple(Proof(run.__name__, (), None, holds=run) for run in (ends_later, fails))
+    monkeypatch.setattr(verify_module, "proofs", lambda _dialect: made)
+    run = Verification()
+
+    def each(connection: Connection) -> None:
+        run.prove(connection)
+        one_has_failed.set()
+
+    finished(store.look_together(new_database(), each, count_wallets))
+
+    assert run.failed
 
 
 def test_what_befell_a_proof_is_told(ledger: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -83,7 +83,10 @@ class Verification:
                     filled = _filled(connection)
                     while (proof := self._next(connection)) is not None:
                         none = proof.about is not None and filled.isdisjoint(proof.about)
-                        self.failed |= not (none or holds(connection, proof, filled))
+                        # Not `|=`: it reads before the proof runs, and would undo what another
+                        # thread finds meanwhile.
+                        if not (none or holds(connection, proof, filled)):
+                            self.failed = True
             except DBAPIError as error:
                 # Figures too large to add up, a text that is no list, a file that cannot be
                 # read: the passes, or what looks at the file, meet it too and say more of it.
