@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 LARGE = {
     *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
-    "webhook_deliveries",
+    *("webhook_deliveries", "dropped_limits"),
     *("statements", "receipts", "grant_repayments", "grant_parts"),
     *("overdraft_draws", "overdraft_payers", "overdraft_returns"),
 }

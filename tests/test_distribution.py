@@ -43,7 +43,7 @@ pytestmark = pytest.mark.only("postgresql")
 #: Small, rarely changed, and copied to every machine.
 SMALL = {
     *("currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"),
-    *("webhook_endpoints", "webhook_feed", "clock_seen", "clock_acceptances"),
+    *("webhook_endpoints", "webhook_feed", "clock_seen", "clock_acceptances", "change_keys"),
     "exports",
 }
 #: Large, and written by what comes after postings: of these a batch knows nothing.
@@ -213,8 +213,11 @@ async def test_a_batch_names_its_wallets(
         await api.wallets.SetSpendLimit(limit, metadata=api.admin)
     limit = limit_pb.SetSpendLimitRequest(wallet_id=SHOP, amount="50", period="lifetime")
     made = await api.wallets.SetSpendLimit(limit, metadata=api.admin)
-    gone = limit_pb.DeleteSpendLimitRequest(wallet_id=SHOP, spend_limit_id=made.id)
-    await api.wallets.DeleteSpendLimit(gone, metadata=api.admin)
+    gone = limit_pb.DeleteSpendLimitRequest(
+        wallet_id=SHOP, spend_limit_id=made.id, idempotency_key="dropped"
+    )
+    for _ in range(2):
+        await api.wallets.DeleteSpendLimit(gone, metadata=api.admin)
     requests = [
         post("a", SHOP, **consume("1")),
         post("b", "wal_0", **grant("1")),

@@ -45,7 +45,9 @@ api.balances api.exporting api.hooked api.limits api.pages api.payment_kit_grant
  api.usage api.watching
 api.granted api.held api.payment_kit api.stating
 api.wire
-api.fields api.rpc
+api.rpc
+api.intents
+api.fields
 api.auth api.names api.places log
 clock_watch
 ledger config
@@ -63,7 +65,7 @@ store.walks store.meters store.customers store.tail
 store.grants
 store.due store.lists store.registry store.sqlite store.migrations.env
 store.sqlite_batch store.postgres_writer
-store.multiply store.sums store.billed store.moments
+store.multiply store.sums store.billed store.moments store.wallet_keys
 store.migrations.versions.*
 store.known store.replica store.postgres_statements
 store.pool
@@ -79,7 +81,7 @@ store.dialects
 store.values
 store.credit_checks
 store.history_checks
-store.closed store.clock_marks store.finished_exports store.receipts
+store.change_keys store.closed store.clock_marks store.finished_exports store.receipts
 store.batch store.checks store.schema store.migrations
 statements
 reconciling

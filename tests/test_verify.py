@@ -347,6 +347,23 @@ def number(first_sequence: int, wallet: int = ACME) -> str:
     )
 
 
+def dropped_limit(number: int) -> str:
+    """A spend limit of wal_acme that is said to be no more."""
+    return (
+        "INSERT INTO dropped_limits (wallet_number, number, amount, period, created_at, updated_at,"
+        f" spent, held, dropped_at) VALUES ({ACME}, {number}, 1, 5, 0, 0, 0, 0, 0)"
+    )
+
+
+def change_key(subject: str, customer_id: str = "") -> str:
+    """An idempotency key that says it changed this."""
+    return (
+        "INSERT INTO change_keys"
+        " (customer_id, livemode, rpc, idempotency_key, request, created_at, subject)"
+        f" VALUES ('{customer_id}', TRUE, 'A/B', 'one', '{{}}', 0, {subject})"
+    )
+
+
 def row(sequence: int, changed: str, wallet: int = ACME) -> str:
     return (
         f"UPDATE credit_transactions SET {changed}"
@@ -900,6 +917,11 @@ STORED_DAMAGES: list[Any] = [
                  marks=IN_A_FILE),
     ("dimension_digest", ("UPDATE dimensions SET product_name = 'X' WHERE product_id = 'prd_1'",)),
     ("dimension_digest", ("UPDATE dimensions SET base_prices = '[3]' WHERE has_usage",)),
+    ("change_key", (change_key("'cus_none'"),)),
+    ("change_key", (change_key("NULL"),)),
+    ("change_key", (change_key("'cus_of_wal_acme'", "cus_none"),)),
+    ("dropped_limit", (dropped_limit(1),)),
+    ("dropped_limit", (dropped_limit(9),)),
     ("refund_named", (posting(8, "terms = NULL"),)),
     ("refund_named", (posting(8, "terms = '{\"refund.posting_id\":\"pst_1\"}'"),)),
 ]  # fmt: skip

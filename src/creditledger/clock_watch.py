@@ -7,6 +7,7 @@ with; and it hears of acceptances that came in at other servers.
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 
 import structlog
 from sqlalchemy import Connection
@@ -14,7 +15,8 @@ from sqlalchemy import Connection
 from creditledger import clock
 from creditledger.clock_guard import LEAP_MS_MAX, TOLERANCE_MS, State, Verdict
 from creditledger.ledger_clock import LedgerClock
-from creditledger.store import Store, clock_marks
+from creditledger.store import Store, change_keys, clock_marks
+from creditledger.store.change_keys import Intent, Kept
 from creditledger.store.clock_marks import Acceptance, Mark
 
 log = structlog.get_logger()
@@ -90,22 +92,37 @@ class ClockWatch:
         await self._note(verdict)
         return verdict
 
-    async def accept(self, accepted_by: str) -> Acceptance:
+    async def accept(
+        self, accepted_by: str, intent_at: Callable[[int], Intent | None] = lambda _: None
+    ) -> Acceptance:
         """Take the clock as it is for right, here, on all servers and after restarts.
 
-        Raises Unavailable, OutcomeUnknown.
+        `intent_at` a time: as the call asked for it. A repetition under its key answers what was
+        accepted, and accepts nothing more.
+        Raises Unavailable, OutcomeUnknown, IdempotencyKeyReused.
         """
         verdict = self._clock.read(await self._shown())
-        shown = verdict.shown
-        new = await self._store.write(
-            lambda c: clock_marks.accept(
-                c, accepted_at=shown, expected_at=verdict.now, accepted_by=accepted_by
+        shown, intent = verdict.shown, intent_at(verdict.now)
+
+        def accept(connection: Connection) -> Acceptance:
+            return clock_marks.accept(
+                connection, accepted_at=shown, expected_at=verdict.now, accepted_by=accepted_by
             )
+
+        def again(connection: Connection, kept: Kept) -> Acceptance:
+            return clock_marks.acceptance(connection, int(kept.id))
+
+        made = await self._store.write(
+            lambda c: change_keys.once(c, intent, accept, again, lambda one: str(one.number))
         )
-        self._accepted = new.number
+        if made.replayed:
+            # Its first answer may have been lost, and then this server does not know of it.
+            await self.look()
+            return made.value
+        self._accepted = made.value.number
         self._noted = self._clock.accept(shown)
         log.warning("clock accepted", clock=clock.shown(shown), accepted_by=accepted_by)
-        return new
+        return made.value
 
     async def last_acceptance(self) -> Acceptance | None:
         """The newest one. Raises what the store raises."""

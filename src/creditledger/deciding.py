@@ -5,7 +5,7 @@ upon what the ones before it left, and gathers the changes to be written. No I/O
 the write transaction, on what was loaded under the wallets' locks. Called by ledger.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -43,6 +43,7 @@ from creditledger.model import (
     view,
 )
 from creditledger.operations import (
+    CHANGES,
     EXPIRE,
     OPERATIONS,
     RECEIVE,
@@ -68,9 +69,10 @@ from creditledger.operations import (
     Sweep,
     Transfer,
     VoidGrant,
+    WalletChange,
     merged,
 )
-from creditledger.store import PAYS_EVENT, CreditedReceipt, Loaded, Wanted
+from creditledger.store import PAYS_EVENT, CreditedReceipt, DroppedLimit, Loaded, Wanted
 from creditledger.writing import Writing, own
 
 _EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
@@ -102,6 +104,8 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
     for command in commands:
         wallets.add(command.wallet_id)
         if not isinstance(command, Command):
+            if not isinstance(command, Sweep) and command.idempotency_key is not None:
+                keys.add((command.wallet_id, command.idempotency_key))
             if isinstance(command, GrantChange):
                 revised.add(ids.resolve("cg", command.grant_id))
             elif isinstance(command, SetLimit | DropLimit):
@@ -327,10 +331,22 @@ class Deciding(Writing):
         return Posted(posting, dimension, seen, False, validate_only, event=event)
 
     def change(self, change: Change) -> WalletView:
-        """A change of a wallet's or grant's terms, or its Refusal; expirations due come first."""
+        """A change of a wallet's or grant's terms, or its Refusal; expirations due come first.
+
+        Under a key that has it already nothing changes.
+        """
         wallet = self._wallet(change)
-        if isinstance(change, GrantChange):
-            return self._change_grant(wallet, change)
+        terms = replay.change_terms(change, wallet.scale)
+        if self._made_by(wallet, change, terms) is None:
+            if isinstance(change, GrantChange):
+                self._change_grant(wallet, change)
+            else:
+                self._change_wallet(wallet, change)
+            self._bind(wallet, change, terms)
+        return view(wallet, self.loaded.clock)
+
+    def _change_wallet(self, wallet: Wallet, change: WalletChange) -> None:
+        """New terms of a wallet."""
         limit = wallet.overdraft_limit
         if change.overdraft_limit is not None:
             limit = money.parse(change.overdraft_limit, wallet.scale, field="overdraft_limit")
@@ -352,19 +368,79 @@ class Deciding(Writing):
         wallet.updated_at = now
         self.changes.terms[wallet.number] = wallet
         self._settle(wallet, now)
-        return view(wallet, self.loaded.clock)
 
     def limit(self, change: LimitChange) -> limits.LimitView:
-        """A spend limit set or dropped, or the Refusal. What is so already changes nothing."""
+        """A spend limit set or dropped, or the Refusal. What is so already changes nothing.
+
+        Under a key that has it already: the limit as it is by now, or was shown last.
+        """
         wallet = self._wallet(change)
+        terms = replay.change_terms(change, wallet.scale)
+        before = self._made_by(wallet, change, terms)
+        if before is not None:
+            return self._limit_of(wallet, before)
         if wallet.status is Status.CLOSED:
             raise WalletClosed("the wallet is closed")
-        seen, changed = self.spending.change(wallet, change, wallet.time(self.loaded.clock))
+        now = wallet.time(self.loaded.clock)
+        seen, changed = self.spending.change(wallet, change, now)
         if changed:
             # Whoever knows the wallet has to see that it has moved.
             wallet.revision += 1
             self.changes.touched[wallet.number] = wallet
+        number = seen.limit.number
+        if isinstance(change, DropLimit):
+            shown = seen.spent, seen.held, seen.resets_at
+            self.changes.dropped[wallet.number, number] = DroppedLimit(seen.limit, *shown, now)
+        self._bind(wallet, change, terms, spend_limit_id=ids.compose("spl", wallet.number, number))
         return seen
+
+    def _limit_of(self, wallet: Wallet, posting: Posting) -> limits.LimitView:
+        """The limit that a change under a key set or dropped."""
+        place = ids.resolve("spl", posting.source["spend_limit_id"])
+        assert place is not None
+        for limit in wallet.limits:
+            if (wallet.number, limit.number) == place:
+                return self.spending.seen(wallet, limit, wallet.time(self.loaded.clock))
+        gone = self.changes.dropped.get(place) or self.loaded.dropped[place]
+        return limits.LimitView(
+            *(gone.limit, wallet.id, wallet.number, wallet.scale),
+            *(gone.spent, gone.held, gone.resets_at),
+        )
+
+    def _made_by(
+        self, wallet: Wallet, change: Change | LimitChange, terms: Mapping[str, object]
+    ) -> Posting | None:
+        """The posting that made this very change under its key; None: it is yet to be made.
+
+        Raises IdempotencyKeyReused.
+        """
+        if change.idempotency_key is None:
+            return None
+        known = self.done.get((wallet.number, change.idempotency_key))
+        if known is None:
+            return None
+        replay.check_change(CHANGES[type(change)][0], terms, known[0])
+        return known[0]
+
+    def _bind(
+        self,
+        wallet: Wallet,
+        change: Change | LimitChange,
+        terms: Mapping[str, object],
+        **source: str,
+    ) -> None:
+        """Keep the change's key, if it has one: by a posting without rows, and without a time."""
+        if change.idempotency_key is None:
+            return
+        posting = replace(
+            own(wallet, CHANGES[type(change)][0]),
+            idempotency_key=change.idempotency_key,
+            posted_by=change.changed_by,
+            terms=terms,
+            source=source,
+        )
+        self._number(wallet, posting)
+        self.done[wallet.number, change.idempotency_key] = posting, None
 
     def sweep(self, sweep: Sweep) -> int:
         """Write down what is over in the wallet, and return more of a canceled event.
@@ -394,7 +470,7 @@ class Deciding(Writing):
             self._write(wallet, _expiry(wallet), ended, _EXPIRY, None, now)
         return len(ended)
 
-    def _change_grant(self, wallet: Wallet, change: GrantChange) -> WalletView:
+    def _change_grant(self, wallet: Wallet, change: GrantChange) -> None:
         """New terms of a grant. What leaves them as they are writes nothing."""
         if wallet.status is Status.CLOSED:
             raise WalletClosed("the wallet is closed")
@@ -412,7 +488,6 @@ class Deciding(Writing):
             wallet.revision += 1
             self.changes.touched[wallet.number] = wallet
             self._settle(wallet, now)
-        return view(wallet, self.loaded.clock)
 
     def _void(
         self, wallet: Wallet, command: Command, operation: VoidGrant, budget: Budget, now: int

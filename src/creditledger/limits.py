@@ -247,7 +247,7 @@ class Spending:
         else:
             limit, changed, kept = _named(wallet, change), True, None
         # As it is at this point of the batch: what follows may set it anew.
-        seen = view(wallet, copy.copy(limit), self._set_aside(wallet, now), now)
+        seen = self.seen(wallet, limit, now)
         if kept is None:
             wallet.limits = tuple(one for one in wallet.limits if one is not limit)
             if not wallet.limits:
@@ -255,6 +255,10 @@ class Spending:
         if changed:
             self.moved[wallet.number, limit.number] = kept
         return seen, changed
+
+    def seen(self, wallet: Wallet, limit: SpendLimit, now: int) -> LimitView:
+        """A limit of the wallet as it is by now."""
+        return view(wallet, copy.copy(limit), self._set_aside(wallet, now), now)
 
     def _set_aside(self, wallet: Wallet, now: int) -> Held:
         found = self._held.get(wallet.number)

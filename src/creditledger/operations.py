@@ -250,6 +250,8 @@ class WalletChange:
     status: Status | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     cancel_unpaid: bool = False  #: Meter events that are not paid do not keep it from being closed.
+    idempotency_key: str | None = None
+    changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +270,8 @@ class GrantChange:
     expires_at: int | None = None
     never_expires: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
+    idempotency_key: str | None = None
+    is_expired: bool = False  #: The same request asks for it to be voided, which is a posting.
 
 
 Change = WalletChange | GrantChange
@@ -284,6 +288,8 @@ class SetLimit:
     period: Period
     time_zone: str | None  #: Of days, weeks and months, and only these.
     hours: int | None  #: Of rolling hours, and only these.
+    idempotency_key: str | None = None
+    changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,9 +299,21 @@ class DropLimit:
     wallet_id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
     limit_id: str
+    idempotency_key: str | None = None
+    changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
 
 LimitChange = SetLimit | DropLimit
+#: A change under an idempotency key is a posting without rows, of one of these operations.
+CHANGES: dict[type, tuple[int, str]] = {
+    WalletChange: (17, "wallet_change"),
+    GrantChange: (18, "grant_change"),
+    SetLimit: (19, "spend_limit"),
+    DropLimit: (20, "spend_limit_deletion"),
+}
+#: To close a statement is another one.
+CLOSE = (21, "statement")
+CHANGE_NAMES = dict([*CHANGES.values(), CLOSE])
 #: What the ledger may be asked for.
 Asked = Command | Change | LimitChange | Sweep
 

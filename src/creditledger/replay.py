@@ -6,20 +6,26 @@ ledger.py; imports model and money only.
 """
 
 from collections.abc import Mapping
+from typing import NoReturn
 
 from creditledger import money
 from creditledger.errors import IdempotencyKeyReused
 from creditledger.model import Dimension, Kind, Posting, Type
 from creditledger.operations import (
+    CHANGE_NAMES,
     OPERATION_NAMES,
     OPERATIONS,
     Adjust,
     CancelEvent,
     Capture,
+    Change,
     Command,
     Consume,
+    DropLimit,
     Extend,
     GiveGrant,
+    GrantChange,
+    LimitChange,
     OnHold,
     PlaceHold,
     Refund,
@@ -28,6 +34,7 @@ from creditledger.operations import (
     Transfer,
     Usage,
     VoidGrant,
+    WalletChange,
 )
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
@@ -181,19 +188,73 @@ def check(
     command: Command, amount: int | None, posting: Posting, dimension: Dimension | None
 ) -> None:
     """Raises IdempotencyKeyReused, naming what differs, unless `posting` is of this request."""
+    if posting.operation in CHANGE_NAMES:
+        _refuse(["operation"])
     asked, stored = _asked(command, amount), _stored(posting, dimension)
     if asked["operation"] != stored["operation"]:
-        differing = ["operation"]
-    else:
-        differing = sorted(
-            name for name in asked.keys() | stored.keys() if asked.get(name) != stored.get(name)
+        _refuse(["operation"])
+    _compare(asked, stored)
+
+
+def change_terms(change: Change | LimitChange, scale: int) -> dict[str, object]:
+    """The fields of a change's request. Raises InvalidField for an amount's digits."""
+    if isinstance(change, WalletChange):
+        limit = change.overdraft_limit
+        units = None if limit is None else money.parse(limit, scale, field="overdraft_limit")
+        return _present(
+            {
+                "overdraft_limit": units,
+                "status": change.status and change.status.word,
+                "metadata": dict(change.metadata),
+                "cancel_unpaid": change.cancel_unpaid or None,
+            }
         )
+    if isinstance(change, GrantChange):
+        return _present(
+            {
+                "id": change.grant_id,
+                "name": change.name,
+                "priority": change.priority,
+                "expires_at": change.expires_at,
+                "never_expires": change.never_expires or None,
+                "metadata": dict(change.metadata),
+                "expired": change.is_expired or None,
+            }
+        )
+    if isinstance(change, DropLimit):
+        return {"spend_limit_id": change.limit_id}
+    return _present(
+        {
+            "amount": money.parse(change.amount, scale, field="amount"),
+            "api_key_id": change.api_key_id,
+            "period": change.period.word,
+            "time_zone": change.time_zone,
+            "hours": change.hours,
+        }
+    )
+
+
+def check_change(operation: int, terms: Mapping[str, object], posting: Posting) -> None:
+    """As `check`, of a change with these terms."""
+    if posting.operation != operation:
+        _refuse(["operation"])
+    _compare(terms, posting.terms)
+
+
+def _compare(asked: Mapping[str, object], stored: Mapping[str, object]) -> None:
+    differing = sorted(
+        name for name in asked.keys() | stored.keys() if asked.get(name) != stored.get(name)
+    )
     if differing:
-        raise IdempotencyKeyReused(
-            f"the idempotency key has a posting of another request: {', '.join(differing)} differ",
-            param="idempotency_key",
-            fields=",".join(differing),
-        )
+        _refuse(differing)
+
+
+def _refuse(differing: list[str]) -> NoReturn:
+    raise IdempotencyKeyReused(
+        f"the idempotency key has a posting of another request: {', '.join(differing)} differ",
+        param="idempotency_key",
+        fields=",".join(differing),
+    )
 
 
 def _asked(command: Command, amount: int | None) -> dict[str, object]:

@@ -221,9 +221,7 @@ class Writing:
                 place = wallet.number, grant.number
                 if place not in drawn and place not in given:
                     drawn[place] = grant, grant.remaining > 0
-        wallet.last_posting += 1
-        posting.number = wallet.last_posting
-        wallet.revision += 1
+        self._number(wallet, posting)
         if moves:
             posting.rows = books.append(
                 wallet,
@@ -252,15 +250,21 @@ class Writing:
                     self._pay(wallet, grant.number, move.paid, row.sequence)
             if move.overdraft and grant is not None and grant.category is _PROMOTIONAL:
                 changes.overdraft_returns.append((wallet.number, row.sequence))
-        changes.postings.append(posting)
         changes.rows += posting.rows
-        changes.touched[wallet.number] = wallet
         if wallet.limits:
             if returned:
                 self.spending.give_back(wallet, dimension, returned, now=now)
             else:
                 self.spending.count(wallet, posting, dimension, now=now)
         self._roll_up(posting, moves, quantity or 0)
+
+    def _number(self, wallet: Wallet, posting: Posting) -> None:
+        """Give the posting its number, and write it."""
+        wallet.last_posting += 1
+        posting.number = wallet.last_posting
+        wallet.revision += 1
+        self.changes.postings.append(posting)
+        self.changes.touched[wallet.number] = wallet
 
     def _overdraw(self, wallet: Wallet, move: books.Move, row: Row) -> None:
         """Write down what a row drew beyond the grants, or gave back of that."""

@@ -94,6 +94,7 @@ class CreateApiKeyRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people, 1 to 128 characters. Required."""
     scope: _builtins.str
@@ -106,6 +107,11 @@ class CreateApiKeyRequest(_message.Message):
     """
     expires_at: _builtins.str
     """When it ends by itself, RFC 3339 with a zone, in the future. Absent means never."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
@@ -114,15 +120,18 @@ class CreateApiKeyRequest(_message.Message):
         customer_id: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
         expires_at: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_expires_at", b"_expires_at", "_livemode", b"_livemode", "_name", b"_name", "_scope", b"_scope", "customer_id", b"customer_id", "expires_at", b"expires_at", "livemode", b"livemode", "name", b"name", "scope", b"scope"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_expires_at", b"_expires_at", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_scope", b"_scope", "customer_id", b"customer_id", "expires_at", b"expires_at", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "name", b"name", "scope", b"scope"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_expires_at", b"_expires_at", "_livemode", b"_livemode", "_name", b"_name", "_scope", b"_scope", "customer_id", b"customer_id", "expires_at", b"expires_at", "livemode", b"livemode", "name", b"name", "scope", b"scope"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_expires_at", b"_expires_at", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_scope", b"_scope", "customer_id", b"customer_id", "expires_at", b"expires_at", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "name", b"name", "scope", b"scope"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
@@ -133,6 +142,8 @@ class CreateApiKeyRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -152,7 +163,7 @@ class CreateApiKeyResponse(_message.Message):
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
     """The secret to send as `authorization: Bearer sk-…`. It is stored as a hash only and shown here
-    alone.
+    alone; it is empty in the answer to a repetition under the same idempotency key.
     """
     @_builtins.property
     def api_key(self) -> Global___ApiKey:
@@ -260,19 +271,31 @@ class RevokeApiKeyRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the key, `apk_…`. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___RevokeApiKeyRequest: _TypeAlias = RevokeApiKeyRequest  # noqa: Y015

@@ -40,20 +40,32 @@ class AcceptClockRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ACCEPTED_BY_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     accepted_by: _builtins.str
     """Who says so, for the record: 1 to 128 characters. Absent means the API key that asks."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         accepted_by: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_by", b"_accepted_by", "accepted_by", b"accepted_by"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_accepted_by", b"_accepted_by", "_idempotency_key", b"_idempotency_key", "accepted_by", b"accepted_by", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_by", b"_accepted_by", "accepted_by", b"accepted_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_accepted_by", b"_accepted_by", "_idempotency_key", b"_idempotency_key", "accepted_by", b"accepted_by", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__accepted_by: _TypeAlias = _typing.Literal["accepted_by"]  # noqa: Y015
     _WhichOneofArgType__accepted_by: _TypeAlias = _typing.Literal["_accepted_by", b"_accepted_by"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__accepted_by) -> _WhichOneofReturnType__accepted_by | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___AcceptClockRequest: _TypeAlias = AcceptClockRequest  # noqa: Y015
 

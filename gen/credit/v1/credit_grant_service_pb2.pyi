@@ -361,6 +361,7 @@ class CreditGrantServiceUpdateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     NEVER_EXPIRES_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the grant. Required; over REST it stands in the path."""
     name: _builtins.str
@@ -373,6 +374,11 @@ class CreditGrantServiceUpdateRequest(_message.Message):
     """
     never_expires: _builtins.bool
     """True takes its end away. Not with expires_at. Absent, and false, means unchanged."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Words to merge into the metadata; an empty value removes its key. At most 50 keys and 8 kB
@@ -388,15 +394,18 @@ class CreditGrantServiceUpdateRequest(_message.Message):
         priority: _builtins.int | None = ...,
         expires_at: _builtins.str | None = ...,
         never_expires: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_id", b"_id", "_name", b"_name", "_never_expires", b"_never_expires", "_priority", b"_priority", "expires_at", b"expires_at", "id", b"id", "name", b"name", "never_expires", b"never_expires", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_never_expires", b"_never_expires", "_priority", b"_priority", "expires_at", b"expires_at", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name", "never_expires", b"never_expires", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_id", b"_id", "_name", b"_name", "_never_expires", b"_never_expires", "_priority", b"_priority", "expires_at", b"expires_at", "id", b"id", "metadata", b"metadata", "name", b"name", "never_expires", b"never_expires", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_never_expires", b"_never_expires", "_priority", b"_priority", "expires_at", b"expires_at", "id", b"id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "name", b"name", "never_expires", b"never_expires", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__never_expires: _TypeAlias = _typing.Literal["never_expires"]  # noqa: Y015
@@ -407,6 +416,8 @@ class CreditGrantServiceUpdateRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload

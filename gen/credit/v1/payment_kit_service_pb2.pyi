@@ -207,6 +207,7 @@ class PaymentKitServiceCreateMeterRequest(_message.Message):
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Name for people, 1 to 128 characters. Required."""
     event_name: _builtins.str
@@ -221,6 +222,11 @@ class PaymentKitServiceCreateMeterRequest(_message.Message):
     """Words for people, 1 to 512 characters. Absent means none."""
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at most 50 keys and 8 kB. Absent means none."""
@@ -236,10 +242,11 @@ class PaymentKitServiceCreateMeterRequest(_message.Message):
         description: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_aggregation_method", b"_aggregation_method", "_currency_id", b"_currency_id", "_description", b"_description", "_event_name", b"_event_name", "_livemode", b"_livemode", "_name", b"_name", "_unit", b"_unit", "aggregation_method", b"aggregation_method", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "livemode", b"livemode", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_aggregation_method", b"_aggregation_method", "_currency_id", b"_currency_id", "_description", b"_description", "_event_name", b"_event_name", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_unit", b"_unit", "aggregation_method", b"aggregation_method", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "name", b"name", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aggregation_method", b"_aggregation_method", "_currency_id", b"_currency_id", "_description", b"_description", "_event_name", b"_event_name", "_livemode", b"_livemode", "_name", b"_name", "_unit", b"_unit", "aggregation_method", b"aggregation_method", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_aggregation_method", b"_aggregation_method", "_currency_id", b"_currency_id", "_description", b"_description", "_event_name", b"_event_name", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_unit", b"_unit", "aggregation_method", b"aggregation_method", "currency_id", b"currency_id", "description", b"description", "event_name", b"event_name", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__aggregation_method: _TypeAlias = _typing.Literal["aggregation_method"]  # noqa: Y015
     _WhichOneofArgType__aggregation_method: _TypeAlias = _typing.Literal["_aggregation_method", b"_aggregation_method"]  # noqa: Y015
@@ -249,6 +256,8 @@ class PaymentKitServiceCreateMeterRequest(_message.Message):
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__event_name: _TypeAlias = _typing.Literal["event_name"]  # noqa: Y015
     _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
@@ -263,6 +272,8 @@ class PaymentKitServiceCreateMeterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -465,6 +476,7 @@ class PaymentKitServiceUpdateMeterRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     UNIT_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the meter. Required."""
     name: _builtins.str
@@ -477,6 +489,11 @@ class PaymentKitServiceUpdateMeterRequest(_message.Message):
     """What one of its quantities is, 1 to 128 characters. Absent means unchanged."""
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words in place of those that there are, at most 50 keys and 8 kB. Absent or
@@ -493,15 +510,18 @@ class PaymentKitServiceUpdateMeterRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         unit: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_id", b"_id", "_livemode", b"_livemode", "_name", b"_name", "_status", b"_status", "_unit", b"_unit", "description", b"description", "id", b"id", "livemode", b"livemode", "name", b"name", "status", b"status", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_status", b"_status", "_unit", b"_unit", "description", b"description", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "name", b"name", "status", b"status", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_id", b"_id", "_livemode", b"_livemode", "_name", b"_name", "_status", b"_status", "_unit", b"_unit", "description", b"description", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "status", b"status", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_status", b"_status", "_unit", b"_unit", "description", b"description", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "status", b"status", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
@@ -514,6 +534,8 @@ class PaymentKitServiceUpdateMeterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -533,26 +555,37 @@ class PaymentKitServiceActivateMeterRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the meter. Required."""
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
 
@@ -566,26 +599,37 @@ class PaymentKitServiceDeactivateMeterRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the meter. Required."""
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_livemode", b"_livemode", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
 
@@ -1418,6 +1462,7 @@ class PaymentKitServiceCreateGrantRequest(_message.Message):
     APPLICABILITY_CONFIG_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     amount: _builtins.str
     """How much: a decimal above 0 in the currency, at most 10^17 smallest units. Required."""
     currency_id: _builtins.str
@@ -1436,6 +1481,11 @@ class PaymentKitServiceCreateGrantRequest(_message.Message):
     """The first second without it, Unix time in whole seconds. Absent and 0 mean never."""
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     @_builtins.property
     def applicability_config(self) -> Global___ApplicabilityConfig:
         """What it pays for. Absent means everything."""
@@ -1458,10 +1508,11 @@ class PaymentKitServiceCreateGrantRequest(_message.Message):
         applicability_config: Global___ApplicabilityConfig | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_applicability_config", b"_applicability_config", "_category", b"_category", "_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_livemode", b"_livemode", "_name", b"_name", "_priority", b"_priority", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "livemode", b"livemode", "name", b"name", "priority", b"priority"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_applicability_config", b"_applicability_config", "_category", b"_category", "_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_priority", b"_priority", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "name", b"name", "priority", b"priority"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_applicability_config", b"_applicability_config", "_category", b"_category", "_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_livemode", b"_livemode", "_name", b"_name", "_priority", b"_priority", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "priority", b"priority"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_applicability_config", b"_applicability_config", "_category", b"_category", "_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_effective_at", b"_effective_at", "_expires_at", b"_expires_at", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_name", b"_name", "_priority", b"_priority", "amount", b"amount", "applicability_config", b"applicability_config", "category", b"category", "currency_id", b"currency_id", "customer_id", b"customer_id", "effective_at", b"effective_at", "expires_at", b"expires_at", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "metadata", b"metadata", "name", b"name", "priority", b"priority"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -1477,6 +1528,8 @@ class PaymentKitServiceCreateGrantRequest(_message.Message):
     _WhichOneofArgType__effective_at: _TypeAlias = _typing.Literal["_effective_at", b"_effective_at"]  # noqa: Y015
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
@@ -1497,6 +1550,8 @@ class PaymentKitServiceCreateGrantRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__effective_at) -> _WhichOneofReturnType__effective_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -1889,6 +1944,7 @@ class PaymentKitServiceUpdateGrantRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     EXPIRED_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the grant. Required."""
     expired: _builtins.bool
@@ -1897,6 +1953,11 @@ class PaymentKitServiceUpdateGrantRequest(_message.Message):
     """
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Words to merge into the metadata; an empty value removes its key. Absent means unchanged."""
@@ -1908,21 +1969,26 @@ class PaymentKitServiceUpdateGrantRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         expired: _builtins.bool | None = ...,
         livemode: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "livemode", b"livemode"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "livemode", b"livemode", "metadata", b"metadata"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expired", b"_expired", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "expired", b"expired", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "metadata", b"metadata"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expired: _TypeAlias = _typing.Literal["expired"]  # noqa: Y015
     _WhichOneofArgType__expired: _TypeAlias = _typing.Literal["_expired", b"_expired"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expired) -> _WhichOneofReturnType__expired | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
 

@@ -239,7 +239,7 @@ class PaymentKitServiceServicer:
 
     def CreateGrant(self, request, context):
         """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
-        wallet in this currency, which is made if there is none. The header Idempotency-Key names the
+        wallet in this currency, which is made if there is none. The idempotency key names the
         intent: the same request with it again answers the same grant; without one each call gives
         anew, and where an equal grant was given within a minute before, the header `warning` of the
         answer names it. Needs a service or admin key.

@@ -60,7 +60,7 @@ class PaymentKitServiceStub:
     """
     CreateGrant: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceCreateGrantRequest, _payment_kit_service_pb2.PaymentKitGrant]
     """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
-    wallet in this currency, which is made if there is none. The header Idempotency-Key names the
+    wallet in this currency, which is made if there is none. The idempotency key names the
     intent: the same request with it again answers the same grant; without one each call gives
     anew, and where an equal grant was given within a minute before, the header `warning` of the
     answer names it. Needs a service or admin key.
@@ -212,7 +212,7 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceCreateGrantRequest, _abc.Awaitable[_payment_kit_service_pb2.PaymentKitGrant]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.PaymentKitGrant]:
         """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
-        wallet in this currency, which is made if there is none. The header Idempotency-Key names the
+        wallet in this currency, which is made if there is none. The idempotency key names the
         intent: the same request with it again answers the same grant; without one each call gives
         anew, and where an equal grant was given within a minute before, the header `warning` of the
         answer names it. Needs a service or admin key.

@@ -127,12 +127,18 @@ class CreateCustomerRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id to give it, `cus_` and 1 to 60 of A-Z a-z 0-9 _ -. Absent means that the ledger chooses one."""
     name: _builtins.str
     """Name for people, 1 to 128 characters. Required."""
     email: _builtins.str
     """E-mail address, at most 254 characters with an @ among them. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at most 50 keys and 8 kB. Absent means none."""
@@ -144,21 +150,26 @@ class CreateCustomerRequest(_message.Message):
         name: _builtins.str | None = ...,
         email: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_id", b"_id", "_name", b"_name", "email", b"email", "id", b"id", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "email", b"email", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_id", b"_id", "_name", b"_name", "email", b"email", "id", b"id", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_email", b"_email", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "email", b"email", "id", b"id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__email: _TypeAlias = _typing.Literal["email"]  # noqa: Y015
     _WhichOneofArgType__email: _TypeAlias = _typing.Literal["_email", b"_email"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__email) -> _WhichOneofReturnType__email | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
@@ -218,12 +229,18 @@ class UpdateCustomerRequest(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     EMAIL_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Id of the customer. Required."""
     name: _builtins.str
     """New name for people, 1 to 128 characters. Absent means unchanged."""
     email: _builtins.str
     """New e-mail address, at most 254 characters with an @ among them. Absent means unchanged."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Words to merge into the metadata; an empty value removes its key. At most 50 keys and 8 kB
@@ -237,21 +254,26 @@ class UpdateCustomerRequest(_message.Message):
         name: _builtins.str | None = ...,
         email: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_email", b"_email", "_name", b"_name", "customer_id", b"customer_id", "email", b"email", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_email", b"_email", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "customer_id", b"customer_id", "email", b"email", "idempotency_key", b"idempotency_key", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_email", b"_email", "_name", b"_name", "customer_id", b"customer_id", "email", b"email", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_email", b"_email", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "customer_id", b"customer_id", "email", b"email", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
     _WhichOneofReturnType__email: _TypeAlias = _typing.Literal["email"]  # noqa: Y015
     _WhichOneofArgType__email: _TypeAlias = _typing.Literal["_email", b"_email"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__email) -> _WhichOneofReturnType__email | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
@@ -264,20 +286,32 @@ class ArchiveCustomerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Id of the customer. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         customer_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "customer_id", b"customer_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_idempotency_key", b"_idempotency_key", "customer_id", b"customer_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "customer_id", b"customer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_idempotency_key", b"_idempotency_key", "customer_id", b"customer_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___ArchiveCustomerRequest: _TypeAlias = ArchiveCustomerRequest  # noqa: Y015
 
@@ -288,20 +322,32 @@ class UnarchiveCustomerRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Id of the customer. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         customer_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "customer_id", b"customer_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_idempotency_key", b"_idempotency_key", "customer_id", b"customer_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "customer_id", b"customer_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_idempotency_key", b"_idempotency_key", "customer_id", b"customer_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___UnarchiveCustomerRequest: _TypeAlias = UnarchiveCustomerRequest  # noqa: Y015
 
@@ -499,6 +545,7 @@ class CreateMeterRequest(_message.Message):
     UNIT_FIELD_NUMBER: _builtins.int
     CURRENCY_ID_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id to give it, `mtr_` and 1 to 60 of A-Z a-z 0-9 _ -. Absent means that the ledger chooses one."""
     name: _builtins.str
@@ -509,6 +556,11 @@ class CreateMeterRequest(_message.Message):
     """What one of its quantities is, 1 to 128 characters. Required."""
     currency_id: _builtins.str
     """Id of the currency it is charged in; must exist. Absent means none of its own."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at most 50 keys and 8 kB. Absent means none."""
@@ -522,10 +574,11 @@ class CreateMeterRequest(_message.Message):
         unit: _builtins.str | None = ...,
         currency_id: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_event_name", b"_event_name", "_id", b"_id", "_name", b"_name", "_unit", b"_unit", "currency_id", b"currency_id", "event_name", b"event_name", "id", b"id", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_event_name", b"_event_name", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_unit", b"_unit", "currency_id", b"currency_id", "event_name", b"event_name", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name", "unit", b"unit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_event_name", b"_event_name", "_id", b"_id", "_name", b"_name", "_unit", b"_unit", "currency_id", b"currency_id", "event_name", b"event_name", "id", b"id", "metadata", b"metadata", "name", b"name", "unit", b"unit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_event_name", b"_event_name", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_unit", b"_unit", "currency_id", b"currency_id", "event_name", b"event_name", "id", b"id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "name", b"name", "unit", b"unit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
     _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
@@ -533,6 +586,8 @@ class CreateMeterRequest(_message.Message):
     _WhichOneofArgType__event_name: _TypeAlias = _typing.Literal["_event_name", b"_event_name"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__unit: _TypeAlias = _typing.Literal["unit"]  # noqa: Y015
@@ -543,6 +598,8 @@ class CreateMeterRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__event_name) -> _WhichOneofReturnType__event_name | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload
@@ -727,12 +784,18 @@ class CreateSubscriptionRequest(_message.Message):
     CUSTOMER_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id to give it, `sub_` and 1 to 60 of A-Z a-z 0-9 _ -. Absent means that the ledger chooses one."""
     customer_id: _builtins.str
     """Id of the customer whose it is. Required; must exist."""
     name: _builtins.str
     """Name for people, 1 to 128 characters. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at most 50 keys and 8 kB. Absent means none."""
@@ -744,21 +807,26 @@ class CreateSubscriptionRequest(_message.Message):
         customer_id: _builtins.str | None = ...,
         name: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_id", b"_id", "_name", b"_name", "customer_id", b"customer_id", "id", b"id", "name", b"name"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "customer_id", b"customer_id", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_id", b"_id", "_name", b"_name", "customer_id", b"customer_id", "id", b"id", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "customer_id", b"customer_id", "id", b"id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
 
@@ -898,31 +966,42 @@ class CreateCurrencyRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     SCALE_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id, which is its code: 3 to 16 of A-Z 0-9 _, beginning with a letter. Required."""
     scale: _builtins.int
     """Digits after the point that amounts may have, 0 to 9. Required, so that 0 is not absence."""
     name: _builtins.str
     """Name for people, 1 to 128 characters. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         scale: _builtins.int | None = ...,
         name: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_name", b"_name", "_scale", b"_scale", "id", b"id", "name", b"name", "scale", b"scale"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_scale", b"_scale", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name", "scale", b"scale"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_name", b"_name", "_scale", b"_scale", "id", b"id", "name", b"name", "scale", b"scale"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_name", b"_name", "_scale", b"_scale", "id", b"id", "idempotency_key", b"idempotency_key", "name", b"name", "scale", b"scale"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__name: _TypeAlias = _typing.Literal["name"]  # noqa: Y015
     _WhichOneofArgType__name: _TypeAlias = _typing.Literal["_name", b"_name"]  # noqa: Y015
     _WhichOneofReturnType__scale: _TypeAlias = _typing.Literal["scale"]  # noqa: Y015
     _WhichOneofArgType__scale: _TypeAlias = _typing.Literal["_scale", b"_scale"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__name) -> _WhichOneofReturnType__name | None: ...
     @_typing.overload

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63redit/v1/spend_limit.proto\x12\tcredit.v1\"\xad\x03\n\nSpendLimit\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n\twallet_id\x18\x02 \x01(\tR\twallet_id\x12#\n\napi_key_id\x18\x03 \x01(\tH\x00R\napi_key_id\x88\x01\x01\x12\x16\n\x06\x61mount\x18\x04 \x01(\tR\x06\x61mount\x12\x16\n\x06period\x18\x05 \x01(\tR\x06period\x12!\n\ttime_zone\x18\x06 \x01(\tH\x01R\ttime_zone\x88\x01\x01\x12\x19\n\x05hours\x18\x07 \x01(\x05H\x02R\x05hours\x88\x01\x01\x12\x14\n\x05spent\x18\x08 \x01(\tR\x05spent\x12\x12\n\x04held\x18\t \x01(\tR\x04held\x12\x1c\n\tremaining\x18\n \x01(\tR\tremaining\x12!\n\tresets_at\x18\x0b \x01(\tH\x03R\tresets_at\x88\x01\x01\x12\x1e\n\ncreated_at\x18\x0c \x01(\tR\ncreated_at\x12\x1e\n\nupdated_at\x18\r \x01(\tR\nupdated_atB\r\n\x0b_api_key_idB\x0c\n\n_time_zoneB\x08\n\x06_hoursB\x0c\n\n_resets_at\"\xa1\x02\n\x14SetSpendLimitRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x12\x1b\n\x06\x61mount\x18\x02 \x01(\tH\x01R\x06\x61mount\x88\x01\x01\x12\x1b\n\x06period\x18\x03 \x01(\tH\x02R\x06period\x88\x01\x01\x12#\n\napi_key_id\x18\x04 \x01(\tH\x03R\napi_key_id\x88\x01\x01\x12!\n\ttime_zone\x18\x05 \x01(\tH\x04R\ttime_zone\x88\x01\x01\x12\x19\n\x05hours\x18\x06 \x01(\x05H\x05R\x05hours\x88\x01\x01\x42\x0c\n\n_wallet_idB\t\n\x07_amountB\t\n\x07_periodB\r\n\x0b_api_key_idB\x0c\n\n_time_zoneB\x08\n\x06_hours\"I\n\x16ListSpendLimitsRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x42\x0c\n\n_wallet_id\"T\n\x17ListSpendLimitsResponse\x12\x39\n\x0cspend_limits\x18\x01 \x03(\x0b\x32\x15.credit.v1.SpendLimitR\x0cspend_limits\"\x8a\x01\n\x17\x44\x65leteSpendLimitRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x12+\n\x0espend_limit_id\x18\x02 \x01(\tH\x01R\x0espend_limit_id\x88\x01\x01\x42\x0c\n\n_wallet_idB\x11\n\x0f_spend_limit_idb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1b\x63redit/v1/spend_limit.proto\x12\tcredit.v1\"\xad\x03\n\nSpendLimit\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x1c\n\twallet_id\x18\x02 \x01(\tR\twallet_id\x12#\n\napi_key_id\x18\x03 \x01(\tH\x00R\napi_key_id\x88\x01\x01\x12\x16\n\x06\x61mount\x18\x04 \x01(\tR\x06\x61mount\x12\x16\n\x06period\x18\x05 \x01(\tR\x06period\x12!\n\ttime_zone\x18\x06 \x01(\tH\x01R\ttime_zone\x88\x01\x01\x12\x19\n\x05hours\x18\x07 \x01(\x05H\x02R\x05hours\x88\x01\x01\x12\x14\n\x05spent\x18\x08 \x01(\tR\x05spent\x12\x12\n\x04held\x18\t \x01(\tR\x04held\x12\x1c\n\tremaining\x18\n \x01(\tR\tremaining\x12!\n\tresets_at\x18\x0b \x01(\tH\x03R\tresets_at\x88\x01\x01\x12\x1e\n\ncreated_at\x18\x0c \x01(\tR\ncreated_at\x12\x1e\n\nupdated_at\x18\r \x01(\tR\nupdated_atB\r\n\x0b_api_key_idB\x0c\n\n_time_zoneB\x08\n\x06_hoursB\x0c\n\n_resets_at\"\xe4\x02\n\x14SetSpendLimitRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x12\x1b\n\x06\x61mount\x18\x02 \x01(\tH\x01R\x06\x61mount\x88\x01\x01\x12\x1b\n\x06period\x18\x03 \x01(\tH\x02R\x06period\x88\x01\x01\x12#\n\napi_key_id\x18\x04 \x01(\tH\x03R\napi_key_id\x88\x01\x01\x12!\n\ttime_zone\x18\x05 \x01(\tH\x04R\ttime_zone\x88\x01\x01\x12\x19\n\x05hours\x18\x06 \x01(\x05H\x05R\x05hours\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x07 \x01(\tH\x06R\x0fidempotency_key\x88\x01\x01\x42\x0c\n\n_wallet_idB\t\n\x07_amountB\t\n\x07_periodB\r\n\x0b_api_key_idB\x0c\n\n_time_zoneB\x08\n\x06_hoursB\x12\n\x10_idempotency_key\"I\n\x16ListSpendLimitsRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x42\x0c\n\n_wallet_id\"T\n\x17ListSpendLimitsResponse\x12\x39\n\x0cspend_limits\x18\x01 \x03(\x0b\x32\x15.credit.v1.SpendLimitR\x0cspend_limits\"\xcd\x01\n\x17\x44\x65leteSpendLimitRequest\x12!\n\twallet_id\x18\x01 \x01(\tH\x00R\twallet_id\x88\x01\x01\x12+\n\x0espend_limit_id\x18\x02 \x01(\tH\x01R\x0espend_limit_id\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x03 \x01(\tH\x02R\x0fidempotency_key\x88\x01\x01\x42\x0c\n\n_wallet_idB\x11\n\x0f_spend_limit_idB\x12\n\x10_idempotency_keyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,11 +34,11 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SPENDLIMIT']._serialized_start=43
   _globals['_SPENDLIMIT']._serialized_end=472
   _globals['_SETSPENDLIMITREQUEST']._serialized_start=475
-  _globals['_SETSPENDLIMITREQUEST']._serialized_end=764
-  _globals['_LISTSPENDLIMITSREQUEST']._serialized_start=766
-  _globals['_LISTSPENDLIMITSREQUEST']._serialized_end=839
-  _globals['_LISTSPENDLIMITSRESPONSE']._serialized_start=841
-  _globals['_LISTSPENDLIMITSRESPONSE']._serialized_end=925
-  _globals['_DELETESPENDLIMITREQUEST']._serialized_start=928
-  _globals['_DELETESPENDLIMITREQUEST']._serialized_end=1066
+  _globals['_SETSPENDLIMITREQUEST']._serialized_end=831
+  _globals['_LISTSPENDLIMITSREQUEST']._serialized_start=833
+  _globals['_LISTSPENDLIMITSREQUEST']._serialized_end=906
+  _globals['_LISTSPENDLIMITSRESPONSE']._serialized_start=908
+  _globals['_LISTSPENDLIMITSRESPONSE']._serialized_end=992
+  _globals['_DELETESPENDLIMITREQUEST']._serialized_start=995
+  _globals['_DELETESPENDLIMITREQUEST']._serialized_end=1200
 # @@protoc_insertion_point(module_scope)

@@ -129,6 +129,7 @@ class SetSpendLimitRequest(_message.Message):
     API_KEY_ID_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
     HOURS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     amount: _builtins.str
@@ -145,6 +146,11 @@ class SetSpendLimitRequest(_message.Message):
     """IANA name of the zone whose day, week or month it is; of these only. Absent means UTC."""
     hours: _builtins.int
     """How many hours are the last ones, 1 to 744. Required for rolling, and of it only."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
@@ -154,10 +160,11 @@ class SetSpendLimitRequest(_message.Message):
         api_key_id: _builtins.str | None = ...,
         time_zone: _builtins.str | None = ...,
         hours: _builtins.int | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_api_key_id", b"_api_key_id", "_hours", b"_hours", "_period", b"_period", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "amount", b"amount", "api_key_id", b"api_key_id", "hours", b"hours", "period", b"period", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_api_key_id", b"_api_key_id", "_hours", b"_hours", "_idempotency_key", b"_idempotency_key", "_period", b"_period", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "amount", b"amount", "api_key_id", b"api_key_id", "hours", b"hours", "idempotency_key", b"idempotency_key", "period", b"period", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_api_key_id", b"_api_key_id", "_hours", b"_hours", "_period", b"_period", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "amount", b"amount", "api_key_id", b"api_key_id", "hours", b"hours", "period", b"period", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_api_key_id", b"_api_key_id", "_hours", b"_hours", "_idempotency_key", b"_idempotency_key", "_period", b"_period", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "amount", b"amount", "api_key_id", b"api_key_id", "hours", b"hours", "idempotency_key", b"idempotency_key", "period", b"period", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -165,6 +172,8 @@ class SetSpendLimitRequest(_message.Message):
     _WhichOneofArgType__api_key_id: _TypeAlias = _typing.Literal["_api_key_id", b"_api_key_id"]  # noqa: Y015
     _WhichOneofReturnType__hours: _TypeAlias = _typing.Literal["hours"]  # noqa: Y015
     _WhichOneofArgType__hours: _TypeAlias = _typing.Literal["_hours", b"_hours"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__period: _TypeAlias = _typing.Literal["period"]  # noqa: Y015
     _WhichOneofArgType__period: _TypeAlias = _typing.Literal["_period", b"_period"]  # noqa: Y015
     _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
@@ -177,6 +186,8 @@ class SetSpendLimitRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__api_key_id) -> _WhichOneofReturnType__api_key_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hours) -> _WhichOneofReturnType__hours | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__period) -> _WhichOneofReturnType__period | None: ...
     @_typing.overload
@@ -242,24 +253,35 @@ class DeleteSpendLimitRequest(_message.Message):
 
     WALLET_ID_FIELD_NUMBER: _builtins.int
     SPEND_LIMIT_ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     spend_limit_id: _builtins.str
     """Id of the limit. Required; over REST it stands in the path."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         wallet_id: _builtins.str | None = ...,
         spend_limit_id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_spend_limit_id", b"_spend_limit_id", "_wallet_id", b"_wallet_id", "spend_limit_id", b"spend_limit_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_spend_limit_id", b"_spend_limit_id", "_wallet_id", b"_wallet_id", "idempotency_key", b"idempotency_key", "spend_limit_id", b"spend_limit_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_spend_limit_id", b"_spend_limit_id", "_wallet_id", b"_wallet_id", "spend_limit_id", b"spend_limit_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "_spend_limit_id", b"_spend_limit_id", "_wallet_id", b"_wallet_id", "idempotency_key", b"idempotency_key", "spend_limit_id", b"spend_limit_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__spend_limit_id: _TypeAlias = _typing.Literal["spend_limit_id"]  # noqa: Y015
     _WhichOneofArgType__spend_limit_id: _TypeAlias = _typing.Literal["_spend_limit_id", b"_spend_limit_id"]  # noqa: Y015
     _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__spend_limit_id) -> _WhichOneofReturnType__spend_limit_id | None: ...
     @_typing.overload

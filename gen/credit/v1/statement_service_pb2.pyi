@@ -621,6 +621,7 @@ class StatementServiceCloseRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     TIME_ZONE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     month: _builtins.str
@@ -635,6 +636,11 @@ class StatementServiceCloseRequest(_message.Message):
     """IANA name of a time zone, for months and for how times are shown. Absent means `UTC`. A time
     whose year would not be 1 to 9999 there is shown in UTC.
     """
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
@@ -643,13 +649,16 @@ class StatementServiceCloseRequest(_message.Message):
         start: _builtins.str | None = ...,
         end: _builtins.str | None = ...,
         time_zone: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_idempotency_key", b"_idempotency_key", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "idempotency_key", b"idempotency_key", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_end", b"_end", "_idempotency_key", b"_idempotency_key", "_month", b"_month", "_start", b"_start", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "end", b"end", "idempotency_key", b"idempotency_key", "month", b"month", "start", b"start", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
     _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__month: _TypeAlias = _typing.Literal["month"]  # noqa: Y015
     _WhichOneofArgType__month: _TypeAlias = _typing.Literal["_month", b"_month"]  # noqa: Y015
     _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
@@ -660,6 +669,8 @@ class StatementServiceCloseRequest(_message.Message):
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__month) -> _WhichOneofReturnType__month | None: ...
     @_typing.overload

@@ -164,6 +164,7 @@ class CreateWalletRequest(_message.Message):
     LIVEMODE_FIELD_NUMBER: _builtins.int
     OVERDRAFT_LIMIT_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id to give it, `wal_` and 1 to 60 of A-Z a-z 0-9 _ -. Absent means that the ledger chooses one."""
     customer_id: _builtins.str
@@ -175,6 +176,11 @@ class CreateWalletRequest(_message.Message):
     overdraft_limit: _builtins.str
     """How far spending may go beyond the grants, a decimal of 0 or more in the currency. Absent means
     0.
+    """
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
     """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -189,10 +195,11 @@ class CreateWalletRequest(_message.Message):
         livemode: _builtins.bool | None = ...,
         overdraft_limit: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "livemode", b"livemode", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency", b"_currency", "_customer_id", b"_customer_id", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_overdraft_limit", b"_overdraft_limit", "currency", b"currency", "customer_id", b"customer_id", "id", b"id", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__currency: _TypeAlias = _typing.Literal["currency"]  # noqa: Y015
     _WhichOneofArgType__currency: _TypeAlias = _typing.Literal["_currency", b"_currency"]  # noqa: Y015
@@ -200,6 +207,8 @@ class CreateWalletRequest(_message.Message):
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__overdraft_limit: _TypeAlias = _typing.Literal["overdraft_limit"]  # noqa: Y015
@@ -210,6 +219,8 @@ class CreateWalletRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__customer_id) -> _WhichOneofReturnType__customer_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -643,6 +654,7 @@ class UpdateWalletRequest(_message.Message):
     STATUS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
     CANCEL_UNPAID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required."""
     overdraft_limit: _builtins.str
@@ -659,6 +671,11 @@ class UpdateWalletRequest(_message.Message):
     keeping the wallet open. Nothing may come back of them, else it is an INVALID_FIELD: cancel the
     event first. Absent means false.
     """
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    wallet's postings and changes, kept for ever. A repetition changes nothing more. Absent means
+    that a repetition is another intent.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """Words to merge into the metadata; an empty value removes its key. At most 50 keys and 8 kB
@@ -673,13 +690,16 @@ class UpdateWalletRequest(_message.Message):
         status: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         cancel_unpaid: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_idempotency_key", b"_idempotency_key", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "idempotency_key", b"idempotency_key", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid", "_idempotency_key", b"_idempotency_key", "_overdraft_limit", b"_overdraft_limit", "_status", b"_status", "_wallet_id", b"_wallet_id", "cancel_unpaid", b"cancel_unpaid", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "overdraft_limit", b"overdraft_limit", "status", b"status", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cancel_unpaid: _TypeAlias = _typing.Literal["cancel_unpaid"]  # noqa: Y015
     _WhichOneofArgType__cancel_unpaid: _TypeAlias = _typing.Literal["_cancel_unpaid", b"_cancel_unpaid"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__overdraft_limit: _TypeAlias = _typing.Literal["overdraft_limit"]  # noqa: Y015
     _WhichOneofArgType__overdraft_limit: _TypeAlias = _typing.Literal["_overdraft_limit", b"_overdraft_limit"]  # noqa: Y015
     _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
@@ -688,6 +708,8 @@ class UpdateWalletRequest(_message.Message):
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__cancel_unpaid) -> _WhichOneofReturnType__cancel_unpaid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overdraft_limit) -> _WhichOneofReturnType__overdraft_limit | None: ...
     @_typing.overload

@@ -209,15 +209,16 @@ class WalletServiceServicer:
 
     def GetPosting(self, request, context):
         """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
-        it did not.
+        it did not. A change of the wallet that had a key is a posting without transactions.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListIdempotencyKeys(self, request, context):
-        """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
-        bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
+        """Answers a page of the idempotency keys that postings and changes of the wallet have, in the
+        order of their bytes: which of a set of intents have landed. Customer keys see their customer's
+        wallets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -50,11 +50,12 @@ class WalletServiceStub:
     """
     GetPosting: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetPostingRequest, _wallet_service_pb2.Posting]
     """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
-    it did not.
+    it did not. A change of the wallet that had a key is a posting without transactions.
     """
     ListIdempotencyKeys: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListIdempotencyKeysRequest, _wallet_service_pb2.ListIdempotencyKeysResponse]
-    """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
-    bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
+    """Answers a page of the idempotency keys that postings and changes of the wallet have, in the
+    order of their bytes: which of a set of intents have landed. Customer keys see their customer's
+    wallets.
     """
     Hold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.HoldRequest, _wallet_service_pb2.HoldResponse]
     """Sets credit aside, in burn order, for a consumption to come: it leaves `available`, not
@@ -178,7 +179,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.GetPostingRequest, _abc.Awaitable[_wallet_service_pb2.Posting]],
     ) -> _abc.Awaitable[_wallet_service_pb2.Posting]:
         """Answers the posting that an idempotency key names: "did my write land?". NOT_FOUND means that
-        it did not.
+        it did not. A change of the wallet that had a key is a posting without transactions.
         """
 
     @_abc_1.abstractmethod
@@ -187,8 +188,9 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.ListIdempotencyKeysRequest,
         context: _aio.ServicerContext[_wallet_service_pb2.ListIdempotencyKeysRequest, _abc.Awaitable[_wallet_service_pb2.ListIdempotencyKeysResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.ListIdempotencyKeysResponse]:
-        """Answers a page of the idempotency keys that postings of the wallet have, in the order of their
-        bytes: which of a set of intents have landed. Customer keys see their customer's wallets.
+        """Answers a page of the idempotency keys that postings and changes of the wallet have, in the
+        order of their bytes: which of a set of intents have landed. Customer keys see their customer's
+        wallets.
         """
 
     @_abc_1.abstractmethod

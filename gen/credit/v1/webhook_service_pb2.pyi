@@ -166,6 +166,7 @@ class CreateWebhookEndpointRequest(_message.Message):
     EVENTS_FIELD_NUMBER: _builtins.int
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     EXPIRING_DAYS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     url: _builtins.str
     """Where to: an http or https URL of at most 2,048 ASCII characters, without user, password and
     fragment. One of this machine or a private network is refused, unless the server allows it; a
@@ -183,6 +184,11 @@ class CreateWebhookEndpointRequest(_message.Message):
     """
     expiring_days: _builtins.int
     """Of grant.expiring: how many days before its end, 1 to 90. Absent means 7."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Types of the events it is to get, 1 to 6 of them: see WebhookEvent. Required."""
@@ -201,10 +207,11 @@ class CreateWebhookEndpointRequest(_message.Message):
         events: _abc.Iterable[_builtins.str] | None = ...,
         thresholds: _abc.Iterable[Global___WebhookThreshold] | None = ...,
         expiring_days: _builtins.int | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_description", b"_description", "_expiring_days", b"_expiring_days", "_livemode", b"_livemode", "_url", b"_url", "customer_id", b"customer_id", "description", b"description", "expiring_days", b"expiring_days", "livemode", b"livemode", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_description", b"_description", "_expiring_days", b"_expiring_days", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_url", b"_url", "customer_id", b"customer_id", "description", b"description", "expiring_days", b"expiring_days", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_description", b"_description", "_expiring_days", b"_expiring_days", "_livemode", b"_livemode", "_url", b"_url", "customer_id", b"customer_id", "description", b"description", "events", b"events", "expiring_days", b"expiring_days", "livemode", b"livemode", "thresholds", b"thresholds", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id", "_description", b"_description", "_expiring_days", b"_expiring_days", "_idempotency_key", b"_idempotency_key", "_livemode", b"_livemode", "_url", b"_url", "customer_id", b"customer_id", "description", b"description", "events", b"events", "expiring_days", b"expiring_days", "idempotency_key", b"idempotency_key", "livemode", b"livemode", "thresholds", b"thresholds", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__customer_id: _TypeAlias = _typing.Literal["customer_id"]  # noqa: Y015
     _WhichOneofArgType__customer_id: _TypeAlias = _typing.Literal["_customer_id", b"_customer_id"]  # noqa: Y015
@@ -212,6 +219,8 @@ class CreateWebhookEndpointRequest(_message.Message):
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
     _WhichOneofReturnType__expiring_days: _TypeAlias = _typing.Literal["expiring_days"]  # noqa: Y015
     _WhichOneofArgType__expiring_days: _TypeAlias = _typing.Literal["_expiring_days", b"_expiring_days"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
     _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
     _WhichOneofReturnType__url: _TypeAlias = _typing.Literal["url"]  # noqa: Y015
@@ -222,6 +231,8 @@ class CreateWebhookEndpointRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__description) -> _WhichOneofReturnType__description | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expiring_days) -> _WhichOneofReturnType__expiring_days | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
     @_typing.overload
@@ -238,7 +249,9 @@ class CreateWebhookEndpointResponse(_message.Message):
     WEBHOOK_ENDPOINT_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The secret that its events are signed with, `whsec_…`. Shown here alone."""
+    """The secret that its events are signed with, `whsec_…`. Shown here alone; it is empty in the
+    answer to a repetition under the same idempotency key.
+    """
     @_builtins.property
     def webhook_endpoint(self) -> Global___WebhookEndpoint:
         """The endpoint."""
@@ -375,6 +388,7 @@ class UpdateWebhookEndpointRequest(_message.Message):
     THRESHOLDS_FIELD_NUMBER: _builtins.int
     EXPIRING_DAYS_FIELD_NUMBER: _builtins.int
     ENABLED_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the endpoint, `whe_…`. Required."""
     url: _builtins.str
@@ -386,6 +400,11 @@ class UpdateWebhookEndpointRequest(_message.Message):
     enabled: _builtins.bool
     """Whether events are made for it and sent to it. What is written while it is false is never sent;
     what was made before waits. Absent leaves it.
+    """
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
     """
     @_builtins.property
     def events(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -405,10 +424,11 @@ class UpdateWebhookEndpointRequest(_message.Message):
         thresholds: _abc.Iterable[Global___WebhookThreshold] | None = ...,
         expiring_days: _builtins.int | None = ...,
         enabled: _builtins.bool | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_enabled", b"_enabled", "_expiring_days", b"_expiring_days", "_id", b"_id", "_url", b"_url", "description", b"description", "enabled", b"enabled", "expiring_days", b"expiring_days", "id", b"id", "url", b"url"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_enabled", b"_enabled", "_expiring_days", b"_expiring_days", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_url", b"_url", "description", b"description", "enabled", b"enabled", "expiring_days", b"expiring_days", "id", b"id", "idempotency_key", b"idempotency_key", "url", b"url"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_enabled", b"_enabled", "_expiring_days", b"_expiring_days", "_id", b"_id", "_url", b"_url", "description", b"description", "enabled", b"enabled", "events", b"events", "expiring_days", b"expiring_days", "id", b"id", "thresholds", b"thresholds", "url", b"url"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_enabled", b"_enabled", "_expiring_days", b"_expiring_days", "_id", b"_id", "_idempotency_key", b"_idempotency_key", "_url", b"_url", "description", b"description", "enabled", b"enabled", "events", b"events", "expiring_days", b"expiring_days", "id", b"id", "idempotency_key", b"idempotency_key", "thresholds", b"thresholds", "url", b"url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -418,6 +438,8 @@ class UpdateWebhookEndpointRequest(_message.Message):
     _WhichOneofArgType__expiring_days: _TypeAlias = _typing.Literal["_expiring_days", b"_expiring_days"]  # noqa: Y015
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__url: _TypeAlias = _typing.Literal["url"]  # noqa: Y015
     _WhichOneofArgType__url: _TypeAlias = _typing.Literal["_url", b"_url"]  # noqa: Y015
     @_typing.overload
@@ -428,6 +450,8 @@ class UpdateWebhookEndpointRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expiring_days) -> _WhichOneofReturnType__expiring_days | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__url) -> _WhichOneofReturnType__url | None: ...
 
@@ -440,20 +464,32 @@ class DeleteWebhookEndpointRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the endpoint, `whe_…`. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___DeleteWebhookEndpointRequest: _TypeAlias = DeleteWebhookEndpointRequest  # noqa: Y015
 
@@ -465,26 +501,37 @@ class RotateWebhookSecretRequest(_message.Message):
 
     ID_FIELD_NUMBER: _builtins.int
     OVERLAP_SECONDS_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the endpoint, `whe_…`. Required."""
     overlap_seconds: _builtins.int
     """For how many seconds the secret before signs as well, 0 to 604800. Absent means 86400, a day."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         overlap_seconds: _builtins.int | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_overlap_seconds", b"_overlap_seconds", "id", b"id", "overlap_seconds", b"overlap_seconds"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_overlap_seconds", b"_overlap_seconds", "id", b"id", "idempotency_key", b"idempotency_key", "overlap_seconds", b"overlap_seconds"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_overlap_seconds", b"_overlap_seconds", "id", b"id", "overlap_seconds", b"overlap_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_overlap_seconds", b"_overlap_seconds", "id", b"id", "idempotency_key", b"idempotency_key", "overlap_seconds", b"overlap_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__overlap_seconds: _TypeAlias = _typing.Literal["overlap_seconds"]  # noqa: Y015
     _WhichOneofArgType__overlap_seconds: _TypeAlias = _typing.Literal["_overlap_seconds", b"_overlap_seconds"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__overlap_seconds) -> _WhichOneofReturnType__overlap_seconds | None: ...
 
@@ -499,7 +546,9 @@ class RotateWebhookSecretResponse(_message.Message):
     WEBHOOK_ENDPOINT_FIELD_NUMBER: _builtins.int
     SECRET_FIELD_NUMBER: _builtins.int
     secret: _builtins.str
-    """The secret that its events are signed with from now on, `whsec_…`. Shown here alone."""
+    """The secret that its events are signed with from now on, `whsec_…`. Shown here alone; it is
+    empty in the answer to a repetition under the same idempotency key.
+    """
     @_builtins.property
     def webhook_endpoint(self) -> Global___WebhookEndpoint:
         """The endpoint."""
@@ -524,14 +573,24 @@ class SealWebhookSecretsRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
+        *,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___SealWebhookSecretsRequest: _TypeAlias = SealWebhookSecretsRequest  # noqa: Y015
 
@@ -903,20 +962,32 @@ class ReplayWebhookDeliveryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ID_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the event, `evt_…`. Required."""
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "id", b"id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "id", b"id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
 
 Global___ReplayWebhookDeliveryRequest: _TypeAlias = ReplayWebhookDeliveryRequest  # noqa: Y015
 
@@ -929,6 +1000,7 @@ class ReplayWebhookDeliveriesRequest(_message.Message):
     ID_FIELD_NUMBER: _builtins.int
     STATUS_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Id of the endpoint, `whe_…`. Required."""
     status: _builtins.str
@@ -937,25 +1009,35 @@ class ReplayWebhookDeliveriesRequest(_message.Message):
     """Only events made at this moment or later: RFC 3339 with a zone. Required, unless status is
     failed: then absent means all.
     """
+    idempotency_key: _builtins.str
+    """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+    calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+    means that a repetition is another intent.
+    """
     def __init__(
         self,
         *,
         id: _builtins.str | None = ...,
         status: _builtins.str | None = ...,
         since: _builtins.str | None = ...,
+        idempotency_key: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_since", b"_since", "_status", b"_status", "id", b"id", "since", b"since", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_since", b"_since", "_status", b"_status", "id", b"id", "idempotency_key", b"idempotency_key", "since", b"since", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_since", b"_since", "_status", b"_status", "id", b"id", "since", b"since", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_id", b"_id", "_idempotency_key", b"_idempotency_key", "_since", b"_since", "_status", b"_status", "id", b"id", "idempotency_key", b"idempotency_key", "since", b"since", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__id: _TypeAlias = _typing.Literal["id"]  # noqa: Y015
     _WhichOneofArgType__id: _TypeAlias = _typing.Literal["_id", b"_id"]  # noqa: Y015
+    _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
+    _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
     _WhichOneofReturnType__since: _TypeAlias = _typing.Literal["since"]  # noqa: Y015
     _WhichOneofArgType__since: _TypeAlias = _typing.Literal["_since", b"_since"]  # noqa: Y015
     _WhichOneofReturnType__status: _TypeAlias = _typing.Literal["status"]  # noqa: Y015
     _WhichOneofArgType__status: _TypeAlias = _typing.Literal["_status", b"_status"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__id) -> _WhichOneofReturnType__id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__since) -> _WhichOneofReturnType__since | None: ...
     @_typing.overload

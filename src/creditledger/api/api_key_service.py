@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from credit.v1 import api_key_service_pb2 as pb
 from credit.v1 import api_key_service_pb2_grpc
+from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids
@@ -15,6 +16,7 @@ from creditledger.api.rpc import Service, rpc
 from creditledger.errors import InvalidField, MissingField, NotFound, echo
 from creditledger.registry import ApiKey, Scope
 from creditledger.store import Store, registry
+from creditledger.store.change_keys import Kept
 
 SCOPES = {scope.word: scope for scope in Scope}
 
@@ -100,17 +102,18 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
     async def CreateApiKey(  # noqa: N802
         self, new: _NewKey, caller: Caller
     ) -> pb.CreateApiKeyResponse:
-        """The key and its secret, which only this answer holds. Two calls make two keys.
+        """The key and its secret, which only this answer holds: a replay has none.
 
+        Two calls without an idempotency key make two keys.
         Raises ModeMismatch, InvalidField for an end that is past, NotFound for the customer.
         """
         livemode = caller.mode(new.livemode)
-        now = self._clock()
-        if new.expires_at is not None and new.expires_at <= now:
-            raise InvalidField("expires_at must be in the future", param="expires_at")
-        secret = auth.new_secret()
-        made = await self._store.write(
-            lambda connection: registry.create_api_key(
+        now, secret = self._clock(), auth.new_secret()
+
+        def create(connection: Connection) -> ApiKey:
+            if new.expires_at is not None and new.expires_at <= now:
+                raise InvalidField("expires_at must be in the future", param="expires_at")
+            return registry.create_api_key(
                 connection,
                 id_=ids.random("apk"),
                 secret_hash=auth.secret_hash(secret),
@@ -122,8 +125,11 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
                 expires_at=new.expires_at,
                 now=now,
             )
+
+        made = await self._once(create, _again, lambda one: one.id)
+        return pb.CreateApiKeyResponse(
+            api_key=_key(made.value), secret="" if made.replayed else secret
         )
-        return pb.CreateApiKeyResponse(api_key=_key(made), secret=secret)
 
     @rpc(_key_list, scope=Scope.ADMIN)
     async def ListApiKeys(  # noqa: N802
@@ -152,15 +158,23 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
     async def RevokeApiKey(self, key_id: str, caller: Caller) -> pb.ApiKey:  # noqa: N802
         """The key with the time of its first revocation. Raises NotFound."""
         # A caller who goes away must not leave the key revoked on disk and alive in the cache.
-        revoked = await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller.livemode)))
-        if revoked is None:
-            raise NotFound(f"no API key {echo(key_id)}", param="id")
-        return _key(revoked)
+        return _key(await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller))))
 
-    async def _revoke(self, key_id: str, livemode: bool | None) -> ApiKey | None:
+    async def _revoke(self, key_id: str, caller: Caller) -> ApiKey:
         now = self._clock()
-        revoked = await self._store.write(
-            lambda c: registry.revoke_api_key(c, key_id, now=now, livemode=livemode)
-        )
+
+        def revoke(connection: Connection) -> ApiKey:
+            found = registry.revoke_api_key(connection, key_id, now=now, livemode=caller.livemode)
+            if found is None:
+                raise NotFound(f"no API key {echo(key_id)}", param="id")
+            return found
+
+        made = await self._once(revoke, _again, lambda one: one.id)
         self.callers.forget(key_id)
-        return revoked
+        return made.value
+
+
+def _again(connection: Connection, kept: Kept) -> ApiKey:
+    found = registry.api_key(connection, kept.id)
+    assert found is not None, "a key is never deleted"
+    return found

@@ -6,7 +6,7 @@ from credit.v1 import clock_service_pb2_grpc
 from creditledger import clock as time
 from creditledger.api import fields
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.rpc import Service, current_intent, rpc
 from creditledger.clock_watch import ClockWatch
 from creditledger.registry import Scope
 
@@ -29,16 +29,16 @@ class ClockService(Service, clock_service_pb2_grpc.ClockServiceServicer):
     @rpc(_nothing, scope=Scope.ADMIN)
     async def GetClock(self, _: None, caller: Caller) -> pb.Clock:  # noqa: N802
         """The clock as it is now."""
-        return await self._clock()
+        return await self._shown()
 
     @rpc(_accepted_by, scope=Scope.ADMIN)
     async def AcceptClock(self, accepted_by: str | None, caller: Caller) -> pb.Clock:  # noqa: N802
         """The clock, which is right from now on. Raises ModeMismatch, Unavailable."""
         caller.require_live()
-        await self._watch.accept(accepted_by or caller.id)
-        return await self._clock()
+        await self._watch.accept(accepted_by or caller.id, current_intent)
+        return await self._shown()
 
-    async def _clock(self) -> pb.Clock:
+    async def _shown(self) -> pb.Clock:
         verdict, accepted = await self._watch.look(), await self._watch.last_acceptance()
         return pb.Clock(
             state=verdict.state.value,

@@ -104,6 +104,12 @@ def idempotency_key(value: str, *, field: str = "idempotency_key") -> str:
     return value
 
 
+def optional_key(message: Message) -> str | None:
+    """The request's idempotency key, if it has one."""
+    given = optional(message, "idempotency_key", None)
+    return None if given is None else idempotency_key(given)
+
+
 def reference(prefix: str, value: str, *, field: str) -> str:
     """An id of this kind, chosen or made by the ledger; whether it exists is another question."""
     if not ids.is_chosen(prefix, value):

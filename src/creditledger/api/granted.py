@@ -34,7 +34,7 @@ def change(
     expires_at = fields.optional_time(request, "expires_at", field="expires_at")
     if expires_at is not None and request.never_expires:
         raise InvalidField("never_expires and expires_at exclude each other", param="never_expires")
-    metadata = fields.metadata(request.metadata)
+    metadata, key = fields.metadata(request.metadata), fields.optional_key(request)
     return lambda wallet_id, caller: GrantChange(
         wallet_id,
         grant_id,
@@ -45,6 +45,7 @@ def change(
         expires_at,
         request.never_expires,
         metadata,
+        key,
     )
 
 

@@ -31,6 +31,7 @@ def set_limit(request: pb.SetSpendLimitRequest) -> SetLimit:
         period=period,
         time_zone=_time_zone(request, period),
         hours=_hours(request, period),
+        idempotency_key=fields.optional_key(request),
     )
 
 
@@ -59,6 +60,7 @@ def drop_limit(request: pb.DeleteSpendLimitRequest) -> DropLimit:
         wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
         livemode=None,
         limit_id=fields.made("spl", request.spend_limit_id, field="spend_limit_id"),
+        idempotency_key=fields.optional_key(request),
     )
 
 

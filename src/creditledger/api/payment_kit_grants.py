@@ -12,6 +12,7 @@ from creditledger import books, ids, money
 from creditledger import clock as time
 from creditledger.api import fields, payment_kit, wire
 from creditledger.api.granted import GRANT_STATUSES
+from creditledger.api.intents import FIELD, HEADER
 from creditledger.errors import IdempotencyKeyReused, InvalidField, MissingField, Refusal
 from creditledger.model import (
     PRIORITY_DEFAULT,
@@ -50,6 +51,7 @@ class NewGrant:
     operation: GiveGrant
     metadata: dict[str, str]
     livemode: bool | None
+    key: str | None
 
 
 def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
@@ -75,6 +77,7 @@ def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
         ),
         metadata=fields.metadata(request.metadata),
         livemode=fields.optional(request, "livemode", None),
+        key=fields.optional_key(request),
     )
 
 
@@ -232,6 +235,7 @@ class GrantUpdate:
     metadata: dict[str, str]
     expired: bool
     livemode: bool | None
+    key: str | None
 
 
 def grant_update(request: pb.PaymentKitServiceUpdateGrantRequest) -> GrantUpdate:
@@ -244,6 +248,7 @@ def grant_update(request: pb.PaymentKitServiceUpdateGrantRequest) -> GrantUpdate
         fields.metadata(request.metadata),
         request.expired,
         fields.optional(request, "livemode", None),
+        fields.optional_key(request),
     )
 
 
@@ -370,15 +375,20 @@ def why_not(asked: Availability, wallet: Wallet | None, scale: int, clock: int) 
     return None if room > 0 and room >= owed else "insufficient_credit"
 
 
-def renamed(refusal: Refusal) -> Refusal:
-    """The refusal of a posting or wallet, by the names that this request has for its fields."""
+def renamed(refusal: Refusal, *, by_header: bool) -> Refusal:
+    """The refusal of a posting or wallet, by the names that this request has for its fields.
+
+    `by_header`: so the idempotency key was given.
+    """
     if refusal.param is None:
         return refusal
     param = _NAMES.get(refusal.param, refusal.param.removeprefix("grant."))
+    if by_header and param == FIELD:
+        param = HEADER
     if isinstance(refusal, IdempotencyKeyReused):
         names = [one.removeprefix("grant.") for one in refusal.metadata["fields"].split(",")]
         return IdempotencyKeyReused(
-            f"the Idempotency-Key names another request: {', '.join(names)} differ",
+            f"the {param} names another request: {', '.join(names)} differ",
             param=param,
             fields=",".join(names),
         )
@@ -386,7 +396,6 @@ def renamed(refusal: Refusal) -> Refusal:
 
 
 _NAMES = {
-    "idempotency_key": "Idempotency-Key",
     "currency": "currency_id",
     "grant.scope.meter_ids": "applicability_config.scope.prices",
 }

@@ -14,6 +14,7 @@ from creditledger import clock as time
 from creditledger import ids, money
 from creditledger.api import fields, payment_kit, payment_kit_grants
 from creditledger.api.auth import Caller, Callers
+from creditledger.api.intents import HEADER_NAME
 from creditledger.api.rpc import Service, current_header, rpc, send_headers
 from creditledger.deciding import Posted
 from creditledger.errors import (
@@ -35,10 +36,13 @@ from creditledger.operations import CancelEvent, Command, GrantChange, ReportEve
 from creditledger.registry import Currency, Meter, Scope
 from creditledger.shown import GivenGrant, WalletPlace
 from creditledger.store import READ_SECONDS_MAX, Store, grants, meter_events, meters, registry
+from creditledger.store.change_keys import Kept
 from creditledger.store.grants import GrantFilters
 from creditledger.store.meter_events import EventFilters, Reported
 
 log = structlog.get_logger()
+
+_WithCurrency = tuple[Meter, Currency | None]
 
 SEARCH_SECONDS_MAX = 2.0
 #: How soon after each other equal grants without a key are likely one that was sent twice.
@@ -71,11 +75,12 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         """Raises IdTaken for the event_name, NotFound for the currency."""
         livemode, now = caller.mode(new.livemode), self._clock()
 
-        def create(connection: Connection) -> tuple[Meter, Currency | None]:
+        def create(connection: Connection) -> _WithCurrency:
             one = meters.create(connection, replace(new.meter, created_at=now), found_by_event=True)
             return one, _currency_of(connection, one)
 
-        return payment_kit.meter(*await self._store.write(create), livemode)
+        made = await self._once(create, _meter_again, _meter_id)
+        return payment_kit.meter(*made.value, livemode)
 
     @rpc(payment_kit.any_meter, scope=Scope.CUSTOMER)
     async def GetMeter(  # noqa: N802
@@ -141,11 +146,12 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     async def _change(self, change: payment_kit.MeterChange, caller: Caller) -> pb.CreditMeter:
         livemode, now = caller.mode(change.meter.livemode), self._clock()
 
-        def write(connection: Connection) -> tuple[Meter, Currency | None]:
+        def write(connection: Connection) -> _WithCurrency:
             one = meters.change(connection, change.meter.id, now=now, **change.changed)
             return one, _currency_of(connection, one)
 
-        return payment_kit.meter(*await self._store.write(write), livemode)
+        made = await self._once(write, _meter_again, _meter_id)
+        return payment_kit.meter(*made.value, livemode)
 
     # What they count.
 
@@ -368,14 +374,12 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self, new: payment_kit_grants.NewGrant, caller: Caller
     ) -> pb.PaymentKitGrant:
         """As a posting, see `Ledger.post`. Raises NotFound, InvalidField, IdempotencyKeyReused."""
-        livemode = caller.mode(new.livemode)
-        key = current_header("idempotency-key")
-        if key is not None:
-            fields.idempotency_key(key, field="Idempotency-Key")
+        livemode, key = caller.mode(new.livemode), new.key
         try:
             posting = await self._give(new, key or ids.random("key"), livemode, caller)
         except Refusal as refusal:
-            raise payment_kit_grants.renamed(refusal) from None
+            by_header = current_header(HEADER_NAME) is not None
+            raise payment_kit_grants.renamed(refusal, by_header=by_header) from None
         place = posting.wallet, posting.rows[0].sequence
         try:
             made = await self._given(place)
@@ -501,13 +505,17 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         assert place is not None
         wallet_id = await self._store.read(lambda c: registry.wallet_id(c, place[0])) or ""
         try:
-            if update.metadata:
+            if update.metadata or update.key is not None:
                 change = GrantChange(
-                    wallet_id, id_, livemode, caller.number, metadata=update.metadata
+                    *(wallet_id, id_, livemode, caller.number),
+                    metadata=update.metadata,
+                    idempotency_key=update.key,
+                    is_expired=update.expired,
                 )
                 await self._ledger.change(change)
             if update.expired:
-                # A key of its own, so that a repetition is a replay.
+                # A key of its own, so that a repetition is a replay; so it is where the first
+                # call ended between the two.
                 key = f"expired {id_}"
                 await self._ledger.post(
                     Command(wallet_id, key, VoidGrant(id_), livemode, caller.number, caller.name)
@@ -617,6 +625,16 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         return pb.PaymentKitServiceGetGrantAvailabilityResponse(
             can_continue=reason is None, reason=reason
         )
+
+
+def _meter_again(connection: Connection, kept: Kept) -> _WithCurrency:
+    one = meters.by_id(connection, kept.id)
+    assert one is not None, "a meter is never deleted"
+    return one, _currency_of(connection, one)
+
+
+def _meter_id(one: _WithCurrency) -> str:
+    return one[0].id
 
 
 def _currency_of(connection: Connection, meter: Meter) -> Currency | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from credit.v1 import registry_service_pb2 as pb
 from credit.v1 import registry_service_pb2_grpc
@@ -22,6 +22,8 @@ from creditledger.registry import (
     Subscription,
 )
 from creditledger.store import READ_SECONDS_MAX, Store, customers, meters, registry
+
+T = TypeVar("T")
 
 SCALE_MAX = 9
 #: A search reads all customers.
@@ -138,6 +140,11 @@ def _subscription_list(request: pb.ListSubscriptionsRequest) -> _SubscriptionLis
     )
 
 
+def _there(found: T | None) -> T:
+    assert found is not None, "nothing of the registry is deleted"
+    return found
+
+
 def _customer(one: Customer) -> pb.Customer:
     return pb.Customer(
         id=one.id,
@@ -195,7 +202,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     ) -> pb.Customer:
         """Raises IdTaken."""
         one = replace(new, created_at=self._clock())
-        return _customer(await self._store.write(lambda c: registry.create_customer(c, one)))
+        made = await self._once(
+            lambda c: registry.create_customer(c, one),
+            lambda c, kept: _there(registry.customer(c, kept.id)),
+            lambda one: one.id,
+        )
+        return _customer(made.value)
 
     @rpc(_customer_id, scope=Scope.CUSTOMER)
     async def GetCustomer(self, customer_id: str, caller: Caller) -> pb.Customer:  # noqa: N802
@@ -230,9 +242,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
 
     async def _change(self, customer_id: str, **changed: Any) -> pb.Customer:
         now = self._clock()
-        return _customer(
-            await self._store.write(lambda c: customers.change(c, customer_id, now=now, **changed))
+        made = await self._once(
+            lambda c: customers.change(c, customer_id, now=now, **changed),
+            lambda c, kept: _there(registry.customer(c, kept.id)),
+            lambda one: one.id,
         )
+        return _customer(made.value)
 
     @rpc(_customer_list, scope=Scope.CUSTOMER)
     async def ListCustomers(  # noqa: N802
@@ -259,7 +274,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     ) -> pb.Meter:
         """Raises IdTaken for the id or the event_name, NotFound for the currency."""
         one = replace(new, created_at=self._clock())
-        return _meter(await self._store.write(lambda c: meters.create(c, one)))
+        made = await self._once(
+            lambda c: meters.create(c, one),
+            lambda c, kept: _there(meters.by_id(c, kept.id)),
+            lambda one: one.id,
+        )
+        return _meter(made.value)
 
     @rpc(_meter_id, scope=Scope.CUSTOMER)
     async def GetMeter(self, meter_id: str, _caller: Caller) -> pb.Meter:  # noqa: N802
@@ -286,9 +306,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     ) -> pb.Subscription:
         """Raises IdTaken, NotFound for the customer."""
         one = replace(new, created_at=self._clock())
-        return _subscription(
-            await self._store.write(lambda c: registry.create_subscription(c, one))
+        made = await self._once(
+            lambda c: registry.create_subscription(c, one),
+            lambda c, kept: _there(registry.subscription(c, kept.id)),
+            lambda one: one.id,
         )
+        return _subscription(made.value)
 
     @rpc(_subscription_id, scope=Scope.CUSTOMER)
     async def GetSubscription(  # noqa: N802
@@ -319,7 +342,12 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     @rpc(_new_currency, scope=Scope.ADMIN, shared=True)
     async def CreateCurrency(self, new: Currency, _caller: Caller) -> pb.Currency:  # noqa: N802
         """Raises IdTaken, ModeMismatch."""
-        return _currency(await self._store.write(lambda c: registry.create_currency(c, new)))
+        made = await self._once(
+            lambda c: registry.create_currency(c, new),
+            lambda c, kept: _there(registry.currency(c, kept.id)),
+            lambda one: one.code,
+        )
+        return _currency(made.value)
 
     @rpc(_currency_id, scope=Scope.CUSTOMER)
     async def GetCurrency(self, code: str, _caller: Caller) -> pb.Currency:  # noqa: N802

@@ -20,22 +20,26 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
-from google.protobuf import descriptor_pool
 from google.protobuf.any_pb2 import Any as AnyMessage
-from google.protobuf.descriptor import Descriptor
-from google.protobuf.message import DecodeError
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.protobuf.message import DecodeError, Message
 from google.rpc import error_details_pb2, status_pb2
+from sqlalchemy import Connection
 
+from creditledger.api import intents
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.names import NAMES_HEADER, check
 from creditledger.api.places import Turns
 from creditledger.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
 from creditledger.registry import Scope
+from creditledger.store import Store, change_keys
+from creditledger.store.change_keys import Intent, Kept, Made
 
 log = structlog.get_logger()
 
 M = TypeVar("M")
 P = TypeVar("P")
+R = TypeVar("R")
 Context = grpc.aio.ServicerContext[Any, Any]
 
 DOMAIN = "creditledger"
@@ -72,14 +76,32 @@ class Internal(Refusal):
 
 
 class Service:
-    """What every service has: it can tell who calls."""
+    """What every service has: it can tell who calls, and make a change once."""
 
     callers: Callers
+    _store: Store
+    _clock: Callable[[], int]
 
     async def still_there(self) -> Caller:
         """The caller of a call that lasts. Raises KeyInvalid if the key ended meanwhile."""
         call = _call.get()
         return await self.callers.identify(call.metadata, local=call.local)
+
+    async def _once(
+        self,
+        change: Callable[[Connection], R],
+        again: Callable[[Connection, Kept], R],
+        subject: Callable[[R], str],
+        answer: Callable[[R], str | None] = lambda _: None,
+    ) -> Made[R]:
+        """The call's change as one write transaction, with its idempotency key if it has one.
+
+        See `change_keys.once`, and `Store.write` for what it raises besides.
+        """
+        intent = current_intent(self._clock())
+        return await self._store.write(
+            lambda c: change_keys.once(c, intent, change, again, subject, answer)
+        )
 
 
 def rpc(
@@ -323,28 +345,35 @@ class Boundary:
 
     def _unary(self, method: str, handler: Any) -> Any:
         door, local, answered = self._door, self._local, handler.unary_unary
-        message = _request_of(method)
+        described = intents.method(method)
+        message, is_change = described.input_type, intents.is_change(described)
 
         async def unary(given: Any, context: Context) -> Any:
             call = _Call(method, context, local=local)
             try:
                 door.enter(context)
                 caller = await self._admit(call, answered)
-                call.check_names(message)
+                key = call.check_names(message)
                 request = _parse(handler, await self._message(given, context))
+                call.asked = described, request
+                if key and is_change:
+                    intents.take(described, request, key)
                 async with self._turns.one(caller.customer_id):
                     answer = await answered(request, context)
             except BaseException as error:
                 if await call.was_told(error):
                     return None
                 raise
+            finally:
+                # gRPC keeps the call in memory for a while.
+                call.asked = None
             call.succeeded()
             return answer
 
         return unary
 
     def _told(self, method: str, handler: Any) -> Any:
-        message = _request_of(method)
+        message = intents.method(method).input_type
 
         async def told(given: Any, context: Context) -> AsyncGenerator[Any]:
             async with self._called(method, message, handler.unary_stream, context) as call:
@@ -384,19 +413,19 @@ class Boundary:
         return read_in_time
 
     def _streams(self, method: str, handler: Any) -> Any:
-        message = _request_of(method)
+        message = intents.method(method).input_type
 
         async def streams(given: Any, context: Context) -> AsyncIterator[Any]:
             async def requests() -> AsyncIterator[Any]:
                 async for data in self._door.read(given):
                     yield _parse(handler, data)
 
-            async with (
-                self._called(method, message, handler.stream_stream, context),
-                aclosing(handler.stream_stream(requests(), context)) as answers,
-            ):
-                async for answer in answers:
-                    yield answer
+            async with self._called(method, message, handler.stream_stream, context):
+                if current_header(intents.HEADER_NAME) is not None:
+                    intents.refuse_header()
+                async with aclosing(handler.stream_stream(requests(), context)) as answers:
+                    async for answer in answers:
+                        yield answer
 
         return streams
 
@@ -452,7 +481,7 @@ class _Call:
 
     __slots__ = (
         *("_began", "_context", "_method"),
-        *("answering", "caller", "key", "local", "metadata", "request_id"),
+        *("answering", "asked", "caller", "key", "local", "metadata", "request_id"),
     )
 
     def __init__(self, method: str, context: Context, *, local: bool) -> None:
@@ -464,13 +493,21 @@ class _Call:
         self.key: str | None = None  #: Of the caller, once known.
         self.caller: Caller | None = None  #: Once let in.
         self.answering = False  #: Whether a part of the answer has left: headers, or a message.
+        self.asked: tuple[MethodDescriptor, Message] | None = None  #: Once read.
         _call.set(self)
 
-    def check_names(self, message: Descriptor) -> None:
-        """Raises a Refusal where the proxy says that a body has names which the message has not."""
+    def check_names(self, message: Descriptor) -> list[str]:
+        """Raises a Refusal where the proxy says that a body has names which the message has not.
+
+        Answers the header of the idempotency key, each time it is there.
+        """
+        keys = []
         for name, value in self.metadata:
             if name == NAMES_HEADER:
                 check(message, value)
+            elif name == intents.HEADER_NAME:
+                keys.append(value)
+        return keys
 
     async def send_headers(self, headers: tuple[tuple[str, str], ...]) -> None:
         """Headers of its answer."""
@@ -526,12 +563,6 @@ def _unless_bytes(serializer: Any) -> Any:
     return lambda answer: answer if type(answer) is bytes else serializer(answer)
 
 
-def _request_of(method: str) -> Descriptor:
-    """The type of the RPC's requests; `method` is its path."""
-    found = descriptor_pool.Default().FindMethodByName(method.strip("/").replace("/", "."))
-    return found.input_type
-
-
 def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
     """The id the proxy gave the request, or a fresh one."""
     given = ""
@@ -570,6 +601,16 @@ def current_caller() -> Caller:
     caller = _call.get().caller
     assert caller is not None, "the boundary lets nobody in unknown"
     return caller
+
+
+def current_intent(now: int) -> Intent | None:
+    """The change that the call under way asks for under its key; None where it has none.
+
+    For a change of a wallet the key is the wallet's, and not this. Raises InvalidField.
+    """
+    call = _call.get()
+    assert call.asked is not None, "what was read is kept"
+    return intents.intent(*call.asked, current_caller(), now)
 
 
 def current_header(name: str) -> str | None:

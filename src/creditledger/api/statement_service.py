@@ -33,6 +33,10 @@ from creditledger.store.closed import Closed
 SHA256_HEADER = "x-export-sha256"
 
 
+def _close(request: pb.StatementServiceCloseRequest) -> tuple[Period, str | None]:
+    return period(request), fields.optional_key(request)
+
+
 @dataclass(frozen=True, slots=True)
 class _List:
     wallet_id: str
@@ -113,10 +117,13 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
         found = await self._statements.get(wanted, caller)
         return _closed(found) if isinstance(found, Closed) else _message(found)
 
-    @rpc(period, scope=Scope.SERVICE)
-    async def Close(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
-        """Close a period. As Get, and PeriodNotNext, Conflict."""
-        return _closed(await self._statements.close(wanted, caller))
+    @rpc(_close, scope=Scope.SERVICE)
+    async def Close(  # noqa: N802
+        self, asked: tuple[Period, str | None], caller: Caller
+    ) -> pb.Statement:
+        """Close a period. As Get, and PeriodNotNext, Conflict, IdempotencyKeyReused."""
+        wanted, key = asked
+        return _closed(await self._statements.close(wanted, caller, key))
 
     @rpc(_list, scope=Scope.CUSTOMER)
     async def List(  # noqa: N802

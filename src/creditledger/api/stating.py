@@ -11,20 +11,21 @@ from credit.v1 import statement_service_pb2 as pb
 from sqlalchemy import Connection
 
 from creditledger import clock as time
-from creditledger import statements
+from creditledger import ids, replay, statements
 from creditledger.api import fields, wire
 from creditledger.api.auth import Caller
 from creditledger.api.places import Places
 from creditledger.bills import Bucket
 from creditledger.errors import Conflict, InvalidField, MissingField, PeriodNotNext
 from creditledger.ledger import Ledger
-from creditledger.model import Wallet, repayments, standing
-from creditledger.operations import Sweep
+from creditledger.model import Posting, Wallet, repayments, standing
+from creditledger.operations import CLOSE, Sweep
 from creditledger.shown import WalletPlace
 from creditledger.statements import About, Closing, Document, Figures, GrantFacts
-from creditledger.store import Store, closed, periods, registry
+from creditledger.store import Store, closed, periods, registry, wallet_keys
 from creditledger.store.closed import Closed
 from creditledger.store.periods import NAMED_MAX, Basis, Sums
+from creditledger.store.wallet_keys import Binding
 
 #: Statements added up by one process at the same time.
 STATEMENTS_MAX = 4
@@ -102,15 +103,23 @@ class Statements:
             figures = await self._figures(basis, wanted)
             return await asyncio.to_thread(statements.document, _about(basis, wanted), figures)
 
-    async def close(self, wanted: Period, caller: Caller) -> Closed:
-        """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict."""
+    async def close(self, wanted: Period, caller: Caller, key: str | None = None) -> Closed:
+        """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict.
+
+        `key`: an idempotency key of the wallet, bound with the statement. Raises
+        IdempotencyKeyReused.
+        """
+        binding = Binding(key, CLOSE[0], _terms(wanted), caller.number)
         with self._places.one(STATEMENTS_MAX, caller.customer_id):
+            done = await self._store.read(lambda c: _closed_under(c, wanted, caller, binding))
+            if done is not None:
+                return done
             wanted = await self._as_closed(wanted, caller)
             await self._write_down(wanted, caller)
             basis = await self._store.read(lambda c: _basis(c, wanted, caller))
             before = await self._store.read(lambda c: _closed_before(c, basis, wanted))
             if before is not None:
-                return before
+                return await self._bound(before.wallet, binding, lambda _: before)
             now = self._clock()
             if wanted.bucket.end > now:
                 field = wanted.fault("end")
@@ -119,10 +128,27 @@ class Statements:
                 raise Conflict("the wallet's time is not past the period yet; try again")
             figures = await self._figures(basis, wanted)
             new = await asyncio.to_thread(_closed, basis, wanted, figures, caller, now)
-            written = await self._store.write(lambda c: closed.add(c, new))
-        if (written.starts_at, written.ends_at) != (new.starts_at, new.ends_at):
-            raise Conflict("another period was closed at the same time; look at the list")
-        return written
+
+            def add(connection: Connection) -> Closed:
+                written = closed.add(connection, new)
+                if (written.starts_at, written.ends_at) != (new.starts_at, new.ends_at):
+                    raise Conflict("another period was closed at the same time; look at the list")
+                return written
+
+            return await self._bound(new.wallet, binding, add)
+
+    async def _bound(
+        self, wallet: int, binding: Binding, close: Callable[[Connection], Closed]
+    ) -> Closed:
+        def again(connection: Connection, posting: Posting) -> Closed:
+            return _closed_by(connection, posting, binding)
+
+        def source(one: Closed) -> dict[str, str]:
+            return {"statement_id": ids.compose("stm", one.wallet, one.number)}
+
+        return await self._store.write(
+            lambda c: wallet_keys.once(c, wallet, binding, close, again, source)
+        )
 
     async def _as_closed(self, wanted: Period, caller: Caller) -> Period:
         """The period; a month as it was closed, or next to that, if its zone's data has changed."""
@@ -190,6 +216,32 @@ def _month(connection: Connection, wanted: Period, caller: Caller) -> Period:
 
 def _basis(connection: Connection, wanted: Period, caller: Caller) -> Basis:
     return periods.basis(connection, _wallet(connection, wanted, caller), wanted.bucket.start)
+
+
+def _terms(wanted: Period) -> dict[str, object]:
+    """What was asked for, whatever the data of the zone."""
+    if wanted.is_month:
+        month = time.text_in(wanted.bucket.start, wanted.zone)[: len("2026-09")]
+        return {"month": month, "time_zone": wanted.zone.key}
+    bucket = wanted.bucket
+    return {"start": bucket.start, "end": bucket.end, "time_zone": wanted.zone.key}
+
+
+def _closed_under(
+    connection: Connection, wanted: Period, caller: Caller, binding: Binding
+) -> Closed | None:
+    """The statement that the key has closed already. Raises IdempotencyKeyReused."""
+    wallet = _wallet(connection, wanted, caller)
+    posting = wallet_keys.found(connection, wallet.number, binding.key)
+    return None if posting is None else _closed_by(connection, posting, binding)
+
+
+def _closed_by(connection: Connection, posting: Posting, binding: Binding) -> Closed:
+    replay.check_change(binding.operation, binding.terms, posting)
+    place = ids.resolve("stm", posting.source["statement_id"])
+    found = None if place is None else closed.one(connection, *place)
+    assert found is not None, "a closed statement is never deleted"
+    return found
 
 
 def _closed_as(connection: Connection, wanted: Period, caller: Caller) -> Closed | None:

@@ -30,6 +30,7 @@ from creditledger.model import (
 from creditledger.operations import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
 from creditledger.registry import Scope
 from creditledger.store import Store, reads, registry
+from creditledger.store.change_keys import Kept
 
 log = structlog.get_logger()
 
@@ -99,6 +100,7 @@ def _wallet_change(request: pb.UpdateWalletRequest) -> WalletChange:
         else None,
         metadata=fields.metadata(request.metadata),
         cancel_unpaid=_cancel_unpaid(request),
+        idempotency_key=fields.optional_key(request),
     )
 
 
@@ -219,7 +221,13 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 now=now,
             )
 
-        return wire.wallet(view(await self._store.write(create), now))
+        def again(connection: Connection, kept: Kept) -> Wallet:
+            found = registry.wallet(connection, kept.id)
+            assert found is not None, "a wallet is never deleted"
+            return found
+
+        made = await self._once(create, again, lambda one: one.id)
+        return wire.wallet(view(made.value, now))
 
     @rpc(_wallet_id, scope=Scope.CUSTOMER)
     async def GetWallet(self, wallet_id: str, caller: Caller) -> pb.Wallet:  # noqa: N802
@@ -265,7 +273,8 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     @rpc(_wallet_change, scope=Scope.ADMIN)
     async def UpdateWallet(self, change: WalletChange, caller: Caller) -> pb.Wallet:  # noqa: N802
         """Raises NotFound, WalletClosed, InvalidField."""
-        return wire.wallet(await self._ledger.change(replace(change, livemode=caller.livemode)))
+        change = replace(change, livemode=caller.livemode, changed_by=caller.number)
+        return wire.wallet(await self._ledger.change(change))
 
     @rpc(wire.command, scope=Scope.SERVICE)
     async def Post(  # noqa: N802
@@ -467,7 +476,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, change: SetLimit, caller: Caller
     ) -> spend_limit_pb2.SpendLimit:
         """In line with the wallet's postings. Raises NotFound, WalletClosed, OutOfRange."""
-        change = replace(change, livemode=caller.livemode)
+        change = replace(change, livemode=caller.livemode, changed_by=caller.number)
         return limits.limit(await self._ledger.limit(change))
 
     @rpc(limits.wallet_id, scope=Scope.CUSTOMER)
@@ -490,7 +499,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, change: DropLimit, caller: Caller
     ) -> spend_limit_pb2.SpendLimit:
         """In line with the wallet's postings. Raises NotFound, WalletClosed."""
-        change = replace(change, livemode=caller.livemode)
+        change = replace(change, livemode=caller.livemode, changed_by=caller.number)
         return limits.limit(await self._ledger.limit(change))
 
     async def _wallet(self, wallet_id: str, caller: Caller) -> Wallet:

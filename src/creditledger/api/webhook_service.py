@@ -6,17 +6,19 @@ from functools import partial
 
 from credit.v1 import webhook_service_pb2 as pb
 from credit.v1 import webhook_service_pb2_grpc
+from google.protobuf import json_format
 from sqlalchemy import Connection
 
 from creditledger import clock as time
 from creditledger import ids, money
 from creditledger.api import fields, hooked, pages
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.rpc import Service, current_intent, rpc
 from creditledger.errors import MissingField, NotFound, echo
 from creditledger.registry import Scope
 from creditledger.sealing import CannotUnseal, Seal
-from creditledger.store import Store, registry, webhooks
+from creditledger.store import Store, change_keys, registry, webhooks
+from creditledger.store.change_keys import Count, Kept
 from creditledger.targets import URL_MAX
 from creditledger.webhooks import (
     EXPIRING_DAYS,
@@ -196,17 +198,18 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
     async def CreateWebhookEndpoint(  # noqa: N802
         self, new: _New, caller: Caller
     ) -> pb.CreateWebhookEndpointResponse:
-        """The endpoint and its secret, which only this answer holds. Two calls make two.
+        """The endpoint and its secret, which only this answer holds: a replay has none.
 
+        Two calls without an idempotency key make two.
         Raises ModeMismatch, InvalidField, NotFound for the customer and currencies, OutOfRange.
         """
         livemode = caller.mode(new.livemode)
         url = hooked.url(new.url, allow_private=self._allow_private)
         now, secret = self._clock(), new_secret()
 
-        def create(connection: Connection) -> Endpoint:
+        def create(connection: Connection) -> pb.WebhookEndpoint:
             id_ = ids.random("whe")
-            return webhooks.create(
+            one = webhooks.create(
                 connection,
                 id_=id_,
                 customer_id=new.customer_id,
@@ -221,11 +224,12 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
                     expiring_days=new.expiring_days or EXPIRING_DAYS,
                 ),
             )
+            return self._message(connection, one, now)
 
-        made = await self._store.write(create)
+        made = await self._once(create, self._again, _id_of)
         self._on_change()
         return pb.CreateWebhookEndpointResponse(
-            webhook_endpoint=(await self._shown([made], now))[0], secret=secret
+            webhook_endpoint=made.value, secret="" if made.replayed else secret
         )
 
     @rpc(_id, scope=Scope.CUSTOMER)
@@ -265,7 +269,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         if url is not None:
             hooked.url(url, allow_private=self._allow_private)
 
-        def change(connection: Connection) -> Endpoint | None:
+        def change(connection: Connection) -> pb.WebhookEndpoint:
             one = _own(connection, wanted.id, caller)
             lines = wanted.thresholds or one.thresholds
             hooked.require_thresholds(wanted.events or one.events, len(lines))
@@ -276,11 +280,12 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
                 thresholds=_scaled(connection, wanted.thresholds),
                 expiring_days=wanted.expiring_days,
             )
-            return webhooks.change(connection, one, terms, enabled=wanted.enabled, now=now)
+            after = webhooks.change(connection, one, terms, enabled=wanted.enabled, now=now)
+            return self._message(connection, _there(after, wanted.id), now)
 
-        changed = await self._store.write(change)
+        made = await self._once(change, self._again, _id_of)
         self._on_change()
-        return await self._show(_there(changed, wanted.id))
+        return made.value
 
     @rpc(_id, scope=Scope.SERVICE)
     async def DeleteWebhookEndpoint(  # noqa: N802
@@ -289,29 +294,31 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         """The endpoint as it was. Raises NotFound."""
         now = self._clock()
 
-        def delete(connection: Connection) -> Endpoint:
+        def delete(connection: Connection) -> pb.WebhookEndpoint:
             one = _own(connection, id_, caller)
-            webhooks.delete(connection, one.number, now=now)
-            return one
+            message = self._message(connection, one, now)
+            webhooks.delete(connection, one.number, shown=_json(message), now=now)
+            return message
 
-        return await self._show(await self._store.write(delete))
+        return (await self._once(delete, self._again, _id_of)).value
 
     @rpc(_rotation, scope=Scope.SERVICE)
     async def RotateWebhookSecret(  # noqa: N802
         self, wanted: tuple[str, int], caller: Caller
     ) -> pb.RotateWebhookSecretResponse:
-        """The new secret, which only this answer holds. Raises NotFound."""
+        """The new secret, which only this answer holds: a replay has none. Raises NotFound."""
         id_, overlap_ms = wanted
         now, secret = self._clock(), new_secret()
 
-        def rotate(connection: Connection) -> Endpoint | None:
+        def rotate(connection: Connection) -> pb.WebhookEndpoint:
             one = _own(connection, id_, caller)
             sealed = self._seal.seal(secret, id_)
-            return webhooks.rotate(connection, one, secret=sealed, overlap_ms=overlap_ms, now=now)
+            after = webhooks.rotate(connection, one, secret=sealed, overlap_ms=overlap_ms, now=now)
+            return self._message(connection, _there(after, id_), now)
 
-        rotated = _there(await self._store.write(rotate), id_)
+        made = await self._once(rotate, self._again, _id_of)
         return pb.RotateWebhookSecretResponse(
-            webhook_endpoint=await self._show(rotated), secret=secret
+            webhook_endpoint=made.value, secret="" if made.replayed else secret
         )
 
     @rpc(_nothing, scope=Scope.ADMIN, shared=True)
@@ -324,15 +331,18 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         """
         if not self._seal.seals:
             raise NotFound("this server has no key that seals secrets")
-        sealed, last = 0, ""
-        while True:
-            count, after = await self._store.write(
-                partial(webhooks.seal_anew, seal=self._seal, after=last, size=SEAL_ROWS)
+        intent, so_far = current_intent(self._clock()), Count(0, "")
+
+        def work(connection: Connection, after: str) -> Count:
+            return Count(
+                *webhooks.seal_anew(connection, seal=self._seal, after=after, size=SEAL_ROWS)
             )
-            sealed += count
-            if after is None:
-                return pb.SealWebhookSecretsResponse(sealed=sealed)
-            last = after
+
+        while so_far.place is not None:
+            so_far = await self._store.write(
+                partial(change_keys.step, intent=intent, so_far=so_far, work=work)
+            )
+        return pb.SealWebhookSecretsResponse(sealed=so_far.done)
 
     @rpc(_delivery_list, scope=Scope.CUSTOMER)
     async def ListWebhookDeliveries(  # noqa: N802
@@ -367,38 +377,48 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         """The delivery, pending again. Raises NotFound."""
         now = self._clock()
 
-        def replay(connection: Connection) -> webhooks.Delivery:
+        def replay(connection: Connection) -> pb.WebhookDelivery:
             found = _own_delivery(connection, id_, caller)
             webhooks.replay(connection, found.wallet, found.number, now=now)
-            return _own_delivery(connection, id_, caller)
+            return hooked.delivery(_own_delivery(connection, id_, caller))
 
-        found = await self._store.write(replay)
+        def again(connection: Connection, kept: Kept) -> pb.WebhookDelivery:
+            try:
+                return hooked.delivery(_own_delivery(connection, id_, caller))
+            except NotFound:
+                # It has aged and gone, or its endpoint has.
+                return json_format.Parse(kept.answer or "{}", pb.WebhookDelivery())
+
+        made = await self._once(replay, again, _id_of, _json)
         self._on_change()
-        return hooked.delivery(found)
+        return made.value
 
     @rpc(_replay, scope=Scope.SERVICE)
     async def ReplayWebhookDeliveries(  # noqa: N802
         self, wanted: _Replay, caller: Caller
     ) -> pb.ReplayWebhookDeliveriesResponse:
         """How many are sent again. One that was cut off may be asked again. Raises NotFound."""
-        one = await self._store.read(lambda c: _own(c, wanted.id, caller))
         now = self._clock()
-        replayed = 0
-        last: int | None = 0
-        while last is not None:
-            replay = partial(
-                webhooks.replay_many,
-                endpoint_number=one.number,
+        intent, so_far = current_intent(now), Count(0, "0")
+
+        def work(connection: Connection, after: str) -> Count:
+            count, last = webhooks.replay_many(
+                connection,
+                endpoint_number=_own(connection, wanted.id, caller).number,
                 status=wanted.status,
                 since=wanted.since,
-                after=last,
+                after=int(after),
                 size=REPLAY_ROWS,
                 now=now,
             )
-            count, last = await self._store.write(replay)
-            replayed += count
+            return Count(count, None if last is None else str(last))
+
+        while so_far.place is not None:
+            so_far = await self._store.write(
+                partial(change_keys.step, intent=intent, so_far=so_far, work=work)
+            )
             self._on_change()
-        return pb.ReplayWebhookDeliveriesResponse(replayed=replayed)
+        return pb.ReplayWebhookDeliveriesResponse(replayed=so_far.done)
 
     async def _show(self, one: Endpoint) -> pb.WebhookEndpoint:
         return (await self._shown([one], self._clock()))[0]
@@ -412,11 +432,38 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
             )
         return [hooked.endpoint(one, scales, now, self._mask(one)) for one in found]
 
+    def _message(self, connection: Connection, one: Endpoint, now: int) -> pb.WebhookEndpoint:
+        codes = {line.currency for line in one.thresholds if line.currency}
+        scales = {code: registry.scale(connection, code, field="thresholds") for code in codes}
+        return hooked.endpoint(one, scales, now, self._mask(one))
+
+    def _again(self, connection: Connection, kept: Kept) -> pb.WebhookEndpoint:
+        """The endpoint of a change that was made before, as it is now or was last."""
+        one = webhooks.endpoint(connection, kept.id)
+        if one is not None:
+            return self._message(connection, one, self._clock())
+        return json_format.Parse(
+            webhooks.deleted_as(connection, kept.id) or "{}", pb.WebhookEndpoint()
+        )
+
     def _mask(self, one: Endpoint) -> str:
         try:
             return mask(self._seal.unseal(one.secret, one.id))
         except CannotUnseal:
             return mask("")
+
+
+def _id_of(one: pb.WebhookEndpoint | pb.WebhookDelivery) -> str:
+    """By what a replay finds again what was changed."""
+    return one.id
+
+
+def _json(message: pb.WebhookEndpoint | pb.WebhookDelivery) -> str:
+    """What is kept of an answer; an endpoint's has no secret."""
+    text: str = json_format.MessageToJson(
+        message, preserving_proto_field_name=True, indent=None, ensure_ascii=False
+    )
+    return text
 
 
 def _scaled(connection: Connection, lines: Sequence[hooked.Line]) -> list[Threshold]:

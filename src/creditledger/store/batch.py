@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from creditledger import ids
 from creditledger.errors import Refusal
 from creditledger.model import (
     NEVER,
@@ -31,6 +32,8 @@ from creditledger.overdraft import OverdraftDraw, Payer
 PAYS_EVENT = (13, 14)
 #: What cancels one, and what goes on returning what was drawn for it.
 RETURNS_EVENT = (15, 16)
+#: What sets a spend limit, and what drops one, under a key.
+OF_LIMITS = (19, 20)
 #: What a read is told that found no connection free.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
 #: What is wrong with a database URL of which nothing may be shown: what could not be read may be
@@ -61,6 +64,16 @@ class CommitFailed(Exception):
 
 class DiskFailed(Exception):
     """The disk did not do what it was told: nothing this process believes can be relied on."""
+
+
+class DroppedLimit(NamedTuple):
+    """A spend limit that is no more, as it was shown last."""
+
+    limit: SpendLimit
+    spent: int
+    held: int
+    resets_at: int | None
+    dropped_at: int
 
 
 @dataclass(slots=True)
@@ -95,6 +108,8 @@ class Loaded:
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
     #: Of the holds that commands and replays are about, by wallet and number.
     annotations: dict[tuple[int, int], Annotation] = field(default_factory=dict)
+    #: Limits that replays are about and that are no more, by wallet number and number.
+    dropped: dict[tuple[int, int], DroppedLimit] = field(default_factory=dict)
     #: (grant number, posting number) of the grants that credited a receipt, oldest first, by wallet
     #: number and receipt.
     credited: dict[tuple[int, Receipt], list[tuple[int, int]]] = field(default_factory=dict)
@@ -138,6 +153,16 @@ class Loaded:
     def paying(self) -> list[tuple[int, int]]:
         """(wallet number, grant number) of the payers."""
         return sorted({(one.wallet, one.grant) for some in self.payers.values() for one in some})
+
+    def dropped_limits(self) -> list[tuple[int, int]]:
+        """Where what `dropped` has to hold is to be looked for."""
+        there = {(w.number, limit.number) for w in self.wallets.values() for limit in w.limits}
+        named = {
+            ids.resolve("spl", posting.source.get("spend_limit_id", ""))
+            for posting in self.postings.values()
+            if posting.operation in OF_LIMITS
+        }
+        return sorted(place for place in named if place is not None and place not in there)
 
     def other_sides(self) -> list[tuple[int, int]]:
         """(wallet number, posting number) of what `linked` has to hold."""
@@ -320,6 +345,8 @@ class Changes:
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
     #: Spend limits made, changed or moved on; None: gone.
     limits: dict[tuple[int, int], SpendLimit | None] = field(default_factory=dict)
+    #: Of those that are gone, how they were shown last.
+    dropped: dict[tuple[int, int], DroppedLimit] = field(default_factory=dict)
     revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: With other terms.
     grant_revisions: list[GrantRevision] = field(default_factory=list)  #: What they became.
     repaid: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: Less left, without a row.

@@ -13,6 +13,7 @@ from typing import NamedTuple
 from creditledger.clock import DAY, HOUR, QUARTER
 from creditledger.model import Category, HoldEnd, Kind, Origin, Period, Status, Type
 from creditledger.operations import (
+    CHANGE_NAMES,
     EXPIRE,
     OPERATIONS,
     RECEIVE,
@@ -205,8 +206,9 @@ ENDS = """
       AND l.wallet_number = p.wallet_number AND l.sequence = p.first_sequence + p.row_count - 1"""
 POSTING_SUM = "f.amount + coalesce(l.running_balance - f.running_balance, 0)"
 
-#: Of a hold only captures have rows.
-_ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
+#: Of a hold only captures have rows, and no change has.
+_OF_HOLD = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND)"
+_ROWLESS = "p.operation IN ($OP_HOLD, $OP_RELEASE, $OP_EXTEND, $OP_CHANGES)"
 POSTING_SHAPE = f"""
     p.number < 1
     OR (p.operation IN ($OP_EXPIRY, $OP_RECEIVE, $OP_SETTLE, $OP_RETURN))
@@ -214,7 +216,7 @@ POSTING_SHAPE = f"""
     OR (p.operation IN ($OP_TRANSFER, $OP_RECEIVE)) <> (p.linked_wallet IS NOT NULL)
     OR (p.linked_wallet IS NULL) <> (p.linked_posting IS NULL)
     OR (p.operation = $OP_REFUND) <> (p.refund_of IS NOT NULL)
-    OR ({_ROWLESS} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
+    OR ({_OF_HOLD} OR p.operation = $OP_CAPTURE) <> (p.hold_number IS NOT NULL)
     OR p.operation NOT IN ($OP_CONSUMPTION, $OP_CAPTURE) AND p.quantities IS NOT NULL
     OR p.operation NOT IN ($SPENDING, $OP_CANCEL, $OP_RETURN) AND p.meter_event_id IS NOT NULL"""
 #: A meter event has none where there was no credit at all, what cancels one where nothing was drawn
@@ -245,7 +247,8 @@ POSTING_VOID = """p.operation = $OP_VOID AND NOT EXISTS (
 
 def posting_amount(total: str) -> str:
     """What is wrong with the amount of a posting whose rows add up to `total`."""
-    return f"""CASE p.operation
+    return f"""CASE WHEN p.operation IN ($OP_CHANGES) THEN p.amount IS NOT NULL
+      ELSE CASE p.operation
       WHEN $OP_CONSUMPTION THEN p.amount IS NULL OR -p.amount <> {total}
       WHEN $OP_TRANSFER THEN p.amount IS NULL OR -p.amount <> {total}
       WHEN $OP_CAPTURE THEN p.amount IS NOT NULL AND -p.amount <> {total}
@@ -259,7 +262,7 @@ def posting_amount(total: str) -> str:
       WHEN $OP_RETURN THEN p.amount IS NOT NULL
       WHEN $OP_METER_EVENT THEN p.amount IS NULL OR -p.amount > {total}
       WHEN $OP_VOID THEN p.amount IS NOT NULL
-      ELSE p.amount IS NULL OR p.amount <> {total} END"""
+      ELSE p.amount IS NULL OR p.amount <> {total} END END"""
 
 
 POSTINGS = Pass(
@@ -491,6 +494,7 @@ def words(dialect: str) -> dict[str, str]:
     words["HOLD_EXPIRED"] = str(HoldEnd.EXPIRED.value)
     words |= {"OP_EXPIRY": str(EXPIRE), "OP_RECEIVE": str(RECEIVE), "OP_SETTLE": str(SETTLE)}
     words["OP_RETURN"] = str(RETURN)
+    words["OP_CHANGES"] = ", ".join(map(str, CHANGE_NAMES))
     return words | {"CLOSED": str(Status.CLOSED.value)}
 
 

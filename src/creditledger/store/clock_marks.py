@@ -57,6 +57,12 @@ def last_acceptance(connection: Connection) -> Acceptance | None:
     return None if found is None else Acceptance(*found)
 
 
+def acceptance(connection: Connection, number: int) -> Acceptance:
+    """That of this number, which is there."""
+    query = select(schema.clock_acceptances).where(a.number == number)
+    return Acceptance(*connection.execute(query).one())
+
+
 def accept(
     connection: Connection, *, accepted_at: int, expected_at: int, accepted_by: str
 ) -> Acceptance:

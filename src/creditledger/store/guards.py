@@ -30,6 +30,9 @@ APPEND_ONLY = (
     *("grant_parts", "clock_acceptances"),
 )
 
+#: Tables whose rows are never deleted.
+KEPT = ("change_keys",)
+
 
 class Guards(NamedTuple):
     """Guards of one kind: those there should be, and the statement that answers those in force."""
@@ -62,6 +65,7 @@ def guards(dialect: str) -> tuple[Guards, ...]:
     tables = (schema.metadata if is_file else schema.postgresql).sorted_tables
     acts = ("update", "delete") if is_file else ("update", "delete", "truncate")
     triggers = frozenset(f"{table}_no_{act}" for table in APPEND_ONLY for act in acts)
+    triggers |= {f"{table}_no_{act}" for table in KEPT for act in acts if act != "update"}
     indexes = frozenset(str(one.name) for table in tables for one in table.indexes)
     found = [
         Guards(

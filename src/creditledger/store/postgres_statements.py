@@ -13,6 +13,7 @@ from creditledger.model import RETURNED_ROWS_MAX
 from creditledger.store import schema
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
+    DROPPED_COLUMNS,
     EVENT_CHANGED,
     EVENT_COLUMNS,
     GRANT_CHANGED,
@@ -117,6 +118,11 @@ LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)}
 FROM spend_limits AS l WHERE l.wallet_number = ANY($1::bigint[])
 ORDER BY l.wallet_number, l.number"""
+
+DROPPED = f"""
+SELECT {_of("l", DROPPED_COLUMNS)}
+FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
+JOIN dropped_limits AS l ON l.wallet_number = j.wallet AND l.number = j.number"""
 
 NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
@@ -304,6 +310,7 @@ _PARTS = {
         + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED)
     ),
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
+    "dropped": lambda n: n.insert(schema.dropped_limits, DROPPED_COLUMNS),
     "parted": lambda n: n.insert(schema.grant_parts, PART_COLUMNS),
     "credited": lambda n: n.insert(schema.receipts, RECEIPT_COLUMNS),
     "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),

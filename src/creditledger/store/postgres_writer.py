@@ -32,6 +32,8 @@ from creditledger.store.values import (
     digest,
     dimension_columns,
     dimension_value,
+    dropped_columns,
+    dropped_value,
     event_columns,
     event_value,
     grant_changed,
@@ -241,6 +243,11 @@ class Writer:
             others = loaded.other_sides()
             for posting in await _load_postings(connection, loaded, sql.POSTINGS_BY_NUMBER, others):
                 loaded.linked[posting.wallet, posting.number] = posting
+            dropped = loaded.dropped_limits() if loaded.postings else []
+            if dropped:
+                for wallet, *columns in await connection.fetch(sql.DROPPED, *_columns(dropped)):
+                    one = dropped_value(columns)
+                    loaded.dropped[wallet, one.limit.number] = one
         named = loaded.held(wanted)
         if named:
             await _load_holds(connection, loaded, named)
@@ -524,6 +531,7 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
         "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
         "unlimited": [place for place, one in changes.limits.items() if one is None],
+        "dropped": [dropped_columns(w, one) for (w, _), one in changes.dropped.items()],
         "parted": list(changes.parts),
         "credited": [one for one in changes.receipts.values() if one is not None],
         "became": list(map(revision_columns, changes.revisions)),

@@ -611,6 +611,8 @@ webhook_endpoints = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("updated_at", BigInteger, nullable=False),
     Column("deleted_at", BigInteger),
+    # How it was shown last, as JSON without a secret; NULL of one deleted by an older version.
+    Column("deleted_as", Text),
     CheckConstraint("expiring_days BETWEEN 1 AND 90", name="expiring_days"),
     CheckConstraint("(previous_secret IS NULL) = (previous_until IS NULL)", name="previous_until"),
     CheckConstraint("deleted_at IS NULL OR (NOT enabled AND secret = '')", name="deleted_at"),
@@ -714,6 +716,52 @@ clock_acceptances = Table(
     # What the ledger's time was before.
     Column("expected_at", BigInteger, nullable=False),
     Column("accepted_by", Text, nullable=False),
+)
+#: Spend limits that are no more, as they were shown last: what a replay answers.
+dropped_limits = Table(
+    "dropped_limits",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("number", BigInteger, nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    Column("api_key_id", Text),
+    Column("period", SmallInteger, nullable=False),
+    Column("time_zone", Text),
+    Column("hours", SmallInteger),
+    Column("created_at", BigInteger, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("spent", BigInteger, nullable=False),
+    Column("held", BigInteger, nullable=False),
+    Column("resets_at", BigInteger),
+    Column("dropped_at", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "number"),
+    CheckConstraint("period BETWEEN 1 AND 5", name="period"),
+    sqlite_with_rowid=False,
+)
+#: Idempotency keys of changes that are no wallet's, whose own are those of its postings. Rows are
+#: never deleted; triggers (in the migration) refuse it.
+change_keys = Table(
+    "change_keys",
+    metadata,
+    # Whose key it is; "" is the operator's.
+    Column("customer_id", Text, nullable=False),
+    Column("livemode", Boolean, nullable=False),
+    # Service and method: "RegistryService/CreateCustomer".
+    Column("rpc", Text, nullable=False),
+    Column("idempotency_key", Text, nullable=False),
+    # What was asked: the digest of each field that was given, by name, as JSON.
+    Column("request", Text, nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    # The API key that asked; NULL is the command line.
+    Column("asked_by", BigInteger, ForeignKey("api_keys.number")),
+    # The id of what was changed; NULL where that has none.
+    Column("subject", Text),
+    # What cannot be looked up again of the answer; NULL: nothing.
+    Column("answer", Text),
+    # Of a change in several transactions: where it goes on; NULL: it is done.
+    Column("place", Text),
+    PrimaryKeyConstraint("customer_id", "livemode", "rpc", "idempotency_key"),
+    sqlite_with_rowid=False,
 )
 
 #: Exports that were streamed to their end.

@@ -29,6 +29,7 @@ from creditledger.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store.batch import Changes, Loaded, Wanted, settlements
 from creditledger.store.values import (
     DIMENSION_COLUMNS,
+    DROPPED_COLUMNS,
     EVENT_CHANGED,
     EVENT_COLUMNS,
     GRANT_CHANGED,
@@ -54,6 +55,8 @@ from creditledger.store.values import (
     digest,
     dimension_columns,
     dimension_value,
+    dropped_columns,
+    dropped_value,
     event_columns,
     event_value,
     grant_changed,
@@ -127,6 +130,11 @@ ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX}"""
 _LIMITS = f"""
 SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)} FROM json_each(?) AS j
 CROSS JOIN spend_limits AS l ON l.wallet_number = j.value ORDER BY l.wallet_number, l.number"""
+
+_DROPPED = f"""
+SELECT {_of("l", DROPPED_COLUMNS)} FROM json_each(?) AS j
+CROSS JOIN dropped_limits AS l ON l.wallet_number = json_extract(j.value, '$[0]')
+ AND l.number = json_extract(j.value, '$[1]')"""
 
 _NAMED_HOLDS = f"""
 SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
@@ -271,7 +279,7 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
 
 
 def load_referred(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
-    """What the commands name beside their wallets, which are loaded. One to 19 statements.
+    """What the commands name beside their wallets, which are loaded. One to 20 statements.
 
     And a few for each meter event that is canceled.
     """
@@ -356,6 +364,11 @@ def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) ->
     others = loaded.other_sides()
     for posting in _load_postings(driver, loaded, _POSTINGS_BY_NUMBER, others):
         loaded.linked[posting.wallet, posting.number] = posting
+    dropped = loaded.dropped_limits() if loaded.postings else []
+    if dropped:
+        for wallet, *columns in driver.execute(_DROPPED, (json.dumps(dropped),)):
+            one = dropped_value(columns)
+            loaded.dropped[wallet, one.limit.number] = one
 
 
 def _load_originals(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
@@ -504,6 +517,7 @@ _LIMIT = _insert(
 _UNLIMIT = """
 DELETE FROM spend_limits WHERE (wallet_number, number) IN
  (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
+_DROP = _insert("dropped_limits", DROPPED_COLUMNS)
 _RECEIPT = _insert("receipts", RECEIPT_COLUMNS)
 _FREE_RECEIPTS = """
 DELETE FROM receipts WHERE (wallet_number, grant_number) IN
@@ -543,7 +557,7 @@ _ROLLUP = _insert(
 
 
 def store(driver: sqlite3.Connection, changes: Changes) -> None:
-    """Twenty-three kinds of rows at most, in the order of dependence.
+    """Twenty-four kinds of rows at most, in the order of dependence.
 
     Each in the order of wallets, so that what lies in one page of a table, of an index or of what a
     foreign key refers to is met together.
@@ -571,6 +585,8 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         gone = [place for place, one in limits if one is None]
         if gone:
             driver.execute(_UNLIMIT, (json.dumps(gone),))
+            dropped = changes.dropped.items()
+            _write(driver, _DROP, [dropped_columns(place[0], one) for place, one in dropped])
     if changes.revised:
         # What is given in the same batch is inserted as it has become.
         there = [item for item in changes.revised.items() if item[0] not in changes.given]

@@ -19,7 +19,7 @@ from creditledger.store.values import DIMENSION_COLUMNS, digest, dimension_value
 #: What may be found.
 CHECKS = (
     *("reference", "subscription_owner", "column_check", "whole_number"),
-    *("dimension_digest", "refund_named"),
+    *("dimension_digest", "refund_named", "change_key", "dropped_limit"),
 )
 
 
@@ -49,6 +49,39 @@ SUBSCRIPTION_OWNER = Check(
       WHERE w.number = c.wallet_number AND s.id = c.subscription_id)""",
     looks_up=True,
 )
+#: What the id of a change's subject begins with -> the table that it is in.
+_SUBJECTS = {
+    "cus": "customers",
+    "mtr": "meters",
+    "sub": "subscriptions",
+    "wal": "wallets",
+    "apk": "api_keys",
+    "whe": "webhook_endpoints",
+}
+_NO_SUBJECT = " OR ".join(
+    f"substr(c.subject, 1, 4) = '{prefix}_'"  # noqa: S608 # constants
+    f" AND NOT EXISTS (SELECT 1 FROM {table} AS s WHERE s.id = c.subject)"
+    for prefix, table in _SUBJECTS.items()
+)
+CHANGE_KEY = Check(
+    "change_key",
+    "{} idempotency keys of changes say nothing of what was done, or name what is not there",
+    "change_keys",
+    f"""c.subject IS NULL AND c.answer IS NULL OR {_NO_SUBJECT}
+      OR c.customer_id <> '' AND NOT EXISTS
+        (SELECT 1 FROM customers AS s WHERE s.id = c.customer_id)""",  # noqa: S608 # constants
+    looks_up=True,
+)
+DROPPED_LIMIT = Check(
+    "dropped_limit",
+    "{} spend limits that are no more are there, or were never made",
+    "dropped_limits",
+    """EXISTS (SELECT 1 FROM spend_limits AS l
+        WHERE l.wallet_number = c.wallet_number AND l.number = c.number)
+      OR c.number < 1 OR c.number > (SELECT v.limits_made FROM wallet_states AS v
+        WHERE v.wallet_number = c.wallet_number)""",
+    looks_up=True,
+)
 #: The rows' own references are checked with the rows; they are most of what there is.
 _ROWS = "credit_transactions"
 #: Tables whose numbers come from Python alone, never from a sum that the database makes.
@@ -59,7 +92,8 @@ _PLAIN = (_ROWS, "postings")
 def checks(dialect: str) -> tuple[Check, ...]:
     """All that the schema of this kind of database says."""
     tables = schema.metadata if dialect == "sqlite" else schema.postgresql
-    found = [*_references(), SUBSCRIPTION_OWNER, *_columns(tables.sorted_tables)]
+    found = [*_references(), SUBSCRIPTION_OWNER, CHANGE_KEY, DROPPED_LIMIT]
+    found += _columns(tables.sorted_tables)
     if dialect == "sqlite":
         found += _numbers(tables.sorted_tables)
     return tuple(found)

@@ -28,7 +28,7 @@ from creditledger.model import (
     Wallet,
 )
 from creditledger.overdraft import OverdraftDraw
-from creditledger.store.batch import GrantRevision, Revision
+from creditledger.store.batch import DroppedLimit, GrantRevision, Revision
 
 T = TypeVar("T")
 
@@ -208,6 +208,22 @@ LIMIT_COLUMNS = [
 ]
 #: What changes of a spend limit.
 LIMIT_CHANGED = ["amount", "updated_at", "counted_from", "parts", "counted_until"]
+#: Of one that is no more: as it was shown last.
+DROPPED_COLUMNS = [
+    "wallet_number",
+    "number",
+    "amount",
+    "api_key_id",
+    "period",
+    "time_zone",
+    "hours",
+    "created_at",
+    "updated_at",
+    "spent",
+    "held",
+    "resets_at",
+    "dropped_at",
+]
 ROW_COLUMNS = [
     "wallet_number",
     "sequence",
@@ -497,6 +513,36 @@ def limit_value(columns: Iterable[Any]) -> SpendLimit:
     return SpendLimit(
         *(number, amount, key, Period(period), zone, hours),
         *(made, changed, since, counted_from, dict(json.loads(parts)), counted_until),
+    )
+
+
+def dropped_value(columns: Iterable[Any]) -> DroppedLimit:
+    """A spend limit that is no more, of its columns without the wallet's."""
+    number, amount, key, period, zone, hours, made, changed, *shown = columns
+    limit = SpendLimit(
+        *(number, amount, key, Period(period), zone, hours, made, changed),
+        since=0,
+        counted_from=0,
+        parts={},
+        counted_until=None,
+    )
+    return DroppedLimit(limit, *shown)
+
+
+def dropped_columns(wallet: int, dropped: DroppedLimit) -> tuple[object, ...]:
+    """The columns of a spend limit that is no more."""
+    limit, *shown = dropped
+    return (
+        wallet,
+        limit.number,
+        limit.amount,
+        limit.api_key_id,
+        limit.period.value,
+        limit.time_zone,
+        limit.hours,
+        limit.created_at,
+        limit.updated_at,
+        *shown,
     )
 
 

@@ -235,8 +235,14 @@ def sealing_keys(connection: Connection) -> set[str | None]:
     return {sealed_by(Secret(start)) for start in found}
 
 
-def delete(connection: Connection, number: int, *, now: int) -> None:
-    """End an endpoint. What was made for it ages and goes; nobody sends it."""
+def deleted_as(connection: Connection, id_: str) -> str | None:
+    """How the endpoint was shown last, if it is no more."""
+    query = select(e.deleted_as).where(e.id == id_, e.deleted_at.is_not(None))
+    return connection.execute(query).scalar_one_or_none()
+
+
+def delete(connection: Connection, number: int, *, shown: str, now: int) -> None:
+    """End an endpoint, last shown as this JSON. What was made for it ages and goes, unsent."""
     _change(
         connection,
         number,
@@ -247,6 +253,7 @@ def delete(connection: Connection, number: int, *, now: int) -> None:
             "previous_until": None,
             "updated_at": now,
             "deleted_at": now,
+            "deleted_as": shown,
         },
     )
 
