@@ -1213,12 +1213,12 @@ def test_an_error_of_one_who_looks_ends_the_others(new_database: Callable[[], st
         finished(store.look_together(url, each, count_wallets))
 
 
+@pytest.mark.only("sqlite")
 def test_what_one_connection_finds_is_not_lost(
     new_database: Callable[[], str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A proof that holds and ends later does not undo one that failed beside it."""
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    monkeypatch.setattr(postgres, "TOGETHER_MAX", 2)
     one_has_failed = Event()
 
     def ends_later(_connection: Connection, _filled: object) -> bool:
