@@ -26,8 +26,17 @@ from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
 from creditledger import clock as time
+from creditledger import ids
 from creditledger import ledger as committer
-from creditledger.errors import OutcomeUnknown, Overloaded, QueryTooBroad, Unavailable
+from creditledger.errors import (
+    NotFound,
+    OutcomeUnknown,
+    Overloaded,
+    QueryTooBroad,
+    Unavailable,
+)
+from creditledger.model import Period, Status
+from creditledger.operations import DropLimit, SetLimit, Transfer, WalletChange
 from creditledger.store import CannotOpen, Store, StoreUnavailable, postgres, tail
 from creditledger.store.outage import Outage
 from tests.databases import Databases, connect, execute, own_postgres
@@ -390,7 +399,10 @@ async def impatient(
 @pytest.mark.only("postgresql")
 @pytest.mark.parametrize("loses", ["commit", "answer"])
 async def test_a_connection_that_goes_in_commit(database_url: str, loses: Lose) -> None:
-    """Whether COMMIT came or only its answer did not: the caller gets the posting, once."""
+    """Whether COMMIT came or only its answer did not: the caller gets the posting, once.
+
+    The call that wrote it is no replay.
+    """
     async with proxy(database_url) as between:
         async with opened(between.url, Clock()) as (_, ledger):
             await ledger.post(command(give("10"), key="given"))
@@ -399,9 +411,41 @@ async def test_a_connection_that_goes_in_commit(database_url: str, loses: Lose) 
             again = await ledger.post(command(consume("1"), key="spent"))
 
         assert between.lost.is_set()
-    assert (posted.replayed, posted.wallet.sequence) == (loses == "answer", 2)
+    assert (posted.replayed, posted.wallet.sequence) == (False, 2)
     assert (again.replayed, again.posting.number) == (True, posted.posting.number)
     assert [len(one) for one in stored(database_url).values()] == [1, 1]
+
+
+@pytest.mark.only("postgresql")
+@pytest.mark.parametrize("loses", ["commit", "answer"])
+async def test_changes_whose_commit_is_lost(database_url: str, loses: Lose) -> None:
+    """A limit dropped, a wallet closed, a transfer and a replay: each is what it is, once."""
+    async with proxy(database_url) as between, opened(between.url, Clock()) as (store, ledger):
+        for wallet_id in ("wal_beta", "wal_gone"):
+            await store.write(partial(add_wallet, wallet_id=wallet_id))
+        await ledger.post(command(give("10"), key="given"))
+        new = SetLimit("wal_acme", True, "5", None, Period.LIFETIME, None, None)
+        made = await ledger.limit(new)
+        id_ = ids.compose("spl", made.wallet, made.limit.number)
+        between.lose = loses
+        dropped = await ledger.limit(DropLimit("wal_acme", True, id_))
+        between.lose = loses
+        closed = await ledger.change(WalletChange("wal_gone", True, status=Status.CLOSED))
+        between.lose = loses
+        sent = await ledger.post(command(Transfer("wal_beta", "1"), key="sent"))
+        between.lose = loses
+        old, begun = await asyncio.gather(
+            ledger.post(command(give("10"), key="given")),
+            ledger.post(command(give("1"), key="begun")),
+        )
+        with pytest.raises(NotFound):
+            await ledger.limit(DropLimit("wal_acme", True, id_))
+
+    assert (dropped.limit.number, dropped.spent) == (made.limit.number, 0)
+    assert closed.status is Status.CLOSED
+    assert sent.received is not None
+    assert (sent.replayed, sent.received.replayed) == (False, False)
+    assert (old.replayed, begun.replayed) == (True, False)
 
 
 @pytest.mark.only("postgresql")

@@ -349,8 +349,8 @@ class Ledger:
             await self._store.commit(batch.wanted, batch.decide, wait=wait)
         except WalletsLocked:
             return await self._answers(asked, wait=False)
-        except CommitFailed:
-            return await self._recovered(asked)
+        except CommitFailed as failed:
+            return await self._recovered(asked, failed, batch.decided())
         except DiskFailed:
             raise
         except StoreUnavailable:
@@ -374,11 +374,15 @@ class Ledger:
             with suppress(Overloaded, Unavailable):
                 self._submit([Sweep(wallet_id)], Budget(), many=True)
 
-    async def _recovered(self, asked: list[_Item]) -> list[Answer | _Locked]:
+    async def _recovered(
+        self, asked: list[_Item], failed: CommitFailed, decided: list[Answer | _Locked]
+    ) -> list[Answer | _Locked]:
         """Decide the batch anew on a new connection: what is there answers as a replay.
 
+        But for what an attempt at this very batch has written: that is no replay, see `_first`.
         Of a wallet that is locked nobody knows it: the transaction that failed may have the lock.
         """
+        attempts = [_Attempt(failed, dict(enumerate(decided)))]
         give_up = _now() + RECOVERY_SECONDS_MAX
         pause = 0.05
         log.error("outcome unknown", commands=len(asked), seconds=RECOVERY_SECONDS_MAX)
@@ -399,7 +403,10 @@ class Ledger:
             except DiskFailed:
                 raise
             except Exception as error:
-                if not isinstance(error, StoreUnavailable | CommitFailed):
+                if isinstance(error, CommitFailed):
+                    there = dict(zip(places, batch.decided(), strict=True))
+                    attempts.append(_Attempt(error, there))
+                elif not isinstance(error, StoreUnavailable):
                     log.warning("recovery after a failed commit failed", exc_info=True)
                 await asyncio.sleep(pause)
                 pause *= 2
@@ -410,11 +417,52 @@ class Ledger:
                     if isinstance(answer, _Locked):
                         locked.append(place)
                     else:
-                        answers[place] = answer
+                        answers[place] = await self._first(attempts, place, answer)
                 places = locked
                 if places:
                     await asyncio.sleep(PAUSE_SECONDS)
         return answers
+
+    async def _first(self, attempts: list["_Attempt"], place: int, answer: Answer) -> Answer:
+        """The answer, or what an attempt decided that was committed though nobody heard of it."""
+        for one in attempts:
+            before = one.decided.get(place)
+            if before is None or isinstance(before, _Locked) or not _stands(before, answer):
+                continue
+            if one.committed is None:
+                one.committed = bool(await self._store.has_committed(one.failed))
+            if one.committed:
+                return _not_replayed(answer) if isinstance(answer, Posted) else before
+        return answer
+
+
+@dataclass(slots=True)
+class _Attempt:
+    """An attempt at a batch whose COMMIT failed."""
+
+    failed: CommitFailed
+    decided: dict[int, Answer | _Locked]  #: By place in the batch.
+    committed: bool | None = None  #: None: not asked yet.
+
+
+def _stands(before: Answer, answer: Answer) -> bool:
+    """Whether `answer` may be so only because what `before` says was committed."""
+    if isinstance(before, Posted):
+        return (
+            isinstance(answer, Posted)
+            and answer.replayed
+            and not before.replayed
+            and answer.posting.number == before.posting.number
+        )
+    # To do it again is refused: the limit is no more, the wallet is closed.
+    return isinstance(answer, Exception) and not isinstance(before, Exception)
+
+
+def _not_replayed(answer: Posted) -> Posted:
+    received = answer.received
+    if received is not None:
+        received = received._replace(replayed=False)
+    return answer._replace(replayed=False, received=received)
 
 
 def _now() -> float:
@@ -464,6 +512,10 @@ class _Batch:
                 answers.append(refusal)
         self.unfinished = deciding.unfinished
         return deciding.changes
+
+    def decided(self) -> list[Answer | _Locked]:
+        """What would be told if it were committed, in order."""
+        return self._answers
 
     def answers(self) -> list[Answer | _Locked]:
         """After COMMIT: what to tell, in order."""

@@ -87,6 +87,7 @@ class _Database(Protocol):
     async def commit(
         self, wanted: Wanted, decide: Callable[[Loaded], Changes], *, wait: bool
     ) -> None: ...
+    async def has_committed(self, transaction: str) -> bool | None: ...
     async def write(self, change: Callable[[Connection], T]) -> T: ...
     async def read(
         self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
@@ -230,6 +231,20 @@ class Store:
         """
         with self._watched("commit"):
             await self._database.commit(wanted, decide, wait=wait)
+
+    async def has_committed(self, failed: CommitFailed) -> bool | None:
+        """Whether the COMMIT that failed was done nevertheless; None: nobody can say.
+
+        For `commit`, once the wallets of the transaction are locked by another one.
+        """
+        if failed.transaction is None:
+            return False
+        try:
+            with self._watched("commit"):
+                return await self._database.has_committed(failed.transaction)
+        except Exception:
+            log.warning("a failed commit was not looked up", exc_info=True)
+            return None
 
     async def write(self, change: Callable[[Connection], T]) -> T:
         """`change` as one write transaction; it may be run more than once.

@@ -61,6 +61,11 @@ class WalletsLocked(Exception):
 class CommitFailed(Exception):
     """COMMIT itself failed: whether the batch is in the ledger has to be looked up."""
 
+    def __init__(self, error: BaseException, transaction: str | None = None) -> None:
+        """`transaction`: by which the database knows it; None where it was surely undone."""
+        super().__init__(error)
+        self.transaction = transaction
+
 
 class DiskFailed(Exception):
     """The disk did not do what it was told: nothing this process believes can be relied on."""

@@ -308,6 +308,10 @@ class Postgres:
         # A transaction once begun is finished whatever happens to the one who waits for it.
         await asyncio.shield(self._writer.commit(wanted, decide, wait=wait))
 
+    async def has_committed(self, transaction: str) -> bool | None:
+        """See Writer.has_committed."""
+        return await self._writer.has_committed(transaction)
+
     async def write(self, change: Callable[[Connection], T]) -> T:
         """`change` as one transaction; done again if another writer got in its way.
 

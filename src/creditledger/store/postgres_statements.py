@@ -53,8 +53,8 @@ WALLETS = f"""
 SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
 JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 
-#: The first two columns are the same in every row, and one row is there without any wallet: the
-#: time, taken when all are locked, and whether any key is there.
+#: The first three columns are the same in every row, and one row is there without any wallet: the
+#: time, taken when all are locked, whether any key is there, and the database transaction.
 #: The last is the database transaction that wrote on the wallet, if it began after this one, which
 #: may have waited for another wallet meanwhile.
 LOCK = f"""
@@ -69,11 +69,14 @@ WITH locked AS MATERIALIZED (
 SELECT turn.clock, EXISTS (
  SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
  JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key),
- locked.wallet_number, {_of("locked", STATE_COLUMNS)},
+ CAST(turn.own AS text), locked.wallet_number, {_of("locked", STATE_COLUMNS)},
  CASE WHEN locked.written_in > turn.own THEN CAST(locked.written_in AS text) END
 FROM turn LEFT JOIN locked ON turn.count > 0"""
 #: The same without those that somebody else has locked.
 LOCK_FREE = LOCK.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
+
+#: Whether this database has committed a transaction; an error of one that it never began.
+COMMITTED = "SELECT pg_xact_status(CAST($1::text AS xid8)) = 'committed'"
 
 OPEN_GRANTS = f"""
 SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}

@@ -122,6 +122,7 @@ class Writer:
         self._plans = Plans()
         self._places: dict[str, tuple[Any, ...]] = {}  #: What never changes of a wallet, by id.
         self._known = Known()
+        self._own: str | None = None  #: The database transaction under way, or the last one.
 
     async def connection(self) -> asyncpg.Connection:
         """The connection, alive as far as one can tell. Raises what connecting raises."""
@@ -190,8 +191,17 @@ class Writer:
             connection.terminate()
             self._connection = None
             if isinstance(error, Exception):
-                raise CommitFailed(error) from error
+                raise CommitFailed(error, self._own) from error
             raise
+
+    async def has_committed(self, transaction: str) -> bool | None:
+        """Whether the database has; None: it cannot say. Raises what the driver raises."""
+        connection = await self.connection()
+        try:
+            committed: bool | None = await connection.fetchval(sql.COMMITTED, transaction)
+        except asyncpg.InvalidParameterValueError:
+            return False  # after a failover it may never have begun
+        return committed
 
     async def _undo(self, connection: asyncpg.Connection, error: BaseException) -> None:
         try:
@@ -215,7 +225,7 @@ class Writer:
         keys = [(numbers[id_], key) for id_, key in wanted.keys if id_ in numbers]
         lock = sql.LOCK if wait else sql.LOCK_FREE
         records = await connection.fetch(lock, list(places), *_columns(keys))
-        clock, seen = records[0][:2]
+        clock, seen, self._own = records[0][:3]
         wallets, moved = self._locked(wanted, places, records)
         shown = self._clock.shown()  # of a clock that was given, the database's else
         verdict = self._clock.read(clock if shown is None else shown)
@@ -274,7 +284,7 @@ class Writer:
             found = await connection.fetch(sql.SUBSCRIPTIONS, list(wanted.subscriptions))
             loaded.subscriptions = dict(found)
         await self._load_dimensions(connection, wanted, loaded)
-        return loaded, {number: last for _, _, number, *_, last in records if last is not None}
+        return loaded, {number: last for _, _, _, number, *_, last in records if last is not None}
 
     def _locked(
         self, wanted: Wanted, places: dict[int, tuple[Any, ...]], records: Iterable[Sequence[Any]]
@@ -286,7 +296,7 @@ class Writer:
         """
         known = self._known.take(wanted.wallets)
         locked, moved = {}, []
-        for _, _, number, *state, _ in records:
+        for _, _, _, number, *state, _ in records:
             if number is None:
                 continue
             scale, *place = places[number]

@@ -190,6 +190,10 @@ class SQLite:
         """See Writer.commit. Nobody else writes, so there is nothing to wait for."""
         await self._writer.commit(wanted, decide)
 
+    async def has_committed(self, transaction: str) -> bool | None:
+        """Nothing is asked: what a file does not commit it undoes."""
+        raise AssertionError("CommitFailed of a file names no transaction")
+
     async def write(self, change: Callable[[Connection], T]) -> T:
         """See Writer.write."""
         return await self._writer.write(change)
