@@ -9,7 +9,8 @@ from sqlalchemy import select
 from creditledger import clock as time
 from creditledger.store import finished_exports, schema
 from creditledger.store.finished_exports import KEPT_MS, Finished
-from tests.support import START
+from tests.served import serving
+from tests.support import START, change
 
 if TYPE_CHECKING:
     import pytest
@@ -69,6 +70,23 @@ async def test_a_change_removes_a_bounded_number(
         counts.append(len(await ids(store)))
 
     assert counts == [5, 4, 3]
+
+
+async def test_an_export_is_whole_though_its_digest_cannot_be_kept(database_url: str) -> None:
+    """Its client has all rows and a normal end; the digest alone is missing."""
+    away = (
+        "ALTER TABLE exports RENAME TO exports_away",
+        "ALTER TABLE exports_away RENAME TO exports",
+    )
+    async with serving(database_url) as served:
+        key = await served.key("service")
+        await served.post(await served.wallet(), {"grant": {"amount": "1"}})
+        change(database_url, lambda connection: connection.exec_driver_sql(away[0]))
+        answer = await served.get("/api/credit-transactions:export", key, columns="amount")
+        change(database_url, lambda connection: connection.exec_driver_sql(away[1]))
+
+        assert (answer.status_code, answer.text) == (200, "amount\n1.00\n")
+        assert served.row_counts()["exports"] == 0
 
 
 async def ids(store: Store) -> set[str]:

@@ -20,7 +20,7 @@ from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.places import Places
 from creditledger.api.rpc import send_headers
-from creditledger.errors import InvalidField, OutcomeUnknown, QueryTooBroad, Unavailable, echo
+from creditledger.errors import InvalidField, QueryTooBroad, echo
 from creditledger.exports import COLUMNS, CONTENT_TYPES, EXCEL, PLAIN, Dialect, Export, Shown
 from creditledger.model import Dimension, Kind
 from creditledger.shown import WalletPlace
@@ -145,9 +145,9 @@ class Exports:
         )
         try:
             await self._store.write(lambda c: finished_exports.add(c, finished))
-        except (Unavailable, OutcomeUnknown):
-            # The file is whole nonetheless. Only its digest cannot be asked for.
-            log.warning("export not kept", export=id_)
+        except Exception:
+            # Whatever went wrong: the client has all rows. Only the digest cannot be asked for.
+            log.warning("export not kept", export=id_, exc_info=True)
 
     async def finished(self, id_: str, caller: Caller) -> Finished | None:
         """An export that ended in the last 24 hours, if the caller may see it."""
