@@ -22,7 +22,7 @@ from creditledger.store import Store, schema
 from tests.databases import execute
 from tests.recorded import LARGE, nodes, recorded
 from tests.running import CUSTOMER, TWO_DAYS_OF_BILLS, WALLET, consume, grant, post, serve
-from tests.support import START
+from tests.support import START, findings
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -37,6 +37,9 @@ pytestmark = pytest.mark.only("postgresql")
 POSTINGS, GRANTS = 3_000, 300
 #: What a read may touch of a table: some times what there is of it, never its square.
 TOUCHED_MAX = 20 * POSTINGS
+
+#: The same of `verify`, which asks some of the tables for several things at once.
+VERIFIED_MAX = 100 * POSTINGS
 
 #: A window that cuts quarters of an hour: what is within comes from the rows.
 SINCE, UNTIL = (time.text_seconds(START + seconds * time.SECOND) for seconds in (-5, 5))
@@ -107,16 +110,20 @@ async def test_a_few_rows_are_no_statistics(database_url: str) -> None:
     assert without == []
 
 
-@pytest.mark.parametrize(("others", "analyzed"), [(0, True), (150, True), (150, False)])
+@pytest.mark.parametrize(
+    ("others", "each", "analyzed"),
+    [(0, 1, True), (150, 1, True), (150, 1, False), (30, 40, True)],
+)
 async def test_a_wallet_that_has_grown_is_read_once(
-    database_url: str, clock: Clock, others: int, *, analyzed: bool
+    database_url: str, clock: Clock, others: int, each: int, *, analyzed: bool
 ) -> None:
     """With statistics from before a wallet grew, a read still touches each row once."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             for nth in range(others):
                 await api.local.new_wallet(f"wal_{nth}", f"cus_{nth}")
-                await api.post("welcome", f"wal_{nth}", **grant("1"))
+                few = [post(f"welcome{n}", f"wal_{nth}", **grant("1")) for n in range(each)]
+                await api.wallets.BatchPost(pb.BatchPostRequest(postings=few), metadata=api.service)
             await api.post("welcome", **grant("1"))
             for table in schema.postgresql.tables if analyzed else ():
                 await execute(database_url, f"ANALYZE {table}")
@@ -133,7 +140,11 @@ async def test_a_wallet_that_has_grown_is_read_once(
             heard.reading.clear()
             await read_all(api)
             await search_all(api)
-    touched = await looked(database_url, heard.reading)
+        read = list(heard.reading)
+        assert findings(database_url) == []
+    touched = await looked(database_url, read)
+    verified = await looked(database_url, heard.reading[len(read) :])
 
     assert sum("JOIN postings" in text for text in touched) >= 2
     assert {text: rows for text, rows in touched.items() if rows > TOUCHED_MAX} == {}
+    assert {text: rows for text, rows in verified.items() if rows > VERIFIED_MAX} == {}

@@ -19,7 +19,7 @@ from creditledger.bills import Bucket, bucket_of
 from creditledger.model import Category, Dimension, Kind
 from creditledger.store import schema
 from creditledger.store.dialects import exact_sum
-from creditledger.store.reads import OF_POSTING, span
+from creditledger.store.reads import span, with_postings
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value, load
 
 t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
@@ -199,19 +199,16 @@ def _add_rows(
         return
     window = span(connection, wallet, last, start, end)
     p = schema.postings.c
-    query = (
-        select(
-            *(t.dimension_number, t.sequence, t.amount, t.grant_number, t.kind),
-            *(p.first_sequence, p.quantities),
-        )
-        .join_from(schema.transactions, schema.postings, OF_POSTING)
-        .where(t.wallet_number == wallet)
-    )
+    query = select(
+        *(t.wallet_number, t.posting_number, t.dimension_number, t.sequence, t.amount),
+        *(t.grant_number, t.kind),
+    ).where(t.wallet_number == wallet)
+    written = query.where(t.effective_at.is_(None), t.sequence.between(window.first, window.last))
+    moved = query.where(t.effective_at >= start, t.effective_at < end)
     rows = [
-        *connection.execute(
-            query.where(t.effective_at.is_(None), t.sequence.between(window.first, window.last))
-        ),
-        *connection.execute(query.where(t.effective_at >= start, t.effective_at < end)),
+        row
+        for one in (written, moved)
+        for row in connection.execute(with_postings(one, p.first_sequence, p.quantities))
     ]
     promotional = _promotional(connection, wallet, {row.grant_number for row in rows} - {None})
     refunds = {row.sequence for row in rows if row.kind == Kind.REFUND.value}

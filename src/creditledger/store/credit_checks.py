@@ -93,8 +93,7 @@ SCOPES = Pass(
     "scopes",
     """(SELECT DISTINCT wallet_number FROM grants WHERE scope IS NOT NULL) AS o
     JOIN credit_transactions AS t ON t.wallet_number = o.wallet_number
-    JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
-      AND g.scope IS NOT NULL
+    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
     LEFT JOIN wallets AS w ON w.number = t.wallet_number
     LEFT JOIN $POSTINGS AS p ON $OF_POSTING
     LEFT JOIN holds AS h ON h.wallet_number = t.wallet_number AND h.number = p.hold_number
@@ -102,8 +101,9 @@ SCOPES = Pass(
       AND d.number = coalesce(h.dimension_number, t.dimension_number)""",
     ("t.wallet_number", "t.sequence"),
     """
-row_scope: t.kind = $USAGE AND NOT ($IN_SCOPE) OR t.kind = $TRANSFER_OUT
-    OR t.kind = $ADMIN_DEBIT AND $UNNAMED
+row_scope: CASE WHEN g.scope IS NULL THEN false ELSE
+    t.kind = $USAGE AND NOT ($IN_SCOPE) OR t.kind = $TRANSFER_OUT
+    OR t.kind = $ADMIN_DEBIT AND $UNNAMED END
     -- grant {g.number} does not pay for what it was drawn for
 """,
 )

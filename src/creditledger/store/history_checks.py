@@ -103,22 +103,25 @@ _KEY = (
 ).format
 
 #: Rows of one posting that drew on several grants. Of grants whose terms were changed the order of
-#: that time is not asked for.
+#: that time is not asked for. Joins that keep what is on their left are made in this order: of
+#: others PostgreSQL could join all grants of a wallet with all of its rows first.
 BURN_ORDER = Pass(
     "order of draws",
     """(SELECT * FROM postings WHERE row_count > 1 AND operation <> $OP_CAPTURE) AS p
-    JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
+    LEFT JOIN credit_transactions AS t ON t.wallet_number = p.wallet_number
       AND t.sequence > p.first_sequence AND t.sequence < p.first_sequence + p.row_count
-      AND t.kind IN ($USAGE, $TRANSFER_OUT, $ADMIN_DEBIT)
-    JOIN credit_transactions AS b
+      AND t.posting_number = p.number
+    LEFT JOIN credit_transactions AS b
       ON b.wallet_number = t.wallet_number AND b.sequence = t.sequence - 1
-    JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
+    LEFT JOIN grants AS g ON g.wallet_number = t.wallet_number AND g.number = t.grant_number
     LEFT JOIN grants AS e ON e.wallet_number = b.wallet_number AND e.number = b.grant_number
     LEFT JOIN wallets AS w ON w.number = t.wallet_number""",
     ("t.wallet_number", "t.sequence"),
     f"""
-burn_order: b.grant_number IS NULL
-    OR g.revision = 0 AND e.revision = 0 AND {_KEY("e")} > {_KEY("g")}
+burn_order: CASE WHEN b.sequence IS NULL OR g.number IS NULL
+      OR t.kind NOT IN ($USAGE, $TRANSFER_OUT, $ADMIN_DEBIT) THEN false
+    WHEN b.grant_number IS NULL THEN true
+    ELSE g.revision = 0 AND e.revision = 0 AND {_KEY("e")} > {_KEY("g")} END
     -- grant {{g.number}} comes before the one that was drawn on first
 """,
 )

@@ -13,6 +13,7 @@ from typing import Any
 from sqlalchemy import (
     CTE,
     BigInteger,
+    ColumnElement,
     Connection,
     FromClause,
     Select,
@@ -83,6 +84,17 @@ class Filters:
     q: str | None = None
     start: int | None = None
     end: int | None = None
+
+
+def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any]:
+    """What `rows` selects of credit transactions, and these columns of their postings.
+
+    An OFFSET keeps PostgreSQL from joining before it has the rows. Where its statistics, or a plan
+    that it keeps, know of few rows of a wallet, it would compare each row with all postings of it.
+    """
+    r = rows.offset(0).subquery("r").c
+    same = and_(p.wallet_number == r.wallet_number, p.number == r.posting_number)
+    return select(*r, *columns).join(schema.postings, same)
 
 
 def _expanded(rows: FromClause) -> Select[Any]:

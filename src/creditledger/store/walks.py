@@ -16,7 +16,7 @@ from creditledger.shown import WalletPlace
 from creditledger.store import schema
 from creditledger.store.dialects import snapshot, was_in
 from creditledger.store.lists import ORDER, conditions, is_kind, matching
-from creditledger.store.reads import OF_POSTING, Filters, Span, span, wallets_of
+from creditledger.store.reads import Filters, Span, span, wallets_of, with_postings
 from creditledger.store.values import DIMENSION_COLUMNS, dimension_value
 
 t, p, d, w = (
@@ -72,7 +72,6 @@ _OF_POSTING: tuple[ColumnElement[Any], ...] = (
     *(p.description, p.note, p.metadata, p.source, p.meter_event_id, p.refund_of),
     *(p.linked_wallet, p.linked_posting),
 )
-_LINES = select(*_OF_ROW, *_OF_POSTING).join_from(schema.transactions, schema.postings, OF_POSTING)
 
 
 def pin(connection: Connection) -> str:
@@ -103,7 +102,7 @@ def step(
         query = matching(filters, wallets, _OF_ROW).where(rest)
         if after is not None:
             query = query.where(t.created_at >= after.created_at)
-        return _lines(connection, _with_postings(query.order_by(*ORDER).limit(size)))
+        return _lines(connection, query.order_by(*ORDER).limit(size))
     found: list[Line] = []
     for number, last, _ in wallets:
         whole = span(connection, number, last, start, filters.end)
@@ -112,19 +111,8 @@ def step(
     return sorted(found, key=lambda line: line.place)[:size]
 
 
-def _with_postings(rows: Select[Any]) -> Select[Any]:
-    """Lines of no more rows than these. The limit keeps the join from being done before it.
-
-    PostgreSQL would begin with all postings where its statistics know of few rows of a wallet.
-    """
-    r = rows.subquery("r").c
-    same = and_(p.wallet_number == r.wallet_number, p.number == r.posting_number)
-    lines = select(*r, *_OF_POSTING).join(schema.postings, same)
-    return lines.order_by(r.created_at, r.wallet_number, r.sequence)
-
-
 def _of_kinds(whole: Span, kinds: Sequence[Kind] | None) -> Iterable[Select[Any]]:
-    query = _LINES.where(
+    query = select(*_OF_ROW).where(
         t.wallet_number == whole.wallet, t.sequence.between(whole.first, whole.last)
     )
     if kinds is None:
@@ -132,8 +120,9 @@ def _of_kinds(whole: Span, kinds: Sequence[Kind] | None) -> Iterable[Select[Any]
     return [query.where(is_kind(kind)) for kind in kinds]
 
 
-def _lines(connection: Connection, query: Select[Any]) -> list[Line]:
-    return list(map(Line._make, connection.execute(query).all()))
+def _lines(connection: Connection, rows: Select[Any]) -> list[Line]:
+    found = map(Line._make, connection.execute(with_postings(rows, *_OF_POSTING)))
+    return sorted(found, key=lambda line: line.place)
 
 
 def wallets(connection: Connection, numbers: Iterable[int]) -> dict[int, WalletPlace]:
