@@ -448,6 +448,22 @@ async def test_a_key_belongs_to_its_rpc_and_mode(database_url: str, tmp_path: Pa
     assert refused == Refused("IDEMPOTENCY_KEY_REUSED", KEY, {"fields": "email,metadata,name"})
 
 
+async def test_a_header_that_is_given_twice(database_url: str, clock: Clock) -> None:
+    """Twice the same is once; two different ones name no intent."""
+    async with running(database_url, clock) as started:
+        request = registry_pb.CreateCustomerRequest(name="Acme", email="a@example.com")
+        create = started.local.registry.CreateCustomer
+        header = HEADER.lower()
+        made = await create(request, metadata=[(header, "one"), (header, "one")])
+        again = await create(request, metadata=[(header, "one")])
+        refused = await serving_refused(
+            create(request, metadata=[(header, "one"), (header, "two")])
+        )
+
+    assert again == made
+    assert refused == Refused("INVALID_FIELD", HEADER, {})
+
+
 async def test_a_refused_change_leaves_its_key_free(database_url: str, tmp_path: Path) -> None:
     """What was not done is done by the next attempt under the key."""
     async with world(database_url, tmp_path) as w:
@@ -581,8 +597,15 @@ async def test_a_wallet_that_was_closed_answers_its_closing(
         again = await w.made("WalletService.UpdateWallet", closing, header="close")
         without = await w.send("WalletService.UpdateWallet", closing)
 
+        # The next wallet of the customer has a namespace of its own.
+        new = {"customer_id": closed["customer_id"], "currency_id": "USD", "amount": "5"}
+        given = await w.made(
+            "PaymentKitService.CreateGrant", {**new, "category": "paid"}, header="close"
+        )
+
     assert failure(reused) == Failure(409, "IDEMPOTENCY_KEY_REUSED", KEY)
     assert again == closed
+    assert given["wallet_id"] != closed["id"]
     assert failure(without).code == "WALLET_CLOSED"
 
 

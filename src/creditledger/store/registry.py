@@ -29,6 +29,7 @@ from sqlalchemy import (
 
 from creditledger.errors import IdTaken, InvalidField, NotFound, OutOfRange, echo
 from creditledger.model import Grant, Hold, Status, Wallet
+from creditledger.operations import CHANGE_NAMES
 from creditledger.registry import (
     ApiKey,
     Currency,
@@ -348,7 +349,12 @@ def wallet_id_for_key(
     key was done there, and is not done again.
     """
     w, p = schema.wallets.c, schema.postings.c
-    of_key = and_(p.wallet_number == w.number, p.idempotency_key == key)
+    # A change of that wallet's own terms was another intent.
+    of_key = and_(
+        p.wallet_number == w.number,
+        p.idempotency_key == key,
+        p.operation.not_in(list(CHANGE_NAMES)),
+    )
     is_there = p.number.is_not(None)
     query = (
         select(w.id)
