@@ -559,7 +559,7 @@ async def test_a_wallet_has_one_namespace(database_url: str, tmp_path: Path) -> 
 async def test_a_limit_that_is_dropped_is_answered_as_it_was(
     database_url: str, tmp_path: Path
 ) -> None:
-    """Whoever dropped it, with a key or without; what is set anew is another limit."""
+    """A repeated key answers the dropped limit as it was; one set anew is another limit."""
     async with world(database_url, tmp_path) as w:
         new = await limit(w)
         wallet = new["wallet_id"]
@@ -667,7 +667,7 @@ async def test_a_change_whose_commit_answer_is_lost(
 
 
 async def test_each_part_of_a_long_change_is_done_once(store: Store) -> None:
-    """By whoever asks, at once or after it was cut off; all are told how many there were."""
+    """Every caller, at once or after an interruption, is told how many there were."""
     intent = Intent("", True, "A/B", "one", {"status": "x"}, None, START)
 
     def work(connection: Connection, place: str) -> Count:
