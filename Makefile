@@ -3,7 +3,7 @@
 #   make up      run it: gRPC server, Envoy in front, a demo in ./creditledger.db   (ARGS=--no-demo)
 #   make up-postgres   the same on a PostgreSQL of its own, in ./creditledger-postgres
 #   make test    run every test                                                     (ARGS=tests/x.py)
-#   make check   formatting, lint, types, contract: what a change must also pass
+#   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make soak    a server under mixed load for minutes      (ARGS="--transport native --minutes 10")
 #   make gen     generate gen/ from protos/           make format   format the Python sources
@@ -47,6 +47,7 @@ test: $(DEVELOPING)
 check: $(DEVELOPING) breaking
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
+	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate.py --check
 	$(BIN)/buf lint

@@ -20,7 +20,7 @@ from bench.posting import (
 )
 from bench.timing import Times
 from bench.traffic import Traffic
-from creditledger import clock
+from creditledger.domain import clock
 
 #: As many as a small service keeps open.
 CONNECTIONS = 16

@@ -10,15 +10,15 @@ from sqlalchemy import make_url
 from bench.posting import AMOUNT, BATCH, STANDING, STATEMENTS, Figures
 from bench.timing import Times
 from bench.traffic import Traffic
-from creditledger import clock
-from creditledger.store import sqlite
+from creditledger.domain import clock
+from creditledger.store.sqlite import writer as sqlite_writer
 
 
 @contextmanager
 def _connected(url: str) -> Iterator[sqlite3.Connection]:
     path = make_url(url).database
     assert path is not None
-    engine = sqlite.writer_engine(Path(path))
+    engine = sqlite_writer.writer_engine(Path(path))
     try:
         driver = engine.raw_connection().driver_connection
         assert isinstance(driver, sqlite3.Connection)

@@ -8,8 +8,8 @@ from sqlalchemy import Connection, func, select
 
 from bench.traffic import RECEIPT_BYTES, wallet_id
 from bench.worker import Failed
-from creditledger.commands.verify import verified
-from creditledger.config import Config
+from creditledger.ops.cli.verify import verified
+from creditledger.ops.config import Config
 from creditledger.store import schema
 
 w, p = schema.wallets.c, schema.postings.c

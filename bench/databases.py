@@ -22,7 +22,7 @@ from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from creditledger.private_postgres import PrivatePostgres
+from creditledger.ops.embedded_postgres import PrivatePostgres
 from creditledger.store import migrate, migrations
 
 T = TypeVar("T")

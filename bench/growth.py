@@ -22,7 +22,7 @@ from bench.seeded import many_large, many_small
 from bench.served import new_key, serving
 from bench.traffic import Wallets
 from bench.worker import Worker
-from creditledger import clock
+from creditledger.domain import clock
 
 #: What is posted: how many in flight, and how many postings each brings.
 POSTING = {"unary-256": ("unary", 256, 1), "batch-500": ("batch", 4, 500)}

@@ -7,9 +7,10 @@ from pathlib import Path
 
 from bench.traffic import wallet_id
 from bench.worker import Failed, serve
-from creditledger import clock, server
-from creditledger.config import Config
-from creditledger.import_usage import Plan, Prices, Report, import_usage
+from creditledger.domain import clock
+from creditledger.ops import server
+from creditledger.ops.config import Config
+from creditledger.ops.import_usage import Plan, Prices, Report, import_usage
 
 COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 

@@ -14,10 +14,11 @@ from typing import TypeVar
 from bench.timing import Times, answer
 from bench.traffic import CONSUMPTION, Traffic, Wallets, wallet_id
 from bench.worker import Failed, serve
-from creditledger import clock, server
-from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind
-from creditledger.operations import Command, Consume, GiveGrant, Operation, Usage
+from creditledger.domain import clock
+from creditledger.domain.commands import Command, Consume, GiveGrant, Operation, Usage
+from creditledger.domain.model import Category, Kind
+from creditledger.engine.ledger import Ledger
+from creditledger.ops import server
 from creditledger.store import Store
 
 #: As many as one write transaction takes.

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from creditledger.clock import QUARTER
-from creditledger.model import Kind, Type
+from creditledger.domain.clock import QUARTER
+from creditledger.domain.model import Kind, Type
 
 #: Postings in a transaction of the limit.
 BATCH = 500

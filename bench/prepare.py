@@ -12,9 +12,9 @@ from sqlalchemy import Connection, insert, select
 from bench.databases import Home
 from bench.inprocess import GIVE_BATCH, PLENTY, consume, gifts, opened, post
 from bench.traffic import Wallets, wallet_id
-from creditledger import clock
-from creditledger.model import Status
-from creditledger.server import new_event_loop
+from creditledger.domain import clock
+from creditledger.domain.model import Status
+from creditledger.ops.server import new_event_loop
 from creditledger.store import schema
 
 

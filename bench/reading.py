@@ -22,7 +22,7 @@ from bench.outcome import Outcome, Sample, result
 from bench.seeded import SMALL, Shape, many_large, many_small
 from bench.served import Served, new_key, serving
 from bench.worker import Failed, Worker
-from creditledger import clock
+from creditledger.domain import clock
 
 CUSTOMER = "cus_0000000"
 #: There are many reads, and each is asked often in little time.

@@ -13,8 +13,8 @@ from credit.v1 import credit_transaction_service_pb2 as pb
 from google.protobuf.message import Message
 
 from bench.worker import Failed
-from creditledger import clock
-from creditledger.seeding import METER
+from creditledger.domain import clock
+from creditledger.ops.seeding import METER
 
 LIST = "/credit.v1.CreditTransactionService/List"
 SUMMARY = "/credit.v1.CreditTransactionService/Summary"

@@ -31,8 +31,8 @@ from bench.scenarios import Scenario, chosen, copies, scenarios
 from bench.seeded import LARGE, WALLETS
 from bench.served import Served, behind_envoy, new_key, serving
 from bench.worker import ROOT, Failed, Worker
-from creditledger import log
-from creditledger.config import Config
+from creditledger.ops import log
+from creditledger.ops.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -5,8 +5,8 @@ import time
 from dataclasses import dataclass
 
 from bench.databases import Home
-from creditledger.commands.seed import fill
-from creditledger.config import Config
+from creditledger.ops.cli.seed import fill
+from creditledger.ops.config import Config
 
 DAYS = 365
 SMALL, LARGE = 10_000, 10_000_000

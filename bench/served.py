@@ -15,9 +15,9 @@ import psutil
 from credit.v1 import api_key_service_pb2
 
 from bench.worker import Failed
-from creditledger.commands.keys import create
-from creditledger.config import Config, host_and_port
-from creditledger.envoy import Envoy
+from creditledger.ops.cli.keys import create
+from creditledger.ops.config import Config, host_and_port
+from creditledger.ops.envoy import Envoy
 
 START_SECONDS_MAX = 60.0
 STOP_SECONDS_MAX = 120.0

@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import psutil
 
-from creditledger import log
+from creditledger.ops import log
 
 ROOT = Path(__file__).parent.parent
 

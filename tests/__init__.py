@@ -1,6 +1,6 @@
 """The promises of creditledger, one file each."""
 
-from creditledger.config import prepare_grpc
+from creditledger.ops.config import prepare_grpc
 
 # Tests start other programs beside servers of their own process, which would fork with gRPC inside.
 prepare_grpc()

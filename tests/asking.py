@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypothesis import strategies as st
 
-from creditledger.clock import DAY, SECOND
+from creditledger.domain.clock import DAY, SECOND
 from tests.naive import SPENDING
 from tests.support import BACKDATING_MS_MAX
 

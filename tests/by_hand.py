@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from creditledger.clock import QUARTER
-from creditledger.model import Dimension, Kind, Posting, Row, Type
+from creditledger.domain.clock import QUARTER
+from creditledger.domain.model import Dimension, Kind, Posting, Row, Type
 from creditledger.store import SUMS, Changes, Wanted, schema
 from tests.support import START
 

@@ -13,7 +13,7 @@ import pytest
 import structlog
 from hypothesis import HealthCheck, settings
 
-from creditledger.ledger import Ledger
+from creditledger.engine.ledger import Ledger
 from creditledger.store import Store
 from tests.databases import Databases, Files, own_postgres
 from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, findings
@@ -21,7 +21,7 @@ from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, findings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
-    from creditledger.private_postgres import PrivatePostgres
+    from creditledger.ops.embedded_postgres import PrivatePostgres
 
 #: The disk decides how long an example takes, so none has a deadline.
 settings.register_profile(

@@ -19,7 +19,7 @@ from uuid import uuid4
 import asyncpg
 from sqlalchemy import make_url
 
-from creditledger.private_postgres import PrivatePostgres
+from creditledger.ops.embedded_postgres import PrivatePostgres
 from tests.support import copied, file_of, finished, is_file, migrate, migrated, sqlite_url
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import grpc
 
-from creditledger import money
+from creditledger.domain import money
 from tests.running import consume, post
 from tests.told import SCALE, stored, taken, told
 

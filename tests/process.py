@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from creditledger import server
+from creditledger.ops import server
 from tests.running import PATIENCE_SECONDS, Services
 
 if TYPE_CHECKING:

@@ -21,8 +21,10 @@ from credit.v1 import wallet_service_pb2 as pb
 from google.protobuf.json_format import MessageToDict, Parse
 from sqlalchemy import Connection, func, select
 
-from creditledger import ids, money, server, store
-from creditledger.config import Config
+from creditledger import store
+from creditledger.domain import ids, money
+from creditledger.ops import server
+from creditledger.ops.config import Config
 from creditledger.store import schema
 from tests.running import Services, consume, grant, post
 from tests.serving import bearer

@@ -24,9 +24,9 @@ from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 from credit.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
-from creditledger import clock as time
-from creditledger.config import Config
-from creditledger.server import Server, build
+from creditledger.domain import clock as time
+from creditledger.ops.config import Config
+from creditledger.ops.server import Server, build
 from tests.serving import Refused, bearer
 from tests.support import START
 

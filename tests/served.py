@@ -24,10 +24,10 @@ from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 from google.protobuf import json_format
 from sqlalchemy import func, select
 
-from creditledger import clock as time
-from creditledger.config import Config
-from creditledger.envoy import Envoy
-from creditledger.server import build
+from creditledger.domain import clock as time
+from creditledger.ops.config import Config
+from creditledger.ops.envoy import Envoy
+from creditledger.ops.server import build
 from creditledger.store import schema
 from tests.support import Clock, findings, look
 

@@ -17,8 +17,8 @@ from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from google.rpc import error_details_pb2, status_pb2
 
-from creditledger.config import load
-from creditledger.server import build
+from creditledger.ops.config import load
+from creditledger.ops.server import build
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import select
 
-from creditledger import ids
+from creditledger.domain import ids
 from creditledger.store import schema
 from tests.process import process
 from tests.running import CUSTOMER, consume, grant, post

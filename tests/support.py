@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pytest
 from sqlalchemy import func, select
 
-from creditledger import clock as time
-from creditledger import ids, store
-from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind, Status
-from creditledger.operations import Adjust, Command, Consume, GiveGrant, Operation, Refund
-from creditledger.store import Store, database_path, migrations, schema, sqlite
-from creditledger.store.verify import Finding, verify
+from creditledger import store
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.commands import Adjust, Command, Consume, GiveGrant, Operation, Refund
+from creditledger.domain.model import Category, Kind, Status
+from creditledger.engine.ledger import Ledger
+from creditledger.store import Store, database_path, migrations, schema
+from creditledger.store.sqlite import writer as sqlite_writer
+from creditledger.store.verify.verification import Finding, verify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
+    from creditledger.engine.batch import Posted
 
 T = TypeVar("T")
 
@@ -103,7 +105,7 @@ def change(url: str, work: Callable[[Connection], T]) -> T:
     """`work` as a transaction of somebody else's, whether a server runs or not."""
     if not is_file(url):
         return finished(store.migrate(url, work))
-    engine = sqlite.writer_engine(file_of(url))
+    engine = sqlite_writer.writer_engine(file_of(url))
     try:
         with engine.begin() as connection:
             return work(connection)

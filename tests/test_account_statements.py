@@ -17,13 +17,14 @@ from zoneinfo import ZoneInfo
 import pytest
 import pytest_asyncio
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.statement_files import CSV_COLUMNS
-from creditledger.statements import canonical, digest
-from creditledger.store import closed as closed_statements
-from creditledger.store import periods, registry
-from creditledger.store.closed import Closed
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.statements import canonical, digest
+from creditledger.outlets.statements.files import CSV_COLUMNS
+from creditledger.store.registry import records
+from creditledger.store.statements import basis as statement_basis
+from creditledger.store.statements import closed as closed_statements
+from creditledger.store.statements.closed import Closed
 from tests.served import Failure, Shop, differences, failure, serving, traffic
 from tests.support import change, findings, look
 
@@ -55,8 +56,8 @@ async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows are several reads."""
-    monkeypatch.setattr(periods, "STEP_ROWS", 3)
-    monkeypatch.setattr("creditledger.api.stating.NAMED_MAX", 2)
+    monkeypatch.setattr(statement_basis, "STEP_ROWS", 3)
+    monkeypatch.setattr("creditledger.outlets.statements.compute.NAMED_MAX", 2)
 
 
 async def stated(served: Served, wallet: str, key: str, start: int, end: int, **more: Any) -> Json:
@@ -688,7 +689,7 @@ async def test_a_statement_closed_without_products_stays_as_it_is(served: Served
     served.clock.advance(time.DAY)
     start, end = "2026-01-01T00:00:00.000Z", time.text(served.clock.now)
     said = await served.body(f"/v1/wallets/{wallet}/statement", key, start=start, end=end)
-    found = look(served.database_url, lambda c: registry.wallet(c, wallet))
+    found = look(served.database_url, lambda c: records.wallet(c, wallet))
     assert found is not None
     number = found.number
     older = {name: value for name, value in said.items() if name != "by_product"}
@@ -764,7 +765,7 @@ async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.M
     await served.post(wallet, {"grant": {"amount": "1"}}, *spent)
     path = f"/v1/wallets/{wallet}/statement"
     with monkeypatch.context() as patch:
-        patch.setattr("creditledger.statements.LINES_MAX", 2)
+        patch.setattr("creditledger.domain.statements.LINES_MAX", 2)
         assert await served.refusal(path, key, **period) == Failure(400, "RESULT_TOO_LARGE")
     products = (await served.body(path, key, **period))["by_product"]["products"]
     assert [one["product_id"] for one in products] == ["chat-0", "chat-1", "chat-2"]

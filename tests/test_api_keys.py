@@ -12,8 +12,8 @@ from credit.v1 import registry_service_pb2
 from sqlalchemy.util import await_only
 from structlog.testing import capture_logs
 
-from creditledger import clock as time
-from creditledger.store import registry
+from creditledger.domain import clock as time
+from creditledger.store.registry import records
 from tests.databases import contents
 from tests.serving import TRANSPORTS, Api, Metadata, Refused, bearer, refused, serving
 from tests.support import START
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.registry import ApiKey
+    from creditledger.domain.registry import ApiKey
     from tests.support import Clock
 
 KEY_INVALID = Refused("KEY_INVALID")
@@ -255,7 +255,7 @@ async def test_a_key_read_while_it_is_revoked_is_not_remembered(
     """A call that read the key before its revocation does not keep it alive for later ones."""
     made = await api.keys.CreateApiKey(new(), metadata=api.admin)
     has_read, may_go_on = asyncio.Event(), asyncio.Event()
-    key_by_hash = registry.key_by_hash
+    key_by_hash = records.key_by_hash
 
     def slowly(connection: Connection, secret_hash: bytes) -> tuple[ApiKey, bytes] | None:
         found = key_by_hash(connection, secret_hash)
@@ -264,7 +264,7 @@ async def test_a_key_read_while_it_is_revoked_is_not_remembered(
             await_only(may_go_on.wait())
         return found
 
-    monkeypatch.setattr(registry, "key_by_hash", slowly)
+    monkeypatch.setattr(records, "key_by_hash", slowly)
     early = asyncio.ensure_future(use(api, bearer(made.secret)))
     await has_read.wait()
     request = pb.RevokeApiKeyRequest(id=made.api_key.id)

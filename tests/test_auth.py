@@ -27,11 +27,13 @@ from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from creditledger import clock as time
-from creditledger import ids, server
-from creditledger.config import Config, WrongSetting
-from creditledger.store import finished_exports, registry
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.ops import server
+from creditledger.ops.config import Config, WrongSetting
+from creditledger.store import finished_exports
 from creditledger.store.finished_exports import Finished
+from creditledger.store.registry import records
 from tests.databases import contents
 from tests.process import process
 from tests.running import (
@@ -858,7 +860,7 @@ async def test_a_revocation_elsewhere_holds_within_two_seconds(
     request = pb.GetWalletRequest(wallet_id=WALLET)
     metadata = bearer(made.secret)
     await api.wallets.GetWallet(request, metadata=metadata)
-    change(database_url, lambda c: registry.revoke_api_key(c, made.api_key.id, now=clock.now))
+    change(database_url, lambda c: records.revoke_api_key(c, made.api_key.id, now=clock.now))
 
     clock.advance(2_000)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.commands import creditledger
 from tests.databases import PASSWORD, with_password
 from tests.running import grant, serve

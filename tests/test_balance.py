@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, MINUTE
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE
 from tests.running import WALLET, adjust, consume, grant, refund, serve
 from tests.serving import Refused, refused
 from tests.support import START

@@ -20,8 +20,8 @@ import pytest_asyncio
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from creditledger import clock as time
-from creditledger.bills import CYCLES, bucket_of
+from creditledger.domain import clock as time
+from creditledger.domain.billing_periods import CYCLES, bucket_of
 from tests.served import (
     BILLS,
     TRANSACTIONS,

@@ -24,9 +24,9 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import select, text
 
-from creditledger import bills, money
-from creditledger import clock as time
-from creditledger.model import Kind
+from creditledger.domain import billing_periods, money
+from creditledger.domain import clock as time
+from creditledger.domain.model import Kind
 from creditledger.store import schema
 from creditledger.store.migrations import versions
 from tests.running import Running, running
@@ -178,7 +178,7 @@ class World:
         bill = {"startTime": str(start), "endTime": str(end)}
         units_ = [
             {"cycleType": cycle, "currency": code, **bill}
-            for cycle in bills.CYCLES
+            for cycle in billing_periods.CYCLES
             for code in ("USD", "PTS", "CREDIT")
         ]
         grouped = [{"group_by": one} for one in ("day", "hour,model", "api_key")]
@@ -396,9 +396,9 @@ async def compare_bills(told: World, wallet_id: str, charged: int) -> None:
     answer = await told.call("BillingService.ListApiKeyBills", query, told.keys[wallet_id])
     assert sum(units(bill.amount_decimal, scale) for bill in answer.bills) == charged
     assert all(one.amount == one.voucher_amount + one.pay_amount for one in answer.bills)
-    if scale <= bills.BILL_SCALE:
+    if scale <= billing_periods.BILL_SCALE:
         parts = sum(bill.amount for bill in answer.bills)
-        assert parts == charged * 10 ** (bills.BILL_SCALE - scale)
+        assert parts == charged * 10 ** (billing_periods.BILL_SCALE - scale)
 
 
 async def compare_events(told: World, rows: Rows) -> None:
@@ -622,7 +622,7 @@ async def test_what_an_older_ledger_has_beyond_is_too_large_to_answer(
     told: World, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bills that 64 bits cannot say are RESULT_TOO_LARGE; exports and what fits are served."""
-    monkeypatch.setattr(bills, "usage_max", lambda _scale: money.TOTAL_MAX)
+    monkeypatch.setattr(billing_periods, "usage_max", lambda _scale: money.TOTAL_MAX)
     await told.post("wal_points", {"grant": {"amount": str(10**16)}}, 1)
     assert await told.post("wal_points", {"consumption": {"amount": str(10**15)}}, 1) == 1
     monkeypatch.undo()

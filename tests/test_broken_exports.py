@@ -13,8 +13,9 @@ import pytest_asyncio
 from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 
-from creditledger.api import exporting, rpc
-from creditledger.envoy import Envoy
+from creditledger.api import rpc
+from creditledger.ops.envoy import Envoy
+from creditledger.outlets.exports import stream as export_stream
 from tests.process import process
 from tests.running import CUSTOMER, PATIENCE_SECONDS, WALLET, grant, post
 from tests.served import Failure, serving
@@ -102,7 +103,7 @@ async def test_an_error_after_the_first_piece_resets_the_connection(
     served: Served, monkeypatch: pytest.MonkeyPatch, version: str, packed: tuple[str, ...]
 ) -> None:
     """curl fails where the key is revoked meanwhile; the export has no digest to be asked for."""
-    monkeypatch.setattr(exporting, "STEP_ROWS", 1)
+    monkeypatch.setattr(export_stream, "STEP_ROWS", 1)
     key = await new_key(served)
     async with download(f"{served.url}{EXPORT}", key.secret, version, *packed) as export:
         await served.keys.RevokeApiKey(keys_pb.RevokeApiKeyRequest(id=key.api_key.id))
@@ -135,7 +136,7 @@ async def test_a_silent_reader_learns_that_the_rest_is_missing(
 ) -> None:
     """A client that reads on after the server gave it up does not get a normal end."""
     monkeypatch.setattr(rpc, "UNREAD_SECONDS_MAX", 0.2)
-    monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
+    monkeypatch.setattr(export_stream, "EXPORTS_MAX", 1)
     async with serving(database_url) as served:
         await fill(served)
         key = await served.key("service")

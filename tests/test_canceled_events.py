@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy import select
 
-from creditledger import clock as time
-from creditledger.operations import OPERATIONS, RETURN, CancelEvent
+from creditledger.domain import clock as time
+from creditledger.domain.commands import OPERATIONS, RETURN, CancelEvent
 from creditledger.store import schema
 from tests.served import Failure, Json, failure, serving
 from tests.support import look

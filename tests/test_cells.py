@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from creditledger.exports import cell, csv_text
+from creditledger.outlets.exports.files import cell, csv_text
 
 FORMULAS = (
     "=1+1",

@@ -23,8 +23,8 @@ from google.api import annotations_pb2
 from sqlalchemy import select, update
 from sqlalchemy.exc import DBAPIError
 
-from creditledger import clock as time
-from creditledger.errors import IdempotencyKeyReused
+from creditledger.domain import clock as time
+from creditledger.domain.errors import IdempotencyKeyReused
 from creditledger.store import CannotOpen, change_keys, schema
 from creditledger.store.change_keys import Count, Intent
 from tests.databases import contents

@@ -33,9 +33,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from typer.testing import CliRunner
 
 from creditledger import __version__
-from creditledger.cli import app
-from creditledger.config import Config, load, spelled
-from creditledger.server import SERVICES, CannotStart, build, local_channel, local_socket
+from creditledger.ops.cli.app import app
+from creditledger.ops.config import Config, load, spelled
+from creditledger.ops.server import SERVICES, CannotStart, build, local_channel, local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
 from tests.commands import PATIENCE_SECONDS, arguments, creditledger, environment
 from tests.databases import PASSWORD, with_password

@@ -14,11 +14,11 @@ from credit.v1 import clock_service_pb2 as clock_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.clock_service_pb2_grpc import ClockServiceStub
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
-from creditledger.clock_guard import STEADY_MS
-from creditledger.config import Config
-from creditledger.server import build
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain.clock_guard import STEADY_MS
+from creditledger.ops.config import Config
+from creditledger.ops.server import build
 from creditledger.store import clock_marks, schema
 from creditledger.store.clock_marks import Mark
 from tests.commands import creditledger
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from creditledger.clock_guard import Verdict
+    from creditledger.domain.clock_guard import Verdict
 
 
 @dataclass(slots=True)

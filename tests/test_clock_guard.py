@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
-from creditledger.clock_guard import (
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain.clock_guard import (
     LEAP_MS_MAX,
     STEADY_MS,
     TOLERANCE_MS,
@@ -25,7 +25,7 @@ from creditledger.clock_guard import (
 from tests.support import START
 
 if TYPE_CHECKING:
-    from creditledger.clock_guard import Verdict
+    from creditledger.domain.clock_guard import Verdict
 
 IDLE = 60 * DAY
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from creditledger import store
-from creditledger.config import Config, WrongSetting, host_and_port, is_loopback, load, spelled
+from creditledger.ops.config import Config, WrongSetting, host_and_port, is_loopback, load, spelled
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ import grpc
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import money
-from creditledger.store import sqlite
+from creditledger.domain import money
+from creditledger.store.sqlite import writer as sqlite_writer
 from tests.databases import OURS, execute
 from tests.process import process
 from tests.running import PATIENCE_SECONDS, consume, grant, post
@@ -339,7 +339,7 @@ async def test_told_to_stop_under_load(ledger: Ledger) -> None:
             file.name,
             f"{file.name}.lock",
         }
-        sqlite.lock(file).release()
+        sqlite_writer.lock(file).release()
     else:
         assert await execute(ledger.url, OURS) == []
     # After the look at what lies beside the file: a reader leaves a journal there.

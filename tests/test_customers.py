@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.served import Failure, Json, failure, serving
 
 if TYPE_CHECKING:

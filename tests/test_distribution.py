@@ -22,9 +22,9 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from sqlalchemy import UniqueConstraint
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.clock import SECOND
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.clock import SECOND
 from creditledger.store import schema
 from tests.databases import connect, execute
 from tests.recorded import LARGE, nodes, recorded

@@ -44,12 +44,14 @@ from credit.v1 import (
 )
 from google.api import annotations_pb2
 
-from creditledger import cli, errors, money, replay, rules
-from creditledger.config import PREFIX, Config
-from creditledger.errors import Refusal
-from creditledger.store import checks as store_checks
-from creditledger.store import closed_checks, guards, stored_checks
-from creditledger.store.credit_checks import PASSES
+from creditledger.domain import errors, money, spending
+from creditledger.domain.errors import Refusal
+from creditledger.engine import replay
+from creditledger.ops.cli import app
+from creditledger.ops.config import PREFIX, Config
+from creditledger.store.verify import checks as store_checks
+from creditledger.store.verify import guards, statement_checks, stored_checks
+from creditledger.store.verify.credit_checks import PASSES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -422,8 +424,8 @@ def test_every_setting_is_in_the_page(page: str) -> None:
 
 def test_every_command_is_in_the_operating_page() -> None:
     """docs/operating.md has a row for each command of the command line, and no other row."""
-    commands = [("", one) for one in cli.app.registered_commands]
-    for group in cli.app.registered_groups:
+    commands = [("", one) for one in app.app.registered_commands]
+    for group in app.app.registered_groups:
         assert group.typer_instance is not None
         commands += [(f"{group.name} ", one) for one in group.typer_instance.registered_commands]
     names = [group + (one.name or one.callback.__name__) for group, one in commands if one.callback]
@@ -434,7 +436,7 @@ def test_every_command_is_in_the_operating_page() -> None:
 def test_every_check_of_verify_stands_beside_an_invariant() -> None:
     """docs/ledger.md names every check of `verify` beside what it checks, and no other."""
     checks = {name for one in PASSES for name, *_ in store_checks.named(one.checks)}
-    checks |= {*closed_checks.CHECKS, *stored_checks.CHECKS, *guards.CHECKS}
+    checks |= {*statement_checks.CHECKS, *stored_checks.CHECKS, *guards.CHECKS}
     named = {
         name
         for row in _rows("docs/ledger.md", "#").values()
@@ -450,7 +452,7 @@ def test_every_check_of_verify_stands_beside_an_invariant() -> None:
 
 def test_the_rules_that_hold_an_invariant_exist() -> None:
     """What docs/ledger.md names of the code is there under that name."""
-    modules = {"rules": rules, "replay": replay, "money": money}
+    modules = {"rules": spending, "replay": replay, "money": money}
     named = re.findall(r"`(rules|replay|money)\.(\w+)`", read("docs/ledger.md"))
 
     assert named

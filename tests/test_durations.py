@@ -11,10 +11,10 @@ from credit.v1 import wallet_service_pb2 as pb
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creditledger import clock as time
-from creditledger import durations
-from creditledger.clock import DAY, HOUR
-from creditledger.errors import InvalidField
+from creditledger.domain import clock as time
+from creditledger.domain import durations
+from creditledger.domain.clock import DAY, HOUR
+from creditledger.domain.errors import InvalidField
 from tests.running import WALLET, grant, serve
 from tests.serving import refused
 

@@ -13,7 +13,7 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
-from creditledger.envoy import Envoy
+from creditledger.ops.envoy import Envoy
 from tests.running import WALLET, consume, grant, post, serve
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from creditledger import clock as time
-from creditledger.api import exporting
-from creditledger.exports import COLUMNS
+from creditledger.domain import clock as time
+from creditledger.outlets.exports import stream as export_stream
+from creditledger.outlets.exports.files import COLUMNS
 from tests.served import Failure, failure, metadata, serving
 from tests.serving import TRANSPORTS
 
@@ -49,8 +49,8 @@ async def served(
 @pytest.fixture(autouse=True)
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """A few rows are several transactions and pieces."""
-    monkeypatch.setattr(exporting, "STEP_ROWS", 3)
-    monkeypatch.setattr(exporting, "PIECE_BYTES", 100)
+    monkeypatch.setattr(export_stream, "STEP_ROWS", 3)
+    monkeypatch.setattr(export_stream, "PIECE_BYTES", 100)
 
 
 async def exported(served: Served, key: str, path: str = EXPORT, **query: Any) -> str:
@@ -142,7 +142,7 @@ async def test_every_row_once_with_all_that_a_list_shows(served: Served) -> None
     rows = objects(await exported(served, key, customer_id=customer, format="ndjson"))
 
     expected = await listed(served, key, customer_id=customer)
-    assert len(rows) == len(expected) > 3 * exporting.STEP_ROWS
+    assert len(rows) == len(expected) > 3 * export_stream.STEP_ROWS
     for row, one in zip(rows, expected, strict=True):
         assert int(row.pop("sequence")) == int(one["sequence"])
         for name in ("api_key_id", "product_name"):
@@ -424,12 +424,12 @@ async def test_an_empty_file_is_whole(served: Served) -> None:
 
 async def test_so_many_at_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """More are told to come again; a reader that leaves makes room."""
-    monkeypatch.setattr(exporting, "EXPORTS_MAX", 0)
+    monkeypatch.setattr(export_stream, "EXPORTS_MAX", 0)
     key = await served.key("service")
     answer = await served.get(EXPORT, key)
     assert failure(answer) == Failure(429, "OVERLOADED")
     assert (answer.headers["retry-after"], metadata(answer)) == ("5", {"retry_after": "5"})
-    monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
+    monkeypatch.setattr(export_stream, "EXPORTS_MAX", 1)
     await filled(served)
     for _ in range(3):
         headers = {"authorization": f"Bearer {key}"}

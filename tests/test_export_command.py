@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger.commands import export as exporting
-from creditledger.commands.export import Asked, CannotExport, check
-from creditledger.config import load
-from creditledger.seeding import seed
+from creditledger.ops.cli import export as exporting
+from creditledger.ops.cli.export import Asked, CannotExport, check
+from creditledger.ops.config import load
+from creditledger.ops.seeding import seed
 from tests.commands import creditledger
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from creditledger.config import Config
+    from creditledger.ops.config import Config
 
 ROWS = 600
 

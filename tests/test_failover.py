@@ -25,20 +25,22 @@ from credit.v1.webhook_service_pb2 import CreateWebhookEndpointRequest
 from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger import ledger as committer
-from creditledger.errors import (
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.commands import DropLimit, SetLimit, Transfer, WalletChange
+from creditledger.domain.errors import (
     NotFound,
     OutcomeUnknown,
     Overloaded,
     QueryTooBroad,
     Unavailable,
 )
-from creditledger.model import Period, Status
-from creditledger.operations import DropLimit, SetLimit, Transfer, WalletChange
-from creditledger.store import CannotOpen, Store, StoreUnavailable, postgres, tail
+from creditledger.domain.model import Period, Status
+from creditledger.engine import ledger as committer
+from creditledger.store import CannotOpen, Store, StoreUnavailable
 from creditledger.store.outage import Outage
+from creditledger.store.postgres import database as postgres
+from creditledger.store.read import commit_order
 from tests.databases import Databases, connect, execute, own_postgres
 from tests.persistent import NETWORK, Persistent
 from tests.process import process
@@ -61,9 +63,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.private_postgres import PrivatePostgres
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
+    from creditledger.ops.embedded_postgres import PrivatePostgres
     from tests.proxy import Lose, Proxy
 
 WALLETS = ["wal_hot", "wal_1", "wal_2"]
@@ -150,8 +152,8 @@ async def test_no_row_is_passed_over_after_a_crash(own: Own) -> None:
         await other.execute("SET synchronous_commit = off")
         for _ in range(300):
             used = int(await other.fetchval("SELECT CAST(pg_current_xact_id() AS text)"))
-        begun = await store.read(lambda c: tail.begin(c, None))
-        looked = (await store.read(lambda c: tail.step(c, tail.START, 100))).mark
+        begun = await store.read(lambda c: commit_order.begin(c, None))
+        looked = (await store.read(lambda c: commit_order.step(c, commit_order.START, 100))).mark
         other.terminate()
         await asyncio.to_thread(own.kill)
         await asyncio.to_thread(own.start)
@@ -161,7 +163,7 @@ async def test_no_row_is_passed_over_after_a_crash(own: Own) -> None:
         (again,) = await execute(own.url, "SELECT CAST(pg_current_xact_id() AS text)")
         assert int(again[0]) < used, "the crash took no number back"
         for mark in (begun, looked):
-            step = await store.read(partial(tail.step, after=mark, size=100))
+            step = await store.read(partial(commit_order.step, after=mark, size=100))
             assert [row.mark.sequence for row in step.rows] == [row.sequence for row in written]
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from creditledger.store import finished_exports, schema
 from creditledger.store.finished_exports import KEPT_MS, Finished
 from tests.served import serving

@@ -11,11 +11,11 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.credit_transaction_pb2 import TransactionSource
 from sqlalchemy import func, select
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.clock import DAY, HOUR, MINUTE
-from creditledger.store import grants as store_grants
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.clock import DAY, HOUR, MINUTE
 from creditledger.store import schema
+from creditledger.store.read import grants as store_grants
 from tests.running import CUSTOMER, WALLET, consume, grant, post, refund, serve
 from tests.serving import Refused, refused
 from tests.support import look

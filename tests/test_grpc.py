@@ -19,9 +19,9 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.server import SERVICES
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.ops.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
 from tests.serving import TRANSPORTS, Refused, refused

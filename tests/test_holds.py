@@ -11,8 +11,8 @@ from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, MINUTE
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE
 from tests.running import WALLET, consume, grant, refund, serve
 from tests.serving import Refused, refused
 from tests.support import findings

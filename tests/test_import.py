@@ -17,10 +17,10 @@ from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger import money
-from creditledger.errors import InvalidField
-from creditledger.import_usage import (
+from creditledger.domain import clock as time
+from creditledger.domain import money
+from creditledger.domain.errors import InvalidField
+from creditledger.ops.import_usage import (
     LINES_NAMED_MAX,
     CannotImport,
     Plan,

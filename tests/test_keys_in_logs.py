@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from credit.v1 import registry_service_pb2 as registry_pb
 
-from creditledger.envoy import Envoy
+from creditledger.ops.envoy import Envoy
 from tests.frames import END_HEADERS, END_STREAM, Kind, Peer, frame, literal, message, request
 from tests.process import process
 

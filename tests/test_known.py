@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from creditledger.errors import InsufficientCredit
-from creditledger.operations import Consume, Usage
-from creditledger.store import Changes, Loaded, known
+from creditledger.domain.commands import Consume, Usage
+from creditledger.domain.errors import InsufficientCredit
+from creditledger.store import Changes, Loaded
+from creditledger.store.write import wallet_cache
 from tests.by_hand import wanting
 from tests.support import Clock, add_wallet, command, consume, file_of, give, opened
 from tests.values import NOW, grant, wallet_of
@@ -20,7 +21,7 @@ from tests.values import NOW, grant, wallet_of
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from creditledger.ledger import Ledger
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
 
 #: Lends wal_acme a hundred.
@@ -112,8 +113,8 @@ def used(*numbers: int, grants: int = 3) -> Loaded:
 
 def test_the_wallets_used_last_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Room is counted in wallets and open grants; what was used longest ago goes first."""
-    monkeypatch.setattr(known, "KNOWN_MAX", 12)
-    memory = known.Known()
+    monkeypatch.setattr(wallet_cache, "KNOWN_MAX", 12)
+    memory = wallet_cache.Known()
     memory.keep(used(1, 2, 3))
     assert memory.take(["wal_1"]).keys() == {"wal_1"}
     memory.keep(used(1))
@@ -124,7 +125,7 @@ def test_the_wallets_used_last_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_wallet_that_is_worked_on_is_not_known() -> None:
     """What a batch has taken is nobody else's until it is kept again, with what is open only."""
-    memory = known.Known()
+    memory = wallet_cache.Known()
     memory.keep(used(1))
 
     (wallet,) = memory.take(["wal_1"]).values()
@@ -136,8 +137,8 @@ async def test_more_wallets_than_are_known_are_read_again(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where room is for few, wallets come and go, and each is found as it was left."""
-    monkeypatch.setattr(known, "KNOWN_MAX", 7)
-    monkeypatch.setattr(known, "DIMENSIONS_KNOWN_MAX", 3)
+    monkeypatch.setattr(wallet_cache, "KNOWN_MAX", 7)
+    monkeypatch.setattr(wallet_cache, "DIMENSIONS_KNOWN_MAX", 3)
     wallet_ids = [f"wal_{n}" for n in range(6)]
 
     def seed(connection: Connection) -> None:

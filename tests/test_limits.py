@@ -10,8 +10,8 @@ import pytest
 from credit.v1 import spend_limit_pb2 as limit_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, MINUTE
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE
 from tests.running import WALLET, Api, adjust, consume, grant, post, refund, running, serve
 from tests.serving import Refused, refusal, refused
 from tests.test_holds import Holding

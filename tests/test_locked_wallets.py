@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger.clock import HOUR
-from creditledger.errors import Unavailable, WalletLocked
-from creditledger.locked_wallets import WAIT_SECONDS_MAX, LockedWallets
-from creditledger.operations import Sweep, Transfer
-from creditledger.sweeper import Sweeper
+from creditledger.domain.clock import HOUR
+from creditledger.domain.commands import Sweep, Transfer
+from creditledger.domain.errors import Unavailable, WalletLocked
+from creditledger.engine.locked_wallets import WAIT_SECONDS_MAX, LockedWallets
+from creditledger.outlets.sweeper import Sweeper
 from tests.databases import connect
 from tests.support import add_wallet, command, consume, give, wallet_count
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from creditledger.ledger import Ledger
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.support import Clock
 

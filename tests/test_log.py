@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog
 
-from creditledger import log
+from creditledger.ops import log
 
 if TYPE_CHECKING:
-    from creditledger.config import LogFormat
+    from creditledger.ops.config import LogFormat
 
 
 class Stuck(StringIO):

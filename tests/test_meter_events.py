@@ -13,8 +13,8 @@ import pytest
 import pytest_asyncio
 from credit.v1 import wallet_service_pb2 as wallets_pb
 
-from creditledger import clock as time
-from creditledger.model import UNPAID_EVENTS_MAX
+from creditledger.domain import clock as time
+from creditledger.domain.model import UNPAID_EVENTS_MAX
 from tests.served import SUMMARY, TRANSACTIONS, Failure, Json, Served, failure, serving
 from tests.support import START
 

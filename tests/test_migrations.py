@@ -16,12 +16,14 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import func, inspect, select, text
 from sqlalchemy.dialects.postgresql.base import PGDialect
 
-from creditledger import clock as time
-from creditledger import ids, store
-from creditledger.model import Category, Period, Status
-from creditledger.operations import PlaceHold, SetLimit, WalletChange
-from creditledger.store import DatabaseLocked, Store, registry, schema
+from creditledger import store
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.commands import PlaceHold, SetLimit, WalletChange
+from creditledger.domain.model import Category, Period, Status
+from creditledger.store import DatabaseLocked, Store, schema
 from creditledger.store.migrations import migrate, newest, revision, versions
+from creditledger.store.registry import records
 from tests.support import (
     START,
     Clock,
@@ -43,9 +45,9 @@ from tests.test_verify import ACME, BETA, TAKING, written
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.operations import Operation
+    from creditledger.domain.commands import Operation
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
 
 #: (table, column)
 ADDED_BY_0003 = (
@@ -310,7 +312,7 @@ async def test_wallets_that_were_closed_before_bar_nobody_any_more(
     connected = Store(database_url, clock=clock)
     await connected.open()
     made = await connected.write(
-        lambda c: registry.wallet_for(
+        lambda c: records.wallet_for(
             c, "cus_of_wal_open", "USD", livemode=True, new_id="wal_next", now=clock()
         )
     )

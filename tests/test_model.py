@@ -19,31 +19,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 from sqlalchemy import bindparam, func, select
 
-from creditledger import clock as time
-from creditledger import ids, limits, statements
 from creditledger.api.auth import LOCAL
-from creditledger.api.stating import Period as StatedPeriod
-from creditledger.api.stating import Statements
-from creditledger.bills import Bucket
-from creditledger.clock import DAY, SECOND
-from creditledger.deciding import Posted
-from creditledger.errors import Refusal
-from creditledger.ledger import Ledger
-from creditledger.model import (
-    Category,
-    GrantScope,
-    Kind,
-    Period,
-    Row,
-    Status,
-    Type,
-    Wallet,
-    WalletView,
-    overdraft_used,
-    standing,
-    view,
-)
-from creditledger.operations import (
+from creditledger.domain import clock as time
+from creditledger.domain import ids, spend_limits, statements
+from creditledger.domain.billing_periods import Bucket
+from creditledger.domain.clock import DAY, SECOND
+from creditledger.domain.commands import (
     Adjust,
     CancelEvent,
     Capture,
@@ -64,9 +45,30 @@ from creditledger.operations import (
     VoidGrant,
     WalletChange,
 )
-from creditledger.store import Changes, Loaded, Store, Wanted, moments, reads, registry, schema
-from creditledger.store.values import ROW_COLUMNS, load
-from creditledger.sweeper import Sweeper
+from creditledger.domain.errors import Refusal
+from creditledger.domain.model import (
+    Category,
+    GrantScope,
+    Kind,
+    Period,
+    Row,
+    Status,
+    Type,
+    Wallet,
+    WalletView,
+    overdraft_used,
+    standing,
+    view,
+)
+from creditledger.engine.batch import Posted
+from creditledger.engine.ledger import Ledger
+from creditledger.outlets.statements.compute import Period as StatedPeriod
+from creditledger.outlets.statements.compute import Statements
+from creditledger.outlets.sweeper import Sweeper
+from creditledger.store import Changes, Loaded, Store, Wanted, schema
+from creditledger.store.columns import ROW_COLUMNS, load
+from creditledger.store.read import transaction_reads, wallet_history
+from creditledger.store.registry import records
 from tests import asking, naive, naive_bills, naive_invariants, naive_statements
 from tests.asking import WALLETS, Asking, Change, GrantUpdate, Request
 from tests.databases import Databases
@@ -86,10 +88,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger import operations
-    from creditledger.limits import LimitView
-    from creditledger.operations import Operation
-    from creditledger.store.closed import Closed
+    from creditledger.domain import commands as operations
+    from creditledger.domain.commands import Operation
+    from creditledger.domain.spend_limits import LimitView
+    from creditledger.store.statements.closed import Closed
     from tests.databases import Files
 
 
@@ -287,9 +289,9 @@ class LedgerMachine(RuleBasedStateMachine):
         moment = data.draw(st.sampled_from(sorted(self.past[wallet_id])))
 
         def read(connection: Any) -> tuple[object, ...]:
-            wallet = registry.wallet(connection, wallet_id)
+            wallet = records.wallet(connection, wallet_id)
             assert wallet is not None
-            was = moments.at_time(connection, wallet, moment)
+            was = wallet_history.at_time(connection, wallet, moment)
             return (*standing(was, moment), overdraft_used(was, moment))
 
         expected = self.past[wallet_id][moment]
@@ -676,10 +678,10 @@ class LedgerMachine(RuleBasedStateMachine):
 
     def _limits(self, connection: Connection, wallet: Wallet) -> list[naive.LimitView]:
         """As they lie in the database, and are shown."""
-        wallet.limits, labels = reads.limits(connection, wallet)
+        wallet.limits, labels = transaction_reads.limits(connection, wallet)
         now = wallet.time(self.clock.now)
-        held = limits.held(wallet, lambda hold: labels[hold.dimension], now)
-        return [limit_figures(limits.view(wallet, one, held, now)) for one in wallet.limits]
+        held = spend_limits.held(wallet, lambda hold: labels[hold.dimension], now)
+        return [limit_figures(spend_limits.view(wallet, one, held, now)) for one in wallet.limits]
 
     def _model_terms(self, wallet_id: str) -> list[tuple[Any, ...]]:
         """What became of grants, oldest first; and what they are."""

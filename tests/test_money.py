@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from creditledger import money
-from creditledger.errors import InvalidField
+from creditledger.domain import money
+from creditledger.domain.errors import InvalidField
 
 scales = st.integers(0, money.SCALE_MAX)
 amounts = st.integers(-money.AMOUNT_MAX, money.AMOUNT_MAX)

@@ -10,11 +10,11 @@ from credit.v1 import statement_service_pb2 as statement_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
-from creditledger.model import Category
-from creditledger.operations import Consume, Refund, Transfer
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain.commands import Consume, Refund, Transfer
+from creditledger.domain.model import Category
 from creditledger.store import schema
 from tests.running import WALLET, adjust, consume, grant, post, refund, serve
 from tests.serving import refused
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from creditledger.ledger import Ledger
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.running import Api
     from tests.support import Clock

@@ -11,8 +11,8 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from sqlalchemy import select
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.store import schema
 from tests.running import TWO_DAYS_OF_BILLS, WALLET, adjust, consume, grant, post, refund, serve
 from tests.serving import Refused, refused

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.served import Json, serving
 
 if TYPE_CHECKING:

@@ -19,10 +19,10 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1 import webhook_service_pb2 as hooks_pb
 
-from creditledger import clock as time
-from creditledger.api import watching
-from creditledger.clock import SECOND
-from creditledger.webhooks import EventType
+from creditledger.domain import clock as time
+from creditledger.domain.clock import SECOND
+from creditledger.domain.webhook_events import EventType
+from creditledger.outlets import watches
 from tests.recorded import LARGE, Said, recorded
 from tests.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support import START, file_of
@@ -298,15 +298,15 @@ async def test_a_watch_reads_what_is_new(database_url: str, clock: Clock) -> Non
     with recorded() as heard:
         async with serve(database_url, clock) as api:
             await api.post("given", **grant("1000"))
-            await api.batch(post(f"{n}", **consume("1")) for n in range(watching.STEP_ROWS))
+            await api.batch(post(f"{n}", **consume("1")) for n in range(watches.STEP_ROWS))
 
             async def watched() -> None:
                 request = list_pb.CreditTransactionServiceWatchRequest(after="beginning")
                 call: Any = api.transactions.Watch(request, metadata=api.service)
                 rows = 0
-                while rows <= watching.STEP_ROWS:
+                while rows <= watches.STEP_ROWS:
                     rows += len((await call.read()).transactions)
-                await asyncio.sleep(2 * watching.LOOK_SECONDS)
+                await asyncio.sleep(2 * watches.LOOK_SECONDS)
                 call.cancel()
 
             statements = await asked(heard.reading, watched)

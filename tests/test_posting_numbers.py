@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.deciding import Posted
-from creditledger.model import Kind
-from creditledger.operations import PlaceHold, Release, ReportEvent, Transfer
-from creditledger.store import moments, registry
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.commands import PlaceHold, Release, ReportEvent, Transfer
+from creditledger.domain.model import Kind
+from creditledger.engine.batch import Posted
+from creditledger.store.read import wallet_history
+from creditledger.store.registry import records
 from tests.support import (
     add_meter,
     add_wallet,
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.ledger import Ledger
-    from creditledger.operations import Command
+    from creditledger.domain.commands import Command
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.support import Clock
 
@@ -111,10 +112,10 @@ async def test_numbers_that_once_went_back_order_nothing(
     change(database_url, lambda connection: raise_numbers(connection, until=released))
 
     def held_at(connection: Connection, moment: int) -> list[int]:
-        wallet = registry.wallet(connection, "wal_acme")
+        wallet = records.wallet(connection, "wal_acme")
         assert wallet is not None
-        was = moments.at_time(connection, wallet, moment)
-        after, _ = moments.at_sequence(connection, wallet, 2)
+        was = wallet_history.at_time(connection, wallet, moment)
+        after, _ = wallet_history.at_sequence(connection, wallet, 2)
         return [sum(hold.left for hold in one.holds.values()) for one in (was, after)]
 
     assert findings(database_url) == []

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psutil
 import pytest
 
-from creditledger import private_postgres
-from creditledger.private_postgres import NotStarted, PrivatePostgres
+from creditledger.ops import embedded_postgres
+from creditledger.ops.embedded_postgres import NotStarted, PrivatePostgres
 from tests.databases import own_postgres
 from tests.running import PATIENCE_SECONDS
 
@@ -28,7 +28,7 @@ class Dying:
         self._program = module.pg_ctl
         self.times, self.late = 0, False
         monkeypatch.setattr(module, "pg_ctl", self)
-        monkeypatch.setattr(private_postgres, "AGAIN_SECONDS", 0.1)
+        monkeypatch.setattr(embedded_postgres, "AGAIN_SECONDS", 0.1)
 
     def __call__(self, arguments: list[str], **given: Any) -> Any:
         if "start" not in arguments or not self.times:

@@ -11,8 +11,8 @@ import psutil
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger.config import Config
-from creditledger.envoy import Envoy
+from creditledger.ops.config import Config
+from creditledger.ops.envoy import Envoy
 from tests.frames import END_HEADERS, Gone, Kind, Peer, frame, integer, literal, request
 from tests.running import WALLET, Services, serve
 

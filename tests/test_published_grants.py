@@ -11,7 +11,7 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 from structlog.testing import capture_logs
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.served import Failure, Json, Served, failure, serving
 from tests.support import START
 

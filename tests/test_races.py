@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 from sqlalchemy import func, select
 
-from creditledger.budget import Budget
-from creditledger.errors import (
+from creditledger.domain.commands import WalletChange
+from creditledger.domain.errors import (
     IdempotencyKeyReused,
     InsufficientCredit,
     NotRefundable,
@@ -23,9 +23,10 @@ from creditledger.errors import (
     Refusal,
     Unavailable,
 )
-from creditledger.ledger import BATCH_MAX
-from creditledger.operations import WalletChange
-from creditledger.store import reads, schema
+from creditledger.engine.answer_budget import Budget
+from creditledger.engine.ledger import BATCH_MAX
+from creditledger.store import schema
+from creditledger.store.read import transaction_reads
 from tests.databases import kept_locked, someone_waits
 from tests.support import (
     Clock,
@@ -44,9 +45,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.operations import Command
+    from creditledger.domain.commands import Command
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
 
 #: Long enough for a slow machine; nobody waits for it if all is well.
@@ -115,7 +116,7 @@ async def booked(store: Store) -> dict[str, tuple[int, int]]:
     postings, rows = schema.postings.c, schema.transactions.c
     query = (
         select(postings.idempotency_key, func.sum(rows.amount), func.count())
-        .join_from(schema.postings, schema.transactions, reads.OF_POSTING)
+        .join_from(schema.postings, schema.transactions, transaction_reads.OF_POSTING)
         .group_by(postings.wallet_number, postings.number, postings.idempotency_key)
     )
 

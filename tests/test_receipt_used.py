@@ -15,10 +15,10 @@ from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.credit_transaction_pb2 import TransactionSource
 
-from creditledger import ids
-from creditledger.errors import ReceiptUsed
-from creditledger.model import Category, Kind
-from creditledger.operations import VoidGrant
+from creditledger.domain import ids
+from creditledger.domain.commands import VoidGrant
+from creditledger.domain.errors import ReceiptUsed
+from creditledger.domain.model import Category, Kind
 from creditledger.store import schema
 from creditledger.store.migrations import versions
 from creditledger.store.receipts import RepeatedReceipt, repeated_receipts
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.operations import Command
+    from creditledger.domain.commands import Command
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.running import Api
 

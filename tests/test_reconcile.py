@@ -22,12 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from creditledger import clock as time
-from creditledger import receipts, reconciling
-from creditledger.cli import app
-from creditledger.commands import reconcile as command
-from creditledger.receipts import Receipts, Spelling
-from creditledger.reconciling import (
+from creditledger.domain import clock as time
+from creditledger.domain import reconciliation
+from creditledger.domain.reconciliation import (
     CannotReconcile,
     Outcome,
     Receipt,
@@ -37,8 +34,12 @@ from creditledger.reconciling import (
     Window,
     window_of,
 )
-from creditledger.shown import WalletPlace
-from creditledger.store import topups
+from creditledger.domain.views import WalletPlace
+from creditledger.ops import receipt_files
+from creditledger.ops.cli import reconcile as command
+from creditledger.ops.cli.app import app
+from creditledger.ops.receipt_files import Receipts, Spelling
+from creditledger.store.read import topups
 from tests.commands import creditledger
 from tests.running import Services, adjust, consume, grant, post, running
 from tests.support import START, Clock, finished
@@ -68,7 +69,7 @@ def written(file: Path, *lines: str, header: str = HEADER) -> Path:
 
 def read(file: Path, spelling: Spelling | None = None) -> Receipts:
     """What a file holds."""
-    return receipts.read(file, spelling or Spelling(), on_progress=lambda _done, _of: None)
+    return receipt_files.read(file, spelling or Spelling(), on_progress=lambda _done, _of: None)
 
 
 def amounts(found: Receipts) -> dict[str, tuple[str, int, int, int]]:
@@ -309,8 +310,8 @@ def test_a_column_that_does_not_count_is_refused(tmp_path: Path) -> None:
 
 def test_more_than_can_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Payments of the file, and top-ups that it does not explain."""
-    monkeypatch.setattr(receipts, "RECEIPTS_MAX", 2)
-    monkeypatch.setattr(reconciling, "RECEIPTS_MAX", 2)
+    monkeypatch.setattr(receipt_files, "RECEIPTS_MAX", 2)
+    monkeypatch.setattr(reconciliation, "RECEIPTS_MAX", 2)
     file = written(
         tmp_path / "a.csv", *(f"ch_{i},{at(0)},1,0,usd,true,Paid," for i in (1, 2, 2, 3))
     )

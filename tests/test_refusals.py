@@ -22,8 +22,8 @@ from structlog.testing import capture_logs
 
 from creditledger.api.names import DROPPED
 from creditledger.api.rpc import rest_body
-from creditledger.errors import ErrorKind, InvalidField, Refusal
-from creditledger.server import SERVICES
+from creditledger.domain.errors import ErrorKind, InvalidField, Refusal
+from creditledger.ops.server import SERVICES
 from tests.databases import kept_locked
 from tests.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
 from tests.serving import TRANSPORTS, Refused, bearer, refusal, refused
@@ -430,8 +430,8 @@ async def test_a_busy_database_is_unavailable(
     database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write that cannot begin in time is UNAVAILABLE and not there; later all is well."""
-    monkeypatch.setattr("creditledger.store.sqlite.BUSY_TIMEOUT_MS", 50)
-    monkeypatch.setattr("creditledger.store.postgres.LOCK_SECONDS_MAX", 0.05)
+    monkeypatch.setattr("creditledger.store.sqlite.writer.BUSY_TIMEOUT_MS", 50)
+    monkeypatch.setattr("creditledger.store.postgres.database.LOCK_SECONDS_MAX", 0.05)
     async with serve(database_url, clock) as api:
         async with kept_locked(database_url):
             with pytest.raises(grpc.aio.AioRpcError) as caught:

@@ -10,7 +10,7 @@ import grpc
 import psutil
 import pytest
 
-from creditledger.envoy import Envoy
+from creditledger.ops.envoy import Envoy
 from tests.process import Process, process
 from tests.running import CUSTOMER, WALLET, consume, post
 

@@ -12,7 +12,7 @@ import grpc
 import pytest
 from credit.v1 import registry_service_pb2 as pb
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.serving import TRANSPORTS, Api, Metadata, Refused, refused, serving
 from tests.support import START
 

@@ -19,7 +19,7 @@ from credit.v1 import wallet_service_pb2 as pb
 from sqlalchemy import make_url
 from structlog.testing import capture_logs
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.databases import connect, execute
 from tests.running import CUSTOMER, PATIENCE_SECONDS, WALLET, consume, grant, running, serve
 from tests.support import START
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     )
     from credit.v1.credit_transaction_service_pb2_grpc import CreditTransactionServiceStub
 
-    from creditledger.private_postgres import PrivatePostgres
+    from creditledger.ops.embedded_postgres import PrivatePostgres
     from tests.running import Api
     from tests.serving import Metadata
     from tests.support import Clock

@@ -18,8 +18,8 @@ import pytest_asyncio
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pool
 
-from creditledger import clock as time
-from creditledger.server import SERVICES
+from creditledger.domain import clock as time
+from creditledger.ops.server import SERVICES
 from tests.served import (
     BILLING,
     BILLS,

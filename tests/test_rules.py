@@ -12,11 +12,11 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from creditledger import bills, books, ids, money, rules
-from creditledger.clock import DAY, HOUR, SECOND
-from creditledger.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
-from creditledger.model import Category, Grant, Kind, Wallet, standing
-from creditledger.overdraft import OverdraftDraw
+from creditledger.domain import billing_periods, ids, money, spending, wallet_moves
+from creditledger.domain.clock import DAY, HOUR, SECOND
+from creditledger.domain.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
+from creditledger.domain.model import Category, Grant, Kind, Wallet, standing
+from creditledger.domain.overdraft import OverdraftDraw
 from tests.support import adjust, command, consume, give, refund
 from tests.values import (
     NOW,
@@ -38,8 +38,8 @@ from tests.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.model import Wallet
-    from creditledger.operations import Operation
+    from creditledger.domain.commands import Operation
+    from creditledger.domain.model import Wallet
 
 # --- limits ---------------------------------------------------------------------------------------
 
@@ -96,9 +96,9 @@ def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
     wallet = wallet_of(ended)
     wallet.credited_amount = money.TOTAL_MAX - 10
     if swept:
-        books.append(
+        wallet_moves.append(
             wallet,
-            books.expirations(wallet, NOW),
+            wallet_moves.expirations(wallet, NOW),
             posting=1,
             dimension=1,
             quantity=None,
@@ -113,7 +113,7 @@ def test_what_has_expired_is_not_in_the_way_of_a_limit(swept: bool) -> None:
 def test_counters_stop_at_their_bound_exactly() -> None:
     """What would take a counter past 9·10^18 is refused, what reaches it is not."""
     wallet = wallet_of(grant(1, 10))
-    wallet.usage_amount = 5 - bills.usage_max(wallet.scale)
+    wallet.usage_amount = 5 - billing_periods.usage_max(wallet.scale)
     assert decide(wallet, command(consume("5")))
     assert decide(wallet, command(give("10")))
     with pytest.raises(OutOfRange):
@@ -256,7 +256,7 @@ def test_expirations_come_in_order_of_their_ends() -> None:
         grant(5, 0, amount=5, ends=-SECOND),
     )
 
-    moves = books.expirations(wallet, NOW)
+    moves = wallet_moves.expirations(wallet, NOW)
 
     assert drawn(moves) == [(-2, 2), (-3, 3), (-1, 1)]
     assert [move.effective_at for move in moves] == [NOW - SECOND, NOW - SECOND, NOW]
@@ -327,7 +327,7 @@ def assert_consistent(wallet: Wallet) -> None:
     }
 
 
-def assert_drawn_in_order(moves: Sequence[books.Move], order: Sequence[Grant]) -> None:
+def assert_drawn_in_order(moves: Sequence[wallet_moves.Move], order: Sequence[Grant]) -> None:
     """No grant is drawn on while one before it has something left; the overdraft is last."""
     left = {one.number: one.remaining for one in order}
     for move in moves:
@@ -426,8 +426,8 @@ def test_refunds_return_what_was_drawn_and_never_more(
         for row in rows
         if row.grant is None
     }
-    known = rules.References(
-        frozenset(), {}, {(WALLET, SPENT): rules.Original(rows, USAGE, 0, overdrafts=drawn_)}
+    known = spending.References(
+        frozenset(), {}, {(WALLET, SPENT): spending.Original(rows, USAGE, 0, overdrafts=drawn_)}
     )
     refunded, now = 0, NOW + later
 
@@ -446,7 +446,7 @@ def test_refunds_return_what_was_drawn_and_never_more(
         assert returned == (amount - refunded if due is None else due)
         assert all(row.amount > 0 for row in given_back)
         refunded += returned
-        known.originals[WALLET, SPENT] = rules.Original(rows, USAGE, refunded, overdrafts=drawn_)
+        known.originals[WALLET, SPENT] = spending.Original(rows, USAGE, refunded, overdrafts=drawn_)
         assert_consistent(wallet)
 
     assert refunded == amount
@@ -479,9 +479,9 @@ def test_rows_and_counters_follow_each_other(wallet: Wallet, operations: list[Op
             moves = decide(wallet, command(operation))
         except InsufficientCredit:
             continue
-        ended = books.expirations(wallet, NOW)
-        rows += books.append(wallet, ended, posting=1, dimension=1, quantity=None, now=NOW)
-        rows += books.append(wallet, moves, posting=2, dimension=2, quantity=3, now=NOW)
+        ended = wallet_moves.expirations(wallet, NOW)
+        rows += wallet_moves.append(wallet, ended, posting=1, dimension=1, quantity=None, now=NOW)
+        rows += wallet_moves.append(wallet, moves, posting=2, dimension=2, quantity=3, now=NOW)
 
     assert [start + place for place in range(1, len(rows) + 1)] == [row.sequence for row in rows]
     for row in rows:
@@ -511,7 +511,7 @@ def test_usage_counts_once_however_many_grants_pay(
     wallet = wallet_of(grant(1, 3), grant(2, 4), overdraft_limit=5)
     moves = decide(wallet, command(consume("12")))
 
-    rows = books.append(wallet, moves, posting=1, dimension=1, quantity=quantity, now=NOW)
+    rows = wallet_moves.append(wallet, moves, posting=1, dimension=1, quantity=quantity, now=NOW)
 
     assert len(rows) == 3
     assert expected == (wallet.usage_quantity, wallet.unmetered_amount)

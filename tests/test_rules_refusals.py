@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger import ids, money
-from creditledger.clock import DAY, SECOND
-from creditledger.errors import Refusal
-from creditledger.model import Status
+from creditledger.domain import ids, money
+from creditledger.domain.clock import DAY, SECOND
+from creditledger.domain.errors import Refusal
+from creditledger.domain.model import Status
 from tests.support import BACKDATING_MS_MAX, adjust, command, consume, give, refund
 from tests.values import (
     GIVEN_ID,
@@ -32,8 +32,8 @@ from tests.values import (
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.model import Wallet
-    from creditledger.operations import Command, Operation
+    from creditledger.domain.commands import Command, Operation
+    from creditledger.domain.model import Wallet
 
 #: What can be wrong at once: it changes a wallet, the fields of a command, or its operation.
 Fault = tuple[str, str | None, dict[str, object]]

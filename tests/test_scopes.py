@@ -8,8 +8,8 @@ import pytest
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR
 from tests.running import WALLET, adjust, consume, grant, refund, serve
 from tests.serving import Refused, refused
 

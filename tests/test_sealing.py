@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from credit.v1 import webhook_service_pb2 as pb
 
-from creditledger.sealing import CannotUnseal, Seal
-from creditledger.server import CannotStart
-from creditledger.webhooks import Secret
+from creditledger.domain.webhook_events import Secret
+from creditledger.ops.server import CannotStart
+from creditledger.store.sealing import CannotUnseal, Seal
 from tests.commands import creditledger
 from tests.databases import contents
 from tests.receiving import receiving, verified

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import func, select
 
-from creditledger import clock, store
-from creditledger.model import Kind
-from creditledger.seeding import NotEmpty, seed, wallet_id
+from creditledger import store
+from creditledger.domain import clock
+from creditledger.domain.model import Kind
+from creditledger.ops.seeding import NotEmpty, seed, wallet_id
 from creditledger.store import schema
 from tests.commands import creditledger
 from tests.databases import execute

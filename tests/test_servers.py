@@ -19,9 +19,10 @@ from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from structlog.testing import capture_logs
 
-from creditledger import clock as time
-from creditledger import ids
-from creditledger.errors import (
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.commands import WalletChange
+from creditledger.domain.errors import (
     IdempotencyKeyReused,
     InsufficientCredit,
     NotRefundable,
@@ -29,8 +30,7 @@ from creditledger.errors import (
     Refusal,
     WalletFrozen,
 )
-from creditledger.model import Status
-from creditledger.operations import WalletChange
+from creditledger.domain.model import Status
 from tests.databases import execute
 from tests.persistent import reason
 from tests.running import CUSTOMER, WALLET, grant, post, running
@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.model import WalletView
-    from creditledger.operations import Operation
+    from creditledger.domain.commands import Operation
+    from creditledger.domain.model import WalletView
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.running import Running, Services
     from tests.serving import Metadata

@@ -13,10 +13,12 @@ from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 
-from creditledger.api import exporting, rpc, watching
-from creditledger.api.places import Places, Turns
-from creditledger.envoy import Envoy
-from creditledger.errors import Overloaded
+from creditledger.api import rpc
+from creditledger.api.concurrency import Places, Turns
+from creditledger.domain.errors import Overloaded
+from creditledger.ops.envoy import Envoy
+from creditledger.outlets import watches
+from creditledger.outlets.exports import stream as export_stream
 from tests.running import WALLET, Api, Services, consume, grant, post, serve
 from tests.serving import refusal
 
@@ -140,7 +142,7 @@ async def test_one_key_does_not_take_every_place(
             request = transactions_pb.CreditTransactionServiceWatchRequest()
             return api.transactions.Watch(request, metadata=key)
 
-        most = exporting.EXPORTS_MAX if kind == "exports" else watching.WATCHES_MAX
+        most = export_stream.EXPORTS_MAX if kind == "exports" else watches.WATCHES_MAX
         held, codes = [], []
         for _ in range(most):
             held.append(begin(api.customer))
@@ -169,7 +171,7 @@ async def test_unread_streams_do_not_hold_up_calls_through_the_proxy(
         host, port = envoy.address
         key = dict(api.service)["authorization"]
         with ExitStack() as readers:
-            for _ in range(exporting.EXPORTS_MAX):
+            for _ in range(export_stream.EXPORTS_MAX):
                 reader = readers.enter_context(socket.socket())
                 reader.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
                 reader.setblocking(False)
@@ -201,7 +203,7 @@ async def test_who_does_not_read_gives_up_its_place(
         grpc.aio.insecure_channel(api.server.grpc_address, options=SMALL_WINDOWS) as channel,
     ):
         await fill(api)
-        monkeypatch.setattr(exporting, "EXPORTS_MAX", 1)
+        monkeypatch.setattr(export_stream, "EXPORTS_MAX", 1)
         unread = Services(channel).transactions.Export(EXPORT, metadata=api.service)
         await unread.read()
         async with asyncio.timeout(PATIENCE_SECONDS):

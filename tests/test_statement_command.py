@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.commands import creditledger
 from tests.support import command, consume, give, migrated, opened
 

@@ -6,11 +6,11 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from creditledger.bills import Bucket
-from creditledger.model import Category, Kind
-from creditledger.shown import WalletPlace
-from creditledger.statement_files import tables
-from creditledger.statements import About, GrantFacts, Moved, Part, document, figures
+from creditledger.domain.billing_periods import Bucket
+from creditledger.domain.model import Category, Kind
+from creditledger.domain.statements import About, GrantFacts, Moved, Part, document, figures
+from creditledger.domain.views import WalletPlace
+from creditledger.outlets.statements.files import tables
 
 UNIT = 10**9
 ABOUT = About(

@@ -8,7 +8,7 @@ import pytest
 from credit.v1 import statement_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
-from creditledger.statement_files import heading
+from creditledger.outlets.statements.files import heading
 from tests.running import running
 
 if TYPE_CHECKING:

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import Engine, event
 
-from creditledger import ids
-from creditledger.operations import Consume, Transfer, Usage
-from creditledger.store.postgres_writer import DISCARD_PLANS
+from creditledger.domain import ids
+from creditledger.domain.commands import Consume, Transfer, Usage
+from creditledger.store.postgres.writer import DISCARD_PLANS
 from tests.recorded import recorded
 from tests.support import (
     Clock,
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
-    from creditledger.operations import Command, Operation
+    from creditledger.domain.commands import Command, Operation
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.recorded import Recorded
 

@@ -17,7 +17,7 @@ from credit.v1 import statement_service_pb2 as statement_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from creditledger.store import Store, schema
 from tests.databases import execute
 from tests.recorded import LARGE, nodes, recorded

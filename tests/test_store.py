@@ -18,15 +18,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from structlog.testing import capture_logs
 
-from creditledger.errors import QueryTooBroad, Unavailable
-from creditledger.operations import Consume, Usage
-from creditledger.store import (
-    Changes,
-    DatabaseLocked,
-    Loaded,
-    Store,
-    schema,
-)
+from creditledger.domain.commands import Consume, Usage
+from creditledger.domain.errors import QueryTooBroad, Unavailable
+from creditledger.store import Changes, DatabaseLocked, Loaded, Store, schema
 from tests.by_hand import by_hand, contents, wanting
 from tests.databases import OURS, execute
 from tests.support import (
@@ -47,8 +41,8 @@ from tests.support import (
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from creditledger.deciding import Posted
-    from creditledger.ledger import Ledger
+    from creditledger.engine.batch import Posted
+    from creditledger.engine.ledger import Ledger
 
 
 async def story(ledger: Ledger) -> list[Posted]:

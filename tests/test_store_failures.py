@@ -17,11 +17,13 @@ import structlog
 from sqlalchemy import text
 from structlog.testing import capture_logs
 
-from creditledger import ledger as committer
-from creditledger.clock import SECOND
-from creditledger.errors import OutcomeUnknown, Unavailable
-from creditledger.ledger import Ledger
-from creditledger.store import CommitFailed, Store, postgres, sqlite
+from creditledger.domain.clock import SECOND
+from creditledger.domain.errors import OutcomeUnknown, Unavailable
+from creditledger.engine import ledger as committer
+from creditledger.engine.ledger import Ledger
+from creditledger.store import CommitFailed, Store
+from creditledger.store.postgres import database as postgres
+from creditledger.store.sqlite import writer as sqlite_writer
 from tests.by_hand import by_hand, contents, wanting
 from tests.databases import kept_locked
 from tests.support import (
@@ -176,7 +178,7 @@ async def test_a_database_that_is_away_is_unavailable(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All who wait are told together, after one wait; nothing is written, the keys stay free."""
-    monkeypatch.setattr(sqlite, "BUSY_TIMEOUT_MS", 100)
+    monkeypatch.setattr(sqlite_writer, "BUSY_TIMEOUT_MS", 100)
     monkeypatch.setattr(postgres, "LOCK_SECONDS_MAX", 0.1)
     async with opened(database_url, Clock()) as (store, ledger):
         async with kept_locked(database_url):

@@ -18,8 +18,8 @@ from credit.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_serve
 
 from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary, Door
-from creditledger.api.wallet_service import WalletService
-from creditledger.ledger import Ledger
+from creditledger.engine.ledger import Ledger
+from creditledger.surfaces.native.wallet_service import WalletService
 from tests.databases import kept_locked
 from tests.running import (
     PATIENCE_SECONDS,

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from sqlalchemy.exc import IntegrityError
 
-from creditledger import clock as time
-from creditledger.store import CannotOpen, registry, schema
+from creditledger.domain import clock as time
+from creditledger.store import CannotOpen, schema
+from creditledger.store.registry import records
 from tests.served import ACCOUNT, BALANCE, BILLING, BILLS, USAGE, Failure, Json, failure, serving
 from tests.support import change, look
 
@@ -286,7 +287,7 @@ async def test_a_customer_has_so_many_wallets_and_no_more(
     served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Wallets of one currency and mode are bounded, and so is what reads all of them."""
-    monkeypatch.setattr(registry, "SUCCESSIVE_MAX", 2)
+    monkeypatch.setattr(records, "SUCCESSIVE_MAX", 2)
     customer = await served.customer()
     await used_up(served, customer, "1")
     await used_up(served, customer, "1")

@@ -18,7 +18,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import pytest_asyncio
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.naive_bills import Bill, apportion_bills
 from tests.served import (
     BILLS,

@@ -18,8 +18,8 @@ import pytest
 import pytest_asyncio
 from sqlalchemy import text
 
-from creditledger import clock as time
-from creditledger.errors import QueryTooBroad
+from creditledger.domain import clock as time
+from creditledger.domain.errors import QueryTooBroad
 from creditledger.store import Store
 from tests.served import (
     SUMMARY,

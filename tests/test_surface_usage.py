@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import pytest_asyncio
 
-from creditledger import clock as time
+from creditledger.domain import clock as time
 from tests.served import (
     ACCOUNT,
     BALANCE,

@@ -11,13 +11,13 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 from sqlalchemy import func, select
 
-from creditledger import clock as time
-from creditledger import sweeper
-from creditledger.clock import DAY, HOUR, MINUTE
-from creditledger.model import HoldEnd, Kind
-from creditledger.operations import PlaceHold
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE
+from creditledger.domain.commands import PlaceHold
+from creditledger.domain.model import HoldEnd, Kind
+from creditledger.outlets import sweeper
+from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import schema
-from creditledger.sweeper import Sweeper
 from tests.running import WALLET, adjust, consume, grant, refund, serve
 from tests.serving import refused
 from tests.support import (
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.ledger import Ledger
+    from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
     from tests.running import Api
     from tests.support import Clock

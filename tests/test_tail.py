@@ -16,13 +16,15 @@ import pytest
 from sqlalchemy import select
 from structlog.testing import capture_logs
 
-from creditledger.clock import HOUR
-from creditledger.config import load
-from creditledger.errors import InvalidField
-from creditledger.server import CannotStart, migrate, require_schema
-from creditledger.store import Store, postgres, schema, tail
-from creditledger.store.batch import StoreUnavailable
-from creditledger.store.tail import START, Mark
+from creditledger.domain.clock import HOUR
+from creditledger.domain.errors import InvalidField
+from creditledger.ops.config import load
+from creditledger.ops.server import CannotStart, migrate, require_schema
+from creditledger.store import Store, schema
+from creditledger.store.postgres import database as postgres
+from creditledger.store.read import commit_order
+from creditledger.store.read.commit_order import START, Mark
+from creditledger.store.write.batch import StoreUnavailable
 from tests.databases import connect, execute
 from tests.support import add_wallet, command, consume, give, is_file, opened
 
@@ -31,8 +33,8 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.ledger import Ledger
-    from creditledger.store.batch import Changes, Loaded
+    from creditledger.engine.ledger import Ledger
+    from creditledger.store.write.batch import Changes, Loaded
     from tests.support import Clock
 
 WRITERS, WALLETS, ROUNDS = 16, 12, 40
@@ -52,7 +54,7 @@ class Following:
     async def go_on(self) -> bool:
         """One step; whether there is more."""
         size = self._chance.choice((1, 2, 7, 100))
-        step = await self._store.read(lambda c: tail.step(c, self._mark, size))
+        step = await self._store.read(lambda c: commit_order.step(c, self._mark, size))
         assert len(step.rows) <= size
         self.read += [row.place for row in step.rows]
         assert step.mark >= self._mark
@@ -261,27 +263,29 @@ async def waiting_for_a_lock(url: str) -> None:
 async def test_a_mark_of_the_future_is_refused(store: Store, ledger: Ledger) -> None:
     """One that this ledger never gave would wait for rows that others have had."""
     await ledger.post(command(give("1")))
-    last = await store.read(lambda c: tail.begin(c, None))
-    assert await store.read(lambda c: tail.begin(c, last)) == last
-    assert (await store.read(lambda c: tail.step(c, last, 10))).rows == []
+    last = await store.read(lambda c: commit_order.begin(c, None))
+    assert await store.read(lambda c: commit_order.begin(c, last)) == last
+    assert (await store.read(lambda c: commit_order.step(c, last, 10))).rows == []
     beyond = Mark(last.position + 1_000, 0, 0)
 
     with pytest.raises(InvalidField, match="beyond the end"):
-        await store.read(lambda c: tail.begin(c, beyond))
+        await store.read(lambda c: commit_order.begin(c, beyond))
 
 
 async def test_a_mark_stands_on_a_row(store: Store, ledger: Ledger) -> None:
     """A cursor names a committed row and its time, and nothing beyond it."""
-    assert await store.read(lambda c: tail.begin(c, None)) == START
+    assert await store.read(lambda c: commit_order.begin(c, None)) == START
     posted = await ledger.post(command(give("1")))
     (row,) = posted.posting.rows
-    mark = await store.read(lambda c: tail.begin(c, None))
+    mark = await store.read(lambda c: commit_order.begin(c, None))
 
     assert (mark.wallet, mark.sequence, mark.written_at) == (1, row.sequence, row.created_at)
     assert Mark.parse(mark.text(), field="after") == mark
-    step = await store.read(lambda c: tail.step(c, START, 10))
+    step = await store.read(lambda c: commit_order.step(c, START, 10))
     assert (step.rows[-1].mark, step.mark) == (mark, mark)
-    assert await store.read(lambda c: tail.step(c, mark, 10)) == tail.Step([], mark, more=False)
+    assert await store.read(lambda c: commit_order.step(c, mark, 10)) == commit_order.Step(
+        [], mark, more=False
+    )
 
 
 @pytest.mark.parametrize("sequence", [1, 2])
@@ -293,15 +297,15 @@ async def test_a_row_that_the_database_has_lost_leaves_no_gap(
     clock.advance(HOUR)
     # Its number may be one that this server has not reached yet.
     lost = Mark(10**15, 1, sequence, clock.now)
-    before = await store.read(lambda c: tail.step(c, lost, 10))
+    before = await store.read(lambda c: commit_order.step(c, lost, 10))
     assert before.rows == []
     for nth in range(3):
         await ledger.post(command(consume("1"), key=f"{nth}"))
 
     for mark in (lost, before.mark):
-        begun = await store.read(partial(tail.begin, after=mark))
+        begun = await store.read(partial(commit_order.begin, after=mark))
         for one in (mark, begun):
-            step = await store.read(partial(tail.step, after=one, size=10))
+            step = await store.read(partial(commit_order.step, after=one, size=10))
             assert [row.place for row in step.rows] == [(1, 2), (1, 3), (1, 4)]
 
 
@@ -316,11 +320,11 @@ def test_what_is_no_mark(given: str) -> None:
 
 async def test_the_newest_is_known(store: Store, ledger: Ledger) -> None:
     """Whether there is anything new is one look at the end of an index."""
-    assert await store.read(tail.newest) == 0
+    assert await store.read(commit_order.newest) == 0
     await ledger.post(command(give("2")))
-    first = await store.read(tail.newest)
+    first = await store.read(commit_order.newest)
     await ledger.post(command(consume("1"), key="another"))
-    assert await store.read(tail.newest) > first > 0
+    assert await store.read(commit_order.newest) > first > 0
 
 
 @pytest.mark.only("postgresql")

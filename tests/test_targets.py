@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from creditledger.errors import InvalidField
-from creditledger.targets import check, is_public
+from creditledger.domain.errors import InvalidField
+from creditledger.domain.webhook_addresses import check, is_public
 
 PRIVATE = (
     *("127.0.0.1", "127.8.8.8", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1"),

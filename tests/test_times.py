@@ -13,10 +13,10 @@ import pytest_asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from creditledger import clock as time
-from creditledger import durations
-from creditledger.commands.export import Asked, export
-from creditledger.config import load
+from creditledger.domain import clock as time
+from creditledger.domain import durations
+from creditledger.ops.cli.export import Asked, export
+from creditledger.ops.config import load
 from tests.served import BILLS, TRANSACTIONS, USAGE, serving
 from tests.test_bills_add_up import zones
 

@@ -13,11 +13,11 @@ from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import credit_transaction_service_pb2 as list_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import clock as time
-from creditledger.clock import DAY, HOUR
-from creditledger.deciding import Posted
-from creditledger.errors import InsufficientCredit, Refusal
-from creditledger.operations import Command, Transfer, WalletChange
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR
+from creditledger.domain.commands import Command, Transfer, WalletChange
+from creditledger.domain.errors import InsufficientCredit, Refusal
+from creditledger.engine.batch import Posted
 from tests.databases import execute
 from tests.process import process
 from tests.running import PATIENCE_SECONDS, WALLET, adjust, consume, grant, post, serve
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection
 
-    from creditledger.ledger import Ledger
+    from creditledger.engine.ledger import Ledger
     from tests.running import Api, Services
     from tests.support import Clock
 

@@ -33,7 +33,7 @@ from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
-from creditledger import server
+from creditledger.ops import server
 from tests.commands import PATIENCE_SECONDS, arguments, environment
 from tests.frames import (
     ACK,

@@ -23,15 +23,12 @@ import pytest
 from sqlalchemy import Boolean, Integer, create_engine, delete, select, update
 from sqlalchemy.exc import DBAPIError
 
-from creditledger import clock as time
-from creditledger import ids, store
+from creditledger import store
 from creditledger.api.auth import LOCAL
-from creditledger.api.stating import Period as StatedPeriod
-from creditledger.api.stating import Statements
-from creditledger.bills import Bucket
-from creditledger.ledger import Ledger
-from creditledger.model import Category, Kind, Period, Status
-from creditledger.operations import (
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.billing_periods import Bucket
+from creditledger.domain.commands import (
     Capture,
     Consume,
     GrantChange,
@@ -44,25 +41,23 @@ from creditledger.operations import (
     VoidGrant,
     WalletChange,
 )
-from creditledger.store import (
-    CannotOpen,
-    Store,
-    closed_checks,
-    guards,
-    postgres,
-    schema,
-    sqlite_database,
-    stored_checks,
-    webhook_feed,
-    webhooks,
-)
-from creditledger.store import verify as verify_module
-from creditledger.store.checks import named
-from creditledger.store.credit_checks import PASSES
-from creditledger.store.proofs import Proof, proofs, tables
-from creditledger.store.verify import Finding, Verification, found_by, verify
-from creditledger.store.webhook_feed import New
-from creditledger.webhooks import EventType, Place, Secret
+from creditledger.domain.model import Category, Kind, Period, Status
+from creditledger.domain.webhook_events import EventType, Place, Secret
+from creditledger.engine.ledger import Ledger
+from creditledger.outlets.statements.compute import Period as StatedPeriod
+from creditledger.outlets.statements.compute import Statements
+from creditledger.store import CannotOpen, Store, schema
+from creditledger.store.postgres import database as postgres
+from creditledger.store.sqlite import database as sqlite
+from creditledger.store.verify import guards, statement_checks, stored_checks
+from creditledger.store.verify import verification as verify_module
+from creditledger.store.verify.checks import named
+from creditledger.store.verify.credit_checks import PASSES
+from creditledger.store.verify.proofs import Proof, proofs, tables
+from creditledger.store.verify.verification import Finding, Verification, found_by, verify
+from creditledger.store.webhooks import endpoints
+from creditledger.store.webhooks import feed as webhook_feed
+from creditledger.store.webhooks.feed import New
 from tests.commands import PATIENCE_SECONDS
 from tests.support import (
     BACKDATING_MS_MAX,
@@ -91,13 +86,13 @@ if TYPE_CHECKING:
 
     from sqlalchemy import Connection, MetaData
 
-    from creditledger.deciding import Posted
-    from creditledger.operations import Operation
+    from creditledger.domain.commands import Operation
+    from creditledger.engine.batch import Posted
 
     Damaged = Callable[..., list[Finding]]
 
 ACME, BETA, GIVING, TAKING, MANAGED, OWING = 1, 2, 4, 5, 6, 7
-CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *closed_checks.CHECKS]
+CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *statement_checks.CHECKS]
 CHECKS += [*stored_checks.CHECKS, *guards.CHECKS]
 
 
@@ -218,7 +213,7 @@ async def change_and_void(ledger: Ledger, post: Callable[[Operation], Awaitable[
 
 def told(connection: Connection) -> None:
     """Of a row, a balance and a grant of wal_managed, an endpoint of its customer's."""
-    endpoint = webhooks.create(
+    endpoint = endpoints.create(
         connection,
         id_="whe_managed",
         customer_id="cus_of_wal_managed",
@@ -1074,7 +1069,7 @@ def passes_find(connection: Connection) -> bool:
     try:
         with connection.begin_nested():
             return any(True for one in PASSES for _ in found_by(connection, one)) or any(
-                (*closed_checks.found(connection), *stored_checks.found(connection))
+                (*statement_checks.found(connection), *stored_checks.found(connection))
             )
     except DBAPIError:
         return True  # a figure or text that it cannot work with
@@ -1195,7 +1190,7 @@ def test_who_is_written_to_while_it_begins_begins_anew(
 ) -> None:
     """A file has no snapshots to share, so they begin until none was written in between."""
     versions = iter([1, 2, 3, 3])
-    monkeypatch.setattr(sqlite_database, "_version", lambda _driver: next(versions))
+    monkeypatch.setattr(sqlite, "_version", lambda _driver: next(versions))
     url = new_database()
 
     assert finished(store.look_together(url, lambda _: None, count_wallets)) == 0

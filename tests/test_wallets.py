@@ -8,7 +8,7 @@ import pytest
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import wallet_service_pb2 as pb
 
-from creditledger import ids
+from creditledger.domain import ids
 from tests.running import WALLET, adjust, consume, fate, grant, post, ranked, refund, serve, wallet
 from tests.serving import TRANSPORTS, Refused, refused
 

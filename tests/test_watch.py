@@ -15,7 +15,7 @@ from credit.v1 import credit_transaction_service_pb2 as pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
 from structlog.testing import capture_logs
 
-from creditledger.api import watching
+from creditledger.outlets import watches
 from tests.running import (
     CUSTOMER,
     PATIENCE_SECONDS,
@@ -148,8 +148,8 @@ async def test_a_cursor_goes_on_where_it_was(api: Api) -> None:
 
 async def test_every_cursor_in_between_is_one(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """A walk in small steps and messages is whole from whatever message it goes on after."""
-    monkeypatch.setattr(watching, "STEP_ROWS", 3)
-    monkeypatch.setattr(watching, "PIECE_BYTES", 1)
+    monkeypatch.setattr(watches, "STEP_ROWS", 3)
+    monkeypatch.setattr(watches, "PIECE_BYTES", 1)
     every = ids(await api.post("given", **grant("100")))
     for nth in range(9):
         every += ids(await api.post(f"spent {nth}", **consume("1")))
@@ -248,7 +248,7 @@ async def test_a_revoked_key_ends_its_watch(api: Api, clock: Clock) -> None:
 
 async def test_there_is_a_limit(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     """One too many is told when to come again; a place that is left is free at once."""
-    monkeypatch.setattr(watching, "WATCHES_MAX", 1)
+    monkeypatch.setattr(watches, "WATCHES_MAX", 1)
     async with watching_rows(api):
         assert (await ended(api)).reason == "OVERLOADED"
     for _ in range(100):

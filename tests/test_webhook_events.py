@@ -14,12 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sqlalchemy import update
 
-from creditledger import clock as time
-from creditledger import ids, notifier
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
-from creditledger.model import Kind
-from creditledger.store import schema
-from creditledger.webhooks import (
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain.model import Kind
+from creditledger.domain.webhook_events import (
     JITTER,
     PAUSE_MS_MAX,
     TRYING_MS,
@@ -31,6 +30,8 @@ from creditledger.webhooks import (
     depletions,
     next_attempt,
 )
+from creditledger.outlets.webhooks import notifier
+from creditledger.store import schema
 from tests.running import CUSTOMER, WALLET, Api, adjust, consume, grant, refund, serve
 from tests.support import change
 from tests.test_webhooks import endpoint, log_of
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from random import Random
 
-    from creditledger.notifier import Notifier
+    from creditledger.outlets.webhooks.notifier import Notifier
     from tests.support import Clock
 
 #: Nobody is there: what is made is read from the log.

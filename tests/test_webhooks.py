@@ -16,11 +16,11 @@ from credit.v1 import webhook_service_pb2 as pb
 from sqlalchemy import insert
 from sqlalchemy.exc import IntegrityError
 
-from creditledger import clock as time
-from creditledger import deliverer
-from creditledger.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain import clock as time
+from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
+from creditledger.domain.webhook_events import Secret
+from creditledger.outlets.webhooks import deliverer
 from creditledger.store import schema
-from creditledger.webhooks import Secret
 from tests.databases import contents
 from tests.receiving import Received, Receiver, receiving, verified
 from tests.running import (

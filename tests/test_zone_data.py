@@ -11,9 +11,9 @@ from credit.v1 import spend_limit_pb2 as limit_pb
 from credit.v1 import statement_service_pb2 as statement_pb
 from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
-from creditledger import clock as time
-from creditledger import limits
-from creditledger.clock import DAY, HOUR
+from creditledger.domain import clock as time
+from creditledger.domain import spend_limits
+from creditledger.domain.clock import DAY, HOUR
 from creditledger.store import schema
 from tests.running import WALLET, consume, grant, running, serve
 from tests.serving import Refused, refused
@@ -39,7 +39,7 @@ def set_ahead(tmp_path: Path) -> Iterator[Callable[[int], None]]:
 
     def forget() -> None:
         zoneinfo.ZoneInfo.clear_cache()
-        limits._bucket.cache_clear()
+        spend_limits._bucket.cache_clear()
 
     def ahead(hours: int) -> None:
         data = files("tzdata.zoneinfo").joinpath("Etc", f"GMT-{hours}").read_bytes()

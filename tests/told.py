@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import select
 
-from creditledger import ids, money
+from creditledger.domain import ids, money
 from creditledger.store import schema
 from tests.support import look
 

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from creditledger import books, ids, overdraft, rules
-from creditledger.clock import DAY, SECOND
-from creditledger.model import (
+from creditledger.domain import ids, overdraft, spending, wallet_moves
+from creditledger.domain.clock import DAY, SECOND
+from creditledger.domain.commands import Usage
+from creditledger.domain.model import (
     RETURNED_MS,
     Category,
     Dimension,
@@ -20,14 +21,13 @@ from creditledger.model import (
     Type,
     Wallet,
 )
-from creditledger.operations import Usage
-from creditledger.overdraft import OverdraftDraw, Payer
+from creditledger.domain.overdraft import OverdraftDraw, Payer
 from tests.support import BACKDATING_MS_MAX, START, command
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from creditledger.operations import Command, Operation
+    from creditledger.domain.commands import Command, Operation
 
 NOW = START
 WALLET = 7
@@ -100,7 +100,7 @@ def wallet_of(
 
 def references(
     *draws: tuple[int, int | None], refunded: int = 0, paid_by: tuple[tuple[int, int], ...] = ()
-) -> rules.References:
+) -> spending.References:
     """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`.
 
     `paid_by`: which grants paid how much of its overdraft back, oldest first.
@@ -110,11 +110,11 @@ def references(
         start = payers[-1].until if payers else 0
         payers.append(Payer(WALLET, start, start + amount, amount, number, None))
     rows = [row_of(sequence, -amount, number) for sequence, (amount, number) in enumerate(draws, 1)]
-    return rules.References(
+    return spending.References(
         meters=frozenset({"mtr_tokens"}),
         subscriptions={"sub_pro": "cus_acme", "sub_other": "cus_other"},
         originals={
-            (WALLET, SPENT): rules.Original(
+            (WALLET, SPENT): spending.Original(
                 rows,
                 USAGE,
                 refunded,
@@ -124,7 +124,7 @@ def references(
                     if row.grant is None
                 },
             ),
-            (WALLET, GIVEN): rules.Original([row_of(9, 5, 9)], TOPUP, 0),
+            (WALLET, GIVEN): spending.Original([row_of(9, 5, 9)], TOPUP, 0),
         },
         payers={WALLET: payers},
     )
@@ -139,12 +139,12 @@ def row_of(sequence: int, amount: int, number: int | None) -> Row:
 def decide(
     wallet: Wallet,
     command_: Command,
-    known: rules.References | None = None,
+    known: spending.References | None = None,
     *,
     now: int = NOW,
-) -> list[books.Move]:
+) -> list[wallet_moves.Move]:
     amount: str | None = getattr(command_.operation, "amount", None)
-    return rules.decide(
+    return spending.decide(
         wallet,
         command_,
         None if amount is None else int(amount),
@@ -158,15 +158,15 @@ def decide(
 def carry_out(
     wallet: Wallet,
     operation: Operation,
-    known: rules.References | None = None,
+    known: spending.References | None = None,
     *,
     now: int = NOW,
 ) -> list[Row]:
     """As the ledger does it: decide, then what expired, then the moves. Answers the moves' rows."""
     moves = decide(wallet, command(operation), known, now=now)
-    ended = books.expirations(wallet, now)
-    books.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
-    rows = books.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
+    ended = wallet_moves.expirations(wallet, now)
+    wallet_moves.append(wallet, ended, posting=1, dimension=1, quantity=None, now=now)
+    rows = wallet_moves.append(wallet, moves, posting=2, dimension=2, quantity=None, now=now)
     for move, row in zip(moves, rows, strict=True):
         if move.grant is not None and move.fresh and move.grant.overdraft_paid:
             overdraft.pay(wallet, row.sequence, move.grant.overdraft_paid, row.sequence)
@@ -177,7 +177,7 @@ def carry_out(
     return rows
 
 
-def drawn(moves: Sequence[books.Move]) -> list[tuple[int, int | None]]:
+def drawn(moves: Sequence[wallet_moves.Move]) -> list[tuple[int, int | None]]:
     """(amount, number of the grant) of each move; a fresh grant has number 0."""
     return [(m.amount, None if m.grant is None else m.grant.number) for m in moves]
 

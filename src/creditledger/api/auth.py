@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from creditledger.errors import (
+from creditledger.domain.errors import (
     CustomerKeyRequired,
     KeyInvalid,
     KeyMissing,
@@ -22,9 +22,10 @@ from creditledger.errors import (
     ScopeDenied,
     echo,
 )
-from creditledger.model import NEVER
-from creditledger.registry import Scope
-from creditledger.store import Store, registry
+from creditledger.domain.model import NEVER
+from creditledger.domain.registry import Scope
+from creditledger.store import Store
+from creditledger.store.registry import records
 
 CACHE_MS_MAX = 2_000
 #: Distinct keys kept; beyond, the cache starts anew.
@@ -173,7 +174,7 @@ class Callers:
 
     async def _read(self, hashed: bytes, now: int) -> _Known:
         forgotten = self._forgotten
-        found = await self._store.read(lambda c: registry.key_by_hash(c, hashed), urgent=True)
+        found = await self._store.read(lambda c: records.key_by_hash(c, hashed), urgent=True)
         if found is None or not hmac.compare_digest(found[1], hashed):
             raise KeyInvalid("there is no such API key")
         key = found[0]

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from creditledger import clock, ids, money
-from creditledger.errors import InvalidField, MissingField, ResultTooLarge, echo
-from creditledger.operations import METADATA_BYTES_MAX, METADATA_KEYS_MAX
+from creditledger.domain import clock, ids, money
+from creditledger.domain.commands import METADATA_BYTES_MAX, METADATA_KEYS_MAX
+from creditledger.domain.errors import InvalidField, MissingField, ResultTooLarge, echo
 
 T = TypeVar("T")
 

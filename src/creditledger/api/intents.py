@@ -18,10 +18,10 @@ from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
-from creditledger import clock, money
 from creditledger.api import fields
 from creditledger.api.auth import Caller
-from creditledger.errors import InvalidField, Refusal
+from creditledger.domain import clock, money
+from creditledger.domain.errors import InvalidField, Refusal
 from creditledger.store.change_keys import Intent
 
 FIELD = "idempotency_key"

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from creditledger.errors import InvalidField, UnknownParameter
+from creditledger.domain.errors import InvalidField, UnknownParameter
 
 #: Paths joined by ",", a path's names by "."; a name has A-Z a-z 0-9 _ and the others as %XX.
 NAMES_HEADER = "x-creditledger-names"

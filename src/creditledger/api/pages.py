@@ -15,7 +15,7 @@ from typing import TypeVar
 from google.protobuf.message import Message
 
 from creditledger.api import fields
-from creditledger.errors import InvalidField
+from creditledger.domain.errors import InvalidField
 
 T = TypeVar("T")
 

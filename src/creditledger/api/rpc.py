@@ -28,10 +28,10 @@ from sqlalchemy import Connection
 
 from creditledger.api import intents
 from creditledger.api.auth import Caller, Callers
+from creditledger.api.concurrency import Turns
 from creditledger.api.names import NAMES_HEADER, check
-from creditledger.api.places import Turns
-from creditledger.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
-from creditledger.registry import Scope
+from creditledger.domain.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
+from creditledger.domain.registry import Scope
 from creditledger.store import Store, change_keys
 from creditledger.store.change_keys import Intent, Kept, Made
 

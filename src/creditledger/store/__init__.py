@@ -1,9 +1,9 @@
 """The database, and the only place that speaks SQL.
 
 `Store` has three verbs: `commit` (the write path of postings), `write` (any other change) and
-`read` (one snapshot). What they run is in `registry.py`, `reads.py`, `lists.py`, `sums.py` and the
-two writers; the tables are in `schema.py`, what checks them in `verify.py`. Called by the ledger,
-the API and the command line.
+`read` (one snapshot). What they run is in `store/registry/records.py`,
+`store/read/transaction_reads.py`, `store/read/lists.py`, `store/read/consumption.py` and the two
+writers; the tables are in `schema.py`, what checks them in `store/verify/verification.py`.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +15,16 @@ import structlog
 from sqlalchemy import Connection, make_url
 from sqlalchemy.exc import ArgumentError
 
-from creditledger import clock as time
-from creditledger.errors import OutcomeUnknown, Unavailable
-from creditledger.ledger_clock import LedgerClock
-from creditledger.store import postgres, sqlite_database
-from creditledger.store.batch import (
+from creditledger.domain import clock as time
+from creditledger.domain.errors import OutcomeUnknown, Unavailable
+from creditledger.store.ledger_clock import LedgerClock
+from creditledger.store.outage import Outage
+from creditledger.store.postgres import database as postgres
+from creditledger.store.postgres.database import Postgres
+from creditledger.store.sqlite import database as sqlite
+from creditledger.store.sqlite.database import SQLite
+from creditledger.store.sqlite.writer import DatabaseLocked
+from creditledger.store.write.batch import (
     PAYS_EVENT,
     SUMS,
     UNREADABLE,
@@ -37,10 +42,6 @@ from creditledger.store.batch import (
     WalletsLocked,
     Wanted,
 )
-from creditledger.store.outage import Outage
-from creditledger.store.postgres import Postgres
-from creditledger.store.sqlite import DatabaseLocked
-from creditledger.store.sqlite_database import SQLite
 
 __all__ = [
     "PAYS_EVENT",
@@ -108,7 +109,7 @@ class _Kind(Protocol):
 
 
 def _kind(url: str) -> _Kind:
-    return postgres if _is_postgres(url) else sqlite_database
+    return postgres if _is_postgres(url) else sqlite
 
 
 def _is_postgres(url: str) -> bool:
@@ -116,10 +117,9 @@ def _is_postgres(url: str) -> bool:
         driver = make_url(url).drivername
     except (ArgumentError, ValueError):
         raise ValueError(UNREADABLE) from None
-    if driver not in (postgres.DRIVER, sqlite_database.DRIVER):
+    if driver not in (postgres.DRIVER, sqlite.DRIVER):
         raise ValueError(
-            f"its driver {driver!r} is not supported: use {sqlite_database.DRIVER} or"
-            f" {postgres.DRIVER}"
+            f"its driver {driver!r} is not supported: use {sqlite.DRIVER} or {postgres.DRIVER}"
         )
     return driver == postgres.DRIVER
 

@@ -1,8 +1,8 @@
 """Idempotency keys of changes that are no wallet's, and a change made once under one.
 
-A wallet's own keys are those of its postings, see deciding.py. Here a key belongs to an RPC, a mode
-and the operator or a customer. It is bound in the transaction of its change, and kept for ever:
-triggers (in the migration) refuse that a row is deleted. Functions of a connection in a write
+A wallet's own keys are those of its postings, see engine/batch.py. Here a key belongs to an RPC, a
+mode and the operator or a customer. It is bound in the transaction of its change, and kept for
+ever: triggers (in the migration) refuse that a row is deleted. Functions of a connection in a write
 transaction.
 """
 
@@ -13,7 +13,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 from sqlalchemy import ColumnElement, Connection, and_, select, text, update
 
-from creditledger.errors import IdempotencyKeyReused
+from creditledger.domain.errors import IdempotencyKeyReused
 from creditledger.store import schema
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection, select
 
-from creditledger import clock
+from creditledger.domain import clock
 from creditledger.store import schema
 
 #: How long an export is kept, and how many of one key: the newest ones.

@@ -4,7 +4,7 @@ A life is a few stretches of rows as they lie in their tables, one of which is l
 again. What its second time has more than its first (sequences, balances, times) it has more every
 time, so an INSERT ... SELECT for each table writes any number of times for any number of wallets.
 Wallets differ by their number and by a shift in time. Rows are written in order of time, which is
-how a ledger grows. Called by seeding.py, which has a life lived by the ledger itself.
+how a ledger grows.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,8 +13,8 @@ from typing import Any
 
 from sqlalchemy import Boolean, Connection, Table, Text, text
 
-from creditledger import ids
-from creditledger.clock import QUARTER
+from creditledger.domain import ids
+from creditledger.domain.clock import QUARTER
 from creditledger.store import schema
 
 #: Rows written in one transaction: enough for few of them, little enough to see them go on.

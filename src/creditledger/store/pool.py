@@ -1,7 +1,4 @@
-"""Connections for short work: lent for its length, and all back before the pool ends.
-
-Called by the two kinds of databases.
-"""
+"""Connections for short work: lent for its length, and all back before the pool ends."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from sqlalchemy import Connection
 
-from creditledger import ids
+from creditledger.domain import ids
 
 
 class RepeatedReceipt(NamedTuple):

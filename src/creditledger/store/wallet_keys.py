@@ -1,7 +1,7 @@
 """A wallet's idempotency key, bound by a change that the committer has no part in.
 
-It is a posting without rows, as deciding.py makes them of other changes. Functions of a connection
-in a write transaction.
+It is a posting without rows, as engine/batch.py makes them of other changes. Functions of a
+connection in a write transaction.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,9 +9,10 @@ from typing import NamedTuple, TypeVar
 
 from sqlalchemy import Connection, insert, select, update
 
-from creditledger.model import Posting
-from creditledger.store import reads, schema
-from creditledger.store.values import POSTING_COLUMNS, posting_columns
+from creditledger.domain.model import Posting
+from creditledger.store import schema
+from creditledger.store.columns import POSTING_COLUMNS, posting_columns
+from creditledger.store.read import transaction_reads
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class Binding(NamedTuple):
 
 def found(connection: Connection, wallet: int, key: str | None) -> Posting | None:
     """What the wallet has under the key."""
-    there = None if key is None else reads.posting(connection, wallet, key)
+    there = None if key is None else transaction_reads.posting(connection, wallet, key)
     return None if there is None else there[0]
 
 

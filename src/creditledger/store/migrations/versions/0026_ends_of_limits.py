@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-from creditledger import clock
-from creditledger.bills import bucket_of
+from creditledger.domain import clock
+from creditledger.domain.billing_periods import bucket_of
 
 revision = "0026"
 down_revision = "0025"

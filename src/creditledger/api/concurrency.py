@@ -1,0 +1,77 @@
+"""How much one process does at the same time, and how much of that one customer may take."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+from creditledger.domain.errors import Overloaded
+
+#: Reads of one customer that may wait for their turn.
+WAITING_MAX = 64
+
+
+class Places:
+    """Places that long calls of one kind take for as long as they last.
+
+    A quarter of them is one customer's share, and a quarter is kept for callers who are no
+    customer: the operator's own services and administrators.
+    """
+
+    def __init__(self, what: str, *, retry_after: str) -> None:
+        """`what` they are, as the refusal calls them; `retry_after`: seconds."""
+        self._what = what
+        self._retry_after = retry_after
+        self._taken: Counter[str | None] = Counter()  #: By customer; None: who is no customer.
+
+    @contextmanager
+    def one(self, most: int, customer_id: str | None) -> Iterator[None]:
+        """A place, if fewer than `most` are taken and the customer has some left.
+
+        Raises Overloaded.
+        """
+        quarter, taken = max(1, most // 4), self._taken.total()
+        if taken >= most:
+            raise self._refusal(f"{most} {self._what}")
+        if customer_id is not None:
+            if self._taken[customer_id] >= quarter:
+                raise self._refusal(f"{quarter} {self._what} of this customer")
+            if taken - self._taken[None] >= max(1, most - quarter):
+                raise self._refusal(f"{most - quarter} {self._what} of customers")
+        self._taken[customer_id] += 1
+        try:
+            yield
+        finally:
+            self._taken[customer_id] -= 1
+            if not self._taken[customer_id]:
+                del self._taken[customer_id]
+
+    def _refusal(self, taken: str) -> Overloaded:
+        return Overloaded(f"{taken} are under way already", retry_after=self._retry_after)
+
+
+class Turns:
+    """Lets so many calls of one customer go on at the same time; the others wait their turn."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._turns: dict[str, asyncio.Semaphore] = {}
+        self._under_way: Counter[str] = Counter()  #: By customer, those who wait included.
+
+    @asynccontextmanager
+    async def one(self, customer_id: str | None) -> AsyncIterator[None]:
+        """A turn, at once for who is no customer. Raises Overloaded where too many wait."""
+        if customer_id is None:
+            yield
+            return
+        if self._under_way[customer_id] >= self._most + WAITING_MAX:
+            raise Overloaded(f"{WAITING_MAX} calls of this customer wait already", retry_after="1")
+        turns = self._turns.setdefault(customer_id, asyncio.Semaphore(self._most))
+        self._under_way[customer_id] += 1
+        try:
+            async with turns:
+                yield
+        finally:
+            self._under_way[customer_id] -= 1
+            if not self._under_way[customer_id]:
+                del self._under_way[customer_id], self._turns[customer_id]

@@ -1,0 +1,1 @@
+"""Messages to values and back, a file for each kind of message."""

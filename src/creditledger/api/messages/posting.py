@@ -1,0 +1,537 @@
+"""Messages to values and back, for wallets, postings and credit transactions.
+
+`command` and its like check the shape of what comes in, by `fields.py`; the others print. Nothing
+here asks the database.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Any, Protocol
+
+from credit.v1 import credit_transaction_pb2, wallet_service_pb2
+
+from creditledger.api import fields
+from creditledger.api.auth import Caller
+from creditledger.api.rpc import message
+from creditledger.domain import clock, durations, ids, money, views
+from creditledger.domain.commands import (
+    Adjust,
+    Command,
+    Consume,
+    GiveGrant,
+    Operation,
+    Refund,
+    Usage,
+)
+from creditledger.domain.errors import InvalidField, MissingField, NotFound, Refusal, echo
+from creditledger.domain.model import (
+    PRIORITY_DEFAULT,
+    PRIORITY_MAX,
+    Category,
+    Dimension,
+    GrantScope,
+    Kind,
+    MeterEvent,
+    Posting,
+    Row,
+    Status,
+    Type,
+    Wallet,
+    WalletView,
+)
+from creditledger.domain.registry import Scope
+from creditledger.domain.views import Transaction
+from creditledger.engine.batch import Posted
+
+#: Words of the requests.
+GRANT_KINDS = {k.word: k for k in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT)}
+CATEGORIES = {c.word: c for c in Category}
+STATUSES = {s.word: s for s in Status}
+#: The keys of `source`, by kind of grant; what each kind shows, and may be given.
+SOURCE_KEYS = {
+    Kind.TOPUP: ("provider", "receipt_id", "method"),
+    Kind.SUBSCRIPTION_RENEW: ("provider", "receipt_id"),
+    Kind.ADMIN_CREDIT: ("actor",),
+}
+
+#: Meters, products or categories that a scope may name.
+SCOPE_MAX = 20
+#: Usages longer than this, quantities aside, are not kept.
+PRICED_BYTES_MAX = 1_024
+
+_KIND_WORDS = {kind.value: kind.word for kind in Kind}
+_TYPE_WORDS = {type_.value: type_.word for type_ in Type}
+_STATUS_WORDS = {status: status.word for status in Status}
+
+
+def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Command]:
+    """The posting a request asks for, once it is known who asks.
+
+    Raises InvalidField, MissingField under the names of the JSON; given its caller, ScopeDenied
+    where it needs more than the scope that all postings do.
+    """
+    given = request.HasField
+    key = fields.idempotency_key(request.idempotency_key)
+    wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
+    operation = _operation(request)
+    description = note = effective_at = expected_sequence = None
+    if given("description"):
+        description = fields.text(request.description, field="description")
+    if given("note"):
+        note = fields.text(request.note, field="note")
+    metadata = fields.metadata(request.metadata) if request.metadata else {}
+    if given("effective_at"):
+        effective_at = clock.parse(request.effective_at, field="effective_at")
+    if given("expected_sequence"):
+        expected_sequence = fields.number(
+            request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
+        )
+
+    def asked_by(caller: Caller) -> Command:
+        if isinstance(operation, Adjust | Refund) and operation.force:
+            caller.require(Scope.ADMIN)
+        # By place: names cost as much again as all the rest of making it.
+        return Command(
+            wallet_id,
+            key,
+            operation,
+            caller.livemode,
+            caller.number,
+            caller.name,
+            description,
+            note,
+            metadata,
+            effective_at,
+            expected_sequence,
+            request.validate_only,
+            caller.scope is Scope.ADMIN,
+        )
+
+    return asked_by
+
+
+def _operation(request: wallet_service_pb2.PostRequest) -> Operation:
+    name = request.WhichOneof("operation")
+    if name == "consumption":
+        return _consume(request.consumption)
+    if name == "grant":
+        return _give(request.grant)
+    if name == "adjustment":
+        return _adjust(request.adjustment)
+    if name == "refund":
+        refund = request.refund
+        given = refund.HasField("amount")
+        return Refund(
+            posting_id=fields.reference("pst", refund.posting_id, field="refund.posting_id"),
+            amount=fields.amount(refund.amount, field="refund.amount") if given else None,
+            force=refund.force,
+        )
+    raise MissingField("operation")
+
+
+def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
+    given = message.HasField
+    amount = fields.amount(message.amount, field="consumption.amount")
+    meter_id = meter_event_id = subscription_id = None
+    if given("meter_id"):
+        meter_id = fields.optional_reference(
+            "mtr", message, "meter_id", field="consumption.meter_id"
+        )
+    if given("meter_event_id"):
+        meter_event_id = fields.text(
+            message.meter_event_id, field="consumption.meter_event_id", most=fields.NAME_MAX
+        )
+    if given("subscription_id"):
+        subscription_id = fields.optional_reference(
+            "sub", message, "subscription_id", field="consumption.subscription_id"
+        )
+    used = usage(message.usage) if given("usage") else None
+    return Consume(amount, meter_id, meter_event_id, subscription_id, used)
+
+
+def usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -> Usage:
+    """What was consumed; `field` is where the request says it."""
+    quantities = fields.numbers(
+        message.quantities[:],
+        most=fields.QUANTITY_MAX,
+        count_max=fields.QUANTITIES_MAX,
+        field=f"{field}.quantities",
+    )
+    if not quantities:
+        raise MissingField(f"{field}.quantities")
+    return _usage(message, quantities, field, prices_max=len(quantities))
+
+
+def expected_usage(message: wallet_service_pb2.Usage, field: str) -> Usage:
+    """What is to be consumed: its quantities need not be known yet."""
+    if message.quantities:
+        return usage(message, field)
+    return _usage(message, (), field, prices_max=fields.QUANTITIES_MAX)
+
+
+def _usage(
+    message: wallet_service_pb2.Usage, quantities: tuple[int, ...], field: str, *, prices_max: int
+) -> Usage:
+    # Whose key, which product and its prices come again and again. Without the quantities their
+    # bytes are the same, and cost less to compare than the fields to read and check.
+    message.ClearField("quantities")
+    serialized = message.SerializeToString()
+    priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
+    usual = priced(serialized, prices_max, field)
+    return Usage(
+        usual.api_key_id,
+        usual.product_id,
+        usual.product_name,
+        usual.category,
+        usual.billing_method,
+        quantities,
+        usual.base_prices,
+        usual.discount_prices,
+        usual.price_precision,
+    )
+
+
+@lru_cache(maxsize=4_096)
+def _priced(serialized: bytes, prices_max: int, place: str) -> Usage:
+    """A usage without its quantities."""
+    message = wallet_service_pb2.Usage.FromString(serialized)
+
+    def label(name: str) -> str:
+        field = f"{place}.{name}"
+        return fields.optional_text(message, name, field=field, most=fields.NAME_MAX) or ""
+
+    def prices(name: str) -> tuple[int, ...]:
+        return fields.numbers(
+            getattr(message, name),
+            most=fields.PRICE_MAX,
+            count_max=prices_max,
+            field=f"{place}.{name}",
+        )
+
+    def whole(name: str, least: int) -> int:
+        value = fields.optional(message, name, 1)
+        field = f"{place}.{name}"
+        return fields.number(value, least=least, most=fields.INT32_MAX, field=field)
+
+    return Usage(
+        api_key_id=label("api_key_id"),
+        product_id=label("product_id"),
+        product_name=label("product_name"),
+        category=label("category"),
+        billing_method=whole("billing_method", 0),
+        quantities=(),
+        base_prices=prices("base_prices"),
+        discount_prices=prices("discount_prices"),
+        price_precision=whole("price_precision", 1),
+    )
+
+
+def _give(message: wallet_service_pb2.GrantOperation) -> GiveGrant:
+    name = "grant."
+    amount = fields.amount(message.amount, field=name + "amount")
+    kind = fields.word(
+        fields.optional(message, "kind", Kind.TOPUP.word), GRANT_KINDS, field=name + "kind"
+    )
+    usual = Category.PROMOTIONAL if kind is Kind.ADMIN_CREDIT else Category.PAID
+    category = fields.word(
+        fields.optional(message, "category", usual.word), CATEGORIES, field=name + "category"
+    )
+    priority = fields.number(
+        fields.optional(message, "priority", PRIORITY_DEFAULT),
+        least=0,
+        most=PRIORITY_MAX,
+        field=name + "priority",
+    )
+    return GiveGrant(
+        amount=amount,
+        kind=kind,
+        category=category,
+        priority=priority,
+        name=fields.optional_text(message, "name", field=name + "name", most=fields.NAME_MAX),
+        effective_at=fields.optional_time(message, "effective_at", field=name + "effective_at"),
+        expires_at=fields.optional_time(message, "expires_at", field=name + "expires_at"),
+        source=_source(message, SOURCE_KEYS[kind], field=name + "source"),
+        scope=_scope(message.scope, field=name + "scope") if message.HasField("scope") else None,
+        expires_after=_expires_after(message),
+        allow_repeated_receipt=message.allow_repeated_receipt,
+    )
+
+
+def _expires_after(message: wallet_service_pb2.GrantOperation) -> durations.Duration | None:
+    """How long the grant lasts, if that is said instead of when it ends."""
+    given = message.HasField
+    zone_field = "grant.time_zone"
+    if not given("expires_after"):
+        if given("time_zone"):
+            raise InvalidField(f"{zone_field} belongs to expires_after", param=zone_field)
+        return None
+    field = "grant.expires_after"
+    if given("expires_at"):
+        raise InvalidField(f"{field} and expires_at exclude each other", param=field)
+    zone = clock.zone(fields.optional(message, "time_zone", "UTC"), field=zone_field)
+    return durations.parse(message.expires_after, zone, field=field)
+
+
+def _scope(message: wallet_service_pb2.GrantScope, *, field: str) -> GrantScope | None:
+    """What a grant is to pay for; empty lists are as none, and without any it is everything."""
+
+    def labels(name: str) -> tuple[str, ...]:
+        return fields.texts(getattr(message, name), count_max=SCOPE_MAX, field=f"{field}.{name}")
+
+    scope = GrantScope(labels("meter_ids"), labels("product_ids"), labels("categories"))
+    for i, meter_id in enumerate(message.meter_ids):
+        fields.reference("mtr", meter_id, field=f"{field}.meter_ids[{i}]")
+    return scope if any(scope) else None
+
+
+def scope(found: GrantScope | None) -> wallet_service_pb2.GrantScope | None:
+    """What a grant pays for, as it is shown."""
+    return None if found is None else wallet_service_pb2.GrantScope(**found._asdict())
+
+
+def _adjust(message: wallet_service_pb2.AdjustmentOperation) -> Adjust:
+    name = "adjustment."
+    return Adjust(
+        amount=fields.amount(message.amount, field=name + "amount", signed=True),
+        source=_source(message, ("actor",), field=name + "source"),
+        credit_grant_id=fields.optional_reference(
+            "cg", message, "credit_grant_id", field=name + "credit_grant_id"
+        ),
+        force=message.force,
+    )
+
+
+def _source(message: Any, allowed: tuple[str, ...], *, field: str) -> dict[str, str]:
+    """The keys given of `source`; one that its kind does not have is named, not dropped."""
+    if not message.HasField("source"):
+        return {}
+    found = {}
+    for descriptor, value in message.source.ListFields():
+        name = descriptor.name
+        if name not in allowed:
+            raise InvalidField(
+                f"{field}.{name} does not belong to this kind, only {', '.join(allowed)}",
+                param=f"{field}.{name}",
+            )
+        found[name] = fields.text(value, field=f"{field}.{name}", most=fields.NAME_MAX)
+    return found
+
+
+class WalletLike(Protocol):
+    """What a transaction's message says of its wallet."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def customer_id(self) -> str: ...
+    @property
+    def currency(self) -> str: ...
+    @property
+    def scale(self) -> int: ...
+    @property
+    def livemode(self) -> bool: ...
+
+
+def source(posting: Posting) -> Mapping[str, str]:
+    """The posting's source as it is shown."""
+    return views.source(posting.source, posting.wallet, posting.refund_of, posting.linked)
+
+
+def transaction(
+    row: Row, posting: Posting, dimension: Dimension, wallet: WalletLike
+) -> credit_transaction_pb2.CreditTransaction:
+    """One credit transaction, not expanded. Ids are empty where nothing was written."""
+    posting_id = ids.compose("pst", row.wallet, row.posting) if row.posting else ""
+    found = _transaction(row, posting_id, posting, dimension, wallet)
+    return credit_transaction_pb2.CreditTransaction(**found)
+
+
+def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
+    """The transaction with what its ids stand for."""
+    message = transaction(found.row, found.posting, found.dimension, found.wallet)
+    name, email = found.customer
+    message.customer.CopyFrom(
+        credit_transaction_pb2.TransactionCustomer(
+            id=found.wallet.customer_id, name=name, email=email
+        )
+    )
+    message.object = "credit_transaction"
+    message.credit_amount = message.amount
+    message.payment_currency.CopyFrom(_currency(found.wallet, found.currency_name))
+    if found.dimension.meter_id is not None and found.meter is not None:
+        name, event_name, unit = found.meter
+        message.meter.CopyFrom(
+            credit_transaction_pb2.TransactionMeter(
+                id=found.dimension.meter_id, name=name, event_name=event_name, unit=unit
+            )
+        )
+        message.meter_event_name, message.meter_unit = event_name, unit
+    if found.event is not None:
+        message.meter_event.CopyFrom(_event(found.event, found))
+    if found.dimension.subscription_id is not None:
+        message.subscription.id = found.dimension.subscription_id
+    if found.grant is not None:
+        grant = found.grant
+        message.credit_grant.CopyFrom(
+            credit_transaction_pb2.TransactionGrant(
+                id=ids.compose("cg", found.row.wallet, grant.number),
+                name=grant.name,
+                category=grant.category.word,
+                priority=grant.priority,
+                amount=money.text(grant.amount, found.wallet.scale),
+                expires_at=None if grant.expires_at is None else clock.text(grant.expires_at),
+            )
+        )
+    return message
+
+
+def _currency(of: WalletLike, name: str) -> credit_transaction_pb2.TransactionCurrency:
+    return credit_transaction_pb2.TransactionCurrency(
+        id=of.currency, name=name, symbol=of.currency, decimal=of.scale, type="credit"
+    )
+
+
+def _event(one: MeterEvent, of: Transaction) -> credit_transaction_pb2.TransactionMeterEvent:
+    scale = of.wallet.scale
+    assert of.meter is not None  # an event has one
+    return credit_transaction_pb2.TransactionMeterEvent(
+        id=ids.compose("me", of.row.wallet, one.number),
+        object="meter_event",
+        event_name=of.meter.event_name,
+        payload=credit_transaction_pb2.TransactionMeterEventPayload(
+            customer_id=of.wallet.customer_id,
+            value=money.text(one.value, scale),
+            subscription_id=one.subscription_id,
+        ),
+        identifier=one.identifier,
+        timestamp=one.happened_at // clock.SECOND,
+        status=one.status,
+        credit_consumed=money.text(one.consumed, scale),
+        credit_pending=money.text(one.unpaid, scale),
+        processed_at=None if one.paid_at is None else one.paid_at // clock.SECOND,
+        livemode=of.wallet.livemode,
+        created_at=clock.text(one.created_at),
+        updated_at=clock.text(one.updated_at),
+    )
+
+
+def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:
+    """A wallet that the caller may see. Raises NotFound."""
+    if found is None or not caller.may_see_wallet(found.customer_id, found.livemode):
+        raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
+    return found
+
+
+def wallet(view: WalletView) -> wallet_service_pb2.Wallet:
+    """A wallet."""
+    return wallet_service_pb2.Wallet(**_wallet(view))
+
+
+def posted(answer: Posted) -> wallet_service_pb2.Posting:
+    """What a posting answers."""
+    return wallet_service_pb2.Posting(**_posted(answer))
+
+
+def results(answers: Iterable[Posted | Refusal]) -> wallet_service_pb2.BatchPostResponse:
+    """What a batch answers."""
+    return wallet_service_pb2.BatchPostResponse(results=[_result(answer) for answer in answers])
+
+
+def result(answer: Posted | Refusal) -> wallet_service_pb2.StreamPostResponse:
+    """What a posting of a stream answers."""
+    return wallet_service_pb2.StreamPostResponse(result=_result(answer))
+
+
+# Fields by name: given all at once, protobuf builds a message and those inside it in place; of each
+# message made before, it would take a copy. An empty map costs it as much as ten texts.
+
+
+def _result(answer: Posted | Refusal) -> Any:
+    if isinstance(answer, Posted):
+        return {"posting": _posted(answer)}
+    return {
+        "error": {
+            "type": answer.kind.error_type,
+            "message": message(answer),
+            "code": answer.reason,
+            "param": answer.param,
+            "metadata": answer.metadata,
+        }
+    }
+
+
+def _posted(answer: Posted) -> dict[str, Any]:
+    posting, dimension, view = answer.posting, answer.dimension, answer.wallet
+    id_ = ids.compose("pst", posting.wallet, posting.number) if posting.number else ""
+    found: dict[str, Any] = {
+        "posting_id": id_,
+        "replayed": answer.replayed,
+        "validate_only": answer.validate_only,
+        "wallet": _wallet(view),
+    }
+    if dimension is not None:
+        rows = posting.rows
+        found["transactions"] = [_transaction(row, id_, posting, dimension, view) for row in rows]
+    if posting.hold is not None:
+        found["hold_id"] = ids.compose("hld", posting.wallet, posting.hold)
+    return found
+
+
+def _transaction(
+    row: Row, posting_id: str, posting: Posting, dimension: Dimension, wallet: WalletLike
+) -> dict[str, Any]:
+    written = row.posting != 0
+    created_at = clock.text(row.created_at)
+    found: dict[str, Any] = {
+        "id": ids.compose("ct", row.wallet, row.sequence) if written else "",
+        "customer_id": wallet.customer_id,
+        "meter_id": dimension.meter_id,
+        "subscription_id": dimension.subscription_id,
+        "meter_event_id": posting.meter_event_id,
+        "type": _TYPE_WORDS[row.type],
+        "amount": money.text(row.amount, wallet.scale),
+        "running_balance": money.text(row.running_balance, wallet.scale),
+        "description": posting.description,
+        "livemode": wallet.livemode,
+        "created_at": created_at,
+        "updated_at": created_at,
+        "wallet_id": wallet.id,
+        "posting_id": posting_id,
+        "sequence": row.sequence,
+        "kind": _KIND_WORDS[row.kind],
+        "currency_id": wallet.currency,
+        "effective_at": created_at if row.effective_at is None else clock.text(row.effective_at),
+        "note": posting.note,
+    }
+    # A grant that a dry run would make has no id, whichever of its rows would make it.
+    if row.grant is not None and (written or row.grant < posting.rows[0].sequence):
+        found["credit_grant_id"] = ids.compose("cg", row.wallet, row.grant)
+    if posting.metadata:
+        found["metadata"] = posting.metadata
+    if came_from := source(posting):
+        found["source"] = came_from
+    return found
+
+
+def _wallet(view: WalletView) -> dict[str, Any]:
+    scale = view.scale
+    found: dict[str, Any] = {
+        "id": view.id,
+        "customer_id": view.customer_id,
+        "currency": view.currency,
+        "livemode": view.livemode,
+        "status": _STATUS_WORDS[view.status],
+        "balance": money.text(view.balance, scale),
+        "held": money.text(view.held, scale),
+        "pending": money.text(view.pending, scale),
+        "available": money.text(view.available, scale),
+        "scoped": money.text(view.scoped, scale),
+        "overdraft_limit": money.text(view.overdraft_limit, scale),
+        "overdraft_used": money.text(view.overdraft_used, scale),
+        "sequence": view.sequence,
+        "created_at": clock.text(view.created_at),
+        "updated_at": clock.text(view.updated_at),
+    }
+    if view.metadata:
+        found["metadata"] = view.metadata
+    return found

@@ -1,1 +1,0 @@
-"""What the larger commands do; `creditledger.cli` says how they are called."""

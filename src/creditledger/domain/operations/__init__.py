@@ -1,0 +1,1 @@
+"""What single operations do to a wallet, a file each."""

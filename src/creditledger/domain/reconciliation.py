@@ -1,0 +1,270 @@
+"""The rules by which receipts of a payment provider are held against the top-ups of the ledger.
+
+Pure: what a file says (ops/receipt_files.py) and what is booked (store/read/topups.py) come in,
+findings come out. Amounts are integers of 10^-9 of their currency, the finest scale that there is,
+so those of a file and of any wallet compare exactly.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from fractions import Fraction
+from typing import NamedTuple
+
+from creditledger.domain import ids, money
+from creditledger.domain.views import WalletPlace
+
+#: Of ten: what makes an amount of any scale, or of a file, one of the finest.
+POWERS: list[int] = [10**digits for digits in range(money.SCALE_MAX + 1)]
+#: Receipts of a file, and top-ups that it does not explain: with what it takes to keep a receipt
+#: and its top-up, 900 bytes, that is as much memory as a small machine has.
+RECEIPTS_MAX = 2_000_000
+
+
+class CannotReconcile(Exception):
+    """There is nothing to compare, or it cannot be read. The text is a sentence for people."""
+
+
+class Outcome(StrEnum):
+    """What became of a receipt, or of a top-up that no receipt explains."""
+
+    MATCHED = "matched"  #: Paid once, credited once, and the same.
+    MISSING = "missing"  #: Paid, and never credited.
+    UNKNOWN = "unknown"  #: Credited, and not in the file.
+    DIFFERENT = "different"  #: Paid and credited, and not the same.
+    DUPLICATE = "duplicate"  #: Credited more than once, or more than once in the file.
+    UNPAID = "unpaid"  #: Neither paid, or all of it refunded, nor credited: as it should be.
+
+
+#: Outcomes that are as they should be.
+GOOD = frozenset({Outcome.MATCHED, Outcome.UNPAID})
+
+
+@dataclass(slots=True)
+class Receipt:
+    """A payment as the file tells it, all its lines together."""
+
+    line: int  #: The first of its lines; the header is line 1.
+    created_at: int  #: Milliseconds.
+    currency: str  #: Upper case.
+    amount: int  #: What was paid: 0 where it failed.
+    refunded: int
+    status: str  #: The file's word for it; empty where it has none.
+    customer: str
+    paid: int  #: How many of its lines say that it was paid.
+    #: Of a payment that the provider converted: its amount in the provider's currency, and what
+    #: went back of it as far as it is told in that currency alone. In 10^-9 like the others.
+    settled: int = 0
+    settled_back: int = 0
+
+    @property
+    def kept(self) -> int:
+        """What has not been refunded."""
+        return self.amount - self.refunded
+
+
+class TopUp(NamedTuple):
+    """A row of the ledger that credits a receipt."""
+
+    wallet: int
+    sequence: int
+    grant: int
+    place: WalletPlace
+    units: int  #: Smallest units of the wallet's currency.
+    created_at: int
+    receipt_id: str  #: Empty where it names none.
+
+    @property
+    def id(self) -> str:
+        """Of the credit transaction."""
+        return ids.compose("ct", self.wallet, self.sequence)
+
+    @property
+    def smallest(self) -> int:
+        """One smallest unit of the wallet's currency."""
+        return POWERS[money.SCALE_MAX - self.place.scale]
+
+    @property
+    def amount(self) -> int:
+        """What was credited."""
+        return self.units * self.smallest
+
+
+class TakenBack(NamedTuple):
+    """A row by which credit left a wallet other than by being spent."""
+
+    wallet: int
+    grant: int | None
+    units: int  #: > 0.
+    receipt_id: str | None  #: What its metadata says that it is about.
+
+
+class Window(NamedTuple):
+    """The time that is reconciled: [start, end) in milliseconds."""
+
+    start: int
+    end: int
+
+    def has(self, moment: int) -> bool:
+        """Whether it lies in it."""
+        return self.start <= moment < self.end
+
+
+class Difference(NamedTuple):
+    """What the file and the ledger say differently."""
+
+    what: str
+    file: str
+    ledger: str
+
+
+class Finding(NamedTuple):
+    """A receipt, or what is credited under an id that is none, and what is to be said of it."""
+
+    outcome: Outcome
+    receipt_id: str
+    receipt: Receipt | None
+    top_ups: tuple[TopUp, ...]
+    taken_back: int  #: In the currency of the first top-up.
+    differences: tuple[Difference, ...] = ()
+
+
+#: How much of a wallet's currency is sold for one of a receipt's, by (wallet's, receipt's). None:
+#: at prices that differ, so that only whether there is a top-up can be said.
+Rates = Mapping[tuple[str, str], Fraction | None]
+
+
+def window_of(receipts: Iterable[Receipt], start: int | None, end: int | None) -> Window:
+    """From the first receipt to the last, but for what is said. Raises CannotReconcile."""
+    times = [receipt.created_at for receipt in receipts]
+    if not times and (start is None or end is None):
+        raise CannotReconcile("There is no payment in the file: say --start and --end.")
+    window = Window(min(times) if start is None else start, max(times) + 1 if end is None else end)
+    if window.start >= window.end:
+        raise CannotReconcile("--end must be after --start, and the file's payments between them.")
+    return window
+
+
+def text(amount: int, currency: str) -> str:
+    """An amount for people, with its currency."""
+    return f"{money.text(amount, money.SCALE_MAX)} {currency}"
+
+
+@dataclass(slots=True)
+class Reconciliation:
+    """A file of receipts, and what of the ledger is held against it."""
+
+    receipts: Mapping[str, Receipt]
+    window: Window
+    rates: Rates = field(default_factory=dict)
+    with_customers: bool = False  #: Whether customers are the same by their ids.
+    _credited: dict[str, tuple[TopUp, ...]] = field(default_factory=dict)
+    _unexplained: int = 0
+    _nameless: list[TopUp] = field(default_factory=list)
+    _places: dict[tuple[int, str], TopUp] = field(default_factory=dict)
+    _grants: dict[tuple[int, int | None], str] = field(default_factory=dict)
+    _taken_back: dict[str, int] = field(default_factory=dict)
+
+    def credit(self, top_up: TopUp) -> None:
+        """A row that credits. Raises CannotReconcile at more than can be kept."""
+        name = top_up.receipt_id
+        if name not in self.receipts:
+            if not self.window.has(top_up.created_at):
+                return
+            self._unexplained += 1
+            if self._unexplained > RECEIPTS_MAX:
+                raise CannotReconcile(
+                    f"More than {RECEIPTS_MAX} top-ups are not in the file; a shorter time from"
+                    " --start to --end has fewer."
+                )
+        if name:
+            self._credited[name] = (*self._credited.get(name, ()), top_up)
+        else:
+            self._nameless.append(top_up)
+
+    def refunded(self) -> list[int]:
+        """The wallets of which has to be known what was taken back, when all is credited."""
+        for name, top_ups in self._credited.items():
+            receipt = self.receipts.get(name)
+            if receipt is not None and receipt.refunded > 0:
+                for one in top_ups:
+                    self._places[one.wallet, name] = one
+                    self._grants[one.wallet, one.grant] = name
+        return sorted({wallet for wallet, _ in self._places})
+
+    def take_back(self, row: TakenBack) -> None:
+        """A row of those wallets: about the receipt that it names, else about its grant's."""
+        about = row.receipt_id or self._grants.get((row.wallet, row.grant), "")
+        top_up = self._places.get((row.wallet, about))
+        if top_up is not None:
+            amount = row.units * top_up.smallest
+            self._taken_back[about] = self._taken_back.get(about, 0) + amount
+
+    def findings(self) -> Iterator[Finding]:
+        """One for each receipt in the order of the file, then what no receipt explains by time."""
+        for name, receipt in self.receipts.items():
+            top_ups = self._credited.get(name, ())
+            times = [receipt.created_at, *(one.created_at for one in top_ups)]
+            if any(map(self.window.has, times)):
+                yield self._judged(name, receipt, top_ups)
+        others = [ups for name, ups in self._credited.items() if name not in self.receipts]
+        others += [(one,) for one in self._nameless]
+        for top_ups in sorted(others, key=lambda ups: (ups[0].created_at, ups[0].id)):
+            yield self._unexpected(top_ups)
+
+    def _judged(self, name: str, receipt: Receipt, top_ups: tuple[TopUp, ...]) -> Finding:
+        taken_back = self._taken_back.get(name, 0)
+        found: tuple[Difference, ...] = ()
+        if receipt.paid > 1 or len(top_ups) > 1:
+            outcome = Outcome.DUPLICATE
+            found = (Difference("times", str(receipt.paid), str(len(top_ups))),)
+        elif not top_ups:
+            owed = receipt.paid and receipt.kept > 0
+            outcome = Outcome.MISSING if owed else Outcome.UNPAID
+        else:
+            found = tuple(self._differences(receipt, top_ups[0], taken_back))
+            outcome = Outcome.DIFFERENT if found else Outcome.MATCHED
+        return Finding(outcome, name, receipt, top_ups, taken_back, found)
+
+    def _unexpected(self, top_ups: tuple[TopUp, ...]) -> Finding:
+        name = top_ups[0].receipt_id
+        if len(top_ups) == 1:
+            return Finding(Outcome.UNKNOWN, name, None, top_ups, 0)
+        times = (Difference("times", "0", str(len(top_ups))),)
+        return Finding(Outcome.DUPLICATE, name, None, top_ups, 0, times)
+
+    def _differences(
+        self, receipt: Receipt, top_up: TopUp, taken_back: int
+    ) -> Iterator[Difference]:
+        place = top_up.place
+        paid, credited = (
+            text(receipt.amount, receipt.currency),
+            text(top_up.amount, place.currency),
+        )
+        if not receipt.paid:
+            yield Difference("status", f"{receipt.status}, nothing paid", "credited")
+            return
+        same = self._is_same(receipt, top_up)
+        if not same:
+            yield Difference("currency" if same is None else "amount", paid, credited)
+        if self.with_customers and receipt.customer != place.customer_id:
+            yield Difference("customer", receipt.customer, place.customer_id)
+        refunded = min(receipt.refunded, receipt.amount)
+        # In shares: what was credited may be of another currency than what was refunded.
+        if taken_back * receipt.amount < refunded * top_up.amount:
+            yield Difference(
+                "refunded",
+                text(receipt.refunded, receipt.currency),
+                f"{text(taken_back, place.currency)} taken back",
+            )
+
+    def _is_same(self, receipt: Receipt, top_up: TopUp) -> bool | None:
+        """Whether what was credited is what was paid for; None: nobody said at which rate."""
+        sold = top_up.place.currency, receipt.currency
+        if sold[0] == sold[1]:
+            return top_up.amount == receipt.amount
+        if sold not in self.rates:
+            return None
+        rate = self.rates[sold]
+        # What a price comes to is rounded to the wallet's scale, up or down.
+        return rate is None or abs(receipt.amount * rate - top_up.amount) < top_up.smallest

@@ -1,0 +1,1 @@
+"""The write path: commands are gathered into batches, decided and committed."""

@@ -1,0 +1,1 @@
+"""Running it: the server, its processes, its settings and its command line."""

@@ -1,0 +1,70 @@
+"""What a server does unasked: writes down what has expired, makes webhooks and sends them.
+
+Put together here, started and stopped by the server.
+"""
+
+from contextlib import AsyncExitStack
+
+from creditledger.domain import clock as time
+from creditledger.engine.ledger import Ledger
+from creditledger.ops.config import Config
+from creditledger.outlets.sweeper import Sweeper
+from creditledger.outlets.webhooks.deliverer import Deliverer
+from creditledger.outlets.webhooks.notifier import Notifier
+from creditledger.store import Store
+from creditledger.store.ledger_clock import LedgerClock
+from creditledger.store.sealing import Seal
+
+
+class Unasked:
+    """The tasks of one process, as its settings have them."""
+
+    def __init__(
+        self, config: Config, store: Store, ledger: Ledger, ledger_clock: LedgerClock, seal: Seal
+    ) -> None:
+        clock = ledger_clock.now
+        self._config = config
+        self._running = AsyncExitStack()
+        self.sweeper = Sweeper(
+            store,
+            ledger,
+            clock=clock,
+            interval_seconds=config.sweep_interval_seconds,
+            grace_ms=round(config.sweep_grace_seconds * time.SECOND),
+            is_trusted=lambda: ledger_clock.is_trusted,
+        )
+        # Without places it is not started.
+        self.deliverer = Deliverer(
+            store,
+            clock=clock,
+            connections=config.webhook_connections or 1,
+            seal=seal,
+            allow_private=config.webhook_allow_private,
+            retention_ms=config.webhook_retention_days * time.DAY,
+        )
+        self.notifier = Notifier(
+            store,
+            clock=clock,
+            sweep_holds=self.sweeper.sweep_holds,
+            on_made=self.deliverer.wake,
+        )
+
+    def start(self) -> None:
+        """Begin with what the settings say."""
+        if self._config.sweep_interval_seconds:
+            self.sweeper.start()
+            self._running.push_async_callback(self.sweeper.stop)
+        self._running.push_async_callback(self.deliverer.stop)
+        self._running.push_async_callback(self.notifier.stop)
+        if self._config.webhook_connections:
+            self.deliverer.start()
+            self.notifier.start()
+
+    async def stop(self) -> None:
+        """End it all; what is under way is done or it is not."""
+        await self._running.aclose()
+
+    def look_for_webhooks(self) -> None:
+        """There is something new to be made or sent."""
+        self.notifier.wake()
+        self.deliverer.wake()

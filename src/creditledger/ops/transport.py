@@ -1,0 +1,152 @@
+"""What RPCs come through: one gRPC server for the network, one for the database's owner.
+
+They are two so that who calls is known by where the call came in, not by what the transport says
+of its peer. The network's is grpcio's or pygrpc-native's (HTTP/2 in Rust, outside the GIL), by the
+setting `transport`; the owner's is always grpcio's. What the two do differently is in
+docs/decisions/0013-transport.md.
+"""
+
+import asyncio
+import ctypes
+import os
+import socket
+import stat
+import struct
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from creditledger.api.auth import Callers
+from creditledger.api.rpc import Boundary, Door
+from creditledger.ops.config import Transport
+
+#: How long the last answers of a native server may take from Python to the client's socket.
+FLUSH_SECONDS = 0.2
+
+_OPTIONS: list[tuple[str, Any]] = [
+    # A second server on the port must fail, not take half of its connections.
+    ("grpc.so_reuseport", 0),
+    # As much as Envoy lets in: 1,000 postings with what they may carry.
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    # Envoy passes the query string on as metadata: what it lets in must reach our own limits.
+    ("grpc.max_metadata_size", 256 * 1024),
+    ("grpc.absolute_max_metadata_size", 256 * 1024),
+    # Streams on one connection; Envoy's share of them is in envoy.yaml.
+    ("grpc.max_concurrent_streams", 1024),
+    # Of calls that wait to be read, some are dropped above the first and all above the second, with
+    # no word why. 7 kB each; the ledger's own queue, which says why, is to be full before.
+    ("grpc.server.max_pending_requests", 10_000),
+    ("grpc.server.max_pending_requests_hard_limit", 20_000),
+    # Clients gone without a word are noticed; clients may ask as often, calls under way or not.
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+]
+
+
+@dataclass(slots=True)
+class Entrance:
+    """A server, not yet started, and how to end it."""
+
+    server: grpc.aio.Server
+    boundary: Boundary  #: Where the ledger's services are registered.
+    door: Door
+    #: Of a server that ends its connections before the last answers have left.
+    flush_seconds: float = 0.0
+    #: Where it listens, once it does; None for a socket of the file system.
+    port: int | None = None
+
+    async def stop(self, grace_seconds: float, refusing_seconds: float) -> None:
+        """Take no new call, and end when those under way have, or after the grace.
+
+        `refusing_seconds`: for so long new calls are told so, before the connections end.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(grace_seconds):
+                await self.door.close()
+                await asyncio.sleep(max(refusing_seconds, self.flush_seconds))
+        if self.port is not None:
+            hang_up(self.port)
+        await self.server.stop(None)
+
+
+def is_installed(transport: Transport) -> bool:
+    """Whether it can be used here: there is no pygrpc-native for every platform."""
+    return transport == "grpcio" or find_spec("pygrpc_native") is not None
+
+
+def network(transport: Transport, callers: Callers, *, turns: int) -> Entrance:
+    """For those with a key; `turns` as of `Boundary`. It takes one port, and as `native` no TLS."""
+    if transport == "grpcio":
+        return _entrance(grpc.aio.server(options=_OPTIONS), callers, turns=turns)
+    import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
+
+    native = pygrpc_native.aio.server(options=_OPTIONS)
+    return _entrance(native, callers, reads_ahead=True, turns=turns, flush_seconds=FLUSH_SECONDS)
+
+
+def local(callers: Callers) -> Entrance:
+    """For the database's owner: an admin without a key."""
+    return _entrance(grpc.aio.server(options=_OPTIONS), callers, local=True)
+
+
+def _entrance(
+    server: grpc.aio.Server,
+    callers: Callers,
+    *,
+    local: bool = False,
+    reads_ahead: bool = False,
+    turns: int = 1,
+    flush_seconds: float = 0.0,
+) -> Entrance:
+    door = Door()
+    boundary = Boundary(server, door, callers, local=local, reads_ahead=reads_ahead, turns=turns)
+    return Entrance(server, boundary, door, flush_seconds)
+
+
+async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:
+    """Stop them together."""
+    first, *others = entrances
+    # The first one's begins at once, in the same turn of the loop as whatever said that it would:
+    # clients who hear of it would otherwise find a server that is about to end.
+    ending = [asyncio.ensure_future(one.stop(grace_seconds, refusing_seconds)) for one in others]
+    await first.stop(grace_seconds, refusing_seconds)
+    await asyncio.gather(*ending)
+
+
+# A filter of packets of one instruction: drop it.
+_DROP = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+_SO_ATTACH_FILTER = 26
+
+
+def hang_up(port: int) -> None:
+    """End every connection that this process has accepted on the TCP port, and take no other.
+
+    A call that meets a server of grpcio in the moment of its stop is told CANCELLED, as if its
+    caller had given it up; whose connection ends is told UNAVAILABLE. Does nothing but on Linux.
+    """
+    for entry in Path("/proc/self/fd").glob("*"):
+        with suppress(OSError):
+            if not stat.S_ISSOCK(os.fstat(int(entry.name)).st_mode):
+                continue
+            with _Borrowed(fileno=int(entry.name)) as one:
+                if one.type != socket.SOCK_STREAM or one.getsockname()[1:2] != (port,):
+                    continue
+                if one.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
+                    # To shut this one would do too, but gRPC would complain of it in the log.
+                    program = struct.pack("HP", 1, ctypes.addressof(_DROP))
+                    one.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+                else:
+                    one.shutdown(socket.SHUT_RDWR)
+
+
+class _Borrowed(socket.socket):
+    """A socket that is somebody else's to close."""
+
+    def __exit__(self, *_: object) -> None:
+        self.detach()

@@ -1,0 +1,1 @@
+"""Exports: the files, and the stream that carries them."""

@@ -1,0 +1,1 @@
+"""Statements: what they contain, and how they are written."""

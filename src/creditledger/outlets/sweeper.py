@@ -1,0 +1,125 @@
+"""The sweeper: writes expirations down where nobody has asked since they were due.
+
+Every command on a wallet does so first, and every read counts what has expired as gone, so nothing
+but where and when the rows stand depends on it: rows of a wallet that is left alone are in lists
+and exports soon after, and not years later. Since nobody asks for it, it can wait: it acts on what
+has been due for a grace, and on nothing while the clock is in doubt. Goes through the ledger like
+any caller, and after all others. Started by the server.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import structlog
+
+from creditledger.domain.commands import Sweep
+from creditledger.domain.errors import OutcomeUnknown, Overloaded, Unavailable, WalletLocked
+from creditledger.engine.ledger import Ledger
+from creditledger.store import Store
+from creditledger.store.read import due
+from creditledger.store.read.due import What
+
+log = structlog.get_logger()
+
+#: Grants or holds looked up at a time, and wallets swept in one batch: a wallet has at most 1,000
+#: open grants, and as a rule one of them is due.
+PAGE, BATCH = 500, 50
+#: How long it waits where the ledger is busy, twice as long each time.
+PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.5, 30.0
+
+
+class Sweeper:
+    """One per server; several servers on a database find what the others have left."""
+
+    def __init__(
+        self,
+        store: Store,
+        ledger: Ledger,
+        *,
+        clock: Callable[[], int],
+        interval_seconds: float,
+        grace_ms: int = 0,
+        is_trusted: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """`grace_ms`: how long something has to be due; `is_trusted`: whether the clock is."""
+        self._store = store
+        self._ledger = ledger
+        self._clock = clock
+        self._grace_ms = grace_ms
+        self._is_trusted = is_trusted
+        self._interval = interval_seconds
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Sweep every `interval_seconds` from now on."""
+        self._task = asyncio.create_task(self._run(), name="sweeper")
+
+    async def stop(self) -> None:
+        """Sweep no more; what is under way is committed or it is not."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._interval)
+            try:
+                await self.sweep()
+            except (Unavailable, OutcomeUnknown):
+                pass  # the store logs an outage, and the next sweep finds what this one has left
+            except Exception:
+                log.warning("sweep failed", exc_info=True)
+
+    async def sweep_holds(self) -> int:
+        """One pass over the holds that are over. Raises as `sweep` does."""
+        return await self.sweep((due.HOLDS,))
+
+    async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS, due.RETURNS)) -> int:
+        """One pass over all of these that has been due for the grace; how much was written down.
+
+        None of it while the clock is in doubt.
+
+        Of canceled events it sees to it that the ledger goes on returning.
+
+        Raises what the store raises, and Unavailable where the ledger is closing.
+        """
+        now = self._clock() - self._grace_ms
+        written = 0
+        if not self._is_trusted():
+            return written
+        for what in kinds:
+            last = due.NOTHING
+            while True:
+                look = partial(due.due, what=what, now=now, after=last, size=PAGE)
+                found = await self._store.read(look)
+                wallets = list(dict.fromkeys(one.wallet_id for one in found))
+                for at in range(0, len(wallets), BATCH):
+                    written += await self._write_down(wallets[at : at + BATCH])
+                if len(found) < PAGE:
+                    break
+                last = found[-1]
+        if written:
+            log.info("swept", written=written)
+        return written
+
+    async def _write_down(self, wallet_ids: Sequence[str]) -> int:
+        pause = PAUSE_SECONDS
+        while True:
+            try:
+                sweeps = [Sweep(wallet_id, self._grace_ms) for wallet_id in wallet_ids]
+                answers = await self._ledger.sweep(sweeps)
+            except Overloaded:
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, PAUSE_SECONDS_MAX)
+                continue
+            written = 0
+            for answer in answers:
+                if isinstance(answer, WalletLocked):
+                    continue  # whoever has it locked writes it down, or the next sweep
+                if isinstance(answer, Exception):
+                    raise answer
+                written += answer
+            return written

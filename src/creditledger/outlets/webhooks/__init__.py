@@ -1,0 +1,1 @@
+"""Webhooks: deliveries made, and sent."""

@@ -1,0 +1,1 @@
+"""PostgreSQL: its connections, its writer and its statements."""

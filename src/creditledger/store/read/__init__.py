@@ -1,0 +1,1 @@
+"""Reads: lists, sums, single values and walks, each on one snapshot."""

@@ -1,0 +1,276 @@
+"""Consumption in a window of the ledger's own time: what Summary adds up.
+
+A wallet's total is the difference of two rows' counters. Narrowed to a meter or subscription, it
+comes from the roll-ups of whole quarters of an hour, and from the rows at the window's edges.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    ColumnElement,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    column,
+    select,
+    text,
+)
+
+from creditledger.domain import clock
+from creditledger.domain.model import NEVER, Kind
+from creditledger.store import schema
+from creditledger.store.dialects import exact_sum
+from creditledger.store.read.transaction_reads import Filters, Span, span, wallets_of
+from creditledger.store.schema import Text
+
+t, d = schema.transactions.c, schema.dimensions.c
+w, s = schema.wallets.c, schema.wallet_states.c
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """Consumption in a window, over one or more wallets of one currency."""
+
+    count: int = 0
+    amount: int = 0  #: <= 0
+    quantity: int = 0
+    unmetered_amount: int = 0  #: Σ |amount| of what has no usage
+
+    def __add__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.count + other.count,
+            self.amount + other.amount,
+            self.quantity + other.quantity,
+            self.unmetered_amount + other.unmetered_amount,
+        )
+
+    def __sub__(self, other: "Sums") -> "Sums":
+        return Sums(
+            self.count - other.count,
+            self.amount - other.amount,
+            self.quantity - other.quantity,
+            self.unmetered_amount - other.unmetered_amount,
+        )
+
+
+def currencies(connection: Connection, filters: Filters) -> list[str]:
+    """Codes of the currencies of the wallets in scope."""
+    wallets = wallets_of(connection, filters)
+    if wallets is not None:
+        return sorted({currency for _, _, currency in wallets})
+    query = select(w.currency).where(w.livemode == filters.livemode).distinct()
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    return sorted(connection.execute(query).scalars())
+
+
+def summary(connection: Connection, filters: Filters) -> Sums:
+    """Consumption written in [start, end), over the wallets in scope (of one currency)."""
+    wallets = wallets_of(connection, filters)
+    if filters.meter_id is not None or filters.subscription_id is not None:
+        return dimension_sums(connection, filters, wallets)
+    if wallets is None:
+        return _over_all(connection, filters)
+    total = Sums()
+    for number, last, _ in wallets:
+        window = span(connection, number, last, filters.start, filters.end)
+        through = _sums_through(connection, number, window.last)
+        before = _sums_through(connection, number, min(window.first - 1, window.last))
+        total += Sums(*(a - b for a, b in zip(through, before, strict=True)))
+    return total
+
+
+def count_over_all(connection: Connection, filters: Filters) -> int:
+    """Rows written in [start, end), over all wallets of the mode and currency."""
+    if _is_empty(filters):
+        return 0
+    through = _rows_through(connection, filters, filters.end)
+    if filters.start is None:
+        return through
+    return through - _rows_through(connection, filters, filters.start)
+
+
+def _over_all(connection: Connection, filters: Filters) -> Sums:
+    """Consumption written in [start, end) over all wallets of the mode and currency."""
+    if _is_empty(filters):
+        return Sums()
+    through = _through(connection, filters, filters.end)
+    if filters.start is None:
+        return through
+    return through - _through(connection, filters, filters.start)
+
+
+def _is_empty(filters: Filters) -> bool:
+    start, end = filters.start, filters.end
+    return start is not None and end is not None and end <= start
+
+
+#: The last row of each wallet written before `moment`. Bisection in each wallet at once, a step a
+#: level: what it costs grows with the number of wallets, and hardly with that of rows.
+_LAST = (
+    text(
+        """
+    WITH RECURSIVE search (wallet, low, high) AS (
+        SELECT w.number, CAST(0 AS BIGINT), s.sequence
+        FROM wallets AS w JOIN wallet_states AS s ON s.wallet_number = w.number
+        WHERE w.livemode = :livemode AND (:any_currency OR w.currency = :currency)
+        UNION ALL
+        SELECT search.wallet,
+               CASE WHEN t.created_at < :moment THEN t.sequence ELSE low END,
+               CASE WHEN t.created_at < :moment THEN high ELSE t.sequence - 1 END
+        FROM search JOIN credit_transactions AS t
+          ON t.wallet_number = search.wallet AND t.sequence = (low + high + 1) / 2
+        WHERE low < high
+    )
+    SELECT wallet, low AS sequence FROM search WHERE low = high
+    """
+    )
+    .bindparams(
+        bindparam("livemode", type_=Boolean),
+        bindparam("any_currency", type_=Boolean),
+        bindparam("currency", type_=Text),
+        bindparam("moment", type_=BigInteger),
+    )
+    .columns(column("wallet", BigInteger), column("sequence", BigInteger))
+    .cte("last")
+)
+
+
+def _through(connection: Connection, filters: Filters, moment: int | None) -> Sums:
+    """Counters of all wallets before a moment; as they are now, if there is none."""
+    at = s if moment is None else t
+    figures = (at.usage_count, at.usage_amount, at.usage_quantity, at.unmetered_amount)
+    query = _standing(filters, moment, *map(exact_sum, figures))
+    return Sums(*connection.execute(*query).one())
+
+
+def _rows_through(connection: Connection, filters: Filters, moment: int | None) -> int:
+    """Rows of all wallets before a moment, whatever they are of; all there are, without one."""
+    at = s if moment is None else t
+    query = _standing(filters, moment, exact_sum(at.sequence))
+    return int(connection.execute(*query).scalar_one())
+
+
+def _standing(
+    filters: Filters, moment: int | None, *columns: ColumnElement[int]
+) -> tuple[Select[*tuple[Any, ...]], dict[str, Any]]:
+    """Sums over what every wallet of the mode and currency had come to by a moment, or now."""
+    if moment is None:
+        now = (
+            select(*columns)
+            .join_from(schema.wallets, schema.wallet_states)
+            .where(w.livemode == filters.livemode)
+        )
+        if filters.currency is not None:
+            now = now.where(w.currency == filters.currency)
+        return now, {}
+    here = and_(t.wallet_number == _LAST.c.wallet, t.sequence == _LAST.c.sequence)
+    values = {
+        "livemode": filters.livemode,
+        "any_currency": filters.currency is None,
+        "currency": filters.currency or "",
+        "moment": moment,
+    }
+    return select(*columns).join_from(_LAST, schema.transactions, here), values
+
+
+def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int, int, str]]:
+    """All wallets of the mode and currency that can have rows in the window.
+
+    When a wallet was made says nothing of its first row: the clock may have gone back since.
+    """
+    query = select(w.number, s.sequence, w.currency).join_from(schema.wallets, schema.wallet_states)
+    query = query.where(w.livemode == filters.livemode)
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    if filters.start is not None:
+        query = query.where(s.posted_at >= filters.start)
+    if filters.end is not None:
+        first = select(t.created_at).where(t.wallet_number == w.number, t.sequence == 1)
+        query = query.where(first.scalar_subquery() < filters.end)
+    return [tuple(row) for row in connection.execute(query)]
+
+
+def _sums_through(connection: Connection, wallet: int, sequence: int) -> tuple[int, int, int, int]:
+    found = connection.execute(
+        select(t.usage_count, t.usage_amount, t.usage_quantity, t.unmetered_amount).where(
+            t.wallet_number == wallet, t.sequence == sequence
+        )
+    ).one_or_none()
+    return (0, 0, 0, 0) if found is None else tuple(found)
+
+
+def dimension_sums(
+    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
+) -> Sums:
+    """Consumption of a meter or subscription: whole quarters from the roll-ups, edges from rows."""
+    if wallets is None:
+        wallets = _wallets_written(connection, filters)
+    total = Sums()
+    for number, last, _ in wallets:
+        query = select(d.number, d.has_usage).where(
+            d.wallet_number == number, d.kind == Kind.USAGE.value
+        )
+        if filters.meter_id is not None:
+            query = query.where(d.meter_id == filters.meter_id)
+        if filters.subscription_id is not None:
+            query = query.where(d.subscription_id == filters.subscription_id)
+        dimensions = {row.number: row.has_usage for row in connection.execute(query)}
+        if dimensions:
+            total += _quarter_sums(connection, number, last, dimensions, filters)
+    return total
+
+
+def _quarter_sums(
+    connection: Connection, wallet: int, last: int, dimensions: dict[int, bool], filters: Filters
+) -> Sums:
+    start = 0 if filters.start is None else filters.start
+    end = NEVER if filters.end is None else filters.end
+    first, through = -(-start // clock.QUARTER), end // clock.QUARTER
+    if first >= through:
+        return _row_sums(connection, span(connection, wallet, last, start, end), dimensions)
+    r = schema.rollups.c
+    total = Sums()
+    found = connection.execute(
+        select(
+            r.dimension_number,
+            exact_sum(r.created_count),
+            exact_sum(r.created_amount),
+            exact_sum(r.created_quantity),
+        )
+        .where(
+            r.wallet_number == wallet,
+            r.quarter >= first,
+            r.quarter < through,
+            r.dimension_number.in_(list(dimensions)),
+        )
+        .group_by(r.dimension_number)
+    )
+    for number, count, amount, quantity in found:
+        total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
+    for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
+        if a < b:
+            total += _row_sums(connection, span(connection, wallet, last, a, b), dimensions)
+    return total
+
+
+def _row_sums(connection: Connection, window: Span, dimensions: dict[int, bool]) -> Sums:
+    """The same from the rows: a row's quantity is what the counter grew by."""
+    total = Sums()
+    if not len(window):
+        return total
+    quantity_before = _sums_through(connection, window.wallet, window.first - 1)[2]
+    for row in connection.execute(
+        select(t.dimension_number, t.amount, t.usage_quantity)
+        .where(t.wallet_number == window.wallet, t.sequence.between(window.first, window.last))
+        .order_by(t.sequence)
+    ):
+        if row.dimension_number in dimensions:
+            unmetered = 0 if dimensions[row.dimension_number] else -row.amount
+            total += Sums(1, row.amount, row.usage_quantity - quantity_before, unmetered)
+        quantity_before = row.usage_quantity
+    return total

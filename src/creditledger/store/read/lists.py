@@ -1,0 +1,458 @@
+"""Lists of credit transactions, newest first: by (created_at, wallet number, sequence).
+
+What lies in a range of sequence is told by the counters that every row carries, so neither a page
+nor its total costs more as the ledger grows. A search (`q`, `source`) reads what its other filters
+leave, under the statement time-out of its caller.
+"""
+
+import operator
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import reduce
+from typing import Any
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Integer,
+    Select,
+    and_,
+    cast,
+    false,
+    func,
+    literal,
+    literal_column,
+    or_,
+    select,
+    text,
+    tuple_,
+)
+
+from creditledger.domain import ids
+from creditledger.domain.errors import InvalidField
+from creditledger.domain.model import Kind
+from creditledger.domain.views import Transaction
+from creditledger.store import schema
+from creditledger.store.columns import dump
+from creditledger.store.dialects import (
+    fold,
+    has_value,
+    holds,
+    is_snapshot,
+    receipt_of,
+    snapshot,
+    was_in,
+)
+from creditledger.store.read.consumption import count_over_all, dimension_sums
+from creditledger.store.read.replica import ReplicaBehind, is_replica
+from creditledger.store.read.transaction_reads import (
+    OF_POSTING,
+    Filters,
+    Span,
+    expand,
+    span,
+    wallets_of,
+)
+
+t, p, d, w = (
+    schema.transactions.c,
+    schema.postings.c,
+    schema.dimensions.c,
+    schema.wallets.c,
+)
+
+#: Beyond this many rows a page has to be asked for by token where no counter leads to it.
+OFFSET_MAX = 100_000
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """Where a walk stands: what it counted at its first page, and the last row it gave."""
+
+    pin: str  #: The snapshot of the first page: no other row belongs to the walk.
+    count: int
+    created_at: int
+    wallet: int
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list."""
+
+    count: int  #: Rows the filters match, in the walk's snapshot.
+    transactions: list[Transaction]
+    next: Cursor | None
+
+
+def page(connection: Connection, filters: Filters, *, size: int, offset: int) -> Page:
+    """The page after `offset` rows. Raises InvalidField(page) where no counter leads that deep."""
+    pin = connection.execute(select(snapshot())).scalar_one()
+    wallets = wallets_of(connection, filters)
+    if is_replica(connection) and (wallets is None or len(wallets) > 1):
+        _require_whole(connection, pin)
+    plain = conditions(filters) is None
+    if wallets is not None and plain:
+        spans = [
+            span(connection, number, last, filters.start, filters.end)
+            for number, last, _ in wallets
+        ]
+        count = sum(map(len, spans))
+        if len(spans) == 1:
+            through = spans[0].last - offset
+            keys = _keys_of(connection, [Span(spans[0].wallet, spans[0].first, through)], size + 1)
+            return _page(connection, keys, size, count, pin)
+    else:
+        spans = None
+        count = _count(connection, filters, wallets)
+    if offset > OFFSET_MAX:
+        raise InvalidField(
+            f"page reaches beyond {OFFSET_MAX} rows; walk by page_token instead", param="page"
+        )
+    if spans is not None:
+        keys = _keys_of(connection, spans, offset + size + 1)[offset:]
+    else:
+        query = _matching(filters, wallets).limit(size + 1).offset(offset)
+        keys = _keys(connection, query)
+    return _page(connection, keys, size, count, pin)
+
+
+def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size: int) -> Page:
+    """The page after `cursor`, of the snapshot in which the walk began.
+
+    Raises InvalidField(page_token) for a cursor that no page has ended with.
+    """
+    if not is_snapshot(cursor.pin, connection.dialect.name):
+        raise InvalidField("page_token is no token of this list", param="page_token")
+    wallets = wallets_of(connection, filters)
+    if is_replica(connection):
+        _require_seen(connection, wallets, cursor)
+    last = cursor.created_at, cursor.wallet, cursor.sequence
+    rest = and_(was_in(cursor.pin), tuple_(*ORDER) < tuple_(*map(literal, last)))
+    if wallets is not None and conditions(filters) is None:
+        spans = [
+            span(connection, number, last, filters.start, cursor.created_at + 1)
+            for number, last, _ in wallets
+        ]
+        keys = _keys_of(connection, spans, size + 1, rest)
+    else:
+        query = _matching(filters, wallets).where(t.created_at <= cursor.created_at, rest)
+        keys = _keys(connection, query.limit(size + 1))
+    return _page(connection, keys, size, cursor.count, cursor.pin)
+
+
+def _require_whole(connection: Connection, pin: str) -> None:
+    """Raises ReplicaBehind unless the pin says all of what this read of a replica sees.
+
+    A replica does not know, as text, which transactions are under way on the primary; within one
+    wallet that does not matter, for what they write comes before all that a walk still has to give.
+    """
+    first, end, _ = pin.split(":")
+    if first != end and connection.execute(text("SELECT pg_is_in_recovery()")).scalar_one():
+        raise ReplicaBehind
+
+
+def _require_seen(
+    connection: Connection, wallets: list[tuple[int, int, str]] | None, cursor: Cursor
+) -> None:
+    """Raises ReplicaBehind unless this read of a replica sees all that the walk still has to give.
+
+    Its first page may be from the primary, or from another replica.
+    """
+    if wallets is not None and len(wallets) == 1:
+        seen = wallets[0][1] >= cursor.sequence
+    else:
+        seen = connection.execute(_SEEN, {"pin": cursor.pin}).scalar_one()
+    if not seen:
+        raise ReplicaBehind
+
+
+_SEEN = text(
+    """
+    SELECT pg_snapshot_xmax(CAST(CAST(:pin AS text) AS pg_snapshot))
+        <= pg_snapshot_xmin(pg_current_snapshot())
+    """
+)
+
+
+#: Of lists, the newest first; exports go the other way.
+ORDER = (t.created_at, t.wallet_number, t.sequence)
+_Key = tuple[int, int, int]  # ORDER
+
+
+def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: str) -> Page:
+    shown, more = keys[:size], len(keys) > size
+    cursor = Cursor(pin, count, *shown[-1]) if more else None
+    return Page(count, expand(connection, _places(shown)), cursor)
+
+
+def _places(keys: Iterable[_Key]) -> list[tuple[int, int]]:
+    return [(wallet, sequence) for _, wallet, sequence in keys]
+
+
+def _keys(connection: Connection, query: Select[Any]) -> list[_Key]:
+    return [(row[0], row[1], row[2]) for row in connection.execute(query)]
+
+
+def _keys_of(
+    connection: Connection,
+    spans: Iterable[Span],
+    limit: int,
+    condition: ColumnElement[bool] | None = None,
+) -> list[_Key]:
+    """The newest keys of several wallets' spans, merged."""
+    found: list[_Key] = []
+    for one in spans:
+        query = select(*ORDER).where(
+            t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
+        )
+        if condition is not None:
+            query = query.where(condition)
+        query = query.order_by(t.sequence.desc()).limit(limit)
+        found += _keys(connection, query)
+    return sorted(found, reverse=True)[:limit]
+
+
+def conditions(filters: Filters) -> ColumnElement[bool] | None:
+    """What a row's own columns must say; None where the wallet and the time say it all."""
+    found: list[ColumnElement[bool]] = []
+    if filters.grant is not None:
+        found.append(and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1]))
+        found.append(t.sequence >= filters.grant[1])
+    if filters.meter_id is not None:
+        found.append(_of_dimension(d.meter_id == filters.meter_id))
+    if filters.subscription_id is not None:
+        found.append(_of_dimension(d.subscription_id == filters.subscription_id))
+    if filters.source is not None:
+        found.append(_of_posting(_has_source(filters.source)))
+    if filters.q is not None:
+        found.append(_of_posting(_says(filters.q)))
+    return and_(*found) if found else None
+
+
+# What belongs to a row is asked for row by row, after all that the row itself says, and found by
+# its whole key. As joins PostgreSQL would order them by its statistics, and where these know of few
+# rows of a wallet, or of none yet, it compares each of them with all postings of the wallet.
+
+
+def _of_posting(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    asked = select(condition).where(OF_POSTING).correlate(schema.transactions)
+    return func.coalesce(asked.scalar_subquery(), false())
+
+
+def _of_dimension(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    same = and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number)
+    asked = select(condition).where(same).correlate(schema.transactions)
+    return func.coalesce(asked.scalar_subquery(), false())
+
+
+#: Keys of a posting's own source; ids of other postings and wallets are found in other ways.
+_SOURCE_KEYS = ("provider", "receipt_id", "actor", "meter_event_id")
+
+
+def _has_source(source: str) -> ColumnElement[bool]:
+    """The meter event, or one of the source's values, is exactly `source`."""
+    values = [_json_pair(key, source) for key in _SOURCE_KEYS]
+    # Replacing changes the text if and only if it is in there: exact bytes, on every database.
+    return or_(
+        and_(p.meter_event_id == source, t.kind == Kind.USAGE.value),
+        *(func.replace(p.source, pair, "") != p.source for pair in values),
+    )
+
+
+def _json_pair(key: str, value: str) -> str:
+    return (dump({key: value}) or "")[1:-1]
+
+
+def _says(q: str) -> ColumnElement[bool]:
+    """Description, note, id, receipt id or a metadata value holds `q`, ASCII letters folded."""
+    wanted = fold(q)
+    places = [
+        holds(func.lower(p.description), wanted),
+        holds(func.lower(p.note), wanted),
+        holds(func.lower(receipt_of(p.source)), wanted),
+        has_value(p.metadata, wanted),
+    ]
+    # To spell a row's id costs more than all the others; most words cannot be a part of one.
+    if _ID_CHARACTERS.issuperset(wanted):
+        places.append(holds(_id_text(), wanted))
+    return or_(*places)
+
+
+#: What ids of rows consist of, their prefix included.
+_ID_CHARACTERS = frozenset(ids.ALPHABET) | frozenset("ct_")
+
+
+def _id_text() -> ColumnElement[str]:
+    """The row's id, as ids.compose writes it."""
+    shifts = range(60, -1, -5)
+    digits = [
+        func.substr(ids.ALPHABET, cast(_bits(column, shift) + 1, Integer), 1)
+        for column in (t.wallet_number, t.sequence)
+        for shift in shifts
+    ]
+    return reduce(lambda left, right: left.concat(right), digits, literal("ct_"))
+
+
+def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
+    return column.op(">>")(literal_column(str(shift))).op("&")(literal_column("31"))
+
+
+def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[Any]:
+    """Keys of the rows the filters match, newest first."""
+    query = matching(filters, wallets, ORDER)
+    return query.order_by(*(column.desc() for column in ORDER))
+
+
+def matching(
+    filters: Filters,
+    wallets: list[tuple[int, int, str]] | None,
+    columns: Iterable[ColumnElement[Any]],
+) -> Select[Any]:
+    """These columns of the rows that the filters match, in no order."""
+    query = select(*columns).select_from(schema.transactions)
+    narrowed = conditions(filters)
+    if narrowed is not None:
+        query = query.where(narrowed)
+    if wallets is None:
+        query = query.join(schema.wallets, w.number == t.wallet_number)
+        query = query.where(w.livemode == filters.livemode)
+    else:
+        query = query.where(t.wallet_number.in_([number for number, _, _ in wallets]))
+    if filters.start is not None:
+        query = query.where(t.created_at >= filters.start)
+    if filters.end is not None:
+        query = query.where(t.created_at < filters.end)
+    return query
+
+
+def _count(
+    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
+) -> int:
+    counted_by_dimension = replace(
+        filters, meter_id=None, subscription_id=None, start=None, end=None
+    )
+    if conditions(counted_by_dimension) is None:
+        if filters.meter_id is not None or filters.subscription_id is not None:
+            return dimension_sums(connection, filters, wallets).count
+        if wallets is None:
+            return count_over_all(connection, filters)
+    query = _matching(filters, wallets).order_by(None).subquery()
+    return int(connection.execute(select(func.count()).select_from(query)).scalar_one())
+
+
+# --- the billing list: a customer's wallets one after the other, by kind ---------------------
+
+
+def kind_pages(
+    connection: Connection,
+    wallets: Sequence[tuple[int, int]],
+    kinds: Sequence[Kind],
+    *,
+    start: int | None,
+    end: int | None,
+    size: int,
+    offset: int,
+) -> tuple[int, list[Transaction]]:
+    """As `kind_page`, over wallets that followed one another, oldest first.
+
+    Of each its number and its last sequence. A wallet's rows are newer than those of all before it.
+    """
+    total, shown = 0, list[Transaction]()
+    for wallet, last in reversed(wallets):
+        count, rows = kind_page(
+            connection,
+            wallet,
+            last,
+            kinds,
+            start=start,
+            end=end,
+            size=size - len(shown),
+            offset=max(0, offset - total),
+        )
+        total += count
+        shown += rows
+    return total, shown
+
+
+def kind_page(
+    connection: Connection,
+    wallet: int,
+    last: int,
+    kinds: Sequence[Kind],
+    *,
+    start: int | None,
+    end: int | None,
+    size: int,
+    offset: int,
+) -> tuple[int, list[Transaction]]:
+    """(rows of these kinds in [start, end), the page after `offset` of them), newest first.
+
+    Every row but usage carries its number among its kind, every row the number of usage rows so
+    far: so the total is a difference, and a deep page is found by bisection.
+    """
+    window = span(connection, wallet, last, start, end)
+    below = _rank(connection, wallet, window.first - 1, kinds)
+    total = _rank(connection, wallet, window.last, kinds) - below
+    if offset >= total or not size:
+        return total, []
+    through = window.last
+    if offset:
+        through = _select(connection, window, kinds, below + total - offset)
+    sequences = _kind_sequences(connection, window, through, kinds, size)
+    return total, expand(connection, [(wallet, sequence) for sequence in sequences])
+
+
+def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Kind]) -> int:
+    """How many of the rows up to `sequence` are of these kinds: an index lookup a kind."""
+    if sequence < 1:
+        return 0
+    counts: list[ColumnElement[int]] = []
+    for kind in kinds:
+        column = t.usage_count if kind is Kind.USAGE else t.kind_count
+        query = select(column).where(t.wallet_number == wallet, t.sequence <= sequence)
+        if kind is not Kind.USAGE:
+            query = query.where(is_kind(kind))
+        query = query.order_by(t.sequence.desc()).limit(1)
+        counts.append(func.coalesce(query.scalar_subquery(), 0))
+    return int(connection.execute(select(reduce(operator.add, counts))).scalar_one())
+
+
+def is_kind(kind: Kind) -> ColumnElement[bool]:
+    """Rows of this kind, said so that its index is used."""
+    # Numbers written out, and the index's own condition too: only then does SQLite use it.
+    same = t.kind == literal_column(str(kind.value))
+    if kind is Kind.USAGE:
+        return same
+    return and_(same, t.kind != literal_column(str(Kind.USAGE.value)))
+
+
+def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: int) -> int:
+    """The sequence of the row of these kinds whose rank is `rank`."""
+    low, high = window.first, window.last
+    while low < high:
+        middle = (low + high) // 2
+        if _rank(connection, window.wallet, middle, kinds) >= rank:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def _kind_sequences(
+    connection: Connection, window: Span, through: int, kinds: Sequence[Kind], limit: int
+) -> list[int]:
+    found: list[int] = []
+    for kind in kinds:
+        query = (
+            select(t.sequence)
+            .where(
+                t.wallet_number == window.wallet,
+                is_kind(kind),
+                t.sequence.between(window.first, through),
+            )
+            .order_by(t.sequence.desc())
+            .limit(limit)
+        )
+        found += connection.execute(query).scalars()
+    return sorted(found, reverse=True)[:limit]

@@ -1,0 +1,394 @@
+"""Reading single transactions and postings, and what every list and sum begins with.
+
+Functions of a SQLAlchemy connection on one snapshot. Within a wallet, order of time is order of
+sequence, so a window of time is a `Span` of sequences, found by bisection in their unique index.
+Lists are in `lists.py`, sums in `consumption.py`.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import (
+    CTE,
+    BigInteger,
+    ColumnElement,
+    Connection,
+    FromClause,
+    Select,
+    and_,
+    bindparam,
+    func,
+    not_,
+    select,
+    text,
+)
+
+from creditledger.domain.model import Annotation, Dimension, Posting, Row, SpendLimit, Wallet
+from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
+from creditledger.store import schema
+from creditledger.store.columns import (
+    DIMENSION_COLUMNS,
+    EVENT_COLUMNS,
+    GRANT_COLUMNS,
+    HOLD_COLUMNS,
+    LIMIT_COLUMNS,
+    POSTING_COLUMNS,
+    ROW_COLUMNS,
+    dimension_value,
+    event_value,
+    grant_value,
+    hold_value,
+    limit_value,
+    load,
+    posting_value,
+)
+from creditledger.store.dialects import pairs
+from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
+
+t, p, d, w, s, g, h, e = (
+    schema.transactions.c,
+    schema.postings.c,
+    schema.dimensions.c,
+    schema.wallets.c,
+    schema.wallet_states.c,
+    schema.grants.c,
+    schema.holds.c,
+    schema.meter_events.c,
+)
+
+
+#: A number alone would do, but with the wallet it is found where the wallet's data lie.
+OF_POSTING = and_(p.wallet_number == t.wallet_number, p.number == t.posting_number)
+#: The event that a posting reports, pays or cancels. The id of a plain consumption is the caller's
+#: own word, and names no event.
+_OF_EVENT = and_(
+    p.operation.in_(PAYS_EVENT + RETURNS_EVENT),
+    e.wallet_number == p.wallet_number,
+    e.identifier == p.meter_event_id,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Filters:
+    """What a list or summary is narrowed to; None does not narrow. Times are [start, end) ms."""
+
+    livemode: bool
+    customer_id: str | None = None
+    subscription_id: str | None = None
+    meter_id: str | None = None
+    currency: str | None = None
+    grant: tuple[int, int] | None = None  #: (wallet number, grant number)
+    source: str | None = None
+    q: str | None = None
+    start: int | None = None
+    end: int | None = None
+
+
+def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any]:
+    """What `rows` selects of credit transactions, and these columns of their postings.
+
+    An OFFSET keeps PostgreSQL from joining before it has the rows. Where its statistics, or a plan
+    that it keeps, know of few rows of a wallet, it would compare each row with all postings of it.
+    """
+    r = rows.offset(0).subquery("r").c
+    same = and_(p.wallet_number == r.wallet_number, p.number == r.posting_number)
+    return select(*r, *columns).join(schema.postings, same)
+
+
+def _expanded(rows: FromClause) -> Select[Any]:
+    """Credit transactions with all that a list shows of each; `rows` is their table, or a join."""
+    return select(
+        *(t[name] for name in ROW_COLUMNS),
+        *(p[name] for name in POSTING_COLUMNS),
+        *(d[name] for name in DIMENSION_COLUMNS),
+        w.id,
+        w.customer_id,
+        w.currency,
+        schema.currencies.c.scale,
+        w.livemode,
+        schema.customers.c.name,
+        schema.customers.c.email,
+        schema.currencies.c.name,
+        *(schema.meters.c.name, schema.meters.c.event_name, schema.meters.c.unit),
+        *(g[name] for name in GRANT_COLUMNS),
+        *(e[name] for name in EVENT_COLUMNS),
+    ).select_from(
+        rows.join(schema.postings, OF_POSTING)
+        .join(
+            schema.dimensions,
+            and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number),
+        )
+        .join(schema.wallets, w.number == t.wallet_number)
+        .join(schema.currencies, schema.currencies.c.code == w.currency)
+        .join(schema.customers, schema.customers.c.id == w.customer_id)
+        .join(schema.meter_events, _OF_EVENT, isouter=True)
+        .join(
+            schema.meters,
+            schema.meters.c.id == func.coalesce(d.meter_id, e.meter_id),
+            isouter=True,
+        )
+        .join(
+            schema.grants,
+            and_(g.wallet_number == t.wallet_number, g.number == t.grant_number),
+            isouter=True,
+        )
+    )
+
+
+_EXPANDED = _expanded(schema.transactions)
+
+
+def _transaction(columns: Sequence[Any]) -> Transaction:
+    rest = iter(columns)
+
+    def take(count: int) -> list[Any]:
+        return [next(rest) for _ in range(count)]
+
+    row = Row(*take(len(ROW_COLUMNS)))
+    posting = posting_value(take(len(POSTING_COLUMNS)))
+    dimension = dimension_value(take(len(DIMENSION_COLUMNS)))
+    place = WalletPlace(*take(5))
+    name, email, currency_name, *meter = take(6)
+    given, reported = take(len(GRANT_COLUMNS)), take(len(EVENT_COLUMNS))
+    return Transaction(
+        row,
+        posting,
+        dimension,
+        place,
+        customer=(name, email),
+        currency_name=currency_name,
+        meter=None if meter[0] is None else TransactionMeter(*meter),
+        grant=None if row.grant is None else grant_value(given),
+        event=None if reported[0] is None else event_value(reported),
+    )
+
+
+def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
+    """The transaction of this wallet number and sequence, expanded."""
+    found = connection.execute(
+        _EXPANDED.where(t.wallet_number == wallet, t.sequence == sequence)
+    ).one_or_none()
+    return None if found is None else _transaction(found)
+
+
+def idempotency_keys(
+    connection: Connection, wallet: int, prefix: str, after: str, size: int
+) -> Sequence[tuple[str, int]]:
+    """Up to `size` keys that begin so and come behind `after`, with their posting numbers."""
+    # Keys are printable ASCII, which all comes before DEL.
+    found = connection.execute(
+        select(p.idempotency_key, p.number)
+        .where(
+            p.wallet_number == wallet,
+            p.idempotency_key > after,
+            p.idempotency_key >= prefix,
+            p.idempotency_key < f"{prefix}\x7f",
+        )
+        .order_by(p.idempotency_key)
+        .limit(size)
+    )
+    return [(key, number) for key, number in found]
+
+
+def posting(
+    connection: Connection, wallet: int, key: str
+) -> tuple[Posting, Dimension | None] | None:
+    """The wallet's posting under this idempotency key, with its rows and, of these, what they are.
+
+    A hold, its release and its extension have no rows, nor has a capture of 0.
+    """
+    found = connection.execute(
+        select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_COLUMNS)).where(
+            p.wallet_number == wallet, p.idempotency_key == key
+        )
+    ).one_or_none()
+    if found is None:
+        return None
+    first, count, *columns = found
+    whole = posting_value(columns)
+    if not count:
+        return whole, None
+    transactions = [
+        _transaction(columns)
+        for columns in connection.execute(
+            _EXPANDED.where(
+                t.wallet_number == wallet, t.sequence.between(first, first + count - 1)
+            ).order_by(t.sequence)
+        )
+    ]
+    whole.rows = [one.row for one in transactions]
+    return whole, transactions[0].dimension
+
+
+_HOLDS = (
+    select(
+        *(h[name] for name in HOLD_COLUMNS),
+        w.id,
+        w.customer_id,
+        w.currency,
+        schema.currencies.c.scale,
+        w.livemode,
+        p.description,
+        p.metadata,
+        *(d[name] for name in DIMENSION_COLUMNS),
+    )
+    .join_from(schema.holds, schema.wallets, w.number == h.wallet_number)
+    .join(schema.currencies, schema.currencies.c.code == w.currency)
+    .join(
+        schema.dimensions,
+        and_(d.wallet_number == h.wallet_number, d.number == h.dimension_number),
+    )
+    .join(schema.postings, and_(p.wallet_number == h.wallet_number, p.number == h.number))
+)
+
+
+def hold(connection: Connection, wallet: int, number: int) -> HeldCredit | None:
+    """The hold of this wallet number and number."""
+    query = _HOLDS.where(h.wallet_number == wallet, h.number == number)
+    found = connection.execute(query).one_or_none()
+    return None if found is None else _hold(found)
+
+
+def holds(
+    connection: Connection,
+    wallet: int,
+    before: int | None,
+    size: int,
+    *,
+    is_open: bool | None,
+    now: int,
+) -> list[HeldCredit]:
+    """A page of the wallet's holds, newest first, and one more if there is a next one."""
+    query = _HOLDS.where(h.wallet_number == wallet)
+    if before is not None:
+        query = query.where(h.number < before)
+    if is_open is not None:
+        still = and_(h.ended.is_(None), h.deadline > now)
+        query = query.where(still if is_open else not_(still))
+    query = query.order_by(h.number.desc()).limit(size + 1)
+    return list(map(_hold, connection.execute(query)))
+
+
+def _hold(columns: Sequence[Any]) -> HeldCredit:
+    place = len(HOLD_COLUMNS)
+    description, words = columns[place + 5 : place + 7]
+    return HeldCredit(
+        hold_value(columns[:place]),
+        WalletPlace(*columns[place : place + 5]),
+        dimension_value(columns[place + 7 :]),
+        Annotation(description, load(words, {})),
+    )
+
+
+def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ...], dict[int, str]]:
+    """The wallet's spend limits, oldest first, and for which API key its open holds are."""
+    table = schema.spend_limits.c
+    query = (
+        select(*(table[name] for name in LIMIT_COLUMNS))
+        .where(table.wallet_number == wallet.number)
+        .order_by(table.number)
+    )
+    found = tuple(limit_value(columns) for columns in connection.execute(query))
+    if not (found and wallet.holds):
+        return found, {}
+    labels = select(d.number, d.api_key_id).where(
+        d.wallet_number == wallet.number,
+        d.number.in_({hold.dimension for hold in wallet.holds.values()}),
+    )
+    return found, dict(connection.execute(labels).all())
+
+
+def _expanded_at(place: CTE) -> Select[Any]:
+    here = and_(place.c.wallet == t.wallet_number, place.c.sequence == t.sequence)
+    return _expanded(place.join(schema.transactions, here))
+
+
+_EXPANDED_AT = {dialect: _expanded_at(pairs(dialect)) for dialect in ("sqlite", "postgresql")}
+
+
+def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Transaction]:
+    """The transactions at these places (wallet number, sequence), in this order."""
+    if not places:
+        return []
+    found = {}
+    query = _EXPANDED_AT[connection.dialect.name]
+    for columns in connection.execute(query, {"pairs": json.dumps(places)}):
+        one = _transaction(columns)
+        found[one.row.wallet, one.row.sequence] = one
+    return [found[place] for place in places]
+
+
+# --- time is sequence -----------------------------------------------------------------------------
+
+#: The last sequence of a wallet written before a moment: bisection, a step a level.
+_BISECT = text(
+    """
+    WITH RECURSIVE search (low, high) AS (
+        SELECT CAST(0 AS BIGINT), CAST(:last AS BIGINT)
+        UNION ALL
+        SELECT CASE WHEN (SELECT created_at FROM credit_transactions
+                          WHERE wallet_number = :wallet AND sequence = (low + high + 1) / 2)
+                         < :moment
+                    THEN (low + high + 1) / 2 ELSE low END,
+               CASE WHEN (SELECT created_at FROM credit_transactions
+                          WHERE wallet_number = :wallet AND sequence = (low + high + 1) / 2)
+                         < :moment
+                    THEN high ELSE (low + high + 1) / 2 - 1 END
+        FROM search WHERE low < high
+    )
+    SELECT low FROM search WHERE low = high
+    """
+).bindparams(*(bindparam(name, type_=BigInteger) for name in ("wallet", "last", "moment")))
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A wallet's rows in a window: sequences first to last, both included."""
+
+    wallet: int
+    first: int
+    last: int
+
+    def __len__(self) -> int:
+        return max(0, self.last - self.first + 1)
+
+
+def last_before(connection: Connection, wallet: int, last: int, moment: int) -> int:
+    """The last sequence, up to `last`, written before `moment`; 0 if there is none."""
+    values = {"wallet": wallet, "last": last, "moment": moment}
+    found: int = connection.execute(_BISECT, values).scalar_one()
+    return found
+
+
+def span(
+    connection: Connection, wallet: int, last: int, start: int | None, end: int | None
+) -> Span:
+    """The rows of [start, end), of a wallet whose last sequence is `last`."""
+    through = last if end is None else last_before(connection, wallet, last, end)
+    first = 1 if start is None else last_before(connection, wallet, through, start) + 1
+    return Span(wallet, first, through)
+
+
+_WALLETS = select(w.number, s.sequence, w.currency).join_from(schema.wallets, schema.wallet_states)
+
+
+def wallets_of(connection: Connection, filters: Filters) -> list[tuple[int, int, str]] | None:
+    """(number, last sequence, currency) of the wallets in scope; None: all of the mode."""
+    query = _WALLETS.where(w.livemode == filters.livemode)
+    named = False
+    if filters.customer_id is not None:
+        query, named = query.where(w.customer_id == filters.customer_id), True
+    if filters.subscription_id is not None:
+        owner = select(schema.subscriptions.c.customer_id).where(
+            schema.subscriptions.c.id == filters.subscription_id
+        )
+        query, named = query.where(w.customer_id == owner.scalar_subquery()), True
+    if filters.grant is not None:
+        query, named = query.where(w.number == filters.grant[0]), True
+    if not named:
+        return None
+    if filters.currency is not None:
+        query = query.where(w.currency == filters.currency)
+    return [tuple(row) for row in connection.execute(query)]

@@ -1,0 +1,1 @@
+"""What is registered: customers, meters, subscriptions, currencies, wallets and API keys."""

@@ -1,0 +1,1 @@
+"""SQLite: its connections, its writer and its statements."""

@@ -1,0 +1,1 @@
+"""What statements are added up from, and those that are closed."""

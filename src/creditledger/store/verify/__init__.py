@@ -1,0 +1,1 @@
+"""The checks of the ledger: invariants as queries that must find nothing."""

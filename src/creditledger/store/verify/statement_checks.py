@@ -1,0 +1,272 @@
+"""Whether closed statements still say what the rows do: they are added up once more, and forwards.
+
+A statement is made backwards, from what there is now; here each row goes, in one query for each
+wallet, to the first statement that knew it and ended after it happened, and a statement opens with
+what the one before it came to. Functions of a connection on one snapshot.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from sqlalchemy import Connection, and_, case, func, select
+
+from creditledger.domain import clock, ids, money, statements
+from creditledger.domain.billing_periods import Bucket
+from creditledger.domain.errors import InvalidField
+from creditledger.domain.statements import (
+    About,
+    Document,
+    DoesNotAddUp,
+    Figures,
+    Label,
+    Moved,
+    Part,
+    Repaid,
+    Used,
+)
+from creditledger.domain.views import WalletPlace
+from creditledger.store import schema
+from creditledger.store.dialects import exact_sum
+from creditledger.store.statements import basis as statement_basis
+from creditledger.store.statements import closed as closed_statements
+from creditledger.store.statements.closed import Closed, s
+
+#: What may be found of a statement.
+CHECKS = ("statement_chain", "statement_digest", "statement_content", "statement_figures")
+
+#: Of a grant's line what was so when it was closed, and may be changed since.
+_TERMS = frozenset({"name", "effective_at", "expires_at", "voided_at"})
+
+t, d = schema.transactions.c, schema.dimensions.c
+
+
+class Wrong(NamedTuple):
+    """What is wrong with a statement."""
+
+    check: str
+    wallet_id: str | None
+    wallet: int
+    message: str
+
+
+def found(connection: Connection) -> Iterator[Wrong]:
+    """Everything wrong with closed statements, wallet by wallet."""
+    numbers = select(s.wallet_number).distinct().order_by(s.wallet_number)
+    for number in connection.execute(numbers).scalars().all():
+        yield from _of_wallet(connection, number)
+
+
+def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
+    w, v, c = schema.wallets.c, schema.wallet_states.c, schema.currencies.c
+    query = (
+        select(w.id, w.customer_id, w.currency, c.scale, w.livemode, v.sequence)
+        .join_from(schema.wallets, schema.currencies, c.code == w.currency)
+        .join(schema.wallet_states, v.wallet_number == w.number)
+        .where(w.number == number)
+    )
+    known = connection.execute(query).one_or_none()
+    if known is None:
+        yield Wrong("statement_chain", None, number, "there is no such wallet")
+        return
+    *place, last = known
+    wallet = WalletPlace(*place)
+    every = closed_statements.page(connection, number, None, _count(connection, number))[::-1]
+    added_up: Iterator[Figures | None] = _figures(connection, every)
+    before: Closed | None = None
+    # Older ledgers closed statements without it.
+    with_products = False
+    for one in every:
+        whole = closed_statements.one(connection, number, one.number)
+        assert whole is not None
+        for check, message in (
+            *_chain(whole, before, last),
+            *_content(whole, before, wallet, next(added_up), with_products=with_products),
+        ):
+            yield Wrong(check, wallet.id, number, f"statement {one.number}: {message}")
+        with_products = with_products or '"by_product":' in whole.content
+        before = one
+
+
+def _count(connection: Connection, number: int) -> int:
+    query = select(func.count()).select_from(schema.statements).where(s.wallet_number == number)
+    return connection.execute(query).scalar_one()
+
+
+def _chain(one: Closed, before: Closed | None, last: int) -> Iterator[tuple[str, str]]:
+    follows = (
+        one.number == 1
+        if before is None
+        else (
+            one.number == before.number + 1
+            and one.starts_at == before.ends_at
+            and one.opening_balance == before.closing_balance
+            and one.closed_sequence >= before.closed_sequence
+        )
+    )
+    if not follows or not one.starts_at < one.ends_at or not 0 <= one.closed_sequence <= last:
+        yield "statement_chain", "it does not go on where the one before it ends"
+    if statements.digest(one.content) != one.sha256:
+        yield "statement_digest", f"its text does not have the digest {one.sha256}"
+
+
+def _content(
+    one: Closed,
+    before: Closed | None,
+    wallet: WalletPlace,
+    figures: Figures | None,
+    *,
+    with_products: bool,
+) -> Iterator[tuple[str, str]]:
+    try:
+        said: Document = json.loads(one.content)
+        zone = clock.stored_zone(one.time_zone)
+        beside = {
+            "id": ids.compose("stm", one.wallet, one.number),
+            "number": str(one.number),
+            "wallet_id": wallet.id,
+            "time_zone": one.time_zone,
+            "sequence": str(one.closed_sequence),
+            "opening_balance": money.text(one.opening_balance, wallet.scale),
+            "closing_balance": money.text(one.closing_balance, wallet.scale),
+            "previous_sha256": None if before is None else before.sha256,
+        }
+        for name, value in beside.items():
+            if said.get(name) != value:
+                yield "statement_content", f"{name} is {said.get(name)}, not {value}"
+        moments = {"start": one.starts_at, "end": one.ends_at, "closed_at": one.closed_at}
+        for name, moment in moments.items():
+            # By what was written: the zone may have had another offset then.
+            if clock.parse(said[name], field=name) != moment:
+                yield "statement_content", f"{name} is {said[name]}, not {clock.text(moment)}"
+        if not clock.is_zone(one.time_zone):
+            yield (
+                "statement_content",
+                f"time_zone {one.time_zone} is no IANA zone: it counts as UTC",
+            )
+        bucket = Bucket(one.starts_at, one.ends_at)
+        about = About(one.wallet, wallet, "", bucket, zone, one.closed_sequence)
+        if figures is None:
+            yield "statement_figures", "its rows do not add up"
+            return
+        for name, value in _figures_only(statements.totals(about, figures)).items():
+            if name == "by_product" and name not in said and not with_products:
+                continue
+            if _figures_only(said).get(name) != value:
+                yield "statement_figures", f"{name} is not what its rows come to"
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, InvalidField):
+        yield "statement_content", "its text is no statement"
+
+
+def _figures_only(said: Document) -> Document:
+    lines = [
+        {name: value for name, value in line.items() if name not in _TERMS}
+        for line in said["grants"]
+    ]
+    return {**said, "grants": lines}
+
+
+def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | None]:
+    """The figures of one statement after the other; None where they do not add up."""
+    by_number: dict[int, list[Moved]] = {}
+    used: dict[int, list[Used]] = {}
+    opening: dict[int, int] = {}
+    overdraft = 0
+    try:
+        known = statement_basis.facts(connection, every[0].wallet, None)
+        for number, one, spent in _moved(connection, every[0].wallet):
+            by_number.setdefault(number, []).append(one)
+            if spent is not None:
+                used.setdefault(number, []).append(spent)
+        for one in by_number.get(every[0].number, []):
+            if one.part is Part.BEFORE:
+                paid = 0
+                if one.grant is not None:
+                    paid = one.repaid(known[one.grant])
+                    opening[one.grant] = opening.get(one.grant, 0) + one.amount - paid
+                overdraft -= paid if one.grant is not None else one.amount
+        repaid = _repaid(connection, every)
+        for back in repaid.get(every[0].number, []):
+            if back.part is Part.BEFORE:
+                opening[back.grant] = opening.get(back.grant, 0) - back.amount
+                overdraft -= back.amount
+        for statement in every:
+            moved = by_number.get(statement.number, [])
+            paid_back = repaid.get(statement.number, [])
+            spent_on = used.get(statement.number, [])
+            came = statements.figures(opening, overdraft, moved, known, paid_back, spent_on)
+            yield came
+            opening = {n: line.closing for n, line in came.grants.items() if line.closing}
+            overdraft = came.overdraft.closing
+    except (DoesNotAddUp, LookupError, ValueError):
+        while True:
+            yield None
+
+
+def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repaid]]:
+    """What grants paid back without a row, by the number of the statement it is in."""
+    found: dict[int, list[Repaid]] = {}
+    for one in statement_basis.later(connection, every[0].wallet, -(1 << 62), 0):
+        for statement in every:
+            if statement.closed_sequence >= one.sequence and statement.ends_at > one.repaid_at:
+                late = Part.BEFORE if statement.number == 1 else Part.PRIOR
+                part = Part.PERIOD if one.repaid_at >= statement.starts_at else late
+                found.setdefault(statement.number, []).append(Repaid(part, *one[:2]))
+                break
+    return found
+
+
+def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Used | None]]:
+    """What rows come to, by the number of the statement they are in."""
+    first = (
+        select(func.min(s.number))
+        .where(
+            s.wallet_number == wallet,
+            s.closed_sequence >= t.sequence,
+            s.ends_at > statement_basis.happened,
+        )
+        .scalar_subquery()
+    )
+    rows = (
+        select(
+            first.label("statement"),
+            statement_basis.happened.label("happened"),
+            *(t.grant_number, t.kind, t.dimension_number, t.amount),
+            case((t.grant_number == t.sequence, 1), else_=0).label("began"),
+            func.coalesce(schema.grant_parts.c.overdraft_paid, 0).label("paid"),
+            *(statement_basis.calls.label("calls"), statement_basis.quantity.label("quantity")),
+        )
+        .join_from(schema.transactions, schema.grant_parts, statement_basis.OF_PART, isouter=True)
+        .where(t.wallet_number == wallet)
+        .subquery("rows")
+    )
+    late = case(
+        (rows.c.happened >= s.starts_at, Part.PERIOD.value),
+        (rows.c.statement == 1, Part.BEFORE.value),
+        else_=Part.PRIOR.value,
+    )
+    parts = (
+        select(
+            *(rows.c.statement, late.label("part"), rows.c.grant_number, rows.c.kind),
+            *(*statement_basis.LABEL, rows.c.amount, rows.c.began, rows.c.paid),
+            *(rows.c.calls, rows.c.quantity),
+        )
+        .join_from(
+            rows,
+            schema.statements,
+            and_(s.wallet_number == wallet, s.number == rows.c.statement),
+        )
+        .join(
+            schema.dimensions,
+            and_(d.wallet_number == wallet, d.number == rows.c.dimension_number),
+        )
+        .subquery("parts")
+    )
+    names = ("statement", "part", "grant_number", "kind", *Label._fields)
+    keys = [parts.c[name] for name in names]
+    query = select(
+        *(*keys, func.count(), exact_sum(parts.c.amount), func.sum(parts.c.began)),
+        *(exact_sum(parts.c.paid), func.sum(parts.c.calls), exact_sum(parts.c.quantity)),
+    ).group_by(*keys)
+    for number, part, grant, kind, *rest in connection.execute(query):
+        yield number, *statement_basis.sums_of(part, grant, kind, *rest)

@@ -1,0 +1,227 @@
+"""What is stored, looked at by itself: references, words and bounds of columns, digests, requests.
+
+Each check is a value: its name, its table, what is wrong, and when it is wrong of a row. Most need
+no rule of the ledger but the schema, and so hold for every table there is. One statement counts
+wrong rows, with one scan of each table; only where there are some, each check is asked for itself.
+"""
+
+from collections.abc import Collection, Iterator
+from functools import cache
+from typing import NamedTuple
+
+from sqlalchemy import CheckConstraint, Connection, Integer, Table, select
+
+from creditledger.domain import ids
+from creditledger.store import schema
+from creditledger.store.columns import DIMENSION_COLUMNS, digest, dimension_value
+from creditledger.store.verify.statement_checks import Wrong
+
+#: What may be found.
+CHECKS = (
+    *("reference", "subscription_owner", "column_check", "whole_number"),
+    *("dimension_digest", "refund_named", "change_key", "dropped_limit"),
+)
+
+
+class Check(NamedTuple):
+    """One thing that must not be so of a row of a table, `c` in SQL."""
+
+    name: str
+    wrong: str  #: What to say of it; {} stands for how many.
+    table: str
+    condition: str
+    looks_up: bool = False  #: Whether it looks for rows of another table.
+
+
+#: References that no foreign key says: (table, column, the table it refers to, its column).
+MORE_REFERENCES = (
+    ("dimensions", "meter_id", "meters", "id"),
+    ("dimensions", "subscription_id", "subscriptions", "id"),
+    ("meter_events", "subscription_id", "subscriptions", "id"),
+    ("grant_revisions", "changed_by", "api_keys", "number"),
+)
+SUBSCRIPTION_OWNER = Check(
+    "subscription_owner",
+    "{} of its dimensions are of another customer's subscription",
+    "dimensions",
+    """c.subscription_id IS NOT NULL AND EXISTS (SELECT 1 FROM wallets AS w
+      JOIN subscriptions AS s ON s.customer_id <> w.customer_id
+      WHERE w.number = c.wallet_number AND s.id = c.subscription_id)""",
+    looks_up=True,
+)
+#: What the id of a change's subject begins with -> the table that it is in.
+_SUBJECTS = {
+    "cus": "customers",
+    "mtr": "meters",
+    "sub": "subscriptions",
+    "wal": "wallets",
+    "apk": "api_keys",
+    "whe": "webhook_endpoints",
+}
+_NO_SUBJECT = " OR ".join(
+    f"substr(c.subject, 1, 4) = '{prefix}_'"  # noqa: S608 # constants
+    f" AND NOT EXISTS (SELECT 1 FROM {table} AS s WHERE s.id = c.subject)"
+    for prefix, table in _SUBJECTS.items()
+)
+CHANGE_KEY = Check(
+    "change_key",
+    "{} idempotency keys of changes say nothing of what was done, or name what is not there",
+    "change_keys",
+    f"""c.subject IS NULL AND c.answer IS NULL OR {_NO_SUBJECT}
+      OR c.customer_id <> '' AND NOT EXISTS
+        (SELECT 1 FROM customers AS s WHERE s.id = c.customer_id)""",  # noqa: S608 # constants
+    looks_up=True,
+)
+DROPPED_LIMIT = Check(
+    "dropped_limit",
+    "{} spend limits that are no more are there, or were never made",
+    "dropped_limits",
+    """EXISTS (SELECT 1 FROM spend_limits AS l
+        WHERE l.wallet_number = c.wallet_number AND l.number = c.number)
+      OR c.number < 1 OR c.number > (SELECT v.limits_made FROM wallet_states AS v
+        WHERE v.wallet_number = c.wallet_number)""",
+    looks_up=True,
+)
+#: The rows' own references are checked with the rows; they are most of what there is.
+_ROWS = "credit_transactions"
+#: Tables whose numbers come from Python alone, never from a sum that the database makes.
+_PLAIN = (_ROWS, "postings")
+
+
+@cache
+def checks(dialect: str) -> tuple[Check, ...]:
+    """All that the schema of this kind of database says."""
+    tables = schema.metadata if dialect == "sqlite" else schema.postgresql
+    found = [*_references(), SUBSCRIPTION_OWNER, CHANGE_KEY, DROPPED_LIMIT]
+    found += _columns(tables.sorted_tables)
+    if dialect == "sqlite":
+        found += _numbers(tables.sorted_tables)
+    return tuple(found)
+
+
+def _references() -> Iterator[Check]:
+    for table in schema.metadata.sorted_tables:
+        for key in table.foreign_key_constraints:
+            if table.name != _ROWS:
+                there = [element.column.name for element in key.elements]
+                here = [column.name for column in key.columns]
+                yield _reference(table.name, here, key.referred_table.name, there)
+    for name, column, referred, there_ in MORE_REFERENCES:
+        yield _reference(name, [column], referred, [there_])
+
+
+def _reference(table: str, here: list[str], referred: str, there: list[str]) -> Check:
+    given = " AND ".join(f"c.{name} IS NOT NULL" for name in here)
+    same = " AND ".join(f"p.{b} = c.{a}" for a, b in zip(here, there, strict=True))
+    missing = f"{given} AND NOT EXISTS (SELECT 1 FROM {referred} AS p WHERE {same})"  # noqa: S608 # constants
+    wrong = f"{{}} rows of {table} name what is not in {referred} by {', '.join(here)}"
+    return Check("reference", wrong, table, missing, looks_up=True)
+
+
+def _columns(tables: list[Table]) -> Iterator[Check]:
+    for table in tables:
+        for one in sorted(table.constraints, key=lambda one: str(one.name)):
+            if isinstance(one, CheckConstraint):
+                wrong = f"{{}} rows of {table.name} are not as {one.name} says"
+                yield Check("column_check", wrong, table.name, f"NOT ({one.sqltext})")
+
+
+def _numbers(tables: list[Table]) -> Iterator[Check]:
+    """SQLite keeps a sum that passes 64 bits as a float, in a column of integers too."""
+    for table in tables:
+        columns = [column.name for column in table.columns if isinstance(column.type, Integer)]
+        if columns and table.name not in _PLAIN:
+            fraction = " OR ".join(f"typeof(c.{name}) IN ('real', 'text')" for name in columns)
+            wrong = f"{{}} rows of {table.name} have a number that is no integer"
+            yield Check("whole_number", wrong, table.name, fraction)
+
+
+@cache
+def _scans(dialect: str) -> tuple[tuple[Check, ...], ...]:
+    """Checks made in one scan of their table: all of it that look nothing up, or one that does."""
+    together: dict[str, tuple[Check, ...]] = {}
+    alone: list[tuple[Check, ...]] = []
+    for check in checks(dialect):
+        if check.looks_up:
+            alone.append((check,))
+        else:
+            together[check.table] = (*together.get(check.table, ()), check)
+    return (*alone, *together.values())
+
+
+def _suspected(connection: Connection, filled: Collection[str] | None) -> Iterator[Check]:
+    """The checks of scans that find something, by one statement."""
+    every = _scans(connection.dialect.name)
+    scans = [scan for scan in every if filled is None or scan[0].table in filled]
+    counts = ", ".join(
+        f"(SELECT count(*) FROM {scan[0].table} AS c"  # noqa: S608 # constants
+        f" WHERE {' OR '.join(f'({check.condition})' for check in scan)})"
+        for scan in scans
+    )
+    if scans:
+        found = connection.exec_driver_sql(f"SELECT {counts}").one()
+        for scan, count in zip(scans, found, strict=True):
+            if count:
+                yield from scan
+
+
+def _counted(check: Check) -> str:
+    table = schema.metadata.tables[check.table]
+    wallet = {"wallets": "c.number"}.get(table.name, "NULL")
+    if "wallet_number" in table.columns:
+        wallet = "c.wallet_number"
+    grouped = "" if wallet == "NULL" else f" GROUP BY {wallet}"
+    return (
+        f"SELECT {wallet}, count(*) FROM {table.name} AS c WHERE {check.condition}"  # noqa: S608 # constants
+        f"{grouped} HAVING count(*) > 0"
+    )
+
+
+def found(connection: Connection, filled: Collection[str] | None = None) -> Iterator[Wrong]:
+    """Everything that is wrong, check by check; tables known to be empty are left out."""
+    for check in _suspected(connection, filled):
+        for wallet, count in connection.exec_driver_sql(_counted(check)):
+            yield _wrong(connection, check.name, wallet, check.wrong.format(count))
+    if filled is None or "dimensions" in filled:
+        yield from _digests(connection)
+    if filled is None or "postings" in filled:
+        yield from _refunds(connection)
+
+
+def _wrong(connection: Connection, name: str, wallet: int | None, message: str) -> Wrong:
+    w = schema.wallets.c
+    query = select(w.id).where(w.number == wallet)
+    id_ = None if wallet is None else connection.execute(query).scalar_one_or_none()
+    return Wrong(name, id_, wallet or 0, message)
+
+
+def _digests(connection: Connection) -> Iterator[Wrong]:
+    """A dimension is found by its digest: another one would count under labels not its own."""
+    d = schema.dimensions.c
+    query = select(d.wallet_number, d.number, d.digest, *(d[name] for name in DIMENSION_COLUMNS))
+    for wallet, number, said, *columns in connection.execute(query):
+        try:
+            same = digest(dimension_value(columns)) == said
+        except (ValueError, TypeError):
+            same = False  # its prices are no list
+        if not same:
+            message = f"dimension {number} does not have the digest {said}"
+            yield _wrong(connection, "dimension_digest", wallet, message)
+
+
+_REFUNDS = {
+    "sqlite": """SELECT wallet_number, number, refund_of,
+        json_extract(terms, '$."refund.posting_id"') FROM postings WHERE refund_of IS NOT NULL""",
+    "postgresql": """SELECT wallet_number, number, refund_of,
+        CAST(terms AS json) ->> 'refund.posting_id' FROM postings WHERE refund_of IS NOT NULL""",
+}
+
+
+def _refunds(connection: Connection) -> Iterator[Wrong]:
+    """A refund is of the posting that its request named."""
+    for wallet, number, refund_of, named in connection.exec_driver_sql(
+        _REFUNDS[connection.dialect.name]
+    ):
+        if named is None or ids.resolve("pst", named) != (wallet, refund_of):
+            message = f"posting {number} refunds posting {refund_of}, its request named {named}"
+            yield _wrong(connection, "refund_named", wallet, message)

@@ -1,0 +1,239 @@
+"""Whether the ledger is whole: proves that it is or, where it is not, names what is wrong.
+
+First the proofs, several at the same time, which read each table once but find only that something
+is wrong. If one fails, the passes of checks.py and credit_checks.py name everything that is: they
+look up what belongs to each row. Imports
+these and proofs.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import cache
+from string import Template
+from threading import Lock
+from typing import Any
+
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError
+
+from creditledger.store.verify import checks, guards, statement_checks, stored_checks
+from creditledger.store.verify import proofs as proving
+from creditledger.store.verify.checks import Pass, named
+from creditledger.store.verify.credit_checks import PASSES
+from creditledger.store.verify.proofs import Proof, proofs
+
+#: What connections keep in memory: with less, sums and joins go to the disk in small pieces.
+_ROOM = {
+    "sqlite": {"cache_size": "-32768", "temp.cache_size": "-32768"},
+    # What belongs to a row lies near what belongs to the one before: that is no read at random.
+    "postgresql": {"work_mem": "'64MB'", "random_page_cost": "1.1"},
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing wrong with a row, posting, grant, wallet or roll-up."""
+
+    check: str
+    wallet_id: str | None  #: None if there is no such wallet.
+    wallet_number: int
+    sequence: int | None  #: Of the row, of a posting's first row, of the row that made a grant.
+    message: str
+
+
+class FileDamaged(Exception):
+    """A file whose tables or indexes are not what SQLite wrote; the text says where."""
+
+
+#: Told as each step begins: its name, how many began before it, how many there are.
+Progress = Callable[[str, int, int], None]
+
+
+def verify(connection: Connection, *, on_progress: Progress | None = None) -> Iterator[Finding]:
+    """Everything wrong with the ledger in the connection's transaction; nothing if all is well.
+
+    Raises FileDamaged.
+    """
+    run = Verification(on_progress)
+    run.prove(connection)
+    return run.findings(connection)
+
+
+class Verification:
+    """One look at one snapshot, by as many connections as see it."""
+
+    def __init__(self, on_progress: Progress | None = None) -> None:
+        """`on_progress` is called by one connection's thread at a time."""
+        self.failed = False  #: Whether a proof has.
+        self._error: DBAPIError | None = None
+        self._tell = on_progress or (lambda _name, _done, _of: None)
+        self._begun = 0
+        self._lock = Lock()
+
+    def prove(self, connection: Connection) -> None:
+        """Make proofs until none is left that nobody has begun, or one has failed.
+
+        Several connections may, each in a thread of its own; all have to before `findings`.
+        """
+        with _room(connection):
+            try:
+                with _undone_if_it_fails(connection):
+                    filled = _filled(connection)
+                    while (proof := self._next(connection)) is not None:
+                        none = proof.about is not None and filled.isdisjoint(proof.about)
+                        # Not `|=`: it reads before the proof runs, and would undo what another
+                        # thread finds meanwhile.
+                        if not (none or holds(connection, proof, filled)):
+                            self.failed = True
+            except DBAPIError as error:
+                # Figures too large to add up, a text that is no list, a file that cannot be
+                # read: the passes, or what looks at the file, meet it too and say more of it.
+                self._error, self.failed = error, True
+
+    def findings(self, connection: Connection) -> Iterator[Finding]:
+        """What is wrong, if a proof has failed; and guards of the database that are not in force.
+
+        A pass finds in order of wallet and sequence, and passes follow what depends on what: of
+        several findings of one damage the first names the row where it was done. Raises
+        FileDamaged, and what befell a proof that nothing is wrong with, as a full disk.
+        """
+        if self.failed:
+            yield from self._named(connection)
+        for wrong in guards.found(connection):
+            yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
+
+    def _named(self, connection: Connection) -> Iterator[Finding]:
+        with _room(connection):
+            # A broken index would mislead the passes.
+            _require_sound(connection, "quick_check")
+            none = True
+            for done, one in enumerate(PASSES):
+                self._tell(one.name, done, len(PASSES))
+                for finding in found_by(connection, one):
+                    none = False
+                    yield finding
+            for wrong in (*statement_checks.found(connection), *stored_checks.found(connection)):
+                none = False
+                yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
+            if none:
+                _require_sound(connection, "integrity_check")
+                if self._error is not None:
+                    raise self._error
+                raise AssertionError("a proof fails, and no check says why")
+
+    def _next(self, connection: Connection) -> Proof | None:
+        every = proofs(connection.dialect.name)
+        with self._lock:
+            if self.failed or self._begun == len(every):
+                return None
+            proof = every[self._begun]
+            self._tell(proof.name, self._begun, len(every))
+            self._begun += 1
+            return proof
+
+
+@cache
+def _filled_query(dialect: str) -> str:
+    every = (
+        f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})"  # noqa: S608 # constants
+        for table in proving.tables(dialect)
+    )
+    return " UNION ALL ".join(every)
+
+
+def _filled(connection: Connection) -> frozenset[str]:
+    """The tables that have rows."""
+    return frozenset(connection.exec_driver_sql(_filled_query(connection.dialect.name)).scalars())
+
+
+@cache
+def _spelled(query: str, dialect: str) -> str:
+    return Template(query).substitute(proving.words(dialect))
+
+
+def holds(connection: Connection, proof: Proof, filled: frozenset[str]) -> bool:
+    """Whether nothing is wrong; `filled` are the tables that have rows."""
+
+    def run(query: str) -> CursorResult[Any]:
+        return connection.exec_driver_sql(_spelled(query, connection.dialect.name))
+
+    try:
+        for statement in proof.statements:
+            run(statement)
+        if proof.holds is not None and not proof.holds(connection, filled):
+            return False
+        return not any(run(question).scalar_one() for question in proof.questions)
+    finally:
+        for table in proof.tables:
+            with suppress(DBAPIError):
+                connection.exec_driver_sql(f"DROP TABLE IF EXISTS temp.{table}")
+
+
+@cache
+def _asked(one: Pass, dialect: str) -> tuple[str, tuple[str, ...]]:
+    """A pass as a statement, and the messages of its checks, in which numbers stand for values."""
+    wrong = checks.wrong(one)
+    values: list[str] = []
+
+    def numbered(match: re.Match[str]) -> str:
+        values.append(match[1])
+        return f"{{{len(values) - 1}}}"
+
+    messages = tuple(re.sub(r"{(.+?)}", numbered, message) for *_, message in named(one.checks))
+    # The plus keeps the planner from reading in this order: all are read, and few are sorted.
+    order = ", ".join(f"+{column}" for column in one.place)
+    query = Template(
+        f"SELECT {', '.join((*one.place, 'w.id', *wrong, *values))}"  # noqa: S608 # constants
+        f" FROM {one.source} WHERE {' OR '.join(wrong)} ORDER BY {order}"
+    )
+    return query.substitute(checks.words(dialect)), messages
+
+
+def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
+    """What a pass finds."""
+    query, messages = _asked(one, connection.dialect.name)
+    every = [check for check, *_ in named(one.checks)]
+    for wallet, sequence, wallet_id, *found in connection.exec_driver_sql(query):
+        for i, check in enumerate(every):
+            if found[i]:
+                message = messages[i].format(*found[len(every) :])
+                yield Finding(check, wallet_id, wallet, sequence, message)
+
+
+# --- what SQLite and PostgreSQL spell differently -------------------------------------------------
+
+
+def _require_sound(connection: Connection, pragma: str) -> None:
+    """Raises FileDamaged; a server looks after its own."""
+    if connection.dialect.name == "sqlite":
+        said: str = connection.exec_driver_sql(f"PRAGMA {pragma}(1)").scalar_one()
+        if said != "ok":
+            raise FileDamaged(said)
+
+
+def _undone_if_it_fails(connection: Connection) -> AbstractContextManager[object]:
+    """On PostgreSQL a transaction answers nothing more after an error, unless to a savepoint."""
+    return connection.begin_nested() if connection.dialect.name == "postgresql" else nullcontext()
+
+
+@contextmanager
+def _room(connection: Connection) -> Iterator[None]:
+    """Memory lent to the connection, and given back."""
+    kind = connection.dialect.name
+    lent = _ROOM[kind]
+    show, assign = (
+        ("PRAGMA {}", "PRAGMA {} = {}") if kind == "sqlite" else ("SHOW {}", "SET {} = {}")
+    )
+    before = {name: connection.exec_driver_sql(show.format(name)).scalar_one() for name in lent}
+    for name, value in lent.items():
+        connection.exec_driver_sql(assign.format(name, value))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            said = value if kind == "sqlite" else f"'{value}'"
+            # After an error a transaction on PostgreSQL takes nothing back but itself.
+            with suppress(DBAPIError):
+                connection.exec_driver_sql(assign.format(name, said))

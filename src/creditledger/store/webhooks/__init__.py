@@ -1,0 +1,1 @@
+"""Webhook endpoints, what is made for them, and how far the ledger was read."""

@@ -1,0 +1,1 @@
+"""The APIs as clients see them: one package for each published API."""

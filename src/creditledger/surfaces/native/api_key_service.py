@@ -1,0 +1,181 @@
+"""ApiKeyService: the credentials of clients."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from credit.v1 import api_key_service_pb2 as pb
+from credit.v1 import api_key_service_pb2_grpc
+from sqlalchemy import Connection
+
+from creditledger.api import auth, fields, pages
+from creditledger.api.auth import Caller, Callers
+from creditledger.api.rpc import Service, rpc
+from creditledger.domain import clock as time
+from creditledger.domain import ids
+from creditledger.domain.errors import InvalidField, MissingField, NotFound, echo
+from creditledger.domain.registry import ApiKey, Scope
+from creditledger.store import Store
+from creditledger.store.change_keys import Kept
+from creditledger.store.registry import records
+
+SCOPES = {scope.word: scope for scope in Scope}
+
+
+@dataclass(frozen=True, slots=True)
+class _NewKey:
+    name: str
+    scope: Scope
+    customer_id: str | None
+    livemode: bool | None
+    expires_at: int | None
+
+
+def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
+    name = fields.name(request.name)
+    scope = fields.word(fields.required(request.scope, field="scope"), SCOPES, field="scope")
+    customer_id = fields.optional_reference("cus", request, "customer_id", field="customer_id")
+    if scope is Scope.CUSTOMER and customer_id is None:
+        raise MissingField("customer_id")
+    if scope is not Scope.CUSTOMER and customer_id is not None:
+        raise InvalidField(
+            f"customer_id must be left out: a key of scope {scope.word} is no customer's",
+            param="customer_id",
+        )
+    return _NewKey(
+        name=name,
+        scope=scope,
+        customer_id=customer_id,
+        livemode=fields.optional(request, "livemode", None),
+        expires_at=fields.optional_time(request, "expires_at", field="expires_at"),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _KeyList:
+    page: pages.Asked
+    livemode: bool | None
+    customer_id: str | None
+
+
+def _key_list(request: pb.ListApiKeysRequest) -> _KeyList:
+    return _KeyList(
+        page=pages.asked(request),
+        livemode=fields.optional(request, "livemode", None),
+        customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
+    )
+
+
+def _key_id(request: pb.RevokeApiKeyRequest) -> str:
+    return fields.reference("apk", request.id, field="id")
+
+
+def _optional_text(milliseconds: int | None) -> str | None:
+    return None if milliseconds is None else time.text(milliseconds)
+
+
+def _key(key: ApiKey) -> pb.ApiKey:
+    return pb.ApiKey(
+        id=key.id,
+        name=key.name,
+        scope=key.scope.word,
+        customer_id=key.customer_id,
+        livemode=key.livemode,
+        mask=key.mask,
+        created_at=time.text(key.created_at),
+        expires_at=_optional_text(key.expires_at),
+        revoked_at=_optional_text(key.revoked_at),
+    )
+
+
+class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
+    """Served to administrators over gRPC and, through Envoy, over REST.
+
+    A key makes, sees and revokes keys of its own mode; the command line's socket those of both.
+    """
+
+    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
+        self.callers = callers
+        self._store = store
+        self._clock = clock
+
+    @rpc(_new_key, scope=Scope.ADMIN)
+    async def CreateApiKey(  # noqa: N802
+        self, new: _NewKey, caller: Caller
+    ) -> pb.CreateApiKeyResponse:
+        """The key and its secret, which only this answer holds: a replay has none.
+
+        Two calls without an idempotency key make two keys.
+        Raises ModeMismatch, InvalidField for an end that is past, NotFound for the customer.
+        """
+        livemode = caller.mode(new.livemode)
+        now, secret = self._clock(), auth.new_secret()
+
+        def create(connection: Connection) -> ApiKey:
+            if new.expires_at is not None and new.expires_at <= now:
+                raise InvalidField("expires_at must be in the future", param="expires_at")
+            return records.create_api_key(
+                connection,
+                id_=ids.random("apk"),
+                secret_hash=auth.secret_hash(secret),
+                name=new.name,
+                scope=new.scope,
+                customer_id=new.customer_id,
+                livemode=livemode,
+                mask=auth.mask(secret),
+                expires_at=new.expires_at,
+                now=now,
+            )
+
+        made = await self._once(create, _again, lambda one: one.id)
+        return pb.CreateApiKeyResponse(
+            api_key=_key(made.value), secret="" if made.replayed else secret
+        )
+
+    @rpc(_key_list, scope=Scope.ADMIN)
+    async def ListApiKeys(  # noqa: N802
+        self, wanted: _KeyList, caller: Caller
+    ) -> pb.ListApiKeysResponse:
+        """Revoked and expired ones too, ordered by id. Raises ModeMismatch."""
+        # Where the caller has no mode, neither has the list.
+        livemode = wanted.livemode
+        if caller.livemode is not None:
+            livemode = caller.mode(livemode)
+        filters = ("api_keys", livemode, wanted.customer_id)
+        after = wanted.page.after(filters)
+        found = await self._store.read(
+            lambda connection: records.api_keys(
+                connection,
+                after,
+                wanted.page.size,
+                customer_id=wanted.customer_id,
+                livemode=livemode,
+            )
+        )
+        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.id])
+        return pb.ListApiKeysResponse(api_keys=[_key(one) for one in page], next_page_token=token)
+
+    @rpc(_key_id, scope=Scope.ADMIN)
+    async def RevokeApiKey(self, key_id: str, caller: Caller) -> pb.ApiKey:  # noqa: N802
+        """The key with the time of its first revocation. Raises NotFound."""
+        # A caller who goes away must not leave the key revoked on disk and alive in the cache.
+        return _key(await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller))))
+
+    async def _revoke(self, key_id: str, caller: Caller) -> ApiKey:
+        now = self._clock()
+
+        def revoke(connection: Connection) -> ApiKey:
+            found = records.revoke_api_key(connection, key_id, now=now, livemode=caller.livemode)
+            if found is None:
+                raise NotFound(f"no API key {echo(key_id)}", param="id")
+            return found
+
+        made = await self._once(revoke, _again, lambda one: one.id)
+        self.callers.forget(key_id)
+        return made.value
+
+
+def _again(connection: Connection, kept: Kept) -> ApiKey:
+    found = records.api_key(connection, kept.id)
+    assert found is not None, "a key is never deleted"
+    return found

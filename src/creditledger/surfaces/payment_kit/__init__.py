@@ -1,0 +1,1 @@
+"""Payment Kit's API of meters and grants."""
