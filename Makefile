@@ -69,7 +69,7 @@ bench: $(DEVELOPING)
 	$(BIN)/python -m bench.run $(ARGS)
 
 soak: $(DEVELOPING)
-	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.soak $(ARGS)
+	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.ops.soak $(ARGS)
 
 gen: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/generate.py

@@ -15,8 +15,8 @@ from hypothesis import HealthCheck, settings
 
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store
-from tests.databases import Databases, Files, own_postgres
-from tests.support import BACKDATING_MS_MAX, Clock, add_wallet, findings
+from tests.support.databases import Databases, Files, own_postgres
+from tests.support.setup import BACKDATING_MS_MAX, Clock, add_wallet, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

@@ -1,0 +1,1 @@
+"""The edge: who may call, what is refused, how much at once."""

@@ -1,0 +1,354 @@
+"""API keys: made with their secret shown once, used within scope, mode and time, and revoked."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from credit.v1 import api_key_service_pb2 as pb
+from credit.v1 import registry_service_pb2
+from sqlalchemy.util import await_only
+from structlog.testing import capture_logs
+
+from creditledger.domain import clock as time
+from creditledger.store.registry import records
+from tests.support.databases import contents
+from tests.support.serving import TRANSPORTS, Api, Metadata, Refused, bearer, refused, serving
+from tests.support.setup import START
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Awaitable
+
+    from sqlalchemy import Connection
+
+    from creditledger.domain.registry import ApiKey
+    from tests.support.setup import Clock
+
+KEY_INVALID = Refused("KEY_INVALID")
+
+
+@pytest.fixture(params=TRANSPORTS)
+async def api(
+    request: pytest.FixtureRequest, database_url: str, clock: Clock
+) -> AsyncIterator[Api]:
+    """A server upon a new database."""
+    async with serving(database_url, clock, transport=request.param) as served:
+        yield served
+
+
+def new(**changed: Any) -> pb.CreateApiKeyRequest:
+    """A request for a service key; None leaves a field out."""
+    return pb.CreateApiKeyRequest(**{"name": "Gateway", "scope": "service", **changed})
+
+
+def use(api: Api, metadata: Metadata) -> Awaitable[object]:
+    """A call that any key may make."""
+    request = registry_service_pb2.GetCurrencyRequest(currency_id="USD")
+    return api.registry.GetCurrency(request, metadata=metadata)
+
+
+async def listed(api: Api, metadata: Metadata, **asked: Any) -> list[pb.ApiKey]:
+    """One page of keys."""
+    answer = await api.keys.ListApiKeys(pb.ListApiKeysRequest(**asked), metadata=metadata)
+    return list(answer.api_keys)
+
+
+# --- make ---------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_made_with_its_secret(api: Api) -> None:
+    """Create answers the key as asked for, masked, and a secret of 256 random bits."""
+    await api.customer("cus_acme")
+    ends = time.text(START + time.DAY)
+
+    request = new(scope="customer", customer_id="cus_acme", expires_at=ends)
+    made = await api.keys.CreateApiKey(request, metadata=api.admin)
+
+    assert re.fullmatch(r"sk-[A-Za-z0-9_-]{43}", made.secret)
+    assert re.fullmatch(r"apk_[0-9a-z]{26}", made.api_key.id)
+    expected = pb.ApiKey(
+        id=made.api_key.id,
+        name="Gateway",
+        scope="customer",
+        customer_id="cus_acme",
+        livemode=True,
+        mask="sk-****" + made.secret[-4:],
+        created_at=time.text(START),
+        expires_at=ends,
+    )
+    assert made.api_key == expected
+    assert await listed(api, api.admin, customer_id="cus_acme") == [expected]
+
+
+async def test_two_calls_make_two_keys(api: Api) -> None:
+    """The same request again makes another key with another secret; both work."""
+    made = [await api.keys.CreateApiKey(new(), metadata=api.admin) for _ in range(2)]
+
+    assert made[0].api_key.id != made[1].api_key.id
+    assert made[0].secret != made[1].secret
+    for one in made:
+        await use(api, bearer(one.secret))
+
+
+@pytest.mark.parametrize("livemode", [True, False])
+async def test_a_key_makes_keys_of_its_mode(api: Api, livemode: bool) -> None:
+    """livemode absent is the key's own, the same is the same, the other one MODE_MISMATCH."""
+    admin = await api.key("admin", livemode=livemode)
+
+    silent = await api.keys.CreateApiKey(new(), metadata=admin)
+    named = await api.keys.CreateApiKey(new(livemode=livemode), metadata=admin)
+    other = await refused(api.keys.CreateApiKey(new(livemode=not livemode), metadata=admin))
+
+    assert (silent.api_key.livemode, named.api_key.livemode) == (livemode, livemode)
+    assert other == Refused("MODE_MISMATCH", "livemode")
+
+
+async def test_the_socket_makes_keys_of_both_modes(api: Api) -> None:
+    """The command line names the mode; live if it does not."""
+    made = [await api.local.CreateApiKey(new(livemode=mode)) for mode in (None, True, False)]
+
+    assert [one.api_key.livemode for one in made] == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("changed", "refusal"),
+    [
+        ({"name": None}, Refused("MISSING_FIELD", "name")),
+        ({"name": "a" * 129}, Refused("INVALID_FIELD", "name")),
+        ({"scope": None}, Refused("MISSING_FIELD", "scope")),
+        ({"scope": "Admin"}, Refused("INVALID_FIELD", "scope")),
+        ({"scope": "customer"}, Refused("MISSING_FIELD", "customer_id")),
+        ({"customer_id": "cus_acme"}, Refused("INVALID_FIELD", "customer_id")),
+        ({"scope": "admin", "customer_id": "cus_acme"}, Refused("INVALID_FIELD", "customer_id")),
+        ({"scope": "customer", "customer_id": "acme"}, Refused("INVALID_FIELD", "customer_id")),
+        ({"scope": "customer", "customer_id": "cus_0"}, Refused("NOT_FOUND", "customer_id")),
+        ({"expires_at": "tomorrow"}, Refused("INVALID_FIELD", "expires_at")),
+        ({"expires_at": time.text(START)}, Refused("INVALID_FIELD", "expires_at")),
+    ],
+    ids=str,
+)
+async def test_what_no_key_is_made_of(
+    api: Api, changed: dict[str, str | None], refusal: Refused
+) -> None:
+    """A request outside its rules is refused under the field's name and makes nothing."""
+    await api.customer("cus_acme")
+    before = await listed(api, api.admin)
+
+    assert await refused(api.keys.CreateApiKey(new(**changed), metadata=api.admin)) == refusal
+    assert await listed(api, api.admin) == before
+
+
+@pytest.mark.parametrize("scope", ["customer", "service"])
+async def test_only_admins_deal_with_keys(api: Api, scope: str) -> None:
+    """Any other key is SCOPE_DENIED, for each of the three calls; without a key, KEY_MISSING."""
+    await api.customer("cus_acme")
+    key = await api.key(scope, "cus_acme" if scope == "customer" else None)
+    (target, *_) = await listed(api, api.admin)
+
+    for metadata, refusal in [(key, Refused("SCOPE_DENIED")), ((), Refused("KEY_MISSING"))]:
+        for call in (
+            api.keys.CreateApiKey(new(), metadata=metadata),
+            api.keys.ListApiKeys(pb.ListApiKeysRequest(), metadata=metadata),
+            api.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=target.id), metadata=metadata),
+        ):
+            assert await refused(call) == refusal
+
+
+# --- list ---------------------------------------------------------------------------------------
+
+
+async def test_a_list_is_of_one_mode(api: Api) -> None:
+    """A key lists the keys of its mode, the socket those of both or of the mode it names."""
+    test = await api.key("admin", livemode=False)
+
+    live_ids = {one.id for one in await listed(api, api.admin)}
+    test_ids = {one.id for one in await listed(api, test)}
+    by_socket = [
+        {one.id for one in (await api.local.ListApiKeys(request)).api_keys}
+        for request in (
+            pb.ListApiKeysRequest(),
+            pb.ListApiKeysRequest(livemode=True),
+            pb.ListApiKeysRequest(livemode=False),
+        )
+    ]
+
+    assert (len(live_ids), len(test_ids)) == (2, 1)
+    assert by_socket == [live_ids | test_ids, live_ids, test_ids]
+    assert len(await listed(api, api.admin, livemode=True)) == 2
+    other = api.keys.ListApiKeys(pb.ListApiKeysRequest(livemode=True), metadata=test)
+    assert await refused(other) == Refused("MODE_MISMATCH", "livemode")
+
+
+async def test_a_list_comes_in_pages(api: Api) -> None:
+    """Pages put together are the list, ordered by id; revoked and expired keys are in it."""
+    for number in range(5):
+        await api.keys.CreateApiKey(new(name=f"key {number}"), metadata=api.admin)
+    everything = await listed(api, api.admin)
+
+    pages: list[pb.ListApiKeysResponse] = []
+    while not pages or pages[-1].HasField("next_page_token"):
+        token = pages[-1].next_page_token if pages else None
+        request = pb.ListApiKeysRequest(page_size=3, page_token=token)
+        pages.append(await api.keys.ListApiKeys(request, metadata=api.admin))
+
+    assert [len(page.api_keys) for page in pages] == [3, 3, 1]
+    assert [one for page in pages for one in page.api_keys] == everything
+    assert sorted(everything, key=lambda one: one.id) == everything
+
+
+async def test_a_token_belongs_to_its_filters(api: Api) -> None:
+    """A token of another mode, another customer or none of ours is INVALID_FIELD."""
+    await api.customer("cus_acme")
+    for _ in range(2):
+        await api.key("admin", livemode=False)
+        await api.key("customer", "cus_acme")
+    test = await api.key("admin", livemode=False)
+
+    async def token(metadata: Metadata, **asked: Any) -> str:
+        request = pb.ListApiKeysRequest(page_size=1, **asked)
+        return (await api.keys.ListApiKeys(request, metadata=metadata)).next_page_token
+
+    for one in (await token(test), await token(api.admin, customer_id="cus_acme"), "", "abc"):
+        refusal = await refused(listed(api, api.admin, page_token=one))
+        assert refusal == Refused("INVALID_FIELD", "page_token")
+    refusal = await refused(listed(api, api.admin, page_size=101))
+    assert refusal == Refused("INVALID_FIELD", "page_size")
+
+
+# --- use, expire, revoke ------------------------------------------------------------------------
+
+
+async def test_a_revoked_key_is_refused_at_once(api: Api, clock: Clock) -> None:
+    """A key in use is refused by the very next call after its revocation; others go on."""
+    made = await api.keys.CreateApiKey(new(), metadata=api.admin)
+    await use(api, bearer(made.secret))
+    clock.advance(1)
+
+    request = pb.RevokeApiKeyRequest(id=made.api_key.id)
+    revoked = await api.keys.RevokeApiKey(request, metadata=api.admin)
+
+    assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
+    await use(api, api.service)
+    made.api_key.revoked_at = time.text(START + 1)
+    assert revoked == made.api_key
+    assert revoked in await listed(api, api.admin)
+
+
+async def test_a_key_is_revoked_once(api: Api, clock: Clock) -> None:
+    """Revoking again changes nothing and answers the key with its first revoked_at."""
+    made = await api.keys.CreateApiKey(new(), metadata=api.admin)
+    request = pb.RevokeApiKeyRequest(id=made.api_key.id)
+    first = await api.keys.RevokeApiKey(request, metadata=api.admin)
+    clock.advance(time.DAY)
+
+    second = await api.keys.RevokeApiKey(request, metadata=api.admin)
+
+    assert time.text(START) == first.revoked_at
+    assert first == second
+
+
+async def test_a_key_read_while_it_is_revoked_is_not_remembered(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that read the key before its revocation does not keep it alive for later ones."""
+    made = await api.keys.CreateApiKey(new(), metadata=api.admin)
+    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+    key_by_hash = records.key_by_hash
+
+    def slowly(connection: Connection, secret_hash: bytes) -> tuple[ApiKey, bytes] | None:
+        found = key_by_hash(connection, secret_hash)
+        if found is not None and found[0].id == made.api_key.id and not may_go_on.is_set():
+            has_read.set()
+            await_only(may_go_on.wait())
+        return found
+
+    monkeypatch.setattr(records, "key_by_hash", slowly)
+    early = asyncio.ensure_future(use(api, bearer(made.secret)))
+    await has_read.wait()
+    request = pb.RevokeApiKeyRequest(id=made.api_key.id)
+    await api.keys.RevokeApiKey(request, metadata=api.admin)
+    may_go_on.set()
+    await early
+
+    assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
+
+
+async def test_what_cannot_be_revoked(api: Api) -> None:
+    """An unknown id and a key of the other mode are NOT_FOUND, and that key goes on working."""
+    test = await api.keys.CreateApiKey(
+        new(scope="admin"), metadata=await api.key("admin", livemode=False)
+    )
+
+    for id_, refusal in [
+        ("apk_0", Refused("NOT_FOUND", "id")),
+        (test.api_key.id, Refused("NOT_FOUND", "id")),
+        ("sk-0", Refused("INVALID_FIELD", "id")),
+        ("", Refused("MISSING_FIELD", "id")),
+    ]:
+        call = api.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=id_), metadata=api.admin)
+        assert await refused(call) == refusal
+    await use(api, bearer(test.secret))
+    revoked = await api.local.RevokeApiKey(pb.RevokeApiKeyRequest(id=test.api_key.id))
+    assert revoked.HasField("revoked_at")
+
+
+async def test_a_key_ends_at_expires_at(api: Api, clock: Clock) -> None:
+    """It works in the last millisecond before and no longer at the moment itself."""
+    ends = time.text(START + 1_000)
+    made = await api.keys.CreateApiKey(new(expires_at=ends), metadata=api.admin)
+
+    await use(api, bearer(made.secret))
+    clock.advance(999)
+    await use(api, bearer(made.secret))
+    clock.advance(1)
+
+    assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
+
+
+async def test_credentials(api: Api) -> None:
+    """One credential, sent in either header or in both; anything else is refused."""
+    ((_, service),) = api.service
+    secret = service.removeprefix("Bearer ")
+    ((_, admin),) = api.admin
+    good: list[Metadata] = [
+        (("x-api-key", secret),),
+        (("authorization", f"bearer {secret}"),),
+        (("authorization", service), ("x-api-key", secret)),
+        (("authorization", service), ("authorization", service)),
+    ]
+    bad: list[Metadata] = [
+        (("authorization", secret),),
+        (("authorization", f"Basic {secret}"),),
+        (("authorization", "Bearer"),),
+        (("authorization", "Bearer sk-short"),),
+        (("authorization", f"Bearer {secret} x"),),
+        (("authorization", f"Bearer {secret}x"),),
+        (("authorization", "Bearer sk-" + "0" * 43),),
+        (("x-api-key", service),),
+        (("authorization", service), ("x-api-key", admin.removeprefix("Bearer "))),
+        (("authorization", service), ("authorization", admin)),
+        (("x-api-key", secret), ("x-api-key", admin.removeprefix("Bearer "))),
+    ]
+
+    for metadata in good:
+        await use(api, metadata)
+    for metadata in bad:
+        assert await refused(use(api, metadata)) == KEY_INVALID, metadata
+    for metadata in ((), (("authorization", ""),)):
+        assert await refused(use(api, metadata)) == Refused("KEY_MISSING")
+
+
+async def test_a_secret_is_nowhere_but_in_its_answer(api: Api, database_url: str) -> None:
+    """Neither the database nor the log nor a list holds it; its id is in all of them."""
+    with capture_logs() as lines:
+        made = await api.keys.CreateApiKey(new(), metadata=api.admin)
+        await use(api, bearer(made.secret))
+        await refused(use(api, (*bearer(made.secret), *api.admin)))
+        await refused(use(api, (("authorization", made.secret),)))
+        keys = await listed(api, api.admin)
+
+    texts = [await contents(database_url), repr(lines), repr(keys)]
+    assert [made.api_key.id in text for text in texts] == [True] * 3
+    assert [made.secret[len("sk-") :] in text for text in texts] == [False] * 3

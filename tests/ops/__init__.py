@@ -1,0 +1,1 @@
+"""Running it: processes, crashes, the command line, the documents."""

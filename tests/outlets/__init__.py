@@ -1,0 +1,1 @@
+"""What leaves the ledger: exports, statements, watches, webhooks, expiries."""

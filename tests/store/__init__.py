@@ -1,0 +1,1 @@
+"""The database under the ledger: what both databases promise, alike."""

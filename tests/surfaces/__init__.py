@@ -1,0 +1,1 @@
+"""Every published API, over gRPC and through the real Envoy."""

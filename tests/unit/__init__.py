@@ -1,0 +1,1 @@
+"""Rules and values by themselves: no server, no database, no process."""
