@@ -812,6 +812,15 @@ DAMAGED_REPAYMENTS: list[tuple[str, int, tuple[str, ...]]] = [
         ),
     ),
     ("wallet_repaid_to", 7, (state("repaid_to = repaid_to - 1"),)),
+    ("wallet_draws", 7, (f"DELETE FROM overdraft_draws WHERE wallet_number = {OWING}",)),
+    (
+        "wallet_payers",
+        7,
+        (
+            f"""DELETE FROM overdraft_payers WHERE wallet_number = {OWING} AND start =
+              (SELECT max(start) FROM overdraft_payers WHERE wallet_number = {OWING})""",
+        ),
+    ),
     ("grant_repaid", 5, (owing(5, "repaid = 0"),)),
     ("grant_repaid", 2, (repaid(2, "amount = amount - 1"),)),
     ("grant_repaid", 2, (f"DELETE FROM grant_repayments WHERE wallet_number = {OWING}",)),

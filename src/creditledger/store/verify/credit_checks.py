@@ -180,7 +180,11 @@ WALLETS = Pass(
                  sum(unpaid) AS unpaid FROM meter_events
                GROUP BY wallet_number) AS m ON m.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(number) AS number FROM postings
-               GROUP BY wallet_number) AS p ON p.wallet_number = w.number""",  # noqa: S608 # constants
+               GROUP BY wallet_number) AS p ON p.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(start + amount) AS until, sum(forgiven) AS forgiven
+               FROM overdraft_draws GROUP BY wallet_number) AS i ON i.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, sum(amount) AS amount
+               FROM overdraft_payers GROUP BY wallet_number) AS a ON a.wallet_number = w.number""",  # noqa: S608 # constants
     ("w.number", "v.sequence"),
     """
 wallet_state: v.wallet_number IS NULL -- it has no state
@@ -208,6 +212,10 @@ wallet_overdrawn: v.overdrawn <> coalesce(o.drawn, 0)
     -- overdrawn is {v.overdrawn}, its rows have drawn {coalesce(o.drawn, 0)}
 wallet_repaid_to: v.overdraft_used <> v.overdrawn - v.repaid_to - $FORGIVEN_BEHIND
     -- {v.overdrawn} drawn and paid back up to {v.repaid_to} leave not {v.overdraft_used} overdrawn
+wallet_draws: v.overdrawn <> coalesce(i.until, 0)
+    -- overdrawn is {v.overdrawn}, and its draws end at {coalesce(i.until, 0)}
+wallet_payers: v.overdrawn - v.overdraft_used <> coalesce(a.amount, 0) + coalesce(i.forgiven, 0)
+    -- {v.overdrawn - v.overdraft_used} are no longer owed, and grants paid {coalesce(a.amount, 0)}
 wallet_unpaid_amount: v.unpaid_amount <> coalesce(m.unpaid, 0)
     -- unpaid_amount is {v.unpaid_amount}, its meter events are owed {coalesce(m.unpaid, 0)}
 wallet_closed: v.status = $CLOSED AND (v.running_balance <> 0 OR v.overdraft_used <> 0 OR $HOLDS)
@@ -489,7 +497,7 @@ repayment_time: r.repaid_at <= w.repays_from OR r.created_at > v.posted_at
 
 # --- which grants paid which overdrafts back ------------------------------------------------------
 
-#: Draws lie behind one another on the line. That none is missing, `wallet_overdrawn` says.
+#: Draws lie behind one another on the line. That none is missing, `wallet_draws` says.
 OVERDRAFTS = Pass(
     "overdrafts",
     """(SELECT *, coalesce(lag(start + amount)
