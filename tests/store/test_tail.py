@@ -155,7 +155,7 @@ async def test_nobody_misses_a_row(
     """Readers that tail while sixteen writers commit and roll back see every row once, in order."""
     seed = random.randrange(2**32)
     chance = random.Random(seed)
-    monkeypatch.setattr("tests.support.Store", Failing)
+    monkeypatch.setattr("tests.support.setup.Store", Failing)
     writers = 1 if is_file(database_url) else WRITERS
     async with AsyncExitStack() as stack:
         both = [
