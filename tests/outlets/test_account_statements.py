@@ -751,9 +751,9 @@ async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.M
     path = f"/v1/wallets/{wallet}/statement"
     period = {"start": "2026-01-01T00:00:00Z", "end": "2030-01-01T00:00:00Z"}
     for name, most, code, status in (
-        ("statements.LINES_MAX", 1, "RESULT_TOO_LARGE", 400),
-        ("store.periods.SUMS_MAX", 1, "RESULT_TOO_LARGE", 400),
-        ("api.stating.STATEMENTS_MAX", 0, "OVERLOADED", 429),
+        ("domain.statements.LINES_MAX", 1, "RESULT_TOO_LARGE", 400),
+        ("store.statements.basis.SUMS_MAX", 1, "RESULT_TOO_LARGE", 400),
+        ("outlets.statements.compute.STATEMENTS_MAX", 0, "OVERLOADED", 429),
     ):
         with monkeypatch.context() as patch:
             patch.setattr(f"creditledger.{name}", most)

@@ -1034,7 +1034,7 @@ def test_every_check_has_a_damage() -> None:
     shown = {check for check, *_ in listed} | {"row_wallet", "wallet_credit"}
     # They import this file, so they are looked up only here.
     for name in ("test_open_grants", "test_receipt_used"):
-        shown |= set(import_module(f"tests.{name}").DAMAGES.values())
+        shown |= set(import_module(f"tests.surfaces.{name}").DAMAGES.values())
 
     assert set(CHECKS) == shown
     assert len(CHECKS) == len(set(CHECKS))
