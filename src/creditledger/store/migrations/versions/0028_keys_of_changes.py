@@ -52,6 +52,8 @@ def upgrade() -> None:
         sa.CheckConstraint("period BETWEEN 1 AND 5", name=op.f("dropped_limits_period_check")),
         sqlite_with_rowid=False,
     )
+    if on_server:
+        op.execute("ALTER TABLE dropped_limits SET (autovacuum_analyze_threshold = 1000)")
     op.add_column("webhook_endpoints", sa.Column("deleted_as", TEXT, nullable=True))
     for act in ("DELETE", *(("TRUNCATE",) if on_server else ())):
         trigger = f"CREATE TRIGGER change_keys_no_{act.lower()} BEFORE {act} ON change_keys"
