@@ -1,6 +1,5 @@
-"""The wire: the only package that knows gRPC and the generated messages.
+"""The edge that all surfaces share: it knows gRPC and the generated messages.
 
-`fields.py` checks values, `api/messages/posting.py` turns messages into values and back, `auth.py`
-says who calls and what they may, `rpc.py` puts an RPC together from these, and a file each holds
-the services.
+`fields.py` checks values, `messages/` turns messages into values and back, `auth.py` says who calls
+and what they may, and `rpc.py` puts an RPC together from these.
 """

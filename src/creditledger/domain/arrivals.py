@@ -2,7 +2,7 @@
 
 Credit that arrives in many small pieces would leave as many open grants. So a piece becomes a part
 of an open grant that the ledger made and that is equal in all that tells grants apart. Its row
-stays its own. Pure, as `rules`.
+stays its own.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
 """The rules of spend limits: what counts against one, when it is too much, and when it begins anew.
 
-As `rules`: pure, on a wallet under its lock. What was spent is kept with the limit, by the part of
-its period in which it was written, so that nobody adds up rows to decide.
+Pure, on a wallet under its lock. What was spent is kept with the limit, by the part of its period
+in which it was written, so that no rows are added up to decide.
 """
 
 import copy

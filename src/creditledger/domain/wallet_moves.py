@@ -1,4 +1,4 @@
-"""A wallet's books: what a move is, whether it fits, and carrying it out.
+"""Moves: what a posting does to a wallet, whether it fits, and carrying it out.
 
 The rules decide on moves; `append` carries them out on the wallet value and answers its rows. Pure:
 no I/O, clock, randomness.

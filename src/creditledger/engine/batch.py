@@ -1,8 +1,8 @@
-"""Phase 4 of the write path: what a batch needs to be decided, and deciding it.
+"""A batch of commands: what has to be read to decide it, and deciding it.
 
-`wanted` says what has to be read; `Deciding` then takes the commands one after the other, each
-upon what the ones before it left, and gathers the changes to be written. No I/O: it runs inside
-the write transaction, on what was loaded under the wallets' locks.
+`wanted` says what has to be read. `Deciding` then takes the commands one after the other, each upon
+what the ones before it left, and gathers the changes to be written. No I/O: it runs inside the
+write transaction, on what was loaded under the wallets' locks.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Messages of managed grants to values and back: what posting.py does for postings."""
+"""Messages of managed grants to values and back."""
 
 from collections.abc import Callable, Mapping
 

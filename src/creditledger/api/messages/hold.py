@@ -1,4 +1,4 @@
-"""Messages of holds to values and back: what posting.py does for postings."""
+"""Messages of holds to values and back."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Messages of spend limits to values and back: what posting.py does for postings."""
+"""Messages of spend limits to values and back."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Messages of transfers to values and back: what posting.py does for postings."""
+"""Messages of transfers to values and back."""
 
 from collections.abc import Callable
 

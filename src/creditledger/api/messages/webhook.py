@@ -1,4 +1,4 @@
-"""Messages of webhooks to values and back: what posting.py does for postings.
+"""Messages of webhooks to values and back.
 
 What is sent is the JSON of a message of the contract, printed as Envoy prints it over REST.
 """

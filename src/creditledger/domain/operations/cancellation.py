@@ -1,8 +1,8 @@
 """The rules of canceling a meter event: what was drawn for it is returned, newest draw first.
 
-As `rules`, of which these are a part: pure, on a wallet under its lock. Draws are returned as a
-refund returns them. An event may have been paid by any number of postings, so one posting returns a
-bounded part of it, and the event says where the next one goes on.
+Pure, on a wallet under its lock. Draws are returned as a refund returns them. An event may have
+been paid by any number of postings, so one posting returns a bounded part of it, and the event says
+where the next one goes on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

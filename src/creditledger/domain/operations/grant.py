@@ -1,7 +1,7 @@
 """The rules of grants that are managed after they were given: new terms, and taking them back.
 
-As `rules`, of which these are a part: pure, on a wallet under its lock, answering what would be or
-raising a Refusal. `revise` carries out what was decided.
+Pure. A rule takes a wallet under its lock and answers what is to be done, or raises a Refusal;
+`revise` then does it.
 """
 
 from bisect import insort

@@ -1,8 +1,8 @@
 """The rules of holds: setting credit aside, capturing it, giving it back.
 
-As `rules`, of which these are a part: pure, on a wallet under its lock, answering what would be or
-raising a Refusal. A hold takes in burn order from what is free; what it has of a grant stays its
-own until it ends, even after the grant has. `book` carries out what was decided.
+Pure. A rule takes a wallet under its lock and answers what is to be done, or raises a Refusal;
+`book` then does it. A hold takes in burn order from what is free. What it has of a grant stays its
+own until the hold ends, even after the grant has.
 """
 
 from collections.abc import Mapping

@@ -1,8 +1,7 @@
-"""The rules of what meter events leave unpaid: who is paid first, and of what.
+"""The rules of what meter events leave unpaid: which event is paid first, and of what.
 
-As `rules`, of which these are a part: pure, on a wallet under its lock. An event draws what the
-wallet can pay when it is reported (`rules.reported`); the rest is neither in the balance nor
-overdraft, and waits for credit.
+Pure, on a wallet under its lock. An event draws what the wallet can pay when it is reported
+(spending.py). The rest is neither in the balance nor overdraft, and waits for credit.
 """
 
 from collections.abc import Iterator

@@ -1,9 +1,8 @@
 """The rules of transfers: credit that goes from one wallet to another, as it is.
 
-As `rules`, of which these are a part: pure, on two wallets under their locks, answering the moves
-of each or raising a Refusal. What travels is credit that is there: open, held by nobody, never
-overdraft. Each draw becomes a grant of the same terms in the other wallet, or a part of one. Called
-by engine/batch.py.
+Pure. A rule takes two wallets under their locks and answers the moves of each, or raises a Refusal.
+What travels is credit that is there: open, held by nobody, never overdraft. Each draw becomes a
+grant of the same terms in the other wallet, or a part of one.
 """
 
 from collections.abc import Mapping

@@ -1,7 +1,7 @@
 """The command line: what can be asked, and how answers look.
 
-Called as `creditledger`. What a command does is in `commands/`, `ops/server.py` and
-`ops/import_usage.py`; here are names, help, output and exit codes, and nothing else.
+Called as `creditledger`. Names, help, output and exit codes are here; what a command does is in a
+file of its own beside this one.
 """
 
 import getpass
