@@ -25,9 +25,16 @@ MEBIBYTE = 1 << 20
 MESSAGE_BYTES = 4 * MEBIBYTE - 1_024
 #: Were one in ten of them kept, that would be several times what is allowed.
 CALLS, CALLS_WITH_KEY = 1_000, 400
+CALLERS_WITH_KEY = 4
 #: At the same time; a transport that gathers a message first has so many of them.
 CALLERS = {"grpcio": 16, "native": 4}
 GROWTH_BYTES_MAX = 50 * MEBIBYTE
+
+
+def allowed(callers: int) -> int:
+    """Bytes: that, and one message of each caller, which a busy machine may not have freed yet."""
+    return GROWTH_BYTES_MAX + callers * MESSAGE_BYTES
+
 
 pytestmark = pytest.mark.only("sqlite")  # nothing of it reaches a database
 
@@ -89,7 +96,7 @@ async def test_calls_without_a_key_keep_nothing(
     ):
         grown = await growth(served, channel, bytes(MESSAGE_BYTES), (), **much)
 
-    assert grown < GROWTH_BYTES_MAX
+    assert grown < allowed(CALLERS[transport])
 
 
 @pytest.mark.parametrize("kind", ["malformed", "wrong", "poor"])
@@ -111,10 +118,10 @@ async def test_calls_refused_for_their_content_keep_nothing(
             await local.new_wallet(WALLET, CUSTOMER)
             service = await local.key("service")
         async with asked(served, "direct") as channel:
-            much = {"calls": CALLS_WITH_KEY, "callers": 4}
+            much = {"calls": CALLS_WITH_KEY, "callers": CALLERS_WITH_KEY}
             grown = await growth(served, channel, body, service, **much)
 
-    assert grown < GROWTH_BYTES_MAX
+    assert grown < allowed(CALLERS_WITH_KEY)
 
 
 def _varint(value: int) -> bytes:
