@@ -92,7 +92,8 @@ def walk(wallet: Wallet) -> dict[int, int]:
             end = grants[row.grant].end()
             # What comes back to a grant that has ended expires as it comes.
             came = [r.effective_at for r in wallet.rows[: sequence - 1] if r.grant == row.grant]
-            ended = row.effective_at == end or (end < row.effective_at == max(came))
+            late = end is not None and end < row.effective_at == max(came)
+            ended = late or row.effective_at == end
             assert ended or row.effective_at in [hold.ended_at for hold in wallet.holds]
             assert row.amount == -left[row.grant] or wallet.holds
         elif not loose:
