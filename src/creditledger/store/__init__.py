@@ -19,9 +19,9 @@ from creditledger.domain import clock as time
 from creditledger.domain.errors import OutcomeUnknown, Unavailable
 from creditledger.store.ledger_clock import LedgerClock
 from creditledger.store.outage import Outage
-from creditledger.store.postgres import database as postgres
+from creditledger.store.postgres import database as postgres_database
 from creditledger.store.postgres.database import Postgres
-from creditledger.store.sqlite import database as sqlite
+from creditledger.store.sqlite import database as sqlite_database
 from creditledger.store.sqlite.database import SQLite
 from creditledger.store.sqlite.writer import DatabaseLocked
 from creditledger.store.write.batch import (
@@ -109,7 +109,7 @@ class _Kind(Protocol):
 
 
 def _kind(url: str) -> _Kind:
-    return postgres if _is_postgres(url) else sqlite
+    return postgres_database if _is_postgres(url) else sqlite_database
 
 
 def _is_postgres(url: str) -> bool:
@@ -117,11 +117,12 @@ def _is_postgres(url: str) -> bool:
         driver = make_url(url).drivername
     except (ArgumentError, ValueError):
         raise ValueError(UNREADABLE) from None
-    if driver not in (postgres.DRIVER, sqlite.DRIVER):
+    if driver not in (postgres_database.DRIVER, sqlite_database.DRIVER):
         raise ValueError(
-            f"its driver {driver!r} is not supported: use {sqlite.DRIVER} or {postgres.DRIVER}"
+            f"its driver {driver!r} is not supported: use {sqlite_database.DRIVER} or"
+            f" {postgres_database.DRIVER}"
         )
-    return driver == postgres.DRIVER
+    return driver == postgres_database.DRIVER
 
 
 def check(url: str) -> None:
