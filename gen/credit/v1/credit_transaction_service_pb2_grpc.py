@@ -127,8 +127,8 @@ class CreditTransactionServiceServicer:
     def Watch(self, request, context):
         """Answers transactions as they are committed, without end: each at least once, none left out,
         those of a wallet in order. Begins with a message without transactions, which says where it
-        stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
-        it, at this server or another, has missed nothing.
+        stands. A client that keeps the cursor of the last message that it dealt with, and asks again
+        after it, at this server or another, misses nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -47,8 +47,8 @@ class CreditTransactionServiceStub:
     Watch: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceWatchRequest, _credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]
     """Answers transactions as they are committed, without end: each at least once, none left out,
     those of a wallet in order. Begins with a message without transactions, which says where it
-    stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
-    it, at this server or another, has missed nothing.
+    stands. A client that keeps the cursor of the last message that it dealt with, and asks again
+    after it, at this server or another, misses nothing.
     """
     WatchEvents: _aio.UnaryStreamMultiCallable[_credit_transaction_service_pb2.CreditTransactionServiceWatchEventsRequest, _httpbody_pb2.HttpBody]
     """The same as Server-Sent Events: `data` is a transaction as Retrieve answers it, `id` a cursor.
@@ -122,8 +122,8 @@ class CreditTransactionServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.AsyncIterator[_credit_transaction_service_pb2.CreditTransactionServiceWatchResponse]:
         """Answers transactions as they are committed, without end: each at least once, none left out,
         those of a wallet in order. Begins with a message without transactions, which says where it
-        stands. Whoever keeps the cursor of the last message that was dealt with, and asks again after
-        it, at this server or another, has missed nothing.
+        stands. A client that keeps the cursor of the last message that it dealt with, and asks again
+        after it, at this server or another, misses nothing.
         """
 
     @_abc_1.abstractmethod

@@ -1331,7 +1331,7 @@ class PaymentKitServiceGetPendingAmountRequest(_message.Message):
     subscription_id: _builtins.str
     """Only events of this subscription. Absent means all."""
     customer_id: _builtins.str
-    """Only events of this customer. Absent means the key's customer, or whoever has the subscription."""
+    """Only events of this customer. Absent means the key's customer, or the subscription's."""
     currency_id: _builtins.str
     """Only this currency. Absent means all."""
     livemode: _builtins.bool

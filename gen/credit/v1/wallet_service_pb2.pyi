@@ -2330,8 +2330,8 @@ class TransferRequest(_message.Message):
     from_wallet_id: _builtins.str
     """Id of the wallet that gives. Required."""
     to_wallet_id: _builtins.str
-    """Id of the wallet that receives: another one, of the same currency and mode, whoever owns it.
-    Required.
+    """Id of the wallet that receives: another one, of the same currency and mode, of any
+    customer. Required.
     """
     amount: _builtins.str
     """How much, a decimal greater than 0 in the wallets' currency; at most what is available in the

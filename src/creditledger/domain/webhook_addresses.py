@@ -1,6 +1,6 @@
 """Where webhooks may be sent: never, unless a setting says so, to this machine or its network.
 
-Whoever may name a URL could otherwise have the server call what only the server can reach. What
+A client that names a URL could otherwise have the server call what only the server can reach. What
 counts is the address that is connected to, so names are judged when they are looked up, each time;
 what can be seen of a URL by itself is refused at once. Pure.
 """

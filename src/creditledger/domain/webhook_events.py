@@ -233,7 +233,7 @@ class Drawn(NamedTuple):
 def depletions(rows: Sequence[Drawn], remaining: Mapping[int, int]) -> list[Drawn]:
     """The rows that left nothing of their grant; `remaining`: of each behind the last row.
 
-    What its end or a void takes uses up no grant, nor does whoever corrects.
+    What its end, a void or a correction takes uses up no grant.
     """
     left = dict(remaining)
     found = []

@@ -377,7 +377,7 @@ class Deciding(Writing):
         now = wallet.time(self.loaded.clock)
         seen, changed = self.spending.change(wallet, change, now)
         if changed:
-            # Whoever knows the wallet has to see that it has moved.
+            # Servers that keep the wallet in memory have to see that it has moved.
             wallet.revision += 1
             self.changes.touched[wallet.number] = wallet
         number = seen.limit.number

@@ -1,4 +1,4 @@
-"""The demo: a made-up customer with a wallet and a few transactions, for whoever tries `up`.
+"""The demo: a made-up customer with a wallet and a few transactions, for a first look at `up`.
 
 Everything is
 posted under fixed keys and chosen ids, so that a demo cut short is completed at the next start.

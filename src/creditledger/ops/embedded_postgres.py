@@ -28,7 +28,7 @@ class NotInstalled(Exception):
 
 
 class NotStarted(Exception):
-    """The server does not run. The text is one sentence for whoever wanted it."""
+    """The server does not run. The text is one sentence for people."""
 
 
 def _package() -> ModuleType:

@@ -23,7 +23,7 @@ from creditledger.ops.config import LogFormat, LogLevel
 
 #: How long what is no warning may wait for what comes after it, to be written together.
 GATHER_SECONDS = 0.02
-#: Lines that may wait for whoever reads the log; beyond, they are counted only.
+#: Lines that may wait for a slow reader of the log; beyond, they are counted only.
 WAITING_MAX = 10_000
 #: Characters of what a library says in one line, and of its traceback: a client may be behind it.
 FOREIGN_CHARACTERS_MAX = 500
@@ -33,7 +33,7 @@ _SECRETS = re.compile(r"(sk-|whsec_)[A-Za-z0-9_-]{16,}", re.ASCII)
 
 
 class _Lines:
-    """Where the lines go. To log that a call was answered never waits for whoever reads the log.
+    """Where the lines go. To log that a call was answered never waits for a reader of the log.
 
     Such lines are written by a thread, together; warnings and worse at once, with all before them.
     """
@@ -86,7 +86,7 @@ class _Lines:
             self._try_to_write()
 
     def _try_to_write(self) -> None:
-        # Whoever read it may have gone; there is nobody left to tell.
+        # The reader may have gone; there is nobody left to tell.
         with contextlib.suppress(OSError, ValueError):
             self.write()
 

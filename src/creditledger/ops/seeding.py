@@ -133,7 +133,7 @@ class Calendar:
 
 @dataclass(slots=True)
 class _Scratch:
-    """A wallet of a scratch database, and a clock that is set by whoever posts to it."""
+    """A wallet of a scratch database, and a clock that is set before each posting."""
 
     ledger: Ledger
     store: Store

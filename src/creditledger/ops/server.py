@@ -87,12 +87,12 @@ T = TypeVar("T")
 
 #: A Unix socket's address holds 108 bytes, and less on other systems.
 SOCKET_BYTES_MAX = 100
-#: How long a command waits for whoever holds the database to answer or to let go of it.
+#: How long a command waits for the holder of the database to answer or to let go of it.
 LOCAL_WAIT_SECONDS_MAX = 10.0
 #: What a stop may take beyond the drain: the queue, the last commit, folding the journal.
 CLOSE_SECONDS_MAX = 20.0
-#: How long a process that stops refuses calls before it ends the connections: whoever balances
-#: between servers hears of it by a clean answer, and asks another one.
+#: How long a process that stops refuses calls before it ends the connections: a load
+#: balancer hears of it by a clean answer, and asks another server.
 REFUSING_SECONDS = 0.3
 
 #: New objects before the collector looks through them, about a full batch's worth; and how often
@@ -252,7 +252,7 @@ class Server:
         await transport.stop(entrances, grace, self._refusing_seconds)
 
     async def end_watches(self) -> None:
-        """Send those who watch elsewhere: whoever waits in front for the end of calls need not."""
+        """Send watchers elsewhere, so that a proxy does not wait for their calls to end."""
         await self._watches.close()
 
     async def stop(self, *, refusing_seconds: float = 0.0) -> None:
@@ -316,7 +316,7 @@ class Server:
             api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
             webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhook_endpoints, edge)
             clock_service_pb2_grpc.add_ClockServiceServicer_to_server(clocks, edge)
-            # These answer whoever asks, to the end.
+            # These answer every caller, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
             reflection.enable_server_reflection(names, entrance.server)
 

@@ -35,8 +35,8 @@ READY_SECONDS_MAX = 60.0
 PAUSE_SECONDS_MIN, PAUSE_SECONDS_MAX = 0.5, 30.0
 #: A worker that has served for so long ended for another reason than the one before it.
 STEADY_SECONDS = 60.0
-#: Between a worker that serves again and the end of the next one: until then whoever balances
-#: between them has seen that it does. Envoy, as configured, looks twice a second.
+#: Between a worker that serves again and the end of the next one. A load balancer has seen by then
+#: that the worker serves: Envoy, as configured, looks twice a second.
 SETTLE_SECONDS = 1.5
 _POLL_SECONDS = 0.05
 

@@ -118,7 +118,7 @@ class Sweeper:
             written = 0
             for answer in answers:
                 if isinstance(answer, WalletLocked):
-                    continue  # whoever has it locked writes it down, or the next sweep
+                    continue  # the holder of the lock writes it down, or the next sweep
                 if isinstance(answer, Exception):
                     raise answer
                 written += answer

@@ -1,4 +1,4 @@
-"""Watches: rows as they are committed, to whoever stays on the line.
+"""Watches: rows as they are committed, to clients that keep the call open.
 
 Each watch reads for itself, in steps of a bounded number of rows behind its own mark, as fast as
 its client takes them: one that stops costs the others nothing. Those that have caught up wait

@@ -110,8 +110,8 @@ def step(
 ) -> Count:
     """One transaction's part of a change: `work` goes on at a place, and answers how much it did.
 
-    Under a key `so_far` is what the key says, so that each part is done once, whoever asks and
-    however often; one that was cut off goes on where it ended. Raises IdempotencyKeyReused.
+    Under a key, `so_far` is what the key's row says. Each part is done once, over all servers and
+    repetitions, and a change that was cut off goes on where it ended. Raises IdempotencyKeyReused.
     """
     if intent is not None:
         kept = _bind(connection, intent)

@@ -75,7 +75,7 @@ def once(
     names = (*POSTING_COLUMNS, "first_sequence", "row_count")
     columns = dict(zip(names, posting_columns(posting), strict=True))
     connection.execute(insert(schema.postings).values(columns))
-    # Whoever knows the wallet has to see that it has moved.
+    # Servers that keep the wallet in memory have to see that it has moved.
     connection.execute(
         update(schema.wallet_states)
         .where(v.wallet_number == wallet)

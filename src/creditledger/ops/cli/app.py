@@ -693,7 +693,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted")
     except BrokenPipeError:
-        # Whoever read our output has enough; so that nothing more is flushed into the void:
+        # The reader of the output has closed it. Nothing more is flushed to it:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(REFUSED) from None
 

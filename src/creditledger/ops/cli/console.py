@@ -84,7 +84,7 @@ def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None
     for row in rows:
         # Other people's words: they must neither style the table nor speak to the terminal.
         table.add_row(*(_printable(cell) for cell in row))
-    # Off a terminal nothing is cut: whoever pipes a table wants all of it.
+    # Off a terminal nothing is cut: a table that is piped is wanted whole.
     width = None if sys.stdout.isatty() else 10_000
     console = Console(width=width, markup=False, emoji=False)
     console.print(table, crop=False)

@@ -108,7 +108,7 @@ def _require_possible(config: Config) -> None:
 
 
 async def _prepare(config: Config) -> DemoKeys | None:
-    # The demo's own calls are not what whoever looks at the log waits for.
+    # A reader of the log does not wait for the demo's own calls.
     log.configure("warning", config.log_format)
     try:
         async with local_channel(config) as channel:

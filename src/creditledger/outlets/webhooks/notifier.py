@@ -1,4 +1,4 @@
-"""The notifier: makes deliveries of what the ledger wrote, for whoever has asked to be told.
+"""The notifier: makes deliveries of what the ledger wrote, for the endpoints that ask for it.
 
 It follows the rows in the order of their commits, each once: what a step makes of them is written
 together with how far it came, so a crash between two steps loses nothing and makes nothing twice.

@@ -84,7 +84,7 @@ POOL_SECONDS_MAX = 5
 URGENT_READERS = 2
 #: Registry writes at the same time, and how often one that met another is tried.
 REGISTRARS, REGISTER_ATTEMPTS = 2, 3
-#: One migration at a time, whoever runs it: the key of the advisory lock.
+#: One migration at a time, over all servers: the key of the advisory lock.
 _MIGRATING = 0x63726564
 
 

@@ -195,7 +195,7 @@ class Writer:
         try:
             await connection.execute("COMMIT")
         except BaseException as error:
-            # It may have been done: whoever asks must ask on another connection, where it waits
+            # It may have been done. That is asked on another connection, where the question waits
             # for the locks of this one as long as they are held.
             connection.terminate()
             self._connection = None

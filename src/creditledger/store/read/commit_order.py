@@ -91,8 +91,8 @@ class Step:
 def end(connection: Connection) -> Mark:
     """Behind everything that is settled: what is being written now comes after it.
 
-    No number of a transaction stands for that beyond this database: whoever keeps it has to keep it
-    there, in a transaction of its own.
+    A number of a transaction means nothing beyond this database: a reader that keeps the mark has
+    to keep it there, in a transaction of its own.
     """
     return Mark(connection.execute(select(horizon())).scalar_one(), 0, 0)
 

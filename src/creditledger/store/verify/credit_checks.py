@@ -576,7 +576,7 @@ payer_row: c.row_sequence IS NOT NULL AND (t.sequence IS NULL
 
 # --- webhooks -------------------------------------------------------------------------------------
 
-#: What is told is there, and whoever is told may know of it.
+#: What a delivery names exists, and its endpoint may know of it.
 WEBHOOKS = Pass(
     "webhook deliveries",
     """webhook_deliveries AS y

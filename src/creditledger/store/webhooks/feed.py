@@ -1,8 +1,8 @@
 """What the notifier and the deliverer do with the database: deliveries made, sent, forgotten.
 
-Whoever makes deliveries reads the feed's row, and writes only if it is still as it was read: so of
-several servers one does it, and what was made before a crash is not made again. Functions of a
-SQLAlchemy connection.
+A server that makes deliveries reads the feed's row, and writes only if the row is still as it was
+read. So one of several servers makes them, and what was made before a crash is not made again.
+Functions of a SQLAlchemy connection.
 """
 
 import json
@@ -236,7 +236,7 @@ class Outcome(NamedTuple):
     http_status: int | None
     error: str | None
     next_attempt_at: int | None  #: None: it is delivered, or given up.
-    gone: bool = False  #: Whoever answers wants no more.
+    gone: bool = False  #: The receiver answers that it wants no more.
     unsent: bool = False  #: It was given back and not tried.
 
 
@@ -254,7 +254,7 @@ def claim(
 ) -> list[Claimed]:
     """Take so many deliveries of each endpoint (by number) to send before `until`.
 
-    Of what is not heard of by then, another attempt may be made, by whomever.
+    A claim that is not settled by then lapses; any server may retry it.
     """
     found: list[Claimed] = []
     for endpoint, room in rooms.items():

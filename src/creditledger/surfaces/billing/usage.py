@@ -58,7 +58,7 @@ def window(request: Message) -> Window:
     """The window of a request."""
     asked = Window(_moment(request, "since"), _moment(request, "until"))
     if asked.since is not None and asked.until is not None:
-        asked.at(asked.until)  # wrong by itself, whoever asks
+        asked.at(asked.until)  # wrong by itself, for every caller
     return asked
 
 
