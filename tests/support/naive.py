@@ -297,7 +297,8 @@ class Wallet:
         changed = [created_at for _, created_at, _ in self.revisions]
         rows = [row.created_at for row in self.rows]
         repaid = [repayment.written_at for repayment in self.repayments]
-        return max([clock, self.created_at, *rows, *posted, *changed, *repaid])
+        lapsed = [hold.ended_at for hold in self.holds if hold.ended == "expired"]
+        return max([clock, self.created_at, *rows, *posted, *changed, *repaid, *lapsed])
 
     def rows_of(self, posting: int) -> list[Row]:
         return [row for row in self.rows if row.posting == posting]

@@ -135,6 +135,22 @@ async def test_every_moment_is_answered_as_it_was(api: Api, clock: Clock) -> Non
     assert figures(await balance(api, as_of=time.text(START - 400 * DAY))) == ("0.00",) * 4
 
 
+async def test_a_clock_put_back_does_not_bring_a_hold_back(api: Api, clock: Clock) -> None:
+    """A hold whose end is written has ended at every moment from which the wallet speaks."""
+    await api.post("1", **grant("10"))
+    await hold(api, "2", "4", ttl_seconds=3600)
+    clock.advance(HOUR + MINUTE)
+    assert await api.server.unasked.sweeper.sweep() == 1
+    clock.advance(-HOUR)
+    await api.post("3", **consume("7"))
+    wallet = await api.wallet_now()
+
+    assert figures(wallet) == ("3.00", "0.00", "0.00", "3.00")
+    as_of = await balance(api, as_of=wallet.updated_at)
+    assert figures(as_of) == figures(wallet)
+    assert figures(await balance(api, at_sequence=2)) == figures(wallet)
+
+
 async def test_a_moment_to_come(api: Api, clock: Clock) -> None:
     """What time alone will have done by then: grants begin and end, holds end."""
     await api.post("1", **grant("10", expires_at=time.text(clock.now + 2 * DAY)))

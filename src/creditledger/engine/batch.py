@@ -476,10 +476,7 @@ class Deciding(Writing):
             with self._repaid(wallet, now):
                 self._expire(wallet, now)
             self._revise(wallet, grant, terms, metadata, now, by=change.changed_by)
-            # No posting, yet the wallet has moved: its time, and what others know of it.
-            wallet.posted_at = now
-            wallet.revision += 1
-            self.changes.touched[wallet.number] = wallet
+            self._moved(wallet, now)
             self._settle(wallet, now)
 
     def _void(

@@ -58,11 +58,19 @@ class Writing:
     def _over(self, wallet: Wallet, now: int, *, write: bool = True) -> list[wallet_moves.Move]:
         """What expires, and holds whose deadline has passed: from now on they are ended."""
         ended = wallet_moves.expirations(wallet, now)
-        if wallet.holds:
-            for hold in hold_rules.lapse(wallet, now):
-                if write:
-                    self.changes.hold(wallet.number, None, hold, now)
+        lapsed = hold_rules.lapse(wallet, now) if wallet.holds else []
+        if lapsed and write:
+            for hold in lapsed:
+                self.changes.hold(wallet.number, None, hold, now)
+            # What was true at a deadline stays true, whatever the clock does next.
+            self._moved(wallet, max(wallet.posted_at, *(hold.deadline for hold in lapsed)))
         return ended
+
+    def _moved(self, wallet: Wallet, at: int) -> None:
+        """The wallet has changed without a row: its time, and what others know of it."""
+        wallet.posted_at = at
+        wallet.revision += 1
+        self.changes.touched[wallet.number] = wallet
 
     @contextmanager
     def _repaid(self, wallet: Wallet, now: int, *, write: bool = True) -> Iterator[int]:
@@ -116,9 +124,7 @@ class Writing:
             paid = GrantRepayment(*place, start, amount, moment, now, sequence)
             self.changes.repaid[place] = grant
             self.changes.repayments.append(paid)
-        wallet.posted_at = now
-        wallet.revision += 1
-        self.changes.touched[wallet.number] = wallet
+        self._moved(wallet, now)
 
     def _report(
         self, wallet: Wallet, posting: Posting, operation: ReportEvent, at: int | None, now: int

@@ -176,6 +176,8 @@ WALLETS = Pass(
                      UNION ALL SELECT wallet_number, created_at FROM grant_revisions
                      UNION ALL SELECT wallet_number, created_at FROM grant_repayments) AS y
                GROUP BY wallet_number) AS z ON z.wallet_number = w.number
+    LEFT JOIN (SELECT wallet_number, max(ended_at) AS at FROM holds WHERE ended = $HOLD_EXPIRED
+               GROUP BY wallet_number) AS d ON d.wallet_number = w.number
     LEFT JOIN (SELECT wallet_number, max(coalesce(canceled_at, created_at)) AS at,
                  sum(unpaid) AS unpaid FROM meter_events
                GROUP BY wallet_number) AS m ON m.wallet_number = w.number
@@ -193,7 +195,9 @@ wallet_customer: u.id IS NULL -- there is no customer {w.customer_id}
 wallet_sequence: x.sequence IS NOT NULL OR v.sequence <> 0 AND l.sequence IS NULL
     -- row {v.sequence} is not its last
 """
-    f"wallet_posted_at: v.posted_at <> {_POSTED_AT}\n"
+    # Older versions did not move it by a hold that ended at its deadline.
+    f"wallet_posted_at: v.posted_at <> {_POSTED_AT}"
+    f" AND (d.at IS NULL OR v.posted_at <> d.at OR d.at < {_POSTED_AT})\n"
     f"    -- posted_at is {{v.posted_at}}, not {{{_POSTED_AT}}}\n"
     + _MOVED
     + "".join(_last(column, f"l.{column}") for column in _SUMMED)
