@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 from creditledger.domain import clock as time
 from creditledger.store.registry import records
+from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.serving import TRANSPORTS, Api, Metadata, Refused, bearer, refused, serving
 from tests.support.setup import START
@@ -112,8 +113,8 @@ async def test_the_socket_makes_keys_of_both_modes(api: Api) -> None:
     assert [one.api_key.livemode for one in made] == [True, True, False]
 
 
-@pytest.mark.parametrize(
-    ("changed", "refusal"),
+@in_turn(
+    "changed, refusal",
     [
         ({"name": None}, Refused("MISSING_FIELD", "name")),
         ({"name": "a" * 129}, Refused("INVALID_FIELD", "name")),
@@ -127,7 +128,6 @@ async def test_the_socket_makes_keys_of_both_modes(api: Api) -> None:
         ({"expires_at": "tomorrow"}, Refused("INVALID_FIELD", "expires_at")),
         ({"expires_at": time.text(START)}, Refused("INVALID_FIELD", "expires_at")),
     ],
-    ids=str,
 )
 async def test_what_no_key_is_made_of(
     api: Api, changed: dict[str, str | None], refusal: Refused

@@ -34,6 +34,7 @@ from creditledger.ops.config import Config, WrongSetting
 from creditledger.store import finished_exports
 from creditledger.store.finished_exports import Finished
 from creditledger.store.registry import records
+from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.process import process
 from tests.support.running import (
@@ -627,7 +628,7 @@ def test_every_rpc_is_in_the_table() -> None:
     assert {len(outcomes) for _, outcomes in TABLE.values()} == {len(CALLERS)}
 
 
-@pytest.mark.parametrize("caller", STRANGERS)
+@in_turn("caller", STRANGERS)
 async def test_who_is_nobody_may_nothing(world: World, caller: str) -> None:
     """Without one good credential every RPC is refused, and nothing is written."""
     before = await world.api.wallet_now()

@@ -22,6 +22,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from creditledger.domain import clock as time
 from creditledger.domain import ids
 from creditledger.ops.server import SERVICES
+from tests.support.cases import in_turn
 from tests.support.databases import kept_locked
 from tests.support.running import (
     WALLET,
@@ -87,7 +88,7 @@ def health_of(api: Api) -> Any:
     return health_pb2_grpc.HealthStub(api.channel)
 
 
-@pytest.mark.parametrize("service", ["", *SERVICES])
+@in_turn("service", ["", *SERVICES])
 async def test_health_is_served(api: Api, service: str) -> None:
     """The server as a whole and each service say SERVING to all callers, with a key or without."""
     health = health_of(api)

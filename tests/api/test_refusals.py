@@ -24,6 +24,7 @@ from creditledger.api.names import DROPPED
 from creditledger.api.rpc import rest_body
 from creditledger.domain.errors import ErrorKind, InvalidField, Refusal
 from creditledger.ops.server import SERVICES
+from tests.support.cases import in_turn
 from tests.support.databases import kept_locked
 from tests.support.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
 from tests.support.serving import TRANSPORTS, Refused, bearer, refusal, refused
@@ -172,8 +173,8 @@ async def test_an_error_says_all_at_each_place(api: Api) -> None:
         assert trailers["x-creditledger-error"].isascii()
 
 
-@pytest.mark.parametrize(
-    ("sent", "kept"),
+@in_turn(
+    "sent, kept",
     [("envoy-made-1", True), ("x" * 64, True), ("x" * 65, False), ("a b", False), ("", False)],
 )
 async def test_the_request_id_is_the_proxys(api: Api, sent: str, kept: bool) -> None:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -37,7 +38,13 @@ from creditledger.ops.cli.app import app
 from creditledger.ops.config import Config, load, spelled
 from creditledger.ops.server import SERVICES, CannotStart, build, local_channel, local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
-from tests.support.commands import PATIENCE_SECONDS, arguments, creditledger, environment
+from tests.support.commands import (
+    PATIENCE_SECONDS,
+    Command,
+    creditledger,
+    environment,
+    start,
+)
 from tests.support.databases import PASSWORD, with_password
 from tests.support.running import Services
 from tests.support.setup import add_wallet, change, file_of, is_file
@@ -65,7 +72,7 @@ def sentence(done: subprocess.CompletedProcess[str]) -> str:
 class Started:
     """A command that runs until it is told to stop."""
 
-    process: subprocess.Popen[str]
+    process: Command
     output: Path
     log: Path
 
@@ -100,14 +107,7 @@ def started(folder: Path, *given: object) -> Iterator[Started]:
     """Run a command beside the test, killed at the end if it still runs."""
     output, log = folder / "output", folder / "log"
     with output.open("w") as out, log.open("w") as err:
-        process = subprocess.Popen(
-            arguments(*given),
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            text=True,
-        )
+        process = start(*given, output=out, errors=err)
     try:
         yield Started(process, output, log)
     finally:
@@ -371,7 +371,7 @@ def test_the_version_is_an_option_too() -> None:
 def test_a_shell_is_taught_to_complete() -> None:
     """`--show-completion` prints what the calling shell needs."""
     # Bash replaces itself by the last command of a script, so another one follows.
-    script = f"{shlex.join(arguments('--show-completion'))}; exit $?"
+    script = f"{shlex.join([sys.executable, '-m', 'creditledger', '--show-completion'])}; exit $?"
     asked = subprocess.run(
         ["bash", "-c", script], env=environment(), capture_output=True, text=True, check=False
     )
@@ -399,19 +399,12 @@ async def test_the_socket_moves_where_its_path_is_too_long(tmp_path: Path) -> No
 
 def test_commands_wait_for_each_other(database_url: str) -> None:
     """Without a server one of them has the database at a time; all of them are done in the end."""
-    together = [
-        subprocess.Popen(
-            arguments("keys", "create", "--scope", "admin", "--database-url", database_url),
-            env=environment(),
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(3)
-    ]
-    outputs = [one.communicate(timeout=PATIENCE_SECONDS)[0] for one in together]
+    create = ("keys", "create", "--scope", "admin", "--database-url", database_url)
+    with ThreadPoolExecutor(3) as threads:
+        together = list(threads.map(lambda _: creditledger(*create), range(3)))
 
     assert [one.returncode for one in together] == [0] * 3
-    assert len({output.splitlines()[-1] for output in outputs}) == 3
+    assert len({one.stdout.splitlines()[-1] for one in together}) == 3
 
 
 # --- serve ----------------------------------------------------------------------------------------

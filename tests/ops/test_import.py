@@ -29,7 +29,7 @@ from creditledger.ops.import_usage import (
     _moment,
     import_usage,
 )
-from tests.support.commands import arguments, creditledger, environment
+from tests.support.commands import creditledger, start
 from tests.support.running import PATIENCE_SECONDS, Running, Services, running
 
 if TYPE_CHECKING:
@@ -515,18 +515,11 @@ def command(file: Path, url: str, *more: str, import_id: str | None = None) -> t
     )
 
 
-async def run(*given: str) -> tuple[int | None, dict[str, Any]]:
+async def run(*given: str) -> tuple[int, dict[str, Any]]:
     """The exit code and the JSON of an import; this process serves meanwhile."""
-    process = await asyncio.create_subprocess_exec(
-        *arguments(*given, "--json"),
-        env=environment(),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    async with asyncio.timeout(4 * PATIENCE_SECONDS):
-        out, err = await process.communicate()
-    assert out, err.decode()
-    return process.returncode, json.loads(out)
+    done = await asyncio.to_thread(creditledger, *given, "--json")
+    assert done.stdout, done.stderr
+    return done.returncode, json.loads(done.stdout)
 
 
 async def test_the_command_goes_through_the_server(
@@ -615,15 +608,13 @@ async def test_an_interrupted_import_resumes(
         tmp_path / "calls.csv", (f"2023-11-16 18:00:00,{i},1" for i in range(1, rows + 1))
     )
     given = command(file, database_url)
-    killed = await asyncio.create_subprocess_exec(
-        *arguments(*given), env=environment(), stdout=asyncio.subprocess.DEVNULL
-    )
+    killed = start(*given)
     async with asyncio.timeout(PATIENCE_SECONDS):
         while await _sequence(here.local) < 1_000:
-            assert killed.returncode is None
+            assert killed.poll() is None
             await asyncio.sleep(0.005)
     killed.kill()
-    await killed.wait()
+    await killed.ended()
     booked = await _sequence(here.local) - 1
 
     code, report = await run(*given)

@@ -14,7 +14,6 @@ import re
 import resource
 import signal
 import socket
-import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -34,7 +33,7 @@ from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
 from creditledger.ops import server
-from tests.support.commands import PATIENCE_SECONDS, arguments, environment
+from tests.support.commands import PATIENCE_SECONDS, Command, start
 from tests.support.frames import (
     ACK,
     CANCEL,
@@ -89,7 +88,7 @@ def stub(kind: Any, channel: grpc.Channel) -> Any:
 class Attacked:
     """A `creditledger serve` of its own, and a good client of it."""
 
-    process: subprocess.Popen[bytes]
+    process: Command
     address: str
     url: str
     log: Path
@@ -171,14 +170,10 @@ def serving(folder: Path, transport: str) -> Iterator[Attacked]:
     url = migrated(folder / "credit.db")
     log = folder / "log"
     with log.open("wb") as sink:
-        started = subprocess.Popen(
-            arguments(
-                *("serve", "--database-url", url, "--grpc-address", "127.0.0.1:0"),
-                *("--transport", transport, "--log-format", "json", "--drain-seconds", "2"),
-            ),
-            env=environment(),
-            stdin=subprocess.DEVNULL,
-            stderr=sink,
+        started = start(
+            *("serve", "--database-url", url, "--grpc-address", "127.0.0.1:0"),
+            *("--transport", transport, "--log-format", "json", "--drain-seconds", "2"),
+            errors=sink,
         )
     try:
         attacked = Attacked(started, _address(started, log), url, log)
@@ -189,7 +184,7 @@ def serving(folder: Path, transport: str) -> Iterator[Attacked]:
         started.wait()
 
 
-def _address(started: subprocess.Popen[bytes], log: Path) -> str:
+def _address(started: Command, log: Path) -> str:
     give_up = time.monotonic() + PATIENCE_SECONDS
     while time.monotonic() < give_up:
         for line in log.read_text().splitlines(keepends=True):

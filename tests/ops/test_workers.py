@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 from creditledger.store import migrations
-from tests.support.commands import arguments, creditledger, environment
+from tests.support.commands import Command, creditledger, start
 from tests.support.databases import PASSWORD, execute, with_password
 from tests.support.process import process
 from tests.support.retrying import Clients, prepare
@@ -40,7 +40,7 @@ on_postgresql = pytest.mark.only("postgresql")
 class Parent:
     """A command with workers."""
 
-    process: asyncio.subprocess.Process
+    process: Command
     output: Path
     log: Path
 
@@ -57,7 +57,7 @@ class Parent:
         """So many lines of this kind, waited for."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while len(found := self.lines(event)) < count:
-                assert self.process.returncode is None, self.log.read_text()
+                assert self.process.poll() is None, self.log.read_text()
                 # The file is written by other processes: there is nothing to wait upon but time.
                 await asyncio.sleep(0.02)
         return found
@@ -70,14 +70,14 @@ class Parent:
                     if "grpc_addresses" in line:
                         found: list[str] = line["grpc_addresses"]
                         return found
-                assert self.process.returncode is None, self.log.read_text()
+                assert self.process.poll() is None, self.log.read_text()
                 await asyncio.sleep(0.02)
 
     async def printed(self, pattern: str) -> str:
         """What the group in the pattern matches in what it prints, waited for."""
         async with asyncio.timeout(PATIENCE_SECONDS):
             while not (found := re.search(pattern, self.output.read_text(), re.MULTILINE)):
-                assert self.process.returncode is None, self.log.read_text()
+                assert self.process.poll() is None, self.log.read_text()
                 await asyncio.sleep(0.02)
         return found[1]
 
@@ -89,8 +89,7 @@ class Parent:
         """Its exit code after the signal, when every process that it began is gone."""
         family = self.family()
         self.process.send_signal(number)
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            code = await self.process.wait()
+        code = await self.process.ended(PATIENCE_SECONDS)
         _, alive = await asyncio.to_thread(psutil.wait_procs, family, STEP_SECONDS)
         assert alive == []
         return code
@@ -101,21 +100,17 @@ async def parent(folder: Path, *given: object, **settings: str) -> AsyncIterator
     """Run a command beside the test; nothing of it is left when the block ends."""
     output, log = folder / "output", folder / "log"
     with output.open("w") as out, log.open("w") as err:
-        started = await asyncio.create_subprocess_exec(
-            *arguments(*given, "--log-format", "json"),
-            cwd=folder,
-            env=environment(settings),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
+        log_format = ("--log-format", "json")
+        started = start(
+            *given, *log_format, folder=folder, settings=settings, output=out, errors=err
         )
     try:
         yield Parent(started, output, log)
     finally:
-        if started.returncode is None:
+        if started.poll() is None:
             family = psutil.Process(started.pid).children(recursive=True)
             started.kill()
-            await started.wait()
+            started.wait()
             for one in family:
                 if one.is_running():
                     one.kill()
@@ -233,8 +228,7 @@ async def test_a_worker_that_cannot_start(database_url: str, tmp_path: Path) -> 
     broken.write_text("no certificate")
     tls = {"CREDITLEDGER_TLS_CERTIFICATE": str(broken), "CREDITLEDGER_TLS_KEY": str(broken)}
     async with two_workers(tmp_path, database_url, **tls) as served:
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            code = await served.process.wait()
+        code = await served.process.ended(PATIENCE_SECONDS)
     said = [one for one in served.log.read_text().splitlines() if one.startswith("creditledger: ")]
 
     assert code == 1

@@ -16,6 +16,7 @@ from credit.v1 import wallet_service_pb2 as wallets_pb
 from structlog.testing import capture_logs
 
 from creditledger.outlets import watches
+from tests.support.cases import in_turn
 from tests.support.running import (
     CUSTOMER,
     PATIENCE_SECONDS,
@@ -194,8 +195,8 @@ async def test_filters(api: Api) -> None:
     assert await seen(await api.local.key("service", livemode=False), heartbeat_seconds=1) == []
 
 
-@pytest.mark.parametrize(
-    ("asked", "reason", "param"),
+@in_turn(
+    "asked, reason, param",
     [
         ({"after": "yesterday"}, "INVALID_FIELD", "after"),
         ({"after": "999999999999-1-1"}, "INVALID_FIELD", "after"),

@@ -302,28 +302,31 @@ class Undone(Exception):
         self.found = found
 
 
-#: Triggers and references are off for who says so, checks have to go.
+#: Triggers and references are off for who says so, checks of what is changed have to go.
 GUARDS_OFF = """DO $$ DECLARE c record; BEGIN
 SET LOCAL session_replication_role = replica;
 CREATE TEMP TABLE guards_off ON COMMIT DROP AS
-    SELECT format('ALTER TABLE %s ADD CONSTRAINT %I %s NOT VALID', conrelid::regclass, conname,
-                  pg_get_constraintdef(oid)) AS again
-    FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0;
-FOR c IN SELECT conrelid::regclass AS place, conname FROM pg_constraint
-    WHERE contype = 'c' AND conrelid <> 0 LOOP
-    EXECUTE format('ALTER TABLE %s DROP CONSTRAINT %I', c.place, c.conname);
+    SELECT format('ALTER TABLE %s', conrelid::regclass) AS place, format('%I', conname) AS name,
+           pg_get_constraintdef(oid) AS definition
+    FROM pg_constraint WHERE contype = 'c' AND conrelid <> 0
+    AND position(conrelid::regclass::text in '{statements}') > 0;
+FOR c IN SELECT * FROM guards_off LOOP
+    EXECUTE c.place || ' DROP CONSTRAINT ' || c.name;
 END LOOP; END $$"""
 
 
 #: They come back as they were, whatever is in the tables by now.
 GUARDS_ON = """DO $$ DECLARE c record; BEGIN
-FOR c IN SELECT again FROM guards_off LOOP EXECUTE c.again; END LOOP;
+FOR c IN SELECT * FROM guards_off LOOP
+    EXECUTE c.place || ' ADD CONSTRAINT ' || c.name || ' ' || c.definition || ' NOT VALID';
+END LOOP;
 SET LOCAL session_replication_role = origin; END $$"""
 
 
 def damaged_server(url: str, statements: Iterable[str]) -> list[Finding]:
     def work(connection: Connection) -> None:
-        connection.exec_driver_sql(GUARDS_OFF)
+        names = " ".join(statements).replace("'", "")
+        connection.exec_driver_sql(GUARDS_OFF.replace("{statements}", names))
         for statement in statements:
             assert connection.exec_driver_sql(statement).rowcount > 0, statement
         connection.exec_driver_sql(GUARDS_ON)

@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 MEMORY, MEMORY_BYTES_MIN = Path("/dev/shm"), 2 * 1_024**3
 
 
-def _folder() -> str | None:
-    """Where folders of servers are made; None: where all temporary ones are."""
+def memory() -> str | None:
+    """Where folders of servers and databases are made; None: where all temporary ones are."""
     roomy = MEMORY.is_dir() and shutil.disk_usage(MEMORY).free >= MEMORY_BYTES_MIN
     return str(MEMORY) if roomy else None
 
@@ -40,7 +40,7 @@ def own_postgres() -> Iterator[PrivatePostgres]:
     """A PostgreSQL, gone with its data when the block ends."""
     # The path of its socket has to be short.
     with (
-        TemporaryDirectory(prefix="pg-", dir=_folder()) as folder,
+        TemporaryDirectory(prefix="pg-", dir=memory()) as folder,
         PrivatePostgres(Path(folder, "data")) as server,
     ):
         yield server
@@ -144,7 +144,10 @@ class Files:
         return sqlite_url(self._folder / f"empty_{next(self._numbers)}.db")
 
     def drop(self, url: str) -> None:
-        """They are small: the folder goes as a whole."""
+        """Make room."""
+        file = file_of(url)
+        for one in (file, *file.parent.glob(f"{file.name}-*")):
+            one.unlink(missing_ok=True)
 
 
 class Databases:
@@ -155,7 +158,7 @@ class Databases:
         server.create("template")
         migrate(server.url("template"))
         # What a copy of files costs depends on what the files are in.
-        self._strategy = "file_copy" if _folder() else "wal_log"
+        self._strategy = "file_copy" if memory() else "wal_log"
 
     def new(self) -> str:
         """The URL of another one."""

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
-import sys
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from creditledger.ops import server
+from tests.support.commands import Command, start
 from tests.support.running import PATIENCE_SECONDS, Services
 
 if TYPE_CHECKING:
@@ -25,15 +23,14 @@ if TYPE_CHECKING:
 class Process:
     """A `creditledger serve` of its own."""
 
-    process: asyncio.subprocess.Process
+    process: Command
     grpc_address: str
     local_socket: Path
     log: Path
 
     async def ended(self) -> int:
         """Its exit code, waited for."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
-            return await self.process.wait()
+        return await self.process.ended(PATIENCE_SECONDS)
 
     def lines(self) -> list[dict[str, Any]]:
         """What it has logged so far."""
@@ -58,29 +55,24 @@ class Process:
 async def process(database_url: str, log: Path, *flags: str) -> AsyncIterator[Process]:
     """`creditledger serve` on the database; killed when the block ends, if it still runs."""
     with log.open("wb") as sink:
-        started = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "creditledger", "serve"),
-            *("--database-url", database_url),
-            *("--grpc-address", "127.0.0.1:0", "--log-format", "json", *flags),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=sink,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        started = start(
+            *("serve", "--database-url", database_url, "--grpc-address", "127.0.0.1:0"),
+            *("--log-format", "json", *flags),
+            errors=sink,
         )
     try:
         said = await _serving(started, log)
         yield Process(started, said["grpc_address"], Path(said["local_socket"]), log)
     finally:
-        if started.returncode is None:
-            started.send_signal(signal.SIGKILL)
-            await started.wait()
+        started.kill()
+        started.wait()
 
 
-async def _serving(started: asyncio.subprocess.Process, log: Path) -> dict[str, Any]:
+async def _serving(started: Command, log: Path) -> dict[str, Any]:
     """What it says of where it serves, as soon as it does."""
     async with asyncio.timeout(PATIENCE_SECONDS):
         while (said := _said(log)) is None:
-            assert started.returncode is None, _text(log)
+            assert started.poll() is None, _text(log)
             # The log is a file: there is nothing to wait upon but time.
             await asyncio.sleep(0.01)
     return said

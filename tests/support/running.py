@@ -98,24 +98,32 @@ class Running:
 
 
 @asynccontextmanager
-async def running(
+async def started(
     database_url: str, clock: Callable[[], int], **settings: Any
-) -> AsyncIterator[Running]:
-    """Serve the database from this process until the block ends."""
-    # Where rows stand, and what is read, would depend on how long a test takes.
-    unasked = {"sweep_interval_seconds": 0, "sweep_grace_seconds": 0, "webhook_connections": 0}
-    settings = {"grpc_address": "127.0.0.1:0", **unasked, **settings}
-    config = Config(database_url=database_url, **settings)
+) -> AsyncIterator[Server]:
+    """Serve the database from this process, on a free port, until the block ends."""
+    config = Config(database_url=database_url, **{"grpc_address": "127.0.0.1:0", **settings})
     server = build(config, clock=clock)
     await server.start()
     try:
-        async with (
-            grpc.aio.insecure_channel(server.grpc_address) as network,
-            server.local_channel() as local,
-        ):
-            yield Running(server, Services(network), Services(local))
+        yield server
     finally:
         await server.stop()
+
+
+@asynccontextmanager
+async def running(
+    database_url: str, clock: Callable[[], int], **settings: Any
+) -> AsyncIterator[Running]:
+    """A server that does nothing unasked, and its services over the network and the socket."""
+    # Where rows stand, and what is read, would depend on how long a test takes.
+    unasked = {"sweep_interval_seconds": 0, "sweep_grace_seconds": 0, "webhook_connections": 0}
+    async with (
+        started(database_url, clock, **{**unasked, **settings}) as server,
+        grpc.aio.insecure_channel(server.grpc_address) as network,
+        server.local_channel() as local,
+    ):
+        yield Running(server, Services(network), Services(local))
 
 
 class Api(Services):

@@ -25,10 +25,9 @@ from google.protobuf import json_format
 from sqlalchemy import func, select
 
 from creditledger.domain import clock as time
-from creditledger.ops.config import Config
 from creditledger.ops.envoy import Envoy
-from creditledger.ops.server import build
 from creditledger.store import schema
+from tests.support.running import started
 from tests.support.setup import Clock, findings, look
 
 if TYPE_CHECKING:
@@ -266,16 +265,11 @@ class Served:
 async def serving(database_url: str, **settings: Any) -> AsyncIterator[Served]:
     """Serve a migrated database until the block ends; its rows are verified then."""
     clock = Clock()
-    config = Config(database_url=database_url, grpc_address="127.0.0.1:0", readers=2, **settings)
-    server = build(config, clock=clock)
-    await server.start()
-    try:
+    async with started(database_url, clock, readers=2, **settings) as server:
         host, _, port = server.grpc_address.rpartition(":")
         envoy = Envoy(listen=("127.0.0.1", 0), upstreams=[(host, int(port))], concurrency=1)
         async with envoy, server.local_channel() as channel, _client(envoy.url) as client:
             yield _served(envoy.url, client, clock, database_url, channel)
-    finally:
-        await server.stop()
     assert findings(database_url) == []
 
 

@@ -12,6 +12,7 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE
+from tests.support.cases import in_turn
 from tests.support.running import WALLET, Api, adjust, consume, grant, post, refund, running, serve
 from tests.support.serving import Refused, refusal, refused
 from tests.surfaces.test_holds import Holding
@@ -324,8 +325,8 @@ async def test_a_limit_is_deleted(api: Api) -> None:
     assert (await put(api, "1")).id != made.id
 
 
-@pytest.mark.parametrize(
-    ("fields", "refusal"),
+@in_turn(
+    "fields, refusal",
     [
         ({"amount": "-1"}, Refused("INVALID_FIELD", "amount")),
         ({"amount": ""}, Refused("MISSING_FIELD", "amount")),

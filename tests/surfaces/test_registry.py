@@ -6,6 +6,7 @@ import base64
 import json
 import re
 from dataclasses import dataclass
+from itertools import product
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -13,6 +14,7 @@ import pytest
 from credit.v1 import registry_service_pb2 as pb
 
 from creditledger.domain import clock as time
+from tests.support.cases import in_turn
 from tests.support.serving import TRANSPORTS, Api, Metadata, Refused, refused, serving
 from tests.support.setup import START
 
@@ -159,7 +161,7 @@ async def verbs(api: Api, thing: Thing) -> Verbs:
 # --- create, get, list --------------------------------------------------------------------------
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_what_is_created_can_be_got_and_listed(api: Api, thing: Thing) -> None:
     """Create answers what was given and when; get and list answer the same."""
     its = await verbs(api, thing)
@@ -174,7 +176,7 @@ async def test_what_is_created_can_be_got_and_listed(api: Api, thing: Thing) -> 
     assert token is None
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_an_identical_create_answers_what_is_there(
     api: Api, clock: Clock, thing: Thing
 ) -> None:
@@ -190,9 +192,7 @@ async def test_an_identical_create_answers_what_is_there(
     assert await its.list() == (before, None)
 
 
-@pytest.mark.parametrize(
-    ("thing", "field"), [(thing, field) for thing in THINGS for field in thing.others], ids=str
-)
+@in_turn("thing, field", [(thing, field) for thing in THINGS for field in thing.others])
 async def test_a_differing_create_is_refused(api: Api, thing: Thing, field: str) -> None:
     """The id with any other attribute is ID_TAKEN, and the first thing stays."""
     its = await verbs(api, thing)
@@ -204,7 +204,7 @@ async def test_a_differing_create_is_refused(api: Api, thing: Thing, field: str)
     assert await its.get(first.id) == first
 
 
-@pytest.mark.parametrize("thing", [CUSTOMER, METER, SUBSCRIPTION], ids=lambda thing: thing.name)
+@in_turn("thing", [CUSTOMER, METER, SUBSCRIPTION])
 async def test_an_id_nobody_chose_is_random(api: Api, thing: Thing) -> None:
     """Without an id the ledger makes one of its kind, another one each time."""
     its = await verbs(api, thing)
@@ -235,8 +235,8 @@ async def test_an_event_has_one_meter(api: Api) -> None:
     assert await refused(its.create(id="mtr_other")) == Refused("ID_TAKEN", "event_name")
 
 
-@pytest.mark.parametrize(
-    ("thing", "changed", "param"),
+@in_turn(
+    "thing, changed, param",
     [
         (METER, {"currency_id": "XXX"}, "currency_id"),
         (SUBSCRIPTION, {"customer_id": "cus_nobody"}, "customer_id"),
@@ -252,8 +252,8 @@ async def test_references_must_exist(
     assert await its.list() == ([], None)
 
 
-@pytest.mark.parametrize(
-    ("thing", "id_"),
+@in_turn(
+    "thing, id_",
     [(CUSTOMER, "cus_0"), (METER, "mtr_0"), (SUBSCRIPTION, "sub_0"), (CURRENCY, "XXX")],
 )
 async def test_an_unknown_id_is_not_found(api: Api, thing: Thing, id_: str) -> None:
@@ -266,15 +266,14 @@ async def test_an_unknown_id_is_not_found(api: Api, thing: Thing, id_: str) -> N
 # --- shape --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("thing", "field"),
+@in_turn(
+    "thing, field",
     [
         (thing, field)
         for thing in THINGS
         for field in thing.given
         if field not in ("metadata", "currency_id") and (thing is CURRENCY or field != "id")
     ],
-    ids=str,
 )
 async def test_required_fields(api: Api, thing: Thing, field: str) -> None:
     """A create without a required field is MISSING_FIELD."""
@@ -283,7 +282,7 @@ async def test_required_fields(api: Api, thing: Thing, field: str) -> None:
     assert await refused(its.create(**{field: None})) == Refused("MISSING_FIELD", field)
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_a_get_needs_an_id(api: Api, thing: Thing) -> None:
     """A get without an id is MISSING_FIELD, one with a malformed id INVALID_FIELD."""
     its = await verbs(api, thing)
@@ -308,8 +307,8 @@ MALFORMED: list[tuple[Thing, str, list[Any]]] = [
 ]
 
 
-@pytest.mark.parametrize(
-    ("thing", "field", "value"),
+@in_turn(
+    "thing, field, value",
     [(thing, field, value) for thing, field, values in MALFORMED for value in values],
 )
 async def test_malformed_fields(api: Api, thing: Thing, field: str, value: object) -> None:
@@ -347,8 +346,7 @@ async def fill(its: Verbs) -> list[str]:
     return sorted([one.id for one in (await its.list())[0]])
 
 
-@every_thing
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+@in_turn("thing, size", product(THINGS, [1, 2, 3, 4, 5, 8]))
 async def test_a_walk_yields_everything_once(api: Api, thing: Thing, size: int) -> None:
     """Pages of any size, put together, are the list ordered by id; only the last has no token."""
     its = await verbs(api, thing)
@@ -379,7 +377,7 @@ async def test_what_comes_behind_the_page_is_still_met(api: Api) -> None:
     assert [one.id for one in second] == ["cus_B1", "cus_C"]
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_the_bounds_of_a_page(api: Api, thing: Thing) -> None:
     """A page has 1 to 100 entries."""
     its = await verbs(api, thing)
@@ -408,7 +406,7 @@ def forged(token: str, position: Sequence[object]) -> str:
     return base64.urlsafe_b64encode(body.encode()).decode().rstrip("=")
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_garbage_is_no_token(api: Api, thing: Thing) -> None:
     """What no list has answered is INVALID_FIELD."""
     its = await verbs(api, thing)
@@ -471,7 +469,7 @@ async def test_subscriptions_of_one_customer(api: Api) -> None:
 # --- who may do what ----------------------------------------------------------------------------
 
 
-@every_thing
+@in_turn("thing", THINGS)
 async def test_who_may_create(api: Api, thing: Thing) -> None:
     """A service key creates all but currencies, an admin key those too, a customer key nothing."""
     its = await verbs(api, thing)

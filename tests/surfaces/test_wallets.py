@@ -9,6 +9,7 @@ from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import ids
+from tests.support.cases import in_turn
 from tests.support.running import (
     WALLET,
     adjust,
@@ -151,8 +152,8 @@ async def test_what_update_changes(api: Api) -> None:
     assert third == nothing == await api.wallet_now() == wallet("0.00", 0, **fields)
 
 
-@pytest.mark.parametrize(
-    ("fields", "refusal"),
+@in_turn(
+    "fields, refusal",
     [
         ({"overdraft_limit": "-1"}, Refused("INVALID_FIELD", "overdraft_limit")),
         ({"overdraft_limit": "1e3"}, Refused("INVALID_FIELD", "overdraft_limit")),
@@ -169,7 +170,6 @@ async def test_what_update_changes(api: Api) -> None:
         ({"wallet_id": "acme"}, Refused("INVALID_FIELD", "wallet_id")),
         ({"wallet_id": None}, Refused("MISSING_FIELD", "wallet_id")),
     ],
-    ids=str,
 )
 async def test_what_no_wallet_becomes(api: Api, fields: dict[str, Any], refusal: Refused) -> None:
     """A change outside its rules is refused under its field, and the wallet stays as it was."""
