@@ -66,7 +66,7 @@ from creditledger.outlets.statements.compute import Period as StatedPeriod
 from creditledger.outlets.statements.compute import Statements
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import Changes, Loaded, Store, Wanted, schema
-from creditledger.store.columns import ROW_COLUMNS, load
+from creditledger.store.columns import ROW, load
 from creditledger.store.read import transaction_reads, wallet_history
 from creditledger.store.registry import records
 from tests.support import asking, naive, naive_bills, naive_invariants, naive_statements
@@ -745,7 +745,7 @@ VOUCHERS = select(_rollups.wallet_number, func.sum(_rollups.voucher_amount)).gro
     _rollups.wallet_number
 )
 ROWS = (
-    select(*[_rows[name] for name in ROW_COLUMNS])
+    select(*ROW.of(_rows))
     .where(_rows.wallet_number == bindparam("wallet"), _rows.sequence > bindparam("after"))
     .order_by(_rows.sequence)
 )

@@ -190,12 +190,12 @@ class Grant:
     scope: GrantScope | None = None  #: None: it pays for everything.
     voided_at: int | None = None  #: Taken back then, so that it ended; before expires_at.
     revision: int = 0  #: How often its terms have changed.
-    held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
     repaid: int = 0  #: Part of it that paid back overdraft as it began or ended.
     returned: bool = False  #: Promotional credit that came back after its grant had ended.
     origin: Origin = Origin.GIVEN
     #: Of what the ledger made: digest of the metadata that it was made with; None: it has none.
     words: str | None = None
+    held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""

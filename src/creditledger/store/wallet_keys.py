@@ -11,7 +11,7 @@ from sqlalchemy import Connection, insert, select, update
 
 from creditledger.domain.model import Posting
 from creditledger.store import schema
-from creditledger.store.columns import POSTING_COLUMNS, posting_columns
+from creditledger.store.columns import POSTING_INSERTED, posting_columns
 from creditledger.store.read import transaction_reads
 
 T = TypeVar("T")
@@ -72,8 +72,7 @@ def once(
         hold=None,
         terms=binding.terms,
     )
-    names = (*POSTING_COLUMNS, "first_sequence", "row_count")
-    columns = dict(zip(names, posting_columns(posting), strict=True))
+    columns = dict(zip(POSTING_INSERTED, posting_columns(posting), strict=True))
     connection.execute(insert(schema.postings).values(columns))
     # Servers that keep the wallet in memory have to see that it has moved.
     connection.execute(

@@ -12,37 +12,40 @@ from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 from creditledger.domain.model import RETURNED_ROWS_MAX
 from creditledger.store import schema
 from creditledger.store.columns import (
-    DIMENSION_COLUMNS,
-    DROPPED_COLUMNS,
+    COUNTER_NAMES,
+    DIMENSION,
+    DROPPED_LIMIT,
+    EVENT,
     EVENT_CHANGED,
-    EVENT_COLUMNS,
-    GRANT_CHANGED,
-    GRANT_COLUMNS,
+    GRANT,
     GRANT_GROWN,
+    GRANT_PART,
     GRANT_REPAID,
-    GRANT_REPAYMENT_COLUMNS,
-    GRANT_REVISION_COLUMNS,
+    GRANT_REPAYMENT,
+    GRANT_REVISION,
+    GRANT_TERMS,
+    HOLD,
     HOLD_CHANGED,
-    HOLD_COLUMNS,
+    HOLD_REVISION,
+    LIMIT,
     LIMIT_CHANGED,
-    LIMIT_COLUMNS,
-    OVERDRAFT_COLUMNS,
-    PART_COLUMNS,
-    PAYER_COLUMNS,
-    POSTING_COLUMNS,
-    RECEIPT_COLUMNS,
-    REVISION_COLUMNS,
-    ROW_COLUMNS,
-    STATE_COLUMNS,
-    SUM_COLUMNS,
-    WALLET_COLUMNS,
+    OVERDRAFT,
+    PAYER,
+    POSTING_INSERTED,
+    POSTING_NAMES,
+    RECEIPT,
+    ROW,
+    STATE_NAMES,
+    SUM_NAMES,
+    WALLET,
+    WALLET_OVERDRAFT,
+    WALLET_TERMS,
 )
 
 # --- reading what a batch wants -------------------------------------------------------------------
 
 
-_SEQUENCE = STATE_COLUMNS.index("sequence")
-REVISION = STATE_COLUMNS.index("revision")
+REVISION = STATE_NAMES.index("revision")
 
 
 def _of(table: str, columns: list[str]) -> str:
@@ -50,7 +53,7 @@ def _of(table: str, columns: list[str]) -> str:
 
 
 WALLETS = f"""
-SELECT c.scale, {_of("w", WALLET_COLUMNS)} FROM wallets AS w
+SELECT c.scale, {WALLET.sql("w")} FROM wallets AS w
 JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 
 #: The first three columns are the same in every row, and one row is there without any wallet: the
@@ -59,7 +62,7 @@ JOIN currencies AS c ON c.code = w.currency WHERE w.id = ANY($1::text[])"""
 #: may have waited for another wallet meanwhile.
 LOCK = f"""
 WITH locked AS MATERIALIZED (
- SELECT s.wallet_number, {_of("s", STATE_COLUMNS)}, s.written_in FROM wallet_states AS s
+ SELECT s.wallet_number, {_of("s", STATE_NAMES)}, s.written_in FROM wallet_states AS s
  WHERE s.wallet_number = ANY($1::bigint[]) ORDER BY s.wallet_number FOR NO KEY UPDATE
 ), turn AS MATERIALIZED (
  SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint) AS clock,
@@ -69,7 +72,7 @@ WITH locked AS MATERIALIZED (
 SELECT turn.clock, EXISTS (
  SELECT FROM unnest($2::bigint[], $3::text[]) AS j (wallet, key)
  JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key),
- CAST(turn.own AS text), locked.wallet_number, {_of("locked", STATE_COLUMNS)},
+ CAST(turn.own AS text), locked.wallet_number, {_of("locked", STATE_NAMES)},
  CASE WHEN locked.written_in > turn.own THEN CAST(locked.written_in AS text) END
 FROM turn LEFT JOIN locked ON turn.count > 0"""
 #: The same without those that somebody else has locked.
@@ -79,30 +82,30 @@ LOCK_FREE = LOCK.replace("FOR NO KEY UPDATE", "FOR NO KEY UPDATE SKIP LOCKED")
 COMMITTED = "SELECT pg_xact_status(CAST($1::text AS xid8)) = 'committed'"
 
 OPEN_GRANTS = f"""
-SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+SELECT g.wallet_number, {GRANT.sql("g")}
 FROM grants AS g WHERE g.wallet_number = ANY($1::bigint[]) AND g.open"""
 
 OPEN_HOLDS = f"""
-SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+SELECT h.wallet_number, {HOLD.sql("h")}
 FROM holds AS h WHERE h.wallet_number = ANY($1::bigint[]) AND h.ended IS NULL"""
 
 UNPAID_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM meter_events AS e WHERE e.wallet_number = ANY($1::bigint[]) AND e.unpaid > 0
 ORDER BY e.wallet_number, e.created_at, e.number"""
 
 NAMED_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN meter_events AS e ON e.wallet_number = j.wallet AND e.number = j.number"""
 
 EVENTS_BY_IDENTIFIER = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM unnest($1::bigint[], $2::text[]) AS j (wallet, identifier)
 JOIN meter_events AS e ON e.wallet_number = j.wallet AND e.identifier = j.identifier"""
 
 RETURNED_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM meter_events AS e
 WHERE e.wallet_number = ANY($1::bigint[]) AND e.return_below IS NOT NULL"""
 
@@ -118,17 +121,17 @@ CROSS JOIN LATERAL (
 ORDER BY j.wallet, j.event, s.first_sequence DESC"""
 
 LIMITS = f"""
-SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)}
+SELECT l.wallet_number, {LIMIT.sql("l")}
 FROM spend_limits AS l WHERE l.wallet_number = ANY($1::bigint[])
 ORDER BY l.wallet_number, l.number"""
 
 DROPPED = f"""
-SELECT {_of("l", DROPPED_COLUMNS)}
+SELECT l.wallet_number, {DROPPED_LIMIT.sql("l")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN dropped_limits AS l ON l.wallet_number = j.wallet AND l.number = j.number"""
 
 NAMED_HOLDS = f"""
-SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)}
+SELECT h.wallet_number, {HOLD.sql("h")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN holds AS h ON h.wallet_number = j.wallet AND h.number = j.number"""
 
@@ -139,7 +142,7 @@ FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
 
 NAMED_GRANTS = f"""
-SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)}
+SELECT g.wallet_number, {GRANT.sql("g")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN grants AS g ON g.wallet_number = j.wallet AND g.number = j.number"""
 
@@ -153,7 +156,7 @@ LEFT JOIN grant_revisions AS r ON r.wallet_number = g.wallet_number
 LEFT JOIN credit_transactions AS t ON t.wallet_number = g.wallet_number AND t.sequence = g.number
 LEFT JOIN postings AS p ON p.wallet_number = t.wallet_number AND p.number = t.posting_number"""
 
-_POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_COLUMNS)}"
+_POSTINGS = f"SELECT p.first_sequence, p.row_count, {_of('p', POSTING_NAMES)}"
 POSTINGS_BY_KEY = f"""
 {_POSTINGS} FROM unnest($1::bigint[], $2::text[]) AS j (wallet, key)
 JOIN postings AS p ON p.wallet_number = j.wallet AND p.idempotency_key = j.key"""
@@ -162,7 +165,7 @@ POSTINGS_BY_NUMBER = f"""
 JOIN postings AS p ON p.wallet_number = j.wallet AND p.number = j.number"""
 
 ROWS = f"""
-SELECT {_of("t", ROW_COLUMNS)}
+SELECT {ROW.sql("t")}
 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, last)
 JOIN credit_transactions AS t
   ON t.wallet_number = j.wallet AND t.sequence BETWEEN j.first AND j.last
@@ -179,13 +182,13 @@ WHERE o.start + o.amount > j.place
 ORDER BY o.wallet_number, o.start"""
 
 OVERDRAFTS = f"""
-SELECT {_of("o", OVERDRAFT_COLUMNS)}
+SELECT {OVERDRAFT.sql("o")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, sequence)
 JOIN overdraft_draws AS o ON o.wallet_number = j.wallet AND o.sequence = j.sequence"""
 
 #: Stretches do not overlap, so those of a draw begin with the last one that begins before it.
 PAYERS = f"""
-SELECT {_of("p", PAYER_COLUMNS)}
+SELECT {PAYER.sql("p")}
 FROM unnest($1::bigint[], $2::bigint[], $3::bigint[]) AS j (wallet, first, behind)
 JOIN overdraft_payers AS p ON p.wallet_number = j.wallet AND p.start < j.behind
  AND p.start >= coalesce((SELECT max(b.start) FROM overdraft_payers AS b
@@ -193,7 +196,7 @@ JOIN overdraft_payers AS p ON p.wallet_number = j.wallet AND p.start < j.behind
 WHERE p.until > j.first"""
 
 DIMENSIONS = f"""
-SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)}
+SELECT d.wallet_number, d.number, {DIMENSION.sql("d")}
 FROM unnest($1::bigint[], $2::bigint[]) AS j (wallet, number)
 JOIN dimensions AS d ON d.wallet_number = j.wallet AND d.number = j.number"""
 
@@ -260,8 +263,8 @@ class _Numbered:
 
     def insert_placed(self) -> str:
         """INSERT of credit transactions of which some stand behind others of their wallet."""
-        table, names = schema.postgresql.tables["credit_transactions"], ", ".join(ROW_COLUMNS)
-        values = self.unnest(table, [*ROW_COLUMNS, "position"])
+        table, names = schema.postgresql.tables["credit_transactions"], ", ".join(ROW.names)
+        values = self.unnest(table, [*ROW.names, "position"])
         return (
             f"INSERT INTO {table.name} ({names}, position)"
             f" SELECT {names}, CAST(position AS xid8) FROM {values} AS j ({names}, position)"
@@ -284,12 +287,10 @@ class _Numbered:
         )
 
 
-COUNTERS = STATE_COLUMNS[_SEQUENCE:]
 _PLACE = ["wallet_number", "quarter", "dimension_number"]
-_DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION_COLUMNS]
-_POSTING_INSERTED = [*POSTING_COLUMNS, "first_sequence", "row_count"]
+_DIMENSION_INSERTED = ["wallet_number", "number", "digest", *DIMENSION.names]
 _LIMIT_KEY = ["wallet_number", "number"]
-_GRANT_INSERTED = ["wallet_number", *GRANT_COLUMNS, "open"]
+_GRANT_INSERTED = ["wallet_number", *GRANT.names, "open"]
 
 
 #: What a batch writes beside the wallets' counters, where there is some.
@@ -298,42 +299,42 @@ _PARTS = {
     "given": lambda n: n.insert(schema.grants, _GRANT_INSERTED),
     "drawn": lambda n: n.update(schema.grants, ["wallet_number", "number"], ["remaining", "open"]),
     "held": lambda n: (
-        n.insert(schema.holds, ["wallet_number", *HOLD_COLUMNS])
+        n.insert(schema.holds, ["wallet_number", *HOLD.names])
         + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED)
+        + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED.names)
     ),
     "counted": lambda n: (
-        n.insert(schema.meter_events, ["wallet_number", *EVENT_COLUMNS])
+        n.insert(schema.meter_events, ["wallet_number", *EVENT.names])
         + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED)
+        + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED.names)
     ),
     "limited": lambda n: (
-        n.insert(schema.spend_limits, ["wallet_number", *LIMIT_COLUMNS])
+        n.insert(schema.spend_limits, ["wallet_number", *LIMIT.names])
         + " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-        + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED)
+        + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED.names)
     ),
     "unlimited": lambda n: n.delete(schema.spend_limits, _LIMIT_KEY),
-    "dropped": lambda n: n.insert(schema.dropped_limits, DROPPED_COLUMNS),
-    "parted": lambda n: n.insert(schema.grant_parts, PART_COLUMNS),
-    "credited": lambda n: n.insert(schema.receipts, RECEIPT_COLUMNS),
-    "became": lambda n: n.insert(schema.hold_revisions, REVISION_COLUMNS),
-    "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION_COLUMNS),
+    "dropped": lambda n: n.insert(schema.dropped_limits, ["wallet_number", *DROPPED_LIMIT.names]),
+    "parted": lambda n: n.insert(schema.grant_parts, GRANT_PART.names),
+    "credited": lambda n: n.insert(schema.receipts, RECEIPT.names),
+    "became": lambda n: n.insert(schema.hold_revisions, HOLD_REVISION.names),
+    "revised": lambda n: n.insert(schema.grant_revisions, GRANT_REVISION.names),
     "overdrafts": lambda n: (
-        n.insert(schema.overdraft_draws, OVERDRAFT_COLUMNS)
+        n.insert(schema.overdraft_draws, OVERDRAFT.names)
         + " ON CONFLICT (wallet_number, sequence) DO UPDATE SET forgiven = excluded.forgiven"
     ),
-    "payers": lambda n: n.insert(schema.overdraft_payers, PAYER_COLUMNS),
+    "payers": lambda n: n.insert(schema.overdraft_payers, PAYER.names),
     "overdraft_returns": lambda n: n.insert(
         schema.overdraft_returns, ["wallet_number", "sequence"]
     ),
-    "repaid": lambda n: n.insert(schema.grant_repayments, GRANT_REPAYMENT_COLUMNS),
-    "posted": lambda n: n.insert(schema.postings, _POSTING_INSERTED),
+    "repaid": lambda n: n.insert(schema.grant_repayments, GRANT_REPAYMENT.names),
+    "posted": lambda n: n.insert(schema.postings, POSTING_INSERTED),
     "added": lambda n: (
-        n.insert(schema.rollups, [*_PLACE, *SUM_COLUMNS])
+        n.insert(schema.rollups, [*_PLACE, *SUM_NAMES])
         + f" ON CONFLICT ({', '.join(_PLACE)}) DO UPDATE SET "
-        + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_COLUMNS)
+        + ", ".join(f"{name} = rollups.{name} + excluded.{name}" for name in SUM_NAMES)
     ),
-    "written": lambda n: n.insert(schema.transactions, ROW_COLUMNS),
+    "written": lambda n: n.insert(schema.transactions, ROW.names),
     "placed": lambda n: n.insert_placed(),
 }
 
@@ -347,27 +348,29 @@ def write_statement(parts: tuple[str, ...]) -> str:
     n = _Numbered()
     own = ",\n".join(f"{name} AS ({_PARTS[name](n)})" for name in parts)
     last = "written_in = greatest(o.written_in, pg_current_xact_id())"
-    moved = n.update(schema.wallet_states, ["wallet_number"], COUNTERS, last)
+    moved = n.update(schema.wallet_states, ["wallet_number"], COUNTER_NAMES, last)
     return f"WITH {own}\n{moved}"
 
 
 WRITE_TERMS = _Numbered().update(
     schema.wallet_states,
     ["wallet_number"],
-    ["overdraft_limit", "status", "metadata", "updated_at"],
+    WALLET_TERMS.names,
 )
 
 WRITE_CLOSED = _Numbered().update(schema.wallets, ["number"], ["closed_at"])
 #: Apart, since of these some are drawn on as well.
-WRITE_GROWN = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_GROWN)
+WRITE_GROWN = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_GROWN.names)
 
 #: Apart and first, since the same receipt may be credited anew.
 FREE_RECEIPTS = _Numbered().delete(schema.receipts, ["wallet_number", "grant_number"])
 #: Apart, since few batches overdraw or pay back: counters are written by all.
 WRITE_OVERDRAWN = _Numbered().update(
-    schema.wallet_states, ["wallet_number"], ["overdrawn", "repaid_to"]
+    schema.wallet_states, ["wallet_number"], WALLET_OVERDRAFT.names
 )
 
 #: Apart, since one statement changes a row only once, and of these some are drawn on as well.
-WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_CHANGED)
-WRITE_REPAID = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_REPAID)
+WRITE_REVISED = _Numbered().update(schema.grants, ["wallet_number", "number"], GRANT_TERMS.names)
+WRITE_REPAID = _Numbered().update(
+    schema.grants, ["wallet_number", "number"], [*GRANT_REPAID.names, "open"]
+)

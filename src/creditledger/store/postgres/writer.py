@@ -6,7 +6,6 @@ order, and all that depends on them is read in later statements, which see what 
 during the wait.
 """
 
-import json
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from time import monotonic
@@ -26,29 +25,28 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store.columns import (
+    COUNTER_NAMES,
+    DIMENSION,
+    DROPPED_LIMIT,
+    EVENT,
+    GRANT,
+    GRANT_GROWN,
+    GRANT_REPAID,
+    GRANT_REVISION,
+    GRANT_TERMS,
+    HOLD,
+    HOLD_REVISION,
+    LIMIT,
+    OVERDRAFT,
+    WALLET_OVERDRAFT,
+    WALLET_TERMS,
+    counters,
     digest,
-    dimension_columns,
-    dimension_value,
-    dropped_columns,
     dropped_value,
-    event_columns,
-    event_value,
-    grant_changed,
-    grant_columns,
-    grant_repaid,
-    grant_revision_columns,
-    grant_value,
-    hold_columns,
-    hold_value,
-    limit_columns,
-    limit_value,
     load,
-    overdraft_columns,
     posting_columns,
     posting_value,
-    revision_columns,
     set_terms,
-    wallet_counters,
     wallet_value,
 )
 from creditledger.store.ledger_clock import LedgerClock, refusal
@@ -357,10 +355,10 @@ def _columns(rows: Iterable[Sequence[Any]], width: int = 2) -> list[Sequence[Any
 async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> None:
     found: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
     for number, *columns in await connection.fetch(sql.OPEN_GRANTS, list(found)):
-        found[number].append(grant_value(columns))
+        found[number].append(GRANT.value(columns))
     holds: dict[int, list[Hold]] = {wallet.number: [] for wallet in wallets}
     for number, *columns in await connection.fetch(sql.OPEN_HOLDS, list(holds)):
-        holds[number].append(hold_value(columns))
+        holds[number].append(HOLD.value(columns))
     for wallet in wallets:
         wallet.fill(found[wallet.number], holds[wallet.number])
     gaps = [place for wallet in wallets if (place := forgiving(wallet))]
@@ -371,13 +369,13 @@ async def _load_open(connection: asyncpg.Connection, wallets: list[Wallet]) -> N
     owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
     if owing:
         for number, *columns in await connection.fetch(sql.UNPAID_EVENTS, list(owing)):
-            event = event_value(columns)
+            event = EVENT.value(columns)
             owing[number].unpaid[event.number] = event
     limited = {wallet.number: wallet for wallet in wallets if wallet.limits_made}
     if limited:
         limits: dict[int, list[SpendLimit]] = {number: [] for number in limited}
         for number, *columns in await connection.fetch(sql.LIMITS, list(limited)):
-            limits[number].append(limit_value(columns))
+            limits[number].append(LIMIT.value(columns))
         for number, wallet in limited.items():
             wallet.limits = tuple(limits[number])
 
@@ -389,11 +387,11 @@ async def _load_holds(
     wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
     missing = [place for place in named if place[1] not in wallets[place[0]].holds]
     for wallet, *columns in await connection.fetch(sql.NAMED_HOLDS, *_columns(missing)):
-        hold = hold_value(columns)
+        hold = HOLD.value(columns)
         wallets[wallet].holds[hold.number] = hold
     places = loaded.dimensions_of(named)
     for wallet, number, *columns in await connection.fetch(sql.DIMENSIONS, *_columns(places)):
-        loaded.dimensions[wallet, number] = dimension_value(columns)
+        loaded.dimensions[wallet, number] = DIMENSION.value(columns)
 
 
 async def _load_named_grants(
@@ -407,7 +405,7 @@ async def _load_named_grants(
         if wallet in wallets and number not in wallets[wallet].grants
     ]
     for number, *columns in await connection.fetch(sql.NAMED_GRANTS, *_columns(missing)):
-        wallets[number].add(grant_value(columns))
+        wallets[number].add(GRANT.value(columns))
 
 
 async def _load_originals(connection: asyncpg.Connection, wanted: Wanted, loaded: Loaded) -> None:
@@ -436,7 +434,7 @@ async def _load_events(
     connection: asyncpg.Connection, loaded: Loaded, statement: str, *wanted: Sequence[Any]
 ) -> None:
     for wallet, *columns in await connection.fetch(statement, *wanted):
-        event = event_value(columns)
+        event = EVENT.value(columns)
         loaded.events[wallet, event.number] = event
 
 
@@ -496,35 +494,32 @@ async def _load_postings(
         postings[row.wallet, row.posting].rows.append(row)
     places = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
     for wallet, number, *columns in await connection.fetch(sql.DIMENSIONS, *_columns(places)):
-        loaded.dimensions[wallet, number] = dimension_value(columns)
+        loaded.dimensions[wallet, number] = DIMENSION.value(columns)
     return list(postings.values())
 
 
 async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[int, str]) -> None:
     """At most five statements however many postings."""
     if changes.terms:
-        terms = [
-            (n, w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at)
-            for n, w in changes.terms.items()
-        ]
+        terms = [(n, *WALLET_TERMS.stored(w)) for n, w in changes.terms.items()]
         await connection.fetch(sql.WRITE_TERMS, *_columns(terms))
         closed = [(w.number, w.updated_at) for w in changes.closed()]
         if closed:
             await connection.fetch(sql.WRITE_CLOSED, *_columns(closed))
     # What is given in the same batch is inserted as it has become.
     revised = [
-        (*place, *grant_changed(grant))
+        (*place, *GRANT_TERMS.stored(grant))
         for place, grant in changes.revised.items()
         if place not in changes.given
     ]
     if revised:
         await connection.fetch(sql.WRITE_REVISED, *_columns(revised))
     # Before what remains of them, which is no more than their amount.
-    grown = [(*p, grant.amount, grant.overdraft_paid) for p, grant in changes.grown.items()]
+    grown = [(*place, *GRANT_GROWN.stored(one)) for place, one in changes.grown.items()]
     if grown:
         await connection.fetch(sql.WRITE_GROWN, *_columns(grown))
     repaid = [
-        (*place, *grant_repaid(grant))
+        (*place, *GRANT_REPAID.stored(grant), grant.remaining > 0)
         for place, grant in changes.repaid.items()
         if place not in changes.given
     ]
@@ -534,28 +529,31 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
     if free:
         await connection.fetch(sql.FREE_RECEIPTS, *_columns(free))
     if changes.overdrawn:
-        owing = [(number, w.overdrawn, w.repaid_to) for number, w in changes.overdrawn.items()]
+        owing = [(n, *WALLET_OVERDRAFT.stored(w)) for n, w in changes.overdrawn.items()]
         await connection.fetch(sql.WRITE_OVERDRAWN, *_columns(owing))
     if not (changes.touched or changes.holds):
         return
     parts: dict[str, list[Sequence[Any]]] = {
-        "named": [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
-        "given": [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
+        "named": [(w, n, digest(d), *DIMENSION.stored(d)) for w, n, d in changes.dimensions],
+        "given": [
+            (wallet, *GRANT.stored(grant), grant.remaining > 0)
+            for (wallet, _), grant in changes.given.items()
+        ],
         "drawn": [
             (wallet, number, grant.remaining, grant.remaining > 0)
             for (wallet, number), (grant, _) in changes.drawn.items()
             if (wallet, number) not in changes.repaid
         ],
-        "held": [(wallet, *hold_columns(hold)) for (wallet, _), hold in changes.holds.items()],
-        "counted": [(wallet, *event_columns(one)) for (wallet, _), one in changes.events.items()],
-        "limited": [(w, *limit_columns(one)) for (w, _), one in changes.limits.items() if one],
+        "held": [(wallet, *HOLD.stored(hold)) for (wallet, _), hold in changes.holds.items()],
+        "counted": [(wallet, *EVENT.stored(one)) for (wallet, _), one in changes.events.items()],
+        "limited": [(w, *LIMIT.stored(one)) for (w, _), one in changes.limits.items() if one],
         "unlimited": [place for place, one in changes.limits.items() if one is None],
-        "dropped": [dropped_columns(w, one) for (w, _), one in changes.dropped.items()],
+        "dropped": [(w, *DROPPED_LIMIT.stored(one)) for (w, _), one in changes.dropped.items()],
         "parted": list(changes.parts),
         "credited": [one for one in changes.receipts.values() if one is not None],
-        "became": list(map(revision_columns, changes.revisions)),
-        "revised": list(map(grant_revision_columns, changes.grant_revisions)),
-        "overdrafts": list(map(overdraft_columns, changes.overdrafts.values())),
+        "became": list(map(HOLD_REVISION.stored, changes.revisions)),
+        "revised": list(map(GRANT_REVISION.stored, changes.grant_revisions)),
+        "overdrafts": list(map(OVERDRAFT.stored, changes.overdrafts.values())),
         "payers": list(changes.payers),
         "overdraft_returns": list(changes.overdraft_returns),
         "repaid": list(changes.repayments),
@@ -565,9 +563,9 @@ async def _store(connection: asyncpg.Connection, changes: Changes, behind: dict[
         "placed": [(*row, behind.get(row.wallet)) for row in changes.rows] if behind else [],
     }
     there = tuple(name for name, rows in parts.items() if rows)
-    moved = [(n, *wallet_counters(wallet)) for n, wallet in changes.touched.items()]
+    moved = [(n, *counters(wallet)) for n, wallet in changes.touched.items()]
     await connection.fetch(
         sql.write_statement(there),
         *(column for name in there for column in _columns(parts[name])),
-        *_columns(moved, 1 + len(sql.COUNTERS)),
+        *_columns(moved, 1 + len(COUNTER_NAMES)),
     )

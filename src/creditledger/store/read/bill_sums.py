@@ -18,7 +18,7 @@ from creditledger.domain import clock
 from creditledger.domain.billing_periods import Bucket, bucket_of
 from creditledger.domain.model import Category, Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION_COLUMNS, dimension_value, load
+from creditledger.store.columns import DIMENSION, load
 from creditledger.store.dialects import exact_sum
 from creditledger.store.read.transaction_reads import span, with_postings
 
@@ -248,7 +248,7 @@ def _of_overdraft(connection: Connection, wallet: int, refunds: set[int]) -> set
 
 def dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:
     """The wallet's dimensions of consumptions and refunds, by number."""
-    query = select(d.number, *(d[name] for name in DIMENSION_COLUMNS)).where(
+    query = select(d.number, *DIMENSION.of(d)).where(
         d.wallet_number == wallet, d.kind.in_((Kind.USAGE.value, Kind.REFUND.value))
     )
-    return {number: dimension_value(rest) for number, *rest in connection.execute(query)}
+    return {number: DIMENSION.value(rest) for number, *rest in connection.execute(query)}

@@ -14,7 +14,7 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, literal, select,
 from creditledger.domain.model import Dimension, Kind
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION_COLUMNS, dimension_value
+from creditledger.store.columns import DIMENSION, PLACE
 from creditledger.store.dialects import snapshot, was_in
 from creditledger.store.read.lists import ORDER, conditions, is_kind, matching
 from creditledger.store.read.transaction_reads import Filters, Span, span, wallets_of, with_postings
@@ -129,7 +129,8 @@ def wallets(connection: Connection, numbers: Iterable[int]) -> dict[int, WalletP
     """The wallets of these numbers."""
     found = connection.execute(
         select(
-            *(w.number, w.id, w.customer_id, w.currency, schema.currencies.c.scale, w.livemode),
+            w.number,
+            *PLACE,
             w.rows_before,
         )
         .join_from(schema.wallets, schema.currencies, schema.currencies.c.code == w.currency)
@@ -147,9 +148,9 @@ def dimensions(
         by_wallet.setdefault(wallet, []).append(number)
     found = {}
     for wallet, numbers in by_wallet.items():
-        query = select(d.number, *(d[name] for name in DIMENSION_COLUMNS)).where(
+        query = select(d.number, *DIMENSION.of(d)).where(
             d.wallet_number == wallet, d.number.in_(numbers)
         )
         for number, *columns in connection.execute(query):
-            found[wallet, number] = dimension_value(columns)
+            found[wallet, number] = DIMENSION.value(columns)
     return found

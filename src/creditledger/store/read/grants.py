@@ -8,6 +8,7 @@ grant were at a past moment is in `wallet_history.py`.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -29,13 +30,7 @@ from creditledger.domain.clock import DAY
 from creditledger.domain.model import Category, Grant, GrantStatus, repayments
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import (
-    GRANT_COLUMNS,
-    POSTING_COLUMNS,
-    grant_value,
-    load,
-    posting_value,
-)
+from creditledger.store.columns import GRANT, PLACE, POSTING_NAMES, load, posting_value, split
 from creditledger.store.dialects import by_index, exact_sum, fold, holds
 from creditledger.store.read.transaction_reads import OF_POSTING, expand
 from creditledger.store.registry import records
@@ -70,19 +65,17 @@ class GrantFilters:
     q: str | None = None  #: What the name holds, whatever the case of ASCII letters.
 
 
-_PLACE = (w.id, w.customer_id, w.currency, schema.currencies.c.scale, w.livemode)
+#: What is shown of a grant.
+_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+    (g.wallet_number, s.posted_at, t.kind),
+    GRANT.of(g),
+    PLACE,
+    (v.created_at, v.metadata),
+    (schema.customers.c.name, schema.customers.c.email),
+    [p[name] for name in POSTING_NAMES],
+)
 _GRANTS = (
-    select(
-        g.wallet_number,
-        *(g[name] for name in GRANT_COLUMNS),
-        *_PLACE,
-        s.posted_at,
-        t.kind,
-        v.created_at,
-        v.metadata,
-        *(schema.customers.c.name, schema.customers.c.email),
-        *(p[name] for name in POSTING_COLUMNS),
-    )
+    select(*chain.from_iterable(_SHOWN))
     .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
     .join(schema.wallet_states, s.wallet_number == g.wallet_number)
     .join(schema.currencies, schema.currencies.c.code == w.currency)
@@ -109,17 +102,16 @@ def grant(connection: Connection, wallet: int, number: int, *, clock: int) -> Gi
 
 def _given(connection: Connection, rows: Iterable[Sequence[Any]], clock: int) -> list[GivenGrant]:
     found = []
-    width = len(GRANT_COLUMNS)
-    for number, *columns in rows:
-        one = grant_value(columns[:width])
-        place = WalletPlace(*columns[width : width + 5])
-        posted_at, kind, changed_at, metadata, name, email = columns[width + 5 : width + 11]
-        posting = posting_value(columns[width + 11 :])
+    for columns in rows:
+        wallet, kept, place, revision, (name, email), posted = split(columns, _SHOWN)
+        number, posted_at, kind = wallet
+        changed_at, metadata = revision
+        one, posting = GRANT.value(kept), posting_value(posted)
         found.append(
             GivenGrant(
                 wallet_number=number,
                 grant=one,
-                wallet=place,
+                wallet=WalletPlace(*place),
                 customer=(name, email),
                 now=max(clock, posted_at),
                 kind=kind,
@@ -445,12 +437,10 @@ def _set_aside(
     held = _held(connection, times)
     for wallet in sorted({wallet for wallet, _ in held}):
         numbers = [number for of, number in held if of == wallet]
-        query = select(*(g[name] for name in GRANT_COLUMNS)).where(
-            g.wallet_number == wallet, g.number.in_(numbers)
-        )
+        query = select(*GRANT.of(g)).where(g.wallet_number == wallet, g.number.in_(numbers))
         one, now = sums[currencies[wallet]], times[wallet]
         for columns in connection.execute(query):
-            held_of = grant_value(columns)
+            held_of = GRANT.value(columns)
             part = held[wallet, held_of.number]
             one.held += part
             if held_of.has_ended(now):
@@ -508,7 +498,7 @@ def moved(
 ) -> tuple[WalletPlace, list[Moved]] | None:
     """Whose wallet a posting is on, and what each of its rows moved."""
     found = connection.execute(
-        select(p.first_sequence, p.row_count, *_PLACE)
+        select(p.first_sequence, p.row_count, *PLACE)
         .join_from(schema.postings, schema.wallets, w.number == p.wallet_number)
         .join(schema.currencies, schema.currencies.c.code == w.currency)
         .where(p.wallet_number == wallet, p.number == number)
@@ -517,7 +507,7 @@ def moved(
         return None
     first, count, *place = found
     rows = connection.execute(
-        select(t.sequence, t.amount, *(g[name] for name in GRANT_COLUMNS))
+        select(t.sequence, t.amount, *GRANT.of(g))
         .join_from(
             schema.transactions,
             schema.grants,
@@ -528,6 +518,6 @@ def moved(
         .order_by(t.sequence)
     )
     return WalletPlace(*place), [
-        Moved(sequence, amount, None if columns[0] is None else grant_value(columns))
+        Moved(sequence, amount, None if columns[0] is None else GRANT.value(columns))
         for sequence, amount, *columns in rows
     ]

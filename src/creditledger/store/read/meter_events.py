@@ -6,15 +6,16 @@ by the writers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Select, and_, false, func, or_, select
+from sqlalchemy import ColumnElement, Connection, Select, and_, false, func, or_, select
 
 from creditledger.domain.model import MeterEvent
 from creditledger.domain.registry import Currency, Meter
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import EVENT_COLUMNS, event_value, load
+from creditledger.store.columns import EVENT, PLACE, load, split
 from creditledger.store.dialects import exact_sum, fold, has_value, holds
 from creditledger.store.registry import meters, records
 
@@ -74,16 +75,16 @@ def _events(*columns: Any) -> Select[Any]:
 
 
 _OF_POSTING = and_(_p.wallet_number == _e.wallet_number, _p.number == _e.number)
+#: What is shown of an event.
+_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+    EVENT.of(_e),
+    (_e.wallet_number, _p.metadata, _k.name),
+    PLACE,
+    (_c.name, _c.email),
+    (_m.name, _m.event_name, _m.unit),
+)
 _REPORTED = (
-    _events(
-        *(_e[name] for name in EVENT_COLUMNS),
-        _e.wallet_number,
-        *(_w.id, _w.customer_id, _w.currency, _k.scale, _w.livemode),
-        _p.metadata,
-        *(_c.name, _c.email),
-        *(_m.name, _m.event_name, _m.unit),
-        _k.name,
-    )
+    _events(*chain.from_iterable(_SHOWN))
     .join(schema.postings, _OF_POSTING)
     .join(schema.customers, _c.id == _w.customer_id)
     .join(schema.currencies, _k.code == _w.currency)
@@ -91,17 +92,17 @@ _REPORTED = (
 
 
 def _reported(columns: Sequence[Any]) -> Reported:
-    place = len(EVENT_COLUMNS)
-    number, id_, customer_id, currency, scale, livemode, metadata, *rest = columns[place:]
-    name, email, meter_name, event_name, unit, currency_name = rest
+    event, (number, metadata, currency), where, (name, email), meter = split(columns, _SHOWN)
+    place = WalletPlace(*where)
+    meter_name, event_name, unit = meter
     return Reported(
-        event_value(columns[:place]),
+        EVENT.value(event),
         number,
-        WalletPlace(id_, customer_id, currency, scale, livemode),
+        place,
         load(metadata, {}),
         (name, email),
         (meter_name, event_name, unit),
-        Currency(currency, scale, currency_name),
+        Currency(place.currency, place.scale, currency),
     )
 
 

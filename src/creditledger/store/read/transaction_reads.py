@@ -8,6 +8,7 @@ Lists are in `lists.py`, sums in `consumption.py`.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -29,20 +30,17 @@ from creditledger.domain.model import Annotation, Dimension, Posting, Row, Spend
 from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
 from creditledger.store.columns import (
-    DIMENSION_COLUMNS,
-    EVENT_COLUMNS,
-    GRANT_COLUMNS,
-    HOLD_COLUMNS,
-    LIMIT_COLUMNS,
-    POSTING_COLUMNS,
-    ROW_COLUMNS,
-    dimension_value,
-    event_value,
-    grant_value,
-    hold_value,
-    limit_value,
+    DIMENSION,
+    EVENT,
+    GRANT,
+    HOLD,
+    LIMIT,
+    PLACE,
+    POSTING_NAMES,
+    ROW,
     load,
     posting_value,
+    split,
 )
 from creditledger.store.dialects import pairs
 from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
@@ -97,24 +95,23 @@ def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any
     return select(*r, *columns).join(schema.postings, same)
 
 
+#: What a list shows of a credit transaction, each part a value or a group of columns.
+_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+    ROW.of(t),
+    [p[name] for name in POSTING_NAMES],
+    DIMENSION.of(d),
+    PLACE,
+    (schema.customers.c.name, schema.customers.c.email),
+    (schema.currencies.c.name,),
+    (schema.meters.c.name, schema.meters.c.event_name, schema.meters.c.unit),
+    GRANT.of(g),
+    EVENT.of(e),
+)
+
+
 def _expanded(rows: FromClause) -> Select[Any]:
     """Credit transactions with all that a list shows of each; `rows` is their table, or a join."""
-    return select(
-        *(t[name] for name in ROW_COLUMNS),
-        *(p[name] for name in POSTING_COLUMNS),
-        *(d[name] for name in DIMENSION_COLUMNS),
-        w.id,
-        w.customer_id,
-        w.currency,
-        schema.currencies.c.scale,
-        w.livemode,
-        schema.customers.c.name,
-        schema.customers.c.email,
-        schema.currencies.c.name,
-        *(schema.meters.c.name, schema.meters.c.event_name, schema.meters.c.unit),
-        *(g[name] for name in GRANT_COLUMNS),
-        *(e[name] for name in EVENT_COLUMNS),
-    ).select_from(
+    return select(*chain.from_iterable(_SHOWN)).select_from(
         rows.join(schema.postings, OF_POSTING)
         .join(
             schema.dimensions,
@@ -141,27 +138,21 @@ _EXPANDED = _expanded(schema.transactions)
 
 
 def _transaction(columns: Sequence[Any]) -> Transaction:
-    rest = iter(columns)
-
-    def take(count: int) -> list[Any]:
-        return [next(rest) for _ in range(count)]
-
-    row = Row(*take(len(ROW_COLUMNS)))
-    posting = posting_value(take(len(POSTING_COLUMNS)))
-    dimension = dimension_value(take(len(DIMENSION_COLUMNS)))
-    place = WalletPlace(*take(5))
-    name, email, currency_name, *meter = take(6)
-    given, reported = take(len(GRANT_COLUMNS)), take(len(EVENT_COLUMNS))
+    found, posting, dimension, place, customer, currency, meter, grant, event = split(
+        columns, _SHOWN
+    )
+    row = Row(*found)
+    name, email = customer
     return Transaction(
         row,
-        posting,
-        dimension,
-        place,
+        posting_value(posting),
+        DIMENSION.value(dimension),
+        WalletPlace(*place),
         customer=(name, email),
-        currency_name=currency_name,
+        currency_name=currency[0],
         meter=None if meter[0] is None else TransactionMeter(*meter),
-        grant=None if row.grant is None else grant_value(given),
-        event=None if reported[0] is None else event_value(reported),
+        grant=None if row.grant is None else GRANT.value(grant),
+        event=None if event[0] is None else EVENT.value(event),
     )
 
 
@@ -200,7 +191,7 @@ def posting(
     A hold, its release and its extension have no rows, nor has a capture of 0.
     """
     found = connection.execute(
-        select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_COLUMNS)).where(
+        select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_NAMES)).where(
             p.wallet_number == wallet, p.idempotency_key == key
         )
     ).one_or_none()
@@ -222,18 +213,15 @@ def posting(
     return whole, transactions[0].dimension
 
 
+#: What is shown of a hold.
+_HELD: tuple[Sequence[ColumnElement[Any]], ...] = (
+    HOLD.of(h),
+    PLACE,
+    (p.description, p.metadata),
+    DIMENSION.of(d),
+)
 _HOLDS = (
-    select(
-        *(h[name] for name in HOLD_COLUMNS),
-        w.id,
-        w.customer_id,
-        w.currency,
-        schema.currencies.c.scale,
-        w.livemode,
-        p.description,
-        p.metadata,
-        *(d[name] for name in DIMENSION_COLUMNS),
-    )
+    select(*chain.from_iterable(_HELD))
     .join_from(schema.holds, schema.wallets, w.number == h.wallet_number)
     .join(schema.currencies, schema.currencies.c.code == w.currency)
     .join(
@@ -272,12 +260,11 @@ def holds(
 
 
 def _hold(columns: Sequence[Any]) -> HeldCredit:
-    place = len(HOLD_COLUMNS)
-    description, words = columns[place + 5 : place + 7]
+    held, place, (description, words), dimension = split(columns, _HELD)
     return HeldCredit(
-        hold_value(columns[:place]),
-        WalletPlace(*columns[place : place + 5]),
-        dimension_value(columns[place + 7 :]),
+        HOLD.value(held),
+        WalletPlace(*place),
+        DIMENSION.value(dimension),
         Annotation(description, load(words, {})),
     )
 
@@ -286,11 +273,9 @@ def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ..
     """The wallet's spend limits, oldest first, and for which API key its open holds are."""
     table = schema.spend_limits.c
     query = (
-        select(*(table[name] for name in LIMIT_COLUMNS))
-        .where(table.wallet_number == wallet.number)
-        .order_by(table.number)
+        select(*LIMIT.of(table)).where(table.wallet_number == wallet.number).order_by(table.number)
     )
-    found = tuple(limit_value(columns) for columns in connection.execute(query))
+    found = tuple(LIMIT.value(columns) for columns in connection.execute(query))
     if not (found and wallet.holds):
         return found, {}
     labels = select(d.number, d.api_key_id).where(

@@ -10,13 +10,16 @@ from dataclasses import replace
 
 from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
-from creditledger.domain.model import HOLD_MS_MAX, Grant, Hold, Wallet
+from creditledger.domain.model import HOLD_MS_MAX, Grant, GrantTerms, Hold, Wallet
 from creditledger.store import schema
-from creditledger.store.columns import GRANT_COLUMNS, grant_value, hold_value
+from creditledger.store.columns import GRANT, HOLD
 from creditledger.store.read.transaction_reads import last_before
 
 t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
 v, x, y = schema.grant_revisions.c, schema.grant_parts.c, schema.grant_repayments.c
+
+_TERMS = GRANT.only(*GrantTerms._fields)
+_SET_ASIDE = HOLD.only("captured", "parts", "beyond", "deadline", "created_at")
 
 
 def at_time(connection: Connection, now: Wallet, moment: int) -> Wallet:
@@ -108,7 +111,7 @@ def _grants(
         sums = moved.group_by(t.grant_number).subquery("moved")
         left = g.remaining - sums.c.amount
     found = connection.execute(
-        select(left, *(g[name] for name in GRANT_COLUMNS)).join_from(
+        select(left, *GRANT.of(g)).join_from(
             sums,
             schema.grants,
             and_(g.wallet_number == now.number, g.number == sums.c.grant_number),
@@ -116,7 +119,7 @@ def _grants(
     )
     grants = {}
     for remaining, *columns in found:
-        grant = grant_value(columns)
+        grant = GRANT.value(columns)
         grant.remaining = int(remaining)
         grants[grant.number] = grant
     if sequence > now.sequence // 2:
@@ -125,10 +128,8 @@ def _grants(
             if grant.number <= sequence and grant.number not in grants:
                 grants[grant.number] = replace(grant, held=0)
         missing = [number for number in repaid if number <= sequence and number not in grants]
-        query = select(*(g[name] for name in GRANT_COLUMNS)).where(
-            g.wallet_number == now.number, g.number.in_(missing)
-        )
-        grants |= {one.number: one for one in map(grant_value, connection.execute(query))}
+        query = select(*GRANT.of(g)).where(g.wallet_number == now.number, g.number.in_(missing))
+        grants |= {one.number: one for one in map(GRANT.value, connection.execute(query))}
     for number in repaid.keys() & grants.keys():
         grants[number].remaining += repaid[number]
         grants[number].repaid -= repaid[number]
@@ -156,7 +157,7 @@ def _give_terms(
         .subquery("last")
     )
     found = connection.execute(
-        select(v.grant_number, v.name, v.priority, v.expires_at, v.voided_at).join_from(
+        select(v.grant_number, *_TERMS.of(v)).join_from(
             last,
             schema.grant_revisions,
             and_(
@@ -167,8 +168,8 @@ def _give_terms(
         )
     )
     for number, *terms in found:
-        grant = changed[number]
-        grant.name, grant.priority, grant.expires_at, grant.voided_at = terms
+        for name, value in _TERMS.by_field(terms).items():
+            setattr(changed[number], name, value)
 
 
 def _holds(
@@ -186,11 +187,18 @@ def _holds(
     ).c
     found = connection.execute(
         select(
-            *(last.hold_number, last.captured, last.parts),
-            *(last.beyond, last.deadline, last.created_at),
+            last.hold_number,
+            *_SET_ASIDE.of(last),
         ).where(last.nth == 1, last.ended.is_(None), last.deadline > moment)
     )
     return [
-        hold_value((number, 0, captured, parts, beyond, deadline, made, 0, None, None, None, None))
-        for number, captured, parts, beyond, deadline, made in found
+        Hold(
+            number=number,
+            amount=0,
+            dimension=0,
+            quantities=(),
+            meter_event_id=None,
+            **_SET_ASIDE.by_field(columns),
+        )
+        for number, *columns in found
     ]

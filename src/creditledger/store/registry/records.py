@@ -32,15 +32,7 @@ from creditledger.domain.errors import IdTaken, InvalidField, NotFound, OutOfRan
 from creditledger.domain.model import Grant, Hold, Status, Wallet
 from creditledger.domain.registry import ApiKey, Currency, Customer, Scope, Subscription
 from creditledger.store import schema
-from creditledger.store.columns import (
-    GRANT_COLUMNS,
-    HOLD_COLUMNS,
-    STATE_COLUMNS,
-    WALLET_COLUMNS,
-    grant_value,
-    hold_value,
-    wallet_value,
-)
+from creditledger.store.columns import GRANT, HOLD, STATE_NAMES, WALLET, wallet_value
 from creditledger.store.dialects import by_index
 
 #: Wallets of a customer in one currency and mode, closed ones included: "me" reads all of them.
@@ -224,8 +216,8 @@ def require_currency(connection: Connection, code: str, *, field: str) -> Curren
 _WALLETS = (
     select(
         schema.currencies.c.scale,
-        *(schema.wallets.c[name] for name in WALLET_COLUMNS),
-        *(schema.wallet_states.c[name] for name in STATE_COLUMNS),
+        *WALLET.of(schema.wallets.c),
+        *(schema.wallet_states.c[name] for name in STATE_NAMES),
     )
     .join_from(schema.wallets, schema.currencies)
     .join(schema.wallet_states)
@@ -240,21 +232,21 @@ def _whole(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
         found[one.number] = one
     ours = column("wallet_number", BigInteger).in_(list(found))
     grants: Result[Any] = connection.execute(
-        select(column("wallet_number"), *map(column, GRANT_COLUMNS))
+        select(column("wallet_number"), *map(column, GRANT.names))
         .select_from(by_index(connection, "grants", "grants_open"))
         .where(ours, column("open", Boolean))
     )
     holds: Result[Any] = connection.execute(
-        select(column("wallet_number"), *map(column, HOLD_COLUMNS))
+        select(column("wallet_number"), *map(column, HOLD.names))
         .select_from(by_index(connection, "holds", "holds_open"))
         .where(ours, column("ended").is_(None))
     )
     given: dict[int, list[Grant]] = {number: [] for number in found}
     for number, *columns in grants:
-        given[number].append(grant_value(columns))
+        given[number].append(GRANT.value(columns))
     set_aside: dict[int, list[Hold]] = {number: [] for number in found}
     for number, *columns in holds:
-        set_aside[number].append(hold_value(columns))
+        set_aside[number].append(HOLD.value(columns))
     for number, one in found.items():
         one.fill(given[number], set_aside[number])
     return list(found.values())

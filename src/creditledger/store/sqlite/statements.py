@@ -27,52 +27,40 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.overdraft import OverdraftDraw, Payer, forgiving
 from creditledger.store.columns import (
-    DIMENSION_COLUMNS,
-    DROPPED_COLUMNS,
+    COUNTER_NAMES,
+    DIMENSION,
+    DROPPED_LIMIT,
+    EVENT,
     EVENT_CHANGED,
-    EVENT_COLUMNS,
-    GRANT_CHANGED,
-    GRANT_COLUMNS,
+    GRANT,
     GRANT_GROWN,
+    GRANT_PART,
     GRANT_REPAID,
-    GRANT_REPAYMENT_COLUMNS,
-    GRANT_REVISION_COLUMNS,
+    GRANT_REPAYMENT,
+    GRANT_REVISION,
+    GRANT_TERMS,
+    HOLD,
     HOLD_CHANGED,
-    HOLD_COLUMNS,
+    HOLD_REVISION,
+    LIMIT,
     LIMIT_CHANGED,
-    LIMIT_COLUMNS,
-    OVERDRAFT_COLUMNS,
-    PART_COLUMNS,
-    PAYER_COLUMNS,
-    POSTING_COLUMNS,
-    RECEIPT_COLUMNS,
-    REVISION_COLUMNS,
-    ROW_COLUMNS,
-    STATE_COLUMNS,
-    SUM_COLUMNS,
-    WALLET_COLUMNS,
+    OVERDRAFT,
+    PAYER,
+    POSTING_INSERTED,
+    POSTING_NAMES,
+    RECEIPT,
+    ROW,
+    STATE_NAMES,
+    SUM_NAMES,
+    WALLET,
+    WALLET_OVERDRAFT,
+    WALLET_TERMS,
+    counters,
     digest,
-    dimension_columns,
-    dimension_value,
-    dropped_columns,
     dropped_value,
-    event_columns,
-    event_value,
-    grant_changed,
-    grant_columns,
-    grant_repaid,
-    grant_revision_columns,
-    grant_value,
-    hold_columns,
-    hold_value,
-    limit_columns,
-    limit_value,
     load,
-    overdraft_columns,
     posting_columns,
     posting_value,
-    revision_columns,
-    wallet_counters,
     wallet_value,
 )
 from creditledger.store.write.batch import Changes, Loaded, Wanted, settlements
@@ -85,40 +73,40 @@ def _of(table: str, columns: list[str]) -> str:
 
 
 _WALLETS = f"""
-SELECT json_group_array(json_array(c.scale, {_of("w", WALLET_COLUMNS)}, {_of("s", STATE_COLUMNS)}))
+SELECT json_group_array(json_array(c.scale, {WALLET.sql("w")}, {_of("s", STATE_NAMES)}))
 FROM json_each(?) AS j CROSS JOIN wallets AS w ON w.id = j.value
 JOIN wallet_states AS s ON s.wallet_number = w.number
 JOIN currencies AS c ON c.code = w.currency"""
 
 # Told by which index: to SQLite all grants of a wallet are as few as those that are open.
 _OPEN_GRANTS = f"""
-SELECT json_group_array(json_array(g.wallet_number, {_of("g", GRANT_COLUMNS)}))
+SELECT json_group_array(json_array(g.wallet_number, {GRANT.sql("g")}))
 FROM json_each(?) AS j CROSS JOIN grants AS g INDEXED BY grants_open
   ON g.wallet_number = j.value AND g.open = 1"""
 
 _OPEN_HOLDS = f"""
-SELECT json_group_array(json_array(h.wallet_number, {_of("h", HOLD_COLUMNS)}))
+SELECT json_group_array(json_array(h.wallet_number, {HOLD.sql("h")}))
 FROM json_each(?) AS j CROSS JOIN holds AS h INDEXED BY holds_open
   ON h.wallet_number = j.value AND h.ended IS NULL"""
 
 _UNPAID_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_unpaid
   ON e.wallet_number = j.value AND e.unpaid > 0
 ORDER BY e.wallet_number, e.created_at, e.number"""
 
 _NAMED_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)} FROM json_each(?) AS j
+SELECT e.wallet_number, {EVENT.sql("e")} FROM json_each(?) AS j
 CROSS JOIN meter_events AS e ON e.wallet_number = json_extract(j.value, '$[0]')
  AND e.number = json_extract(j.value, '$[1]')"""
 
 _EVENTS_BY_IDENTIFIER = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)} FROM json_each(?) AS j
+SELECT e.wallet_number, {EVENT.sql("e")} FROM json_each(?) AS j
 CROSS JOIN meter_events AS e ON e.wallet_number = json_extract(j.value, '$[0]')
  AND e.identifier = json_extract(j.value, '$[1]')"""
 
 _RETURNED_EVENTS = f"""
-SELECT e.wallet_number, {_of("e", EVENT_COLUMNS)}
+SELECT e.wallet_number, {EVENT.sql("e")}
 FROM json_each(?) AS j CROSS JOIN meter_events AS e INDEXED BY meter_events_returned
   ON e.wallet_number = j.value AND e.return_below IS NOT NULL"""
 
@@ -128,16 +116,16 @@ WHERE p.operation = 14 AND p.wallet_number = ? AND p.meter_event_id = ? AND p.fi
 ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX}"""
 
 _LIMITS = f"""
-SELECT l.wallet_number, {_of("l", LIMIT_COLUMNS)} FROM json_each(?) AS j
+SELECT l.wallet_number, {LIMIT.sql("l")} FROM json_each(?) AS j
 CROSS JOIN spend_limits AS l ON l.wallet_number = j.value ORDER BY l.wallet_number, l.number"""
 
 _DROPPED = f"""
-SELECT {_of("l", DROPPED_COLUMNS)} FROM json_each(?) AS j
+SELECT l.wallet_number, {DROPPED_LIMIT.sql("l")} FROM json_each(?) AS j
 CROSS JOIN dropped_limits AS l ON l.wallet_number = json_extract(j.value, '$[0]')
  AND l.number = json_extract(j.value, '$[1]')"""
 
 _NAMED_HOLDS = f"""
-SELECT h.wallet_number, {_of("h", HOLD_COLUMNS)} FROM json_each(?) AS j
+SELECT h.wallet_number, {HOLD.sql("h")} FROM json_each(?) AS j
 CROSS JOIN holds AS h ON h.wallet_number = json_extract(j.value, '$[0]')
  AND h.number = json_extract(j.value, '$[1]')"""
 
@@ -148,7 +136,7 @@ CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
  AND p.number = json_extract(j.value, '$[1]')"""
 
 _NAMED_GRANTS = f"""
-SELECT g.wallet_number, {_of("g", GRANT_COLUMNS)} FROM json_each(?) AS j
+SELECT g.wallet_number, {GRANT.sql("g")} FROM json_each(?) AS j
 CROSS JOIN grants AS g ON g.wallet_number = json_extract(j.value, '$[0]')
  AND g.number = json_extract(j.value, '$[1]')"""
 
@@ -164,17 +152,17 @@ LEFT JOIN credit_transactions AS t ON t.wallet_number = g.wallet_number AND t.se
 LEFT JOIN postings AS p ON p.wallet_number = t.wallet_number AND p.number = t.posting_number"""
 
 _POSTINGS_BY_KEY = f"""
-SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_NAMES)} FROM json_each(?) AS j
 CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
  AND p.idempotency_key = json_extract(j.value, '$[1]')"""
 
 _POSTINGS_BY_NUMBER = f"""
-SELECT p.first_sequence, p.row_count, {_of("p", POSTING_COLUMNS)} FROM json_each(?) AS j
+SELECT p.first_sequence, p.row_count, {_of("p", POSTING_NAMES)} FROM json_each(?) AS j
 CROSS JOIN postings AS p ON p.wallet_number = json_extract(j.value, '$[0]')
  AND p.number = json_extract(j.value, '$[1]')"""
 
 _ROWS = f"""
-SELECT {_of("t", ROW_COLUMNS)} FROM json_each(?) AS j
+SELECT {ROW.sql("t")} FROM json_each(?) AS j
 CROSS JOIN credit_transactions AS t ON t.wallet_number = json_extract(j.value, '$[0]')
  AND t.sequence BETWEEN json_extract(j.value, '$[1]') AND json_extract(j.value, '$[2]')
 ORDER BY t.wallet_number, t.sequence"""
@@ -191,13 +179,13 @@ WHERE o.start + o.amount > json_extract(j.value, '$[1]')
 ORDER BY o.wallet_number, o.start"""
 
 _OVERDRAFTS = f"""
-SELECT {_of("o", OVERDRAFT_COLUMNS)} FROM json_each(?) AS j
+SELECT {OVERDRAFT.sql("o")} FROM json_each(?) AS j
 CROSS JOIN overdraft_draws AS o ON o.wallet_number = json_extract(j.value, '$[0]')
  AND o.sequence = json_extract(j.value, '$[1]')"""
 
 #: Stretches do not overlap, so those of a draw begin with the last one that begins before it.
 _PAYERS = f"""
-SELECT {_of("p", PAYER_COLUMNS)} FROM json_each(?) AS j
+SELECT {PAYER.sql("p")} FROM json_each(?) AS j
 CROSS JOIN overdraft_payers AS p ON p.wallet_number = json_extract(j.value, '$[0]')
  AND p.start < json_extract(j.value, '$[2]') AND p.start >= coalesce((
    SELECT max(b.start) FROM overdraft_payers AS b
@@ -206,7 +194,7 @@ CROSS JOIN overdraft_payers AS p ON p.wallet_number = json_extract(j.value, '$[0
 WHERE p.until > json_extract(j.value, '$[1]')"""
 
 _DIMENSIONS = f"""
-SELECT d.wallet_number, d.number, {_of("d", DIMENSION_COLUMNS)} FROM json_each(?) AS j
+SELECT d.wallet_number, d.number, {DIMENSION.sql("d")} FROM json_each(?) AS j
 CROSS JOIN dimensions AS d ON d.wallet_number = json_extract(j.value, '$[0]')
  AND d.number = json_extract(j.value, '$[1]')"""
 
@@ -251,11 +239,11 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
     grants: dict[int, list[Grant]] = {wallet.number: [] for wallet in wallets}
     (found,) = driver.execute(_OPEN_GRANTS, (json.dumps(list(grants)),)).fetchone()
     for number, *columns in json.loads(found):
-        grants[number].append(grant_value(columns))
+        grants[number].append(GRANT.value(columns))
     holds: dict[int, list[Hold]] = {wallet.number: [] for wallet in wallets}
     (found,) = driver.execute(_OPEN_HOLDS, (json.dumps(list(holds)),)).fetchone()
     for number, *columns in json.loads(found):
-        holds[number].append(hold_value(columns))
+        holds[number].append(HOLD.value(columns))
     for wallet in wallets:
         wallet.fill(grants[wallet.number], holds[wallet.number])
     gaps = [place for wallet in wallets if (place := forgiving(wallet))]
@@ -266,13 +254,13 @@ def load_wallets(driver: sqlite3.Connection, wallet_ids: Sequence[str]) -> list[
     owing = {wallet.number: wallet for wallet in wallets if wallet.unpaid_amount}
     if owing:
         for number, *columns in driver.execute(_UNPAID_EVENTS, (json.dumps(list(owing)),)):
-            event = event_value(columns)
+            event = EVENT.value(columns)
             owing[number].unpaid[event.number] = event
     limited = {wallet.number: wallet for wallet in wallets if wallet.limits_made}
     if limited:
         limits: dict[int, list[SpendLimit]] = {number: [] for number in limited}
         for number, *columns in driver.execute(_LIMITS, (json.dumps(list(limited)),)):
-            limits[number].append(limit_value(columns))
+            limits[number].append(LIMIT.value(columns))
         for number, wallet in limited.items():
             wallet.limits = tuple(limits[number])
     return wallets
@@ -338,7 +326,7 @@ def _load_named_grants(
         if wallet in wallets and number not in wallets[wallet].grants
     ]
     for number, *columns in driver.execute(_NAMED_GRANTS, (json.dumps(missing),)):
-        wallets[number].add(grant_value(columns))
+        wallets[number].add(GRANT.value(columns))
 
 
 def _load_holds(
@@ -348,11 +336,11 @@ def _load_holds(
     wallets = {wallet.number: wallet for wallet in loaded.wallets.values()}
     missing = [place for place in named if place[1] not in wallets[place[0]].holds]
     for wallet, *columns in driver.execute(_NAMED_HOLDS, (json.dumps(missing),)):
-        hold = hold_value(columns)
+        hold = HOLD.value(columns)
         wallets[wallet].holds[hold.number] = hold
     places = loaded.dimensions_of(named)
     for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(places),)):
-        loaded.dimensions[wallet, number] = dimension_value(columns)
+        loaded.dimensions[wallet, number] = DIMENSION.value(columns)
 
 
 def _load_replays(driver: sqlite3.Connection, wanted: Wanted, loaded: Loaded) -> None:
@@ -395,7 +383,7 @@ def _load_events(
     driver: sqlite3.Connection, loaded: Loaded, statement: str, wanted: Sequence[object]
 ) -> None:
     for wallet, *columns in driver.execute(statement, (json.dumps(wanted),)):
-        event = event_value(columns)
+        event = EVENT.value(columns)
         loaded.events[wallet, event.number] = event
 
 
@@ -449,7 +437,7 @@ def _load_postings(
         postings[row.wallet, row.posting].rows.append(row)
     rows = {(row.wallet, row.dimension) for p in postings.values() for row in p.rows[:1]}
     for wallet, number, *columns in driver.execute(_DIMENSIONS, (json.dumps(list(rows)),)):
-        loaded.dimensions[wallet, number] = dimension_value(columns)
+        loaded.dimensions[wallet, number] = DIMENSION.value(columns)
     return list(postings.values())
 
 
@@ -491,68 +479,64 @@ def _write(driver: sqlite3.Connection, texts: _Texts, rows: Sequence[tuple[Any, 
             at += size
 
 
-_DIMENSION = _insert("dimensions", ["wallet_number", "number", "digest", *DIMENSION_COLUMNS])
-_POSTING = _insert("postings", [*POSTING_COLUMNS, "first_sequence", "row_count"])
-_GRANT = _insert("grants", ["wallet_number", *GRANT_COLUMNS, "open"])
-_ROW = _insert("credit_transactions", ROW_COLUMNS)
+_DIMENSION = _insert("dimensions", ["wallet_number", "number", "digest", *DIMENSION.names])
+_POSTING = _insert("postings", POSTING_INSERTED)
+_GRANT = _insert("grants", ["wallet_number", *GRANT.names, "open"])
+_ROW = _insert("credit_transactions", ROW.names)
 # Apart, since to set `open`, changed or not, rewrites the index of what is open.
 _HOLD = _insert(
     "holds",
-    ["wallet_number", *HOLD_COLUMNS],
+    ["wallet_number", *HOLD.names],
     " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED),
+    + ", ".join(f"{name} = excluded.{name}" for name in HOLD_CHANGED.names),
 )
 _EVENT = _insert(
     "meter_events",
-    ["wallet_number", *EVENT_COLUMNS],
+    ["wallet_number", *EVENT.names],
     " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED),
+    + ", ".join(f"{name} = excluded.{name}" for name in EVENT_CHANGED.names),
 )
 _LIMIT = _insert(
     "spend_limits",
-    ["wallet_number", *LIMIT_COLUMNS],
+    ["wallet_number", *LIMIT.names],
     " ON CONFLICT (wallet_number, number) DO UPDATE SET "
-    + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED),
+    + ", ".join(f"{name} = excluded.{name}" for name in LIMIT_CHANGED.names),
 )
 _UNLIMIT = """
 DELETE FROM spend_limits WHERE (wallet_number, number) IN
  (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
-_DROP = _insert("dropped_limits", DROPPED_COLUMNS)
-_RECEIPT = _insert("receipts", RECEIPT_COLUMNS)
+_DROP = _insert("dropped_limits", ["wallet_number", *DROPPED_LIMIT.names])
+_RECEIPT = _insert("receipts", RECEIPT.names)
 _FREE_RECEIPTS = """
 DELETE FROM receipts WHERE (wallet_number, grant_number) IN
  (SELECT json_extract(j.value, '$[0]'), json_extract(j.value, '$[1]') FROM json_each(?) AS j)"""
-_REVISION = _insert("hold_revisions", REVISION_COLUMNS)
-_REVISE = _update("grants", GRANT_CHANGED, ["wallet_number", "number"])
-_GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION_COLUMNS)
-_REPAY = _update("grants", GRANT_REPAID, ["wallet_number", "number"])
-_REPAYMENT = _insert("grant_repayments", GRANT_REPAYMENT_COLUMNS)
+_REVISION = _insert("hold_revisions", HOLD_REVISION.names)
+_REVISE = _update("grants", GRANT_TERMS.names, ["wallet_number", "number"])
+_GRANT_REVISION = _insert("grant_revisions", GRANT_REVISION.names)
+_REPAY = _update("grants", [*GRANT_REPAID.names, "open"], ["wallet_number", "number"])
+_REPAYMENT = _insert("grant_repayments", GRANT_REPAYMENT.names)
 _OVERDRAFT = _insert(
     "overdraft_draws",
-    OVERDRAFT_COLUMNS,
+    OVERDRAFT.names,
     " ON CONFLICT (wallet_number, sequence) DO UPDATE SET forgiven = excluded.forgiven",
 )
-_PAYER = _insert("overdraft_payers", PAYER_COLUMNS)
+_PAYER = _insert("overdraft_payers", PAYER.names)
 _RETURN = _insert("overdraft_returns", ["wallet_number", "sequence"])
-_OVERDRAWN = _update("wallet_states", ["overdrawn", "repaid_to"], ["wallet_number"])
-_GROW = _update("grants", GRANT_GROWN, ["wallet_number", "number"])
-_PART = _insert("grant_parts", PART_COLUMNS)
+_OVERDRAWN = _update("wallet_states", WALLET_OVERDRAFT.names, ["wallet_number"])
+_GROW = _update("grants", GRANT_GROWN.names, ["wallet_number", "number"])
+_PART = _insert("grant_parts", GRANT_PART.names)
 _DRAW = _update("grants", ["remaining"], ["wallet_number", "number"])
 _TURN = _update("grants", ["remaining", "open"], ["wallet_number", "number"])
-_MOVE = _update(
-    "wallet_states", STATE_COLUMNS[STATE_COLUMNS.index("sequence") :], ["wallet_number"]
-)
-_TERMS = _update(
-    "wallet_states", ["overdraft_limit", "status", "metadata", "updated_at"], ["wallet_number"]
-)
+_MOVE = _update("wallet_states", COUNTER_NAMES, ["wallet_number"])
+_TERMS = _update("wallet_states", WALLET_TERMS.names, ["wallet_number"])
 _CLOSE = _update("wallets", ["closed_at"], ["number"])
 _by_place = itemgetter(0)
 _KEY = ["wallet_number", "quarter", "dimension_number"]
 _ROLLUP = _insert(
     "rollups",
-    [*_KEY, *SUM_COLUMNS],
+    [*_KEY, *SUM_NAMES],
     f" ON CONFLICT ({', '.join(_KEY)}) DO UPDATE SET "
-    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_COLUMNS),
+    + ", ".join(f"{name} = {name} + excluded.{name}" for name in SUM_NAMES),
 )
 
 
@@ -566,55 +550,58 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         _write(
             driver,
             _TERMS,
-            [
-                (w.overdraft_limit, w.status.value, json.dumps(dict(w.metadata)), w.updated_at, n)
-                for n, w in changes.terms.items()
-            ],
+            [(*WALLET_TERMS.stored(w), n) for n, w in changes.terms.items()],
         )
         _write(driver, _CLOSE, [(w.updated_at, w.number) for w in changes.closed()])
     if changes.holds:
         held = sorted(changes.holds.items(), key=_by_place)
-        _write(driver, _HOLD, [(wallet, *hold_columns(hold)) for (wallet, _), hold in held])
-        _write(driver, _REVISION, list(map(revision_columns, changes.revisions)))
+        _write(driver, _HOLD, [(wallet, *HOLD.stored(hold)) for (wallet, _), hold in held])
+        _write(driver, _REVISION, list(map(HOLD_REVISION.stored, changes.revisions)))
     if changes.events:
         reported = sorted(changes.events.items(), key=_by_place)
-        _write(driver, _EVENT, [(wallet, *event_columns(event)) for (wallet, _), event in reported])
+        _write(driver, _EVENT, [(wallet, *EVENT.stored(event)) for (wallet, _), event in reported])
     if changes.limits:
         limits = sorted(changes.limits.items(), key=_by_place)
-        _write(driver, _LIMIT, [(place[0], *limit_columns(one)) for place, one in limits if one])
+        _write(driver, _LIMIT, [(place[0], *LIMIT.stored(one)) for place, one in limits if one])
         gone = [place for place, one in limits if one is None]
         if gone:
             driver.execute(_UNLIMIT, (json.dumps(gone),))
             dropped = changes.dropped.items()
-            _write(driver, _DROP, [dropped_columns(place[0], one) for place, one in dropped])
+            _write(
+                driver, _DROP, [(place[0], *DROPPED_LIMIT.stored(one)) for place, one in dropped]
+            )
     if changes.revised:
         # What is given in the same batch is inserted as it has become.
         there = [item for item in changes.revised.items() if item[0] not in changes.given]
-        _write(driver, _REVISE, [(*grant_changed(grant), *place) for place, grant in there])
-        revisions = map(grant_revision_columns, changes.grant_revisions)
+        _write(driver, _REVISE, [(*GRANT_TERMS.stored(grant), *place) for place, grant in there])
+        revisions = map(GRANT_REVISION.stored, changes.grant_revisions)
         _write(driver, _GRANT_REVISION, list(revisions))
     if not changes.touched:
         return
     _write(
         driver,
         _DIMENSION,
-        [(w, n, digest(d), *dimension_columns(d)) for w, n, d in changes.dimensions],
+        [(w, n, digest(d), *DIMENSION.stored(d)) for w, n, d in changes.dimensions],
     )
     _write(driver, _POSTING, sorted(map(posting_columns, changes.postings)))
     _write(
         driver,
         _GRANT,
-        [(wallet, *grant_columns(grant)) for (wallet, _), grant in changes.given.items()],
+        [(w, *GRANT.stored(one), one.remaining > 0) for (w, _), one in changes.given.items()],
     )
     if changes.parts:
         # Before what remains of them, which is no more than their amount.
         grown = sorted(changes.grown.items(), key=_by_place)
-        sums = [(grant.amount, grant.overdraft_paid, *place) for place, grant in grown]
+        sums = [(*GRANT_GROWN.stored(grant), *place) for place, grant in grown]
         _write(driver, _GROW, sums)
         _write(driver, _PART, changes.parts)
     if changes.repaid:
         there = [item for item in changes.repaid.items() if item[0] not in changes.given]
-        _write(driver, _REPAY, [(*grant_repaid(grant), *place) for place, grant in there])
+        _write(
+            driver,
+            _REPAY,
+            [(*GRANT_REPAID.stored(grant), grant.remaining > 0, *place) for place, grant in there],
+        )
         _write(driver, _REPAYMENT, changes.repayments)
     if changes.receipts:
         # First those that are free again: the same receipt may be credited anew.
@@ -623,9 +610,9 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
         _write(driver, _RECEIPT, [one for one in changes.receipts.values() if one is not None])
     if changes.overdrawn:
         drawn = sorted(changes.overdrafts.items(), key=_by_place)
-        _write(driver, _OVERDRAFT, [overdraft_columns(one) for _, one in drawn])
+        _write(driver, _OVERDRAFT, [OVERDRAFT.stored(one) for _, one in drawn])
         _write(driver, _PAYER, changes.payers)
-        owing = [(w.overdrawn, w.repaid_to, number) for number, w in changes.overdrawn.items()]
+        owing = [(*WALLET_OVERDRAFT.stored(w), n) for n, w in changes.overdrawn.items()]
         _write(driver, _OVERDRAWN, owing)
     if changes.overdraft_returns:
         _write(driver, _RETURN, changes.overdraft_returns)
@@ -641,5 +628,5 @@ def store(driver: sqlite3.Connection, changes: Changes) -> None:
     _write(driver, _TURN, turned)
     _write(driver, _ROW, sorted(changes.rows))
     moved = sorted(changes.touched.items(), key=_by_place)
-    _write(driver, _MOVE, [(*wallet_counters(wallet), number) for number, wallet in moved])
+    _write(driver, _MOVE, [(*counters(wallet), number) for number, wallet in moved])
     _write(driver, _ROLLUP, sorted([(*place, *sums) for place, sums in changes.rollups.items()]))

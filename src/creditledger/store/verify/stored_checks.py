@@ -13,7 +13,7 @@ from sqlalchemy import CheckConstraint, Connection, Integer, Table, select
 
 from creditledger.domain import ids
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION_COLUMNS, digest, dimension_value
+from creditledger.store.columns import DIMENSION, digest
 from creditledger.store.verify.statement_checks import Wrong
 
 #: What may be found.
@@ -198,10 +198,10 @@ def _wrong(connection: Connection, name: str, wallet: int | None, message: str) 
 def _digests(connection: Connection) -> Iterator[Wrong]:
     """A dimension is found by its digest: another one would count under labels not its own."""
     d = schema.dimensions.c
-    query = select(d.wallet_number, d.number, d.digest, *(d[name] for name in DIMENSION_COLUMNS))
+    query = select(d.wallet_number, d.number, d.digest, *DIMENSION.of(d))
     for wallet, number, said, *columns in connection.execute(query):
         try:
-            same = digest(dimension_value(columns)) == said
+            same = digest(DIMENSION.value(columns)) == said
         except (ValueError, TypeError):
             same = False  # its prices are no list
         if not same:
