@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -111,13 +111,13 @@ def test_every_column_is_written(table: Table, names: Sequence[str]) -> None:
 
 def test_values_come_back() -> None:
     """What the columns keep of a value is that value again."""
-    for of, value in (
+    pairs: list[tuple[columns.Columns[Any], object]] = [
         (columns.GRANT, GRANT),
         (columns.HOLD, HOLD),
         (columns.LIMIT, LIMIT),
         (columns.DIMENSION, DIMENSION),
-    ):
-        assert isinstance(of, columns.Columns)
+    ]
+    for of, value in pairs:
         kept = dict(zip(of.names, of.stored(value), strict=True))
 
         assert of.stored(value) == of.stored(of.value(kept.values()))

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import quote
@@ -22,7 +22,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from creditledger.store.ledger_clock import LedgerClock, refusal
-from creditledger.store.sqlite.statements import load_dimensions, load_referred, load_wallets, store
+from creditledger.store.sqlite import statements as sql
 from creditledger.store.write.batch import (
     Changes,
     CommitFailed,
@@ -31,6 +31,8 @@ from creditledger.store.write.batch import (
     StoreUnavailable,
     Wanted,
 )
+from creditledger.store.write.changed_rows import changed_rows
+from creditledger.store.write.loader import Loading, loading
 from creditledger.store.write.wallet_cache import Known
 
 T = TypeVar("T")
@@ -226,7 +228,8 @@ class Writer:
             with _transaction(driver):
                 loaded = self._load(driver, wanted)
                 changes = decide(loaded)
-                store(driver, changes)
+                for write, rows in changed_rows(changes):
+                    sql.write_rows(driver, write, rows)
         except BaseException:
             self._known.forget()
             raise
@@ -246,14 +249,18 @@ class Writer:
             wallets=known.take(wanted.wallets),
             numbers=known.numbers,
         )
-        if len(loaded.wallets) < len(wanted.wallets):
-            for wallet in load_wallets(driver, list(wanted.wallets - loaded.wallets.keys())):
-                loaded.wallets[wallet.id] = wallet
-        load_referred(driver, wanted, loaded)
-        unknown = [pair for pair in wanted.dimensions(loaded) if pair not in known.numbers]
-        if unknown:
-            load_dimensions(driver, unknown, loaded)
+        unknown = wanted.wallets - loaded.wallets.keys()
+        unread = sql.wallets(driver, list(unknown)) if unknown else []
+        loaded.wallets |= {wallet.id: wallet for wallet in unread}
+        _drive(driver, loading(loaded, wanted, unread))
         return loaded
+
+
+def _drive(driver: sqlite3.Connection, steps: Loading[None]) -> None:
+    with suppress(StopIteration):
+        lookup, keys = next(steps)
+        while True:
+            lookup, keys = steps.send(sql.look_up(driver, lookup, keys))
 
 
 @contextmanager
