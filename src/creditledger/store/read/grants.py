@@ -21,13 +21,14 @@ from sqlalchemy import (
     column,
     func,
     literal,
+    not_,
     or_,
     select,
     tuple_,
 )
 
 from creditledger.domain.clock import DAY
-from creditledger.domain.model import Category, Grant, GrantStatus, repayments
+from creditledger.domain.model import NEVER, Category, Grant, GrantStatus, repayments
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.store import schema
 from creditledger.store.columns import GRANT, PLACE, POSTING_NAMES, load, posting_value, split
@@ -175,17 +176,23 @@ def _now(clock: int) -> ColumnElement[int]:
     return case((s.posted_at > at, s.posted_at), else_=at)
 
 
+def _has_expired(now: ColumnElement[int]) -> ColumnElement[bool]:
+    """Whether the grant's time is over: never NULL, so it can be negated."""
+    return func.coalesce(g.expires_at, literal(NEVER, BigInteger)) <= now
+
+
 def _has_ended(now: ColumnElement[int]) -> ColumnElement[bool]:
-    return or_(g.voided_at.is_not(None), g.expires_at <= now)
+    """As `Grant.has_ended` has it."""
+    return or_(g.voided_at.is_not(None), _has_expired(now))
 
 
 def _is(status: GrantStatus, now: ColumnElement[int]) -> ColumnElement[bool]:
     """As `Grant.status` has it."""
     if status is GrantStatus.VOIDED:
         return g.voided_at.is_not(None)
-    in_time = and_(g.voided_at.is_(None), or_(g.expires_at.is_(None), g.expires_at > now))
     if status is GrantStatus.EXPIRED:
-        return and_(g.voided_at.is_(None), g.expires_at <= now)
+        return and_(g.voided_at.is_(None), _has_expired(now))
+    in_time = not_(_has_ended(now))
     if status is GrantStatus.DEPLETED:
         return and_(in_time, g.remaining == 0)
     begun = g.effective_at > now if status is GrantStatus.PENDING else g.effective_at <= now
@@ -303,7 +310,7 @@ def summary(
     """The grants of these wallets, by currency."""
     now = _now(clock)
     left = case((_has_ended(now), 0), else_=g.remaining)
-    soon = and_(g.expires_at > now, g.expires_at <= now + days * DAY)
+    soon = and_(not_(_has_expired(now)), _has_expired(now + days * DAY))
     sums: dict[str, GrantSums] = {}
     times: dict[int, int] = {}
     currencies: dict[int, str] = {}
@@ -360,7 +367,7 @@ def holders(
         .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
         .join(schema.wallet_states, s.wallet_number == g.wallet_number)
         .where(w.currency == currency, w.livemode == livemode, g.open)
-        .where(g.effective_at <= now, or_(g.expires_at.is_(None), g.expires_at > now))
+        .where(g.effective_at <= now, not_(_has_expired(now)))
         .group_by(w.customer_id)
     )
     total = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
