@@ -21,7 +21,8 @@ from creditledger.domain.model import (
     Status,
     Wallet,
 )
-from creditledger.store import columns, schema
+from creditledger.store import schema
+from creditledger.store.write import columns
 from creditledger.store.write.batch import DroppedLimit, GrantRevision
 
 if TYPE_CHECKING:

@@ -66,9 +66,9 @@ from creditledger.outlets.statements.compute import Period as StatedPeriod
 from creditledger.outlets.statements.compute import Statements
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import Changes, Loaded, Store, Wanted, schema
-from creditledger.store.columns import ROW, load
 from creditledger.store.read import transaction_reads, wallet_history
 from creditledger.store.registry import records
+from creditledger.store.write.columns import ROW, load
 from tests.support import asking, naive, naive_bills, naive_invariants, naive_statements
 from tests.support.asking import WALLETS, Asking, Change, GrantUpdate, Request
 from tests.support.databases import Databases

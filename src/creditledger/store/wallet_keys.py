@@ -11,8 +11,8 @@ from sqlalchemy import Connection, insert, select, update
 
 from creditledger.domain.model import Posting
 from creditledger.store import schema
-from creditledger.store.columns import POSTING_INSERTED, posting_columns
 from creditledger.store.read import transaction_reads
+from creditledger.store.write.columns import POSTING_INSERTED, posting_columns
 
 T = TypeVar("T")
 

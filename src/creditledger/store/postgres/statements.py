@@ -12,9 +12,9 @@ from typing import Any
 from sqlalchemy import BigInteger, Boolean, Column, Integer, SmallInteger, Table
 
 from creditledger.store import schema
-from creditledger.store.columns import STATE_NAMES, WALLET
 from creditledger.store.write import changed_rows
 from creditledger.store.write.changed_rows import Insert, Update, Write
+from creditledger.store.write.columns import STATE_NAMES, WALLET
 from creditledger.store.write.lookups import Lookup
 
 # --- wallets and their locks ----------------------------------------------------------------------

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from creditledger.domain.model import Wallet
-from creditledger.store.columns import set_terms, wallet_value
 from creditledger.store.ledger_clock import LedgerClock, refusal
 from creditledger.store.postgres import statements as sql
 from creditledger.store.write.batch import (
@@ -26,6 +25,7 @@ from creditledger.store.write.batch import (
     Wanted,
 )
 from creditledger.store.write.changed_rows import MOVE, TRANSACTIONS, Write, changed_rows
+from creditledger.store.write.columns import set_terms, wallet_value
 from creditledger.store.write.loader import Loading, loading
 from creditledger.store.write.wallet_cache import Known
 

@@ -18,9 +18,9 @@ from creditledger.domain import clock
 from creditledger.domain.billing_periods import Bucket, bucket_of
 from creditledger.domain.model import Category, Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION, load
 from creditledger.store.dialects import exact_sum
 from creditledger.store.read.transaction_reads import span, with_postings
+from creditledger.store.write.columns import DIMENSION, load
 
 t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
 

@@ -14,10 +14,10 @@ from sqlalchemy import ColumnElement, Connection, Select, and_, literal, select,
 from creditledger.domain.model import Dimension, Kind
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION, PLACE
 from creditledger.store.dialects import snapshot, was_in
 from creditledger.store.read.lists import ORDER, conditions, is_kind, matching
 from creditledger.store.read.transaction_reads import Filters, Span, span, wallets_of, with_postings
+from creditledger.store.write.columns import DIMENSION, PLACE
 
 t, p, d, w = (
     schema.transactions.c,

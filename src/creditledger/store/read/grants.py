@@ -31,10 +31,10 @@ from creditledger.domain.clock import DAY
 from creditledger.domain.model import NEVER, Category, Grant, GrantStatus, repayments
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import GRANT, PLACE, POSTING_NAMES, load, posting_value, split
 from creditledger.store.dialects import by_index, exact_sum, fold, holds
 from creditledger.store.read.transaction_reads import OF_POSTING, expand
 from creditledger.store.registry import records
+from creditledger.store.write.columns import GRANT, PLACE, POSTING_NAMES, load, posting_value, split
 
 t, p, w, s, g = (
     schema.transactions.c,

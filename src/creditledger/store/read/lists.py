@@ -33,7 +33,6 @@ from creditledger.domain.errors import InvalidField
 from creditledger.domain.model import Kind
 from creditledger.domain.views import Transaction
 from creditledger.store import schema
-from creditledger.store.columns import dump
 from creditledger.store.dialects import (
     fold,
     has_value,
@@ -53,6 +52,7 @@ from creditledger.store.read.transaction_reads import (
     span,
     wallets_of,
 )
+from creditledger.store.write.columns import dump
 
 t, p, d, w = (
     schema.transactions.c,

@@ -15,9 +15,9 @@ from creditledger.domain.model import MeterEvent
 from creditledger.domain.registry import Currency, Meter
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import EVENT, PLACE, load, split
 from creditledger.store.dialects import exact_sum, fold, has_value, holds
 from creditledger.store.registry import meters, records
+from creditledger.store.write.columns import EVENT, PLACE, load, split
 
 _e, _w, _p = schema.meter_events.c, schema.wallets.c, schema.postings.c
 _m, _k, _c = schema.meters.c, schema.currencies.c, schema.customers.c

@@ -29,7 +29,9 @@ from sqlalchemy import (
 from creditledger.domain.model import Annotation, Dimension, Posting, Row, SpendLimit, Wallet
 from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
-from creditledger.store.columns import (
+from creditledger.store.dialects import pairs
+from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
+from creditledger.store.write.columns import (
     DIMENSION,
     EVENT,
     GRANT,
@@ -42,8 +44,6 @@ from creditledger.store.columns import (
     posting_value,
     split,
 )
-from creditledger.store.dialects import pairs
-from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
 
 t, p, d, w, s, g, h, e = (
     schema.transactions.c,

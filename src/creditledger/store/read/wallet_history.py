@@ -12,8 +12,8 @@ from sqlalchemy import ColumnElement, Connection, and_, func, or_, select
 
 from creditledger.domain.model import HOLD_MS_MAX, Grant, GrantTerms, Hold, Wallet
 from creditledger.store import schema
-from creditledger.store.columns import GRANT, HOLD
 from creditledger.store.read.transaction_reads import last_before
+from creditledger.store.write.columns import GRANT, HOLD
 
 t, g, r = schema.transactions.c, schema.grants.c, schema.hold_revisions.c
 v, x, y = schema.grant_revisions.c, schema.grant_parts.c, schema.grant_repayments.c

@@ -32,8 +32,8 @@ from creditledger.domain.errors import IdTaken, InvalidField, NotFound, OutOfRan
 from creditledger.domain.model import Grant, Hold, Status, Wallet
 from creditledger.domain.registry import ApiKey, Currency, Customer, Scope, Subscription
 from creditledger.store import schema
-from creditledger.store.columns import GRANT, HOLD, STATE_NAMES, WALLET, wallet_value
 from creditledger.store.dialects import by_index
+from creditledger.store.write.columns import GRANT, HOLD, STATE_NAMES, WALLET, wallet_value
 
 #: Wallets of a customer in one currency and mode, closed ones included: "me" reads all of them.
 SUCCESSIVE_MAX = 1_000

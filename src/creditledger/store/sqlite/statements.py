@@ -14,9 +14,9 @@ from itertools import chain
 from typing import Any
 
 from creditledger.domain.model import RETURNED_ROWS_MAX, Wallet
-from creditledger.store.columns import STATE_NAMES, WALLET, wallet_value
 from creditledger.store.write import lookups
 from creditledger.store.write.changed_rows import Delete, Insert, Update, Write
+from creditledger.store.write.columns import STATE_NAMES, WALLET, wallet_value
 from creditledger.store.write.loader import Rows
 from creditledger.store.write.lookups import Lookup
 

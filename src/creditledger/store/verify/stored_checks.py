@@ -13,8 +13,8 @@ from sqlalchemy import CheckConstraint, Connection, Integer, Table, select
 
 from creditledger.domain import ids
 from creditledger.store import schema
-from creditledger.store.columns import DIMENSION, digest
 from creditledger.store.verify.statement_checks import Wrong
+from creditledger.store.write.columns import DIMENSION, digest
 
 #: What may be found.
 CHECKS = (

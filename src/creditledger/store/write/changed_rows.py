@@ -11,7 +11,8 @@ from typing import Any
 from sqlalchemy import Table
 
 from creditledger.store import schema
-from creditledger.store.columns import (
+from creditledger.store.write.batch import Changes
+from creditledger.store.write.columns import (
     COUNTER_NAMES,
     DIMENSION,
     DROPPED_LIMIT,
@@ -41,7 +42,6 @@ from creditledger.store.columns import (
     digest,
     posting_columns,
 )
-from creditledger.store.write.batch import Changes
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -19,7 +19,9 @@ from creditledger.domain.model import (
     Wallet,
 )
 from creditledger.domain.overdraft import OverdraftDraw, Payer, forgiving
-from creditledger.store.columns import (
+from creditledger.store.write import lookups
+from creditledger.store.write.batch import Loaded, Wanted, settlements
+from creditledger.store.write.columns import (
     DIMENSION,
     EVENT,
     GRANT,
@@ -30,8 +32,6 @@ from creditledger.store.columns import (
     load,
     posting_value,
 )
-from creditledger.store.write import lookups
-from creditledger.store.write.batch import Loaded, Wanted, settlements
 from creditledger.store.write.lookups import Lookup
 
 T = TypeVar("T")

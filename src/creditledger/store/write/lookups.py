@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from creditledger.domain.model import RETURNED_ROWS_MAX
-from creditledger.store.columns import (
+from creditledger.store.write.columns import (
     DIMENSION,
     DROPPED_LIMIT,
     EVENT,
