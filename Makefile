@@ -3,6 +3,7 @@
 #   make up      run it: gRPC server, Envoy in front, a demo in ./creditledger.db   (ARGS=--no-demo)
 #   make up-postgres   the same on a PostgreSQL of its own, in ./creditledger-postgres
 #   make test    run every test                                                     (ARGS=tests/x.py)
+#   make test-quick   run in seconds what needs no process of a database or a server: tests/unit
 #   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make soak    a server under mixed load for minutes      (ARGS="--transport native --minutes 10")
@@ -30,7 +31,7 @@ $(PIP) install --require-hashes --requirement requirements/$(1).lock
 $(PIP) install --no-deps --no-build-isolation --editable .
 endef
 
-.PHONY: help up up-postgres test check bench soak breaking gen format lock clean
+.PHONY: help up up-postgres test test-quick check bench soak breaking gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -43,6 +44,9 @@ up-postgres: $(INSTALLED) $(POSTGRES)
 
 test: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+test-quick: $(DEVELOPING)
+	$(BIN)/python -m pytest -q tests/unit $(ARGS)
 
 check: $(DEVELOPING) breaking
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
-"""Fixtures: a database of the newest schema, a clock to set, a store and a ledger upon them.
+"""Fixtures: a database of the newest schema, a clock to set; a store, a ledger, a server on them.
 
-Every database made here is verified when its test is over: a test that leaves rows behind that
-disagree with each other fails, whatever it asserted itself.
+Every database made here is verified when its test is over, one that the tests of a file share
+(`shared`) when they are: a test that leaves rows behind that disagree with each other fails,
+whatever it asserted itself.
 """
 
 from __future__ import annotations
@@ -10,13 +11,17 @@ import os
 from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 import structlog
 from hypothesis import HealthCheck, settings
 
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store
-from tests.support.databases import Databases, Files, own_postgres
-from tests.support.setup import BACKDATING_MS_MAX, Clock, add_wallet, findings
+from tests.support.databases import Databases, Files, memory, own_postgres
+from tests.support.refusals import TRANSPORTS
+from tests.support.rest import Served, serving
+from tests.support.server import Api, serve
+from tests.support.setup import BACKDATING_MS_MAX, START, Clock, add_wallet, findings
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
@@ -37,6 +42,9 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 
 DATABASES = ("sqlite", "postgresql")
+#: Temporary files are in memory where there is room, as the servers' folders are.
+if (folder := memory()) is not None:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", folder)
 
 
 @pytest.fixture(autouse=True)
@@ -49,12 +57,16 @@ def log_as_by_default() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """What the marks mean."""
     config.addinivalue_line("markers", "only(kind): of the databases, only on this one")
+    config.addinivalue_line("markers", "each_transport: a server of each transport, on SQLite")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Everything that needs a database runs on each kind of them."""
     if "databases" in metafunc.fixturenames:
         metafunc.parametrize("databases", DATABASES, indirect=True, scope="session")
+    each_transport = metafunc.definition.get_closest_marker("each_transport")
+    if each_transport and "transport" in metafunc.fixturenames:
+        metafunc.parametrize("transport", TRANSPORTS, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -86,6 +98,12 @@ def databases(
     if request.param == "postgresql":
         return Databases(request.getfixturevalue("private_postgres"))
     return Files(tmp_path_factory.mktemp("databases"))
+
+
+@pytest.fixture(scope="module")
+def transport() -> str:
+    """What carries gRPC."""
+    return "grpcio"
 
 
 @pytest.fixture(scope="session")
@@ -139,3 +157,24 @@ async def ledger(store: Store) -> AsyncIterator[Ledger]:
     await started.start()
     yield started
     await started.close()
+
+
+@pytest.fixture
+async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Api]:
+    """A server for one test, asked over gRPC; its clock stands still."""
+    async with serve(database_url, clock, transport=transport) as served:
+        yield served
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def shared(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
+    """A service behind Envoy for all tests of a file; each makes customers of its own."""
+    async with serving(new_database(), transport=transport) as one:
+        yield one
+
+
+@pytest.fixture
+def served(shared: Served) -> Served:
+    """The shared service, its clock at START."""
+    shared.clock.now = START
+    return shared

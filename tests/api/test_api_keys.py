@@ -16,7 +16,8 @@ from creditledger.domain import clock as time
 from creditledger.store.registry import records
 from tests.support.cases import in_turn
 from tests.support.databases import contents
-from tests.support.serving import TRANSPORTS, Api, Metadata, Refused, bearer, refused, serving
+from tests.support.refusals import Metadata, Refused, bearer, refused
+from tests.support.server import Registry, serve_registry
 from tests.support.setup import START
 
 if TYPE_CHECKING:
@@ -30,12 +31,13 @@ if TYPE_CHECKING:
 KEY_INVALID = Refused("KEY_INVALID")
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
+pytestmark = pytest.mark.each_transport
+
+
+@pytest.fixture
+async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Registry]:
     """A server upon a new database."""
-    async with serving(database_url, clock, transport=request.param) as served:
+    async with serve_registry(database_url, clock, transport=transport) as served:
         yield served
 
 
@@ -44,13 +46,13 @@ def new(**changed: Any) -> pb.CreateApiKeyRequest:
     return pb.CreateApiKeyRequest(**{"name": "Gateway", "scope": "service", **changed})
 
 
-def use(api: Api, metadata: Metadata) -> Awaitable[object]:
+def use(api: Registry, metadata: Metadata) -> Awaitable[object]:
     """A call that any key may make."""
     request = registry_service_pb2.GetCurrencyRequest(currency_id="USD")
     return api.registry.GetCurrency(request, metadata=metadata)
 
 
-async def listed(api: Api, metadata: Metadata, **asked: Any) -> list[pb.ApiKey]:
+async def listed(api: Registry, metadata: Metadata, **asked: Any) -> list[pb.ApiKey]:
     """One page of keys."""
     answer = await api.keys.ListApiKeys(pb.ListApiKeysRequest(**asked), metadata=metadata)
     return list(answer.api_keys)
@@ -59,7 +61,7 @@ async def listed(api: Api, metadata: Metadata, **asked: Any) -> list[pb.ApiKey]:
 # --- make ---------------------------------------------------------------------------------------
 
 
-async def test_a_key_is_made_with_its_secret(api: Api) -> None:
+async def test_a_key_is_made_with_its_secret(api: Registry) -> None:
     """Create answers the key as asked for, masked, and a secret of 256 random bits."""
     await api.customer("cus_acme")
     ends = time.text(START + time.DAY)
@@ -83,7 +85,7 @@ async def test_a_key_is_made_with_its_secret(api: Api) -> None:
     assert await listed(api, api.admin, customer_id="cus_acme") == [expected]
 
 
-async def test_two_calls_make_two_keys(api: Api) -> None:
+async def test_two_calls_make_two_keys(api: Registry) -> None:
     """The same request again makes another key with another secret; both work."""
     made = [await api.keys.CreateApiKey(new(), metadata=api.admin) for _ in range(2)]
 
@@ -94,9 +96,9 @@ async def test_two_calls_make_two_keys(api: Api) -> None:
 
 
 @pytest.mark.parametrize("livemode", [True, False])
-async def test_a_key_makes_keys_of_its_mode(api: Api, livemode: bool) -> None:
+async def test_a_key_makes_keys_of_its_mode(api: Registry, livemode: bool) -> None:
     """livemode absent is the key's own, the same is the same, the other one MODE_MISMATCH."""
-    admin = await api.key("admin", livemode=livemode)
+    admin = await api.local.key("admin", livemode=livemode)
 
     silent = await api.keys.CreateApiKey(new(), metadata=admin)
     named = await api.keys.CreateApiKey(new(livemode=livemode), metadata=admin)
@@ -106,9 +108,9 @@ async def test_a_key_makes_keys_of_its_mode(api: Api, livemode: bool) -> None:
     assert other == Refused("MODE_MISMATCH", "livemode")
 
 
-async def test_the_socket_makes_keys_of_both_modes(api: Api) -> None:
+async def test_the_socket_makes_keys_of_both_modes(api: Registry) -> None:
     """The command line names the mode; live if it does not."""
-    made = [await api.local.CreateApiKey(new(livemode=mode)) for mode in (None, True, False)]
+    made = [await api.local.keys.CreateApiKey(new(livemode=mode)) for mode in (None, True, False)]
 
     assert [one.api_key.livemode for one in made] == [True, True, False]
 
@@ -130,7 +132,7 @@ async def test_the_socket_makes_keys_of_both_modes(api: Api) -> None:
     ],
 )
 async def test_what_no_key_is_made_of(
-    api: Api, changed: dict[str, str | None], refusal: Refused
+    api: Registry, changed: dict[str, str | None], refusal: Refused
 ) -> None:
     """A request outside its rules is refused under the field's name and makes nothing."""
     await api.customer("cus_acme")
@@ -141,10 +143,10 @@ async def test_what_no_key_is_made_of(
 
 
 @pytest.mark.parametrize("scope", ["customer", "service"])
-async def test_only_admins_deal_with_keys(api: Api, scope: str) -> None:
+async def test_only_admins_deal_with_keys(api: Registry, scope: str) -> None:
     """Any other key is SCOPE_DENIED, for each of the three calls; without a key, KEY_MISSING."""
     await api.customer("cus_acme")
-    key = await api.key(scope, "cus_acme" if scope == "customer" else None)
+    key = await api.local.key(scope, "cus_acme" if scope == "customer" else None)
     (target, *_) = await listed(api, api.admin)
 
     for metadata, refusal in [(key, Refused("SCOPE_DENIED")), ((), Refused("KEY_MISSING"))]:
@@ -159,14 +161,14 @@ async def test_only_admins_deal_with_keys(api: Api, scope: str) -> None:
 # --- list ---------------------------------------------------------------------------------------
 
 
-async def test_a_list_is_of_one_mode(api: Api) -> None:
+async def test_a_list_is_of_one_mode(api: Registry) -> None:
     """A key lists the keys of its mode, the socket those of both or of the mode it names."""
-    test = await api.key("admin", livemode=False)
+    test = await api.local.key("admin", livemode=False)
 
     live_ids = {one.id for one in await listed(api, api.admin)}
     test_ids = {one.id for one in await listed(api, test)}
     by_socket = [
-        {one.id for one in (await api.local.ListApiKeys(request)).api_keys}
+        {one.id for one in (await api.local.keys.ListApiKeys(request)).api_keys}
         for request in (
             pb.ListApiKeysRequest(),
             pb.ListApiKeysRequest(livemode=True),
@@ -181,7 +183,7 @@ async def test_a_list_is_of_one_mode(api: Api) -> None:
     assert await refused(other) == Refused("MODE_MISMATCH", "livemode")
 
 
-async def test_a_list_comes_in_pages(api: Api) -> None:
+async def test_a_list_comes_in_pages(api: Registry) -> None:
     """Pages put together are the list, ordered by id; revoked and expired keys are in it."""
     for number in range(5):
         await api.keys.CreateApiKey(new(name=f"key {number}"), metadata=api.admin)
@@ -198,13 +200,13 @@ async def test_a_list_comes_in_pages(api: Api) -> None:
     assert sorted(everything, key=lambda one: one.id) == everything
 
 
-async def test_a_token_belongs_to_its_filters(api: Api) -> None:
+async def test_a_token_belongs_to_its_filters(api: Registry) -> None:
     """A token of another mode, another customer or none of ours is INVALID_FIELD."""
     await api.customer("cus_acme")
     for _ in range(2):
-        await api.key("admin", livemode=False)
-        await api.key("customer", "cus_acme")
-    test = await api.key("admin", livemode=False)
+        await api.local.key("admin", livemode=False)
+        await api.local.key("customer", "cus_acme")
+    test = await api.local.key("admin", livemode=False)
 
     async def token(metadata: Metadata, **asked: Any) -> str:
         request = pb.ListApiKeysRequest(page_size=1, **asked)
@@ -220,7 +222,7 @@ async def test_a_token_belongs_to_its_filters(api: Api) -> None:
 # --- use, expire, revoke ------------------------------------------------------------------------
 
 
-async def test_a_revoked_key_is_refused_at_once(api: Api, clock: Clock) -> None:
+async def test_a_revoked_key_is_refused_at_once(api: Registry, clock: Clock) -> None:
     """A key in use is refused by the very next call after its revocation; others go on."""
     made = await api.keys.CreateApiKey(new(), metadata=api.admin)
     await use(api, bearer(made.secret))
@@ -236,7 +238,7 @@ async def test_a_revoked_key_is_refused_at_once(api: Api, clock: Clock) -> None:
     assert revoked in await listed(api, api.admin)
 
 
-async def test_a_key_is_revoked_once(api: Api, clock: Clock) -> None:
+async def test_a_key_is_revoked_once(api: Registry, clock: Clock) -> None:
     """Revoking again changes nothing and answers the key with its first revoked_at."""
     made = await api.keys.CreateApiKey(new(), metadata=api.admin)
     request = pb.RevokeApiKeyRequest(id=made.api_key.id)
@@ -250,7 +252,7 @@ async def test_a_key_is_revoked_once(api: Api, clock: Clock) -> None:
 
 
 async def test_a_key_read_while_it_is_revoked_is_not_remembered(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    api: Registry, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A call that read the key before its revocation does not keep it alive for later ones."""
     made = await api.keys.CreateApiKey(new(), metadata=api.admin)
@@ -275,10 +277,10 @@ async def test_a_key_read_while_it_is_revoked_is_not_remembered(
     assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
 
 
-async def test_what_cannot_be_revoked(api: Api) -> None:
+async def test_what_cannot_be_revoked(api: Registry) -> None:
     """An unknown id and a key of the other mode are NOT_FOUND, and that key goes on working."""
     test = await api.keys.CreateApiKey(
-        new(scope="admin"), metadata=await api.key("admin", livemode=False)
+        new(scope="admin"), metadata=await api.local.key("admin", livemode=False)
     )
 
     for id_, refusal in [
@@ -290,11 +292,11 @@ async def test_what_cannot_be_revoked(api: Api) -> None:
         call = api.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=id_), metadata=api.admin)
         assert await refused(call) == refusal
     await use(api, bearer(test.secret))
-    revoked = await api.local.RevokeApiKey(pb.RevokeApiKeyRequest(id=test.api_key.id))
+    revoked = await api.local.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=test.api_key.id))
     assert revoked.HasField("revoked_at")
 
 
-async def test_a_key_ends_at_expires_at(api: Api, clock: Clock) -> None:
+async def test_a_key_ends_at_expires_at(api: Registry, clock: Clock) -> None:
     """It works in the last millisecond before and no longer at the moment itself."""
     ends = time.text(START + 1_000)
     made = await api.keys.CreateApiKey(new(expires_at=ends), metadata=api.admin)
@@ -307,7 +309,7 @@ async def test_a_key_ends_at_expires_at(api: Api, clock: Clock) -> None:
     assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
 
 
-async def test_credentials(api: Api) -> None:
+async def test_credentials(api: Registry) -> None:
     """One credential, sent in either header or in both; anything else is refused."""
     ((_, service),) = api.service
     secret = service.removeprefix("Bearer ")
@@ -340,7 +342,7 @@ async def test_credentials(api: Api) -> None:
         assert await refused(use(api, metadata)) == Refused("KEY_MISSING")
 
 
-async def test_a_secret_is_nowhere_but_in_its_answer(api: Api, database_url: str) -> None:
+async def test_a_secret_is_nowhere_but_in_its_answer(api: Registry, database_url: str) -> None:
     """Neither the database nor the log nor a list holds it; its id is in all of them."""
     with capture_logs() as lines:
         made = await api.keys.CreateApiKey(new(), metadata=api.admin)

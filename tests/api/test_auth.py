@@ -37,7 +37,8 @@ from creditledger.store.registry import records
 from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.process import process
-from tests.support.running import (
+from tests.support.refusals import Refused, bearer, refused
+from tests.support.server import (
     CUSTOMER,
     PATIENCE_SECONDS,
     WALLET,
@@ -48,7 +49,6 @@ from tests.support.running import (
     post,
     serve,
 )
-from tests.support.serving import TRANSPORTS, Refused, bearer, refused
 from tests.support.setup import START, change, file_of, is_file
 
 if TYPE_CHECKING:
@@ -58,9 +58,11 @@ if TYPE_CHECKING:
     from google.protobuf.descriptor import MethodDescriptor
     from google.protobuf.message import Message
 
-    from tests.support.running import Api
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Api
     from tests.support.setup import Clock
+
+pytestmark = pytest.mark.each_transport
 
 OK = "OK"
 DENIED = "SCOPE_DENIED"
@@ -547,12 +549,10 @@ async def _failing(error: grpc.aio.AioRpcError) -> None:
     raise error
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def world(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[World]:
+@pytest.fixture
+async def world(database_url: str, clock: Clock, transport: str) -> AsyncIterator[World]:
     """A server and everybody who may call it."""
-    async with serve(database_url, clock, transport=request.param, webhook_connections=1) as api:
+    async with serve(database_url, clock, transport=transport, webhook_connections=1) as api:
         local = api.local
         await local.new_wallet("wal_other", "cus_other")
         await api.post("topup", **grant("10"))

@@ -29,10 +29,10 @@ from creditledger.store import CannotOpen, change_keys, schema
 from creditledger.store.change_keys import Count, Intent
 from tests.support.databases import contents
 from tests.support.proxy import proxy
-from tests.support.running import PATIENCE_SECONDS, running
-from tests.support.served import Failure, Json, failure, metadata, serving
-from tests.support.serving import Refused
-from tests.support.serving import refused as serving_refused
+from tests.support.refusals import Refused
+from tests.support.refusals import refused as serving_refused
+from tests.support.rest import Failure, Json, failure, metadata, serving
+from tests.support.server import PATIENCE_SECONDS, running
 from tests.support.setup import START, change, is_file, look
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
     from creditledger.store import Store
     from tests.support.proxy import Lose
-    from tests.support.served import Served
+    from tests.support.rest import Served
     from tests.support.setup import Clock
 
 FILES = (

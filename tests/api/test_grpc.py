@@ -24,7 +24,8 @@ from creditledger.domain import ids
 from creditledger.ops.server import SERVICES
 from tests.support.cases import in_turn
 from tests.support.databases import kept_locked
-from tests.support.running import (
+from tests.support.refusals import Refused, refused
+from tests.support.server import (
     WALLET,
     adjust,
     consume,
@@ -33,28 +34,20 @@ from tests.support.running import (
     post,
     ranked,
     refund,
-    serve,
     wallet,
 )
-from tests.support.serving import TRANSPORTS, Refused, refused
 from tests.support.setup import START
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+    from collections.abc import Awaitable, Iterable, Sequence
 
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 NOW = time.text(START)
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock, transport=request.param) as served:
-        yield served
+pytestmark = pytest.mark.each_transport
 
 
 def row(sequence: int, posting_id: str, **fields: Any) -> CreditTransaction:

@@ -11,15 +11,15 @@ import grpc
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
+from tests.support.answers import stored
 from tests.support.process import Process, process
-from tests.support.running import CUSTOMER, WALLET, Services, consume, fate, grant, post
-from tests.support.serving import Refused, refusal
-from tests.support.told import stored
+from tests.support.refusals import Refused, refusal
+from tests.support.server import CUSTOMER, WALLET, Services, consume, fate, grant, post
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
 
 QUEUE_MAX = 100
 #: Each takes a thousand calls at once.

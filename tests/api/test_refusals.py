@@ -26,29 +26,23 @@ from creditledger.domain.errors import ErrorKind, InvalidField, Refusal
 from creditledger.ops.server import SERVICES
 from tests.support.cases import in_turn
 from tests.support.databases import kept_locked
-from tests.support.running import WALLET, consume, fate, grant, post, ranked, serve, wallet
-from tests.support.serving import TRANSPORTS, Refused, bearer, refusal, refused
+from tests.support.refusals import Refused, bearer, refusal, refused
+from tests.support.server import WALLET, consume, fate, grant, post, ranked, serve, wallet
 from tests.support.setup import change, findings, is_file
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
+    from collections.abc import Awaitable, Callable, Iterable, Mapping
 
     from google.protobuf.descriptor import Descriptor, MethodDescriptor
     from sqlalchemy import Connection
 
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock, transport=request.param) as served:
-        yield served
+pytestmark = pytest.mark.each_transport
 
 
 # --- errors ---------------------------------------------------------------------------------------

@@ -12,13 +12,13 @@ import pytest
 
 from creditledger.ops.envoy import Envoy
 from tests.support.process import Process, process
-from tests.support.running import CUSTOMER, WALLET, consume, post
+from tests.support.server import CUSTOMER, WALLET, consume, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
 
 POST = "/credit.v1.WalletService/Post"
 MEBIBYTE = 1 << 20

@@ -10,27 +10,24 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR
-from tests.support.running import WALLET, adjust, consume, grant, refund, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import WALLET, adjust, consume, grant, refund
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, two meters, and an empty wallet."""
-    async with serve(database_url, clock) as served:
-        for name in ("chat", "image"):
-            await served.local.registry.CreateMeter(
-                registry_pb.CreateMeterRequest(
-                    id=f"mtr_{name}", name=name, event_name=name, unit="call"
-                )
+    for name in ("chat", "image"):
+        await api.local.registry.CreateMeter(
+            registry_pb.CreateMeterRequest(
+                id=f"mtr_{name}", name=name, event_name=name, unit="call"
             )
-        yield served
+        )
+    return api
 
 
 def scope(**lists: list[str]) -> pb.GrantScope:

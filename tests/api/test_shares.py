@@ -19,13 +19,13 @@ from creditledger.domain.errors import Overloaded
 from creditledger.ops.envoy import Envoy
 from creditledger.outlets import watches
 from creditledger.outlets.exports import stream as export_stream
-from tests.support.running import WALLET, Api, Services, consume, grant, post, serve
-from tests.support.serving import refusal
+from tests.support.refusals import refusal
+from tests.support.server import WALLET, Api, Services, consume, grant, post, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
     from tests.support.setup import Clock
 
 ROWS = 1_600

@@ -21,7 +21,8 @@ from creditledger.api.rpc import Boundary, Door
 from creditledger.engine.ledger import Ledger
 from creditledger.surfaces.native.wallet_service import WalletService
 from tests.support.databases import kept_locked
-from tests.support.running import (
+from tests.support.refusals import Refused, refused
+from tests.support.server import (
     PATIENCE_SECONDS,
     WALLET,
     Services,
@@ -31,10 +32,8 @@ from tests.support.running import (
     grant,
     post,
     ranked,
-    serve,
     wallet,
 )
-from tests.support.serving import TRANSPORTS, Refused, refused
 from tests.support.setup import BACKDATING_MS_MAX, add_wallet
 
 if TYPE_CHECKING:
@@ -42,17 +41,11 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from creditledger.store import Store
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock, transport=request.param) as served:
-        yield served
+pytestmark = pytest.mark.each_transport
 
 
 # --- batches --------------------------------------------------------------------------------------

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from zoneinfo import ZoneInfo
 
 import pytest
-import pytest_asyncio
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -17,14 +16,13 @@ from creditledger.domain import clock as time
 from creditledger.domain import durations
 from creditledger.ops.cli.export import Asked, export
 from creditledger.ops.config import load
-from tests.support.served import BILLS, TRANSACTIONS, USAGE, serving
-from tests.unit.test_bills_add_up import zones
+from tests.support.rest import BILLS, TRANSACTIONS, USAGE
+from tests.surfaces.test_bills_add_up import zones
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tests.support.served import Served
+    from tests.support.rest import Served
 
 #: The last second of the calendar and its first moment, in UTC.
 LAST, FIRST = "9999-12-31T23:59:59.000Z", "0001-01-01T00:00:00.000Z"
@@ -75,13 +73,6 @@ def test_a_duration_begins_with_the_calendar() -> None:
 
     assert ends is not None
     assert timedelta(milliseconds=ends - time.FIRST) > timedelta(days=3_000 * 365)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service behind Envoy, for all tests of this file."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 async def told(served: Served) -> tuple[str, str]:

@@ -37,7 +37,7 @@ from sqlalchemy import select
 from creditledger.domain import ids
 from creditledger.store import schema
 from tests.support.process import process
-from tests.support.running import CUSTOMER, consume, grant, post
+from tests.support.server import CUSTOMER, consume, grant, post
 from tests.support.setup import findings, look, migrated
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from tests.support.process import Process
-    from tests.support.running import Services
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Services
 
 WALLETS = [f"wal_{n}" for n in range(8)]
 SAMPLES = 20

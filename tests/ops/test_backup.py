@@ -19,7 +19,7 @@ import pytest
 from creditledger.domain import clock as time
 from tests.support.commands import creditledger
 from tests.support.databases import PASSWORD, with_password
-from tests.support.running import grant, serve
+from tests.support.server import grant, serve
 from tests.support.setup import add_wallet, change, findings, look, sqlite_url, wallet_count
 
 if TYPE_CHECKING:

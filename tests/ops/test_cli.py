@@ -46,7 +46,7 @@ from tests.support.commands import (
     start,
 )
 from tests.support.databases import PASSWORD, with_password
-from tests.support.running import Services
+from tests.support.server import Services
 from tests.support.setup import add_wallet, change, file_of, is_file
 
 if TYPE_CHECKING:

@@ -23,8 +23,8 @@ from creditledger.store import clock_marks, schema
 from creditledger.store.clock_marks import Mark
 from tests.support.commands import creditledger
 from tests.support.process import process
-from tests.support.running import CUSTOMER, WALLET, Running, Services, consume, grant, post
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import CUSTOMER, WALLET, Running, Services, consume, grant, post
 from tests.support.setup import Clock, change, findings, is_file, look
 
 if TYPE_CHECKING:

@@ -19,19 +19,19 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import money
 from creditledger.store.sqlite import writer as sqlite_writer
+from tests.support.answers import SCALE, stored, taken, told
 from tests.support.databases import OURS, execute
 from tests.support.process import process
-from tests.support.running import PATIENCE_SECONDS, consume, grant, post
+from tests.support.server import PATIENCE_SECONDS, consume, grant, post
 from tests.support.setup import file_of, findings, is_file
-from tests.support.told import SCALE, stored, taken, told
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Coroutine
     from pathlib import Path
 
     from tests.support.process import Process
-    from tests.support.running import Services
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Services
 
 HOT = "wal_hot"
 WALLETS = [HOT, *(f"wal_{n}" for n in range(5))]

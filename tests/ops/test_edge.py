@@ -14,13 +14,13 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
 from creditledger.ops.envoy import Envoy
-from tests.support.running import WALLET, consume, grant, post, serve
+from tests.support.server import WALLET, consume, grant, post, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 pytestmark = pytest.mark.only("sqlite")

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tests.support.running import PATIENCE_SECONDS
-from tests.support.served import TRANSACTIONS, Served, serving
+from tests.support.rest import TRANSACTIONS, Served, serving
+from tests.support.server import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -30,7 +30,7 @@ from creditledger.ops.import_usage import (
     import_usage,
 )
 from tests.support.commands import creditledger, start
-from tests.support.running import PATIENCE_SECONDS, Running, Services, running
+from tests.support.server import PATIENCE_SECONDS, Running, Services, running
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator

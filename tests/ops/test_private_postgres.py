@@ -13,7 +13,7 @@ import pytest
 from creditledger.ops import embedded_postgres
 from creditledger.ops.embedded_postgres import NotStarted, PrivatePostgres
 from tests.support.databases import own_postgres
-from tests.support.running import PATIENCE_SECONDS
+from tests.support.server import PATIENCE_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,7 +14,7 @@ from credit.v1 import wallet_service_pb2 as pb
 from creditledger.ops.config import Config
 from creditledger.ops.envoy import Envoy
 from tests.support.frames import END_HEADERS, Gone, Kind, Peer, frame, integer, literal, request
-from tests.support.running import WALLET, Services, serve
+from tests.support.server import WALLET, Services, serve
 
 if TYPE_CHECKING:
     from tests.support.setup import Clock

@@ -41,7 +41,7 @@ from creditledger.ops.cli.app import app
 from creditledger.ops.receipt_files import Receipts, Spelling
 from creditledger.store.read import topups
 from tests.support.commands import creditledger
-from tests.support.running import Services, adjust, consume, grant, post, running
+from tests.support.server import Services, adjust, consume, grant, post, running
 from tests.support.setup import START, Clock, finished
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from creditledger.ops.server import CannotStart
 from creditledger.store.sealing import CannotUnseal, Seal
 from tests.support.commands import creditledger
 from tests.support.databases import contents
-from tests.support.receiving import receiving, verified
-from tests.support.running import grant, running, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import grant, running, serve
+from tests.support.webhook_receiver import receiving, verified
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -15,9 +15,9 @@ from creditledger.ops.seeding import NotEmpty, seed, wallet_id
 from creditledger.store import schema
 from tests.support.commands import creditledger
 from tests.support.databases import execute
-from tests.support.recorded import LARGE
 from tests.support.setup import command as posting
 from tests.support.setup import consume, findings, migrate, opened, refund, sqlite_url
+from tests.support.statements_recorded import LARGE
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -32,8 +32,8 @@ from creditledger.domain.errors import (
 )
 from creditledger.domain.model import Status
 from tests.support.databases import execute
-from tests.support.persistent import reason
-from tests.support.running import CUSTOMER, WALLET, grant, post, running
+from tests.support.persistent_client import reason
+from tests.support.server import CUSTOMER, WALLET, grant, post, running
 from tests.support.setup import (
     Clock,
     add_wallet,
@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from creditledger.engine.batch import Posted
     from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
-    from tests.support.running import Running, Services
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Running, Services
 
 pytestmark = pytest.mark.only("postgresql")
 

@@ -26,13 +26,12 @@ from tests.support.frames import (
     message,
     request,
 )
-from tests.support.served import Served, serving
-from tests.support.serving import TRANSPORTS
+from tests.support.rest import Served, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
 
 PATH = "/v1/currencies/USD"
 METHOD = "/credit.v1.RegistryService/GetCurrency"
@@ -60,13 +59,11 @@ OTHERS = (
 VALUES = (b"not base64!", b"xyz", b"-1", b"9" * 30, b"1S", b"gzip", b"a" * 8_000, b"\xff" * 20)
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
-async def served(
-    request: pytest.FixtureRequest, new_database: Callable[[], str]
-) -> AsyncIterator[Served]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
     """A service behind the proxy, for all tests of this file."""
     unasked = {"sweep_interval_seconds": 0, "webhook_connections": 0}
-    async with serving(new_database(), transport=request.param, **unasked) as one:
+    async with serving(new_database(), transport=transport, **unasked) as one:
         yield one
 
 

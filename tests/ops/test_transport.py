@@ -54,8 +54,8 @@ from tests.support.frames import (
     request,
     settings,
 )
-from tests.support.running import CUSTOMER, WALLET, consume, grant, post
-from tests.support.serving import Metadata, bearer
+from tests.support.refusals import Metadata, bearer
+from tests.support.server import CUSTOMER, WALLET, consume, grant, post
 from tests.support.setup import file_of, findings, migrated
 
 if TYPE_CHECKING:

@@ -24,8 +24,8 @@ from creditledger.store import migrations
 from tests.support.commands import Command, creditledger, start
 from tests.support.databases import PASSWORD, execute, with_password
 from tests.support.process import process
-from tests.support.retrying import Clients, prepare
-from tests.support.running import PATIENCE_SECONDS as STEP_SECONDS
+from tests.support.retrying_clients import Clients, prepare
+from tests.support.server import PATIENCE_SECONDS as STEP_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

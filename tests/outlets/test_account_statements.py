@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
 import pytest
-import pytest_asyncio
+from credit.v1 import statement_service_pb2 as pb
+from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
 from creditledger.domain import clock as time
 from creditledger.domain import ids
@@ -25,15 +26,17 @@ from creditledger.store.registry import records
 from creditledger.store.statements import basis as statement_basis
 from creditledger.store.statements import closed as closed_statements
 from creditledger.store.statements.closed import Closed
-from tests.support.served import Failure, Shop, differences, failure, serving, traffic
+from tests.support.rest import Failure, Shop, differences, failure, traffic
+from tests.support.server import running
 from tests.support.setup import change, findings, look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import Callable
 
     import httpx
 
-    from tests.support.served import Json, Served
+    from tests.support.rest import Json, Served
+    from tests.support.setup import Clock
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -44,13 +47,6 @@ TAKES = (
     *("consumed", "expired", "voided", "transferred_out", "debited"),
     "overdraft_repaid",
 )
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service behind Envoy, for all tests of this file."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 @pytest.fixture(autouse=True)
@@ -769,3 +765,18 @@ async def test_what_is_too_much_is_refused(served: Served, monkeypatch: pytest.M
         assert await served.refusal(path, key, **period) == Failure(400, "RESULT_TOO_LARGE")
     products = (await served.body(path, key, **period))["by_product"]["products"]
     assert [one["product_id"] for one in products] == ["chat-0", "chat-1", "chat-2"]
+
+
+async def test_a_page_names_its_issuer(new_database: Callable[[], str], clock: Clock) -> None:
+    """The issuer stands at the head of the page, and in no other form of a statement."""
+    issuer = {"statement_issuer": "Mill & Sons, 1 Example Road"}
+    async with running(new_database(), clock, **issuer) as here:
+        await here.local.new_wallet("wal_acme", "cus_acme")
+        request = pb.StatementServiceRenderRequest(
+            wallet_id="wal_acme", month="2026-01", format="html"
+        )
+        pieces = StatementServiceStub(here.local.channel).Render(request)
+        page = b"".join([one.data async for one in pieces])
+
+    assert b"<p class=quiet>Mill &amp; Sons, 1 Example Road</p>\n<h1>" in page
+    assert b"counter(page)" in page

@@ -17,15 +17,16 @@ from creditledger.api import rpc
 from creditledger.ops.envoy import Envoy
 from creditledger.outlets.exports import stream as export_stream
 from tests.support.process import process
-from tests.support.running import CUSTOMER, PATIENCE_SECONDS, WALLET, grant, post
-from tests.support.served import Failure, serving
-from tests.support.serving import TRANSPORTS
+from tests.support.rest import Failure, serving
+from tests.support.server import CUSTOMER, PATIENCE_SECONDS, WALLET, grant, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
     from pathlib import Path
 
-    from tests.support.served import Served
+    from tests.support.rest import Served
+
+pytestmark = pytest.mark.each_transport
 
 EXPORT = "/api/credit-transactions:export"
 ROWS = 2_000
@@ -72,12 +73,10 @@ async def download(url: str, secret: str, *options: str) -> AsyncIterator[Downlo
             await curl.communicate()
 
 
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
-async def served(
-    request: pytest.FixtureRequest, new_database: Callable[[], str]
-) -> AsyncIterator[Served]:
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
     """A service behind Envoy with a customer of many rows."""
-    async with serving(new_database(), transport=request.param) as one:
+    async with serving(new_database(), transport=transport) as one:
         await fill(one)
         yield one
 

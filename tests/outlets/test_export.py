@@ -13,20 +13,16 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-import pytest_asyncio
 
 from creditledger.domain import clock as time
 from creditledger.outlets.exports import stream as export_stream
 from creditledger.outlets.exports.files import COLUMNS
-from tests.support.served import Failure, failure, metadata, serving
-from tests.support.serving import TRANSPORTS
+from tests.support.rest import Failure, failure, metadata
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
-
     import httpx
 
-    from tests.support.served import Json, Served
+    from tests.support.rest import Json, Served
 
 EXPORT = "/api/credit-transactions:export"
 LIST = "/api/credit-transactions"
@@ -34,16 +30,7 @@ STATEMENT = "/api/v1/me/billing/transactions.csv"
 HISTORY = "/api/v1/me/billing/transactions"
 
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
-async def served(
-    request: pytest.FixtureRequest, new_database: Callable[[], str]
-) -> AsyncIterator[Served]:
-    """A service behind Envoy, for all tests of this file."""
-    async with serving(new_database(), transport=request.param) as one:
-        yield one
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from sqlalchemy import select
 from creditledger.domain import clock as time
 from creditledger.store import finished_exports, schema
 from creditledger.store.finished_exports import KEPT_MS, Finished
-from tests.support.served import serving
+from tests.support.rest import serving
 from tests.support.setup import START, change
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from creditledger.domain.model import HoldEnd, Kind
 from creditledger.outlets import sweeper
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import schema
-from tests.support.running import WALLET, adjust, consume, grant, refund, serve
-from tests.support.serving import refused
+from tests.support.refusals import refused
+from tests.support.server import WALLET, adjust, consume, grant, refund, serve
 from tests.support.setup import (
     add_wallet,
     command,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 t, h, w = schema.transactions.c, schema.holds.c, schema.wallets.c

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import pytest
-import pytest_asyncio
 from credit.v1 import api_key_service_pb2 as keys_pb
 from credit.v1 import credit_transaction_service_pb2 as pb
 from credit.v1 import wallet_service_pb2 as wallets_pb
@@ -17,7 +16,9 @@ from structlog.testing import capture_logs
 
 from creditledger.outlets import watches
 from tests.support.cases import in_turn
-from tests.support.running import (
+from tests.support.refusals import Refused, refusal
+from tests.support.rest import serving
+from tests.support.server import (
     CUSTOMER,
     PATIENCE_SECONDS,
     consume,
@@ -26,29 +27,21 @@ from tests.support.running import (
     running,
     serve,
 )
-from tests.support.served import serving
-from tests.support.serving import TRANSPORTS, Refused, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     import httpx
 
-    from tests.support.running import Api
-    from tests.support.served import Json, Served
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.rest import Json, Served
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 EVENTS = "/api/credit-transactions:watch"
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
-    """A server with wal_acme."""
-    async with serve(database_url, clock, transport=request.param) as one:
-        yield one
+pytestmark = pytest.mark.each_transport
 
 
 class Watching:
@@ -324,12 +317,10 @@ async def test_what_another_server_writes_is_seen(database_url: str, clock: Cloc
 # --- Server-Sent Events, through Envoy ------------------------------------------------------------
 
 
-@pytest_asyncio.fixture(params=TRANSPORTS)
-async def served(
-    request: pytest.FixtureRequest, new_database: Callable[[], str]
-) -> AsyncIterator[Served]:
+@pytest.fixture
+async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
     """A service behind Envoy."""
-    async with serving(new_database(), transport=request.param) as one:
+    async with serving(new_database(), transport=transport) as one:
         yield one
 
 

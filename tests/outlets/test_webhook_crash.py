@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from credit.v1 import webhook_service_pb2 as pb
 
 from tests.support.process import process
-from tests.support.receiving import receiving, verified
-from tests.support.running import CUSTOMER, PATIENCE_SECONDS, WALLET, grant, post
+from tests.support.server import CUSTOMER, PATIENCE_SECONDS, WALLET, grant, post
+from tests.support.webhook_receiver import receiving, verified
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.support.receiving import Answer, Received
-    from tests.support.running import Services
+    from tests.support.server import Services
+    from tests.support.webhook_receiver import Answer, Received
 
 TURNS, POSTS = 4, 25
 FLAGS = ("--webhook-allow-private", "--sweep-interval-seconds", "0")

@@ -33,7 +33,7 @@ from creditledger.domain.webhook_events import (
 from creditledger.outlets.webhooks import notifier
 from creditledger.store import schema
 from tests.outlets.test_webhooks import endpoint, log_of
-from tests.support.running import CUSTOMER, WALLET, Api, adjust, consume, grant, refund, serve
+from tests.support.server import CUSTOMER, WALLET, Api, adjust, consume, grant, refund, serve
 from tests.support.setup import change
 
 if TYPE_CHECKING:

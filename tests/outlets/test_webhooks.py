@@ -22,8 +22,8 @@ from creditledger.domain.webhook_events import Secret
 from creditledger.outlets.webhooks import deliverer
 from creditledger.store import schema
 from tests.support.databases import contents
-from tests.support.receiving import Received, Receiver, receiving, verified
-from tests.support.running import (
+from tests.support.refusals import Refused, refused
+from tests.support.server import (
     CUSTOMER,
     PATIENCE_SECONDS,
     WALLET,
@@ -34,16 +34,16 @@ from tests.support.running import (
     running,
     serve,
 )
-from tests.support.serving import Refused, refused
 from tests.support.setup import change, is_file
+from tests.support.webhook_receiver import Received, Receiver, receiving, verified
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from sqlalchemy import Connection
 
-    from tests.support.receiving import Answer
     from tests.support.setup import Clock
+    from tests.support.webhook_receiver import Answer
 
 CREATED = "transaction.created"
 #: A server that may send to this machine.

@@ -29,8 +29,8 @@ from creditledger.domain import clock as time
 from creditledger.domain.model import Kind
 from creditledger.store import schema
 from creditledger.store.migrations import versions
-from tests.support.running import Running, running
-from tests.support.serving import bearer, refusal
+from tests.support.refusals import bearer, refusal
+from tests.support.server import Running, running
 from tests.support.setup import START, Clock, change, findings, is_file, look
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from google.protobuf.message import Message
     from sqlalchemy import Connection
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
 
 MOST = money.AMOUNT_MAX
 #: The wallets by id: the currency and its scale. Each is of a customer of its own.

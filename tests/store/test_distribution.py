@@ -27,16 +27,16 @@ from creditledger.domain import ids
 from creditledger.domain.clock import SECOND
 from creditledger.store import schema
 from tests.support.databases import connect, execute
-from tests.support.recorded import LARGE, nodes, recorded
-from tests.support.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, running, serve
+from tests.support.server import TWO_DAYS_OF_BILLS, consume, grant, post, refund, running, serve
 from tests.support.setup import START
+from tests.support.statements_recorded import LARGE, nodes, recorded
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
-    from tests.support.recorded import Recorded, Said
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
+    from tests.support.statements_recorded import Recorded, Said
 
 pytestmark = pytest.mark.only("postgresql")
 

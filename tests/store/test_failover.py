@@ -41,11 +41,12 @@ from creditledger.store import CannotOpen, Store, StoreUnavailable
 from creditledger.store.outage import Outage
 from creditledger.store.postgres import database as postgres
 from creditledger.store.read import commit_order
+from tests.support.answers import stored
 from tests.support.databases import Databases, connect, execute, own_postgres
-from tests.support.persistent import NETWORK, Persistent
+from tests.support.persistent_client import NETWORK, Persistent
 from tests.support.process import process
 from tests.support.proxy import SOCKET, proxy
-from tests.support.running import PATIENCE_SECONDS, grant, post, running
+from tests.support.server import PATIENCE_SECONDS, grant, post, running
 from tests.support.setup import (
     Clock,
     add_wallet,
@@ -56,7 +57,6 @@ from tests.support.setup import (
     opened,
     wallet_count,
 )
-from tests.support.told import stored
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator

@@ -14,8 +14,8 @@ from creditledger.domain.commands import Consume, Usage
 from creditledger.domain.errors import InsufficientCredit
 from creditledger.store import Changes, Loaded
 from creditledger.store.write import wallet_cache
-from tests.support.by_hand import wanting
 from tests.support.setup import Clock, add_wallet, command, consume, file_of, give, opened
+from tests.support.store_batches import wanting
 from tests.support.values import NOW, grant, wallet_of
 
 if TYPE_CHECKING:

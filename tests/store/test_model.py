@@ -69,9 +69,15 @@ from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.read import transaction_reads, wallet_history
 from creditledger.store.registry import records
 from creditledger.store.write.columns import ROW, load
-from tests.support import asking, naive, naive_bills, naive_invariants, naive_statements
-from tests.support.asking import WALLETS, Asking, Change, GrantUpdate, Request
+from tests.support import (
+    naive,
+    naive_bills,
+    naive_invariants,
+    naive_statements,
+    random_requests,
+)
 from tests.support.databases import Databases
+from tests.support.random_requests import WALLETS, Asking, Change, GrantUpdate, Request
 from tests.support.setup import (
     BACKDATING_MS_MAX,
     START,
@@ -95,7 +101,7 @@ if TYPE_CHECKING:
     from tests.support.databases import Files
 
 
-Asked = Request | Change | GrantUpdate | asking.SetLimit | asking.DropLimit
+Asked = Request | Change | GrantUpdate | random_requests.SetLimit | random_requests.DropLimit
 
 
 def text(units: int, scale: int, zeros: int = 0) -> str:
@@ -488,7 +494,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 cancel_unpaid=item.cancel_unpaid,
                 now=now,
             )
-        if isinstance(item, asking.SetLimit):
+        if isinstance(item, random_requests.SetLimit):
             return self.model.set_limit(
                 item.wallet_id,
                 now=now,
@@ -497,7 +503,7 @@ class LedgerMachine(RuleBasedStateMachine):
                 period=item.period,
                 hours=item.hours,
             )
-        if isinstance(item, asking.DropLimit):
+        if isinstance(item, random_requests.DropLimit):
             return self.model.drop_limit(item.wallet_id, ref=item.ref, now=now)
         return self.model.post(
             item.wallet_id,
@@ -521,10 +527,10 @@ class LedgerMachine(RuleBasedStateMachine):
                 status=None if item.status is None else Status[item.status.upper()],
                 cancel_unpaid=item.cancel_unpaid,
             )
-        if isinstance(item, asking.DropLimit):
+        if isinstance(item, random_requests.DropLimit):
             limit_id = ids.compose("spl", self.numbers[item.wallet_id], item.ref)
             return DropLimit(item.wallet_id, livemode=True, limit_id=limit_id)
-        if isinstance(item, asking.SetLimit):
+        if isinstance(item, random_requests.SetLimit):
             period = Period[item.period.upper()]
             calendar = period in (Period.DAY, Period.WEEK, Period.MONTH)
             return SetLimit(

@@ -23,15 +23,15 @@ from creditledger.domain import clock as time
 from creditledger.domain.clock import SECOND
 from creditledger.domain.webhook_events import EventType
 from creditledger.outlets import watches
-from tests.support.recorded import LARGE, Said, recorded
-from tests.support.running import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
+from tests.support.server import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support.setup import START, file_of
+from tests.support.statements_recorded import LARGE, Said, recorded
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from tests.support.running import Api
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 pytestmark = pytest.mark.only("sqlite")

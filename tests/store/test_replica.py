@@ -21,7 +21,7 @@ from structlog.testing import capture_logs
 
 from creditledger.domain import clock as time
 from tests.support.databases import connect, execute
-from tests.support.running import CUSTOMER, PATIENCE_SECONDS, WALLET, consume, grant, running, serve
+from tests.support.server import CUSTOMER, PATIENCE_SECONDS, WALLET, consume, grant, running, serve
 from tests.support.setup import START
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from credit.v1.credit_transaction_service_pb2_grpc import CreditTransactionServiceStub
 
     from creditledger.ops.embedded_postgres import PrivatePostgres
-    from tests.support.running import Api
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 pytestmark = pytest.mark.only("postgresql")

@@ -14,7 +14,6 @@ from sqlalchemy import Engine, event
 from creditledger.domain import ids
 from creditledger.domain.commands import Consume, Transfer, Usage
 from creditledger.store.postgres.writer import DISCARD_PLANS
-from tests.support.recorded import recorded
 from tests.support.setup import (
     Clock,
     add_meter,
@@ -29,6 +28,7 @@ from tests.support.setup import (
     posting_id,
     refund,
 )
+from tests.support.statements_recorded import recorded
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from creditledger.engine.batch import Posted
     from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
-    from tests.support.recorded import Recorded
+    from tests.support.statements_recorded import Recorded
 
 in_a_file, on_a_server = pytest.mark.only("sqlite"), pytest.mark.only("postgresql")
 

@@ -20,16 +20,16 @@ from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from creditledger.domain import clock as time
 from creditledger.store import Store, schema
 from tests.support.databases import execute
-from tests.support.recorded import LARGE, nodes, recorded
-from tests.support.running import CUSTOMER, TWO_DAYS_OF_BILLS, WALLET, consume, grant, post, serve
+from tests.support.server import CUSTOMER, TWO_DAYS_OF_BILLS, WALLET, consume, grant, post, serve
 from tests.support.setup import START, findings
+from tests.support.statements_recorded import LARGE, nodes, recorded
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
-    from tests.support.recorded import Said
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
+    from tests.support.statements_recorded import Said
 
 pytestmark = pytest.mark.only("postgresql")
 

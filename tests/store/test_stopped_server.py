@@ -18,17 +18,17 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from tests.support.databases import connect, execute
 from tests.support.process import process
-from tests.support.retrying import prepare
-from tests.support.running import PATIENCE_SECONDS, consume, post
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.retrying_clients import prepare
+from tests.support.server import PATIENCE_SECONDS, consume, post
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
     from tests.support.process import Process
-    from tests.support.running import Services
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Services
 
 pytestmark = pytest.mark.only("postgresql")
 

@@ -21,7 +21,6 @@ from structlog.testing import capture_logs
 from creditledger.domain.commands import Consume, Usage
 from creditledger.domain.errors import QueryTooBroad, Unavailable
 from creditledger.store import Changes, DatabaseLocked, Loaded, Store, schema
-from tests.support.by_hand import by_hand, contents, wanting
 from tests.support.databases import OURS, execute
 from tests.support.setup import (
     Clock,
@@ -37,6 +36,7 @@ from tests.support.setup import (
     refund,
     wallet_count,
 )
+from tests.support.store_batches import by_hand, contents, wanting
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

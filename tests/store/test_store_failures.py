@@ -24,7 +24,6 @@ from creditledger.engine.ledger import Ledger
 from creditledger.store import CommitFailed, Store
 from creditledger.store.postgres import database as postgres
 from creditledger.store.sqlite import writer as sqlite_writer
-from tests.support.by_hand import by_hand, contents, wanting
 from tests.support.databases import kept_locked
 from tests.support.setup import (
     BACKDATING_MS_MAX,
@@ -38,6 +37,7 @@ from tests.support.setup import (
     opened,
     wallet_count,
 )
+from tests.support.store_batches import by_hand, contents, wanting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator

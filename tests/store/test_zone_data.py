@@ -15,15 +15,15 @@ from creditledger.domain import clock as time
 from creditledger.domain import spend_limits
 from creditledger.domain.clock import DAY, HOUR
 from creditledger.store import schema
-from tests.support.running import WALLET, consume, grant, running, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import WALLET, consume, grant, running, serve
 from tests.support.setup import change, findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 ZONE = "Asia/Almaty"

@@ -13,7 +13,7 @@ import grpc
 
 from creditledger.ops import server
 from tests.support.commands import Command, start
-from tests.support.running import PATIENCE_SECONDS, Services
+from tests.support.server import PATIENCE_SECONDS, Services
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -5,27 +5,17 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE
-from tests.support.running import WALLET, adjust, consume, grant, refund, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import WALLET, adjust, consume, grant, refund
 from tests.support.setup import START
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
-
-
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
-        yield served
 
 
 async def balance(api: Api, **fields: Any) -> pb.Balance:

@@ -7,20 +7,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from sqlalchemy import select
 
 from creditledger.domain import clock as time
 from creditledger.domain.commands import OPERATIONS, RETURN, CancelEvent
 from creditledger.store import schema
-from tests.support.served import Failure, Json, failure, serving
+from tests.support.rest import Failure, Json, failure
 from tests.support.setup import look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx
 
-    from tests.support.served import Served
+    from tests.support.rest import Served
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EVENTS = "/api/meter-events"
 TRANSACTIONS = "/api/credit-transactions"
@@ -79,14 +80,13 @@ class Kit:
         return [(one["kind"], one["amount"], one.get("source", {})) for one in found["list"]]
 
 
-@pytest.fixture
-async def kit(database_url: str) -> AsyncIterator[Kit]:
-    """A running service with all that events need."""
-    async with serving(database_url) as served:
-        event_name, customer = "calls", await served.customer()
-        meter = await served.meter(event_name=event_name, currency_id="CREDIT")
-        wallet = await served.wallet(customer, currency="CREDIT")
-        yield Kit(served, event_name, meter, customer, wallet, await served.key("service"))
+@pytest_asyncio.fixture(loop_scope="module")
+async def kit(served: Served) -> Kit:
+    """All that events need, for one test."""
+    event_name, customer = f"calls {served.number()}", await served.customer()
+    meter = await served.meter(event_name=event_name, currency_id="CREDIT")
+    wallet = await served.wallet(customer, currency="CREDIT")
+    return Kit(served, event_name, meter, customer, wallet, await served.key("service"))
 
 
 async def test_a_wrong_event_takes_nothing_of_the_next_top_up(kit: Kit) -> None:
@@ -286,8 +286,11 @@ async def test_many_payments_come_back_by_and_by(kit: Kit) -> None:
         TRANSACTIONS, kit.key, customer_id=kit.customer, source="evt_1", pageSize=1
     )
     assert refunds["count"] == 2_600
-    p = schema.postings.c
-    query = select(p.row_count).where(p.operation.in_((OPERATIONS[CancelEvent][0], RETURN)))
+    p, w = schema.postings.c, schema.wallets.c
+    query = select(p.row_count).where(
+        p.wallet_number == select(w.number).where(w.id == kit.wallet).scalar_subquery(),
+        p.operation.in_((OPERATIONS[CancelEvent][0], RETURN)),
+    )
     counts = look(kit.served.database_url, lambda c: c.execute(query).scalars().all())
     assert sorted(counts) == [300, 1_000]
 

@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from creditledger.domain import clock as time
-from tests.support.served import Failure, Json, failure, serving
+from tests.support.rest import Failure, Json, failure, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     import httpx
 
-    from tests.support.served import Served
+    from tests.support.rest import Served
 
 CUSTOMERS = "/v1/customers"
 ACME: Json = {"id": "cus_acme", "name": "Acme", "email": "Billing@example.com"}

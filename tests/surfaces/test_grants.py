@@ -16,15 +16,13 @@ from creditledger.domain import ids
 from creditledger.domain.clock import DAY, HOUR, MINUTE
 from creditledger.store import schema
 from creditledger.store.read import grants as store_grants
-from tests.support.running import CUSTOMER, WALLET, consume, grant, post, refund, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import CUSTOMER, WALLET, consume, grant, post, refund
 from tests.support.setup import look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 
@@ -104,13 +102,6 @@ class Grants:
         """Its status, remaining and held."""
         one = await self.get(id_)
         return one.status, one.remaining, one.held
-
-
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
-        yield served
 
 
 @pytest.fixture

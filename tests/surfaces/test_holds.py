@@ -13,14 +13,12 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE
-from tests.support.running import WALLET, consume, grant, refund, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import WALLET, consume, grant, refund, serve
 from tests.support.setup import findings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 
@@ -63,11 +61,10 @@ class Holding:
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, and 10.00 in the wallet."""
-    async with serve(database_url, clock) as served:
-        await served.post("given", **grant("10"))
-        yield served
+    await api.post("given", **grant("10"))
+    return api
 
 
 @pytest.fixture

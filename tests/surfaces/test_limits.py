@@ -13,22 +13,19 @@ from credit.v1 import wallet_service_pb2 as pb
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE
 from tests.support.cases import in_turn
-from tests.support.running import WALLET, Api, adjust, consume, grant, post, refund, running, serve
-from tests.support.serving import Refused, refusal, refused
+from tests.support.refusals import Refused, refusal, refused
+from tests.support.server import WALLET, Api, adjust, consume, grant, post, refund, running
 from tests.surfaces.test_holds import Holding
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     from tests.support.setup import Clock
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, and 1000.00 in the wallet."""
-    async with serve(database_url, clock) as served:
-        await served.post("given", **grant("1000"))
-        yield served
+    await api.post("given", **grant("1000"))
+    return api
 
 
 @pytest.fixture

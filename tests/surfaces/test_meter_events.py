@@ -7,7 +7,7 @@ events and the balance agree after each step.
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -15,24 +15,14 @@ from credit.v1 import wallet_service_pb2 as wallets_pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.model import UNPAID_EVENTS_MAX
-from tests.support.served import SUMMARY, TRANSACTIONS, Failure, Json, Served, failure, serving
+from tests.support.rest import SUMMARY, TRANSACTIONS, Failure, Json, Served, failure
 from tests.support.setup import START
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METERS, EVENTS = "/api/meters", "/api/meter-events"
 NOW = START
 SECOND = START // time.SECOND
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 @pytest_asyncio.fixture(loop_scope="module")

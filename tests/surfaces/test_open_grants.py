@@ -17,28 +17,26 @@ from creditledger.domain.commands import Consume, Refund, Transfer
 from creditledger.domain.model import Category
 from creditledger.store import schema
 from tests.store.test_verify import damaged_file, damaged_server
-from tests.support.running import WALLET, adjust, consume, grant, post, refund, serve
-from tests.support.serving import refused
+from tests.support.refusals import refused
+from tests.support.server import WALLET, adjust, consume, grant, post, refund
 from tests.support.setup import add_wallet, command, file_of, give, is_file, look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 OTHER = "wal_other"
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, with a second empty wallet."""
-    async with serve(database_url, clock) as served:
-        await served.local.new_wallet(OTHER, "cus_other")
-        yield served
+    await api.local.new_wallet(OTHER, "cus_other")
+    return api
 
 
 async def transfer(api: Api, key: str, amount: str, **fields: Any) -> pb.TransferResponse:

@@ -14,7 +14,8 @@ from sqlalchemy import select
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.store import schema
-from tests.support.running import (
+from tests.support.refusals import Refused, refused
+from tests.support.server import (
     TWO_DAYS_OF_BILLS,
     WALLET,
     adjust,
@@ -24,22 +25,18 @@ from tests.support.running import (
     refund,
     serve,
 )
-from tests.support.serving import Refused, refused
 from tests.support.setup import START, change, look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
+    from tests.support.server import Api
     from tests.support.setup import Clock
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, and a wallet that may be overdrawn by 100."""
-    async with serve(database_url, clock) as served:
-        await limit(served, "100")
-        yield served
+    await limit(api, "100")
+    return api
 
 
 async def limit(api: Api, amount: str) -> None:

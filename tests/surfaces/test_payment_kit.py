@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from creditledger.domain import clock as time
-from tests.support.served import Json, serving
+from tests.support.rest import Json, serving
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -12,24 +12,14 @@ from credit.v1 import wallet_service_pb2 as wallets_pb
 from structlog.testing import capture_logs
 
 from creditledger.domain import clock as time
-from tests.support.served import Failure, Json, Served, failure, serving
+from tests.support.rest import Failure, Json, Served, failure
 from tests.support.setup import START
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 GRANTS, EVENTS = "/api/credit-grants", "/api/meter-events"
 NOW = START
 SECOND = START // time.SECOND
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 class Giving:

@@ -24,8 +24,8 @@ from creditledger.store.migrations import versions
 from creditledger.store.receipts import RepeatedReceipt, repeated_receipts
 from tests.store.test_verify import damaged_file, damaged_server
 from tests.support.commands import creditledger
-from tests.support.running import grant, post, serve
-from tests.support.serving import Refused, refused
+from tests.support.refusals import Refused, refused
+from tests.support.server import grant, post
 from tests.support.setup import (
     Clock,
     change,
@@ -41,7 +41,6 @@ from tests.support.setup import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sqlalchemy import Connection
@@ -50,16 +49,9 @@ if TYPE_CHECKING:
     from creditledger.engine.batch import Posted
     from creditledger.engine.ledger import Ledger
     from creditledger.store import Store
-    from tests.support.running import Api
+    from tests.support.server import Api
 
 MIGRATION = "0019_receipts"
-
-
-@pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock) as served:
-        yield served
 
 
 def paid(receipt_id: str | None, provider: str | None = "stripe", **fields: Any) -> dict[str, Any]:

@@ -15,7 +15,8 @@ from credit.v1 import registry_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from tests.support.cases import in_turn
-from tests.support.serving import TRANSPORTS, Api, Metadata, Refused, refused, serving
+from tests.support.refusals import Metadata, Refused, refused
+from tests.support.server import Registry, serve_registry
 from tests.support.setup import START
 
 if TYPE_CHECKING:
@@ -29,12 +30,13 @@ SOME_METADATA = {"plan": "über", "tier": "3"}
 MADE_AT = time.text(START)
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
+pytestmark = pytest.mark.each_transport
+
+
+@pytest.fixture
+async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Registry]:
     """A server upon a new database."""
-    async with serving(database_url, clock, transport=request.param) as served:
+    async with serve_registry(database_url, clock, transport=transport) as served:
         yield served
 
 
@@ -150,7 +152,7 @@ class Verbs:
         return list(getattr(page, self.thing.names.lower())), token
 
 
-async def verbs(api: Api, thing: Thing) -> Verbs:
+async def verbs(api: Registry, thing: Thing) -> Verbs:
     """An admin's verbs, with the customers there that a subscription needs."""
     for id_ in ("cus_owner", "cus_other"):
         if thing is SUBSCRIPTION:
@@ -162,7 +164,7 @@ async def verbs(api: Api, thing: Thing) -> Verbs:
 
 
 @in_turn("thing", THINGS)
-async def test_what_is_created_can_be_got_and_listed(api: Api, thing: Thing) -> None:
+async def test_what_is_created_can_be_got_and_listed(api: Registry, thing: Thing) -> None:
     """Create answers what was given and when; get and list answer the same."""
     its = await verbs(api, thing)
 
@@ -178,7 +180,7 @@ async def test_what_is_created_can_be_got_and_listed(api: Api, thing: Thing) -> 
 
 @in_turn("thing", THINGS)
 async def test_an_identical_create_answers_what_is_there(
-    api: Api, clock: Clock, thing: Thing
+    api: Registry, clock: Clock, thing: Thing
 ) -> None:
     """Repeated later, a create answers the first thing with its first created_at."""
     its = await verbs(api, thing)
@@ -193,7 +195,7 @@ async def test_an_identical_create_answers_what_is_there(
 
 
 @in_turn("thing, field", [(thing, field) for thing in THINGS for field in thing.others])
-async def test_a_differing_create_is_refused(api: Api, thing: Thing, field: str) -> None:
+async def test_a_differing_create_is_refused(api: Registry, thing: Thing, field: str) -> None:
     """The id with any other attribute is ID_TAKEN, and the first thing stays."""
     its = await verbs(api, thing)
     first = await its.create()
@@ -205,7 +207,7 @@ async def test_a_differing_create_is_refused(api: Api, thing: Thing, field: str)
 
 
 @in_turn("thing", [CUSTOMER, METER, SUBSCRIPTION])
-async def test_an_id_nobody_chose_is_random(api: Api, thing: Thing) -> None:
+async def test_an_id_nobody_chose_is_random(api: Registry, thing: Thing) -> None:
     """Without an id the ledger makes one of its kind, another one each time."""
     its = await verbs(api, thing)
     other = {"event_name": "another"} if thing is METER else {}
@@ -217,7 +219,7 @@ async def test_an_id_nobody_chose_is_random(api: Api, thing: Thing) -> None:
     assert (await its.get(ids[0])).id == ids[0]
 
 
-async def test_a_meter_without_a_currency_has_none(api: Api) -> None:
+async def test_a_meter_without_a_currency_has_none(api: Registry) -> None:
     """What is absent in the request is absent in the answer."""
     its = await verbs(api, METER)
 
@@ -227,7 +229,7 @@ async def test_a_meter_without_a_currency_has_none(api: Api) -> None:
     assert created == await its.get("mtr_tokens")
 
 
-async def test_an_event_has_one_meter(api: Api) -> None:
+async def test_an_event_has_one_meter(api: Registry) -> None:
     """The event_name of another meter is ID_TAKEN."""
     its = await verbs(api, METER)
     await its.create()
@@ -243,7 +245,7 @@ async def test_an_event_has_one_meter(api: Api) -> None:
     ],
 )
 async def test_references_must_exist(
-    api: Api, thing: Thing, changed: dict[str, str], param: str
+    api: Registry, thing: Thing, changed: dict[str, str], param: str
 ) -> None:
     """A create that names what is not there is NOT_FOUND and makes nothing."""
     its = await verbs(api, thing)
@@ -256,7 +258,7 @@ async def test_references_must_exist(
     "thing, id_",
     [(CUSTOMER, "cus_0"), (METER, "mtr_0"), (SUBSCRIPTION, "sub_0"), (CURRENCY, "XXX")],
 )
-async def test_an_unknown_id_is_not_found(api: Api, thing: Thing, id_: str) -> None:
+async def test_an_unknown_id_is_not_found(api: Registry, thing: Thing, id_: str) -> None:
     """A get of what is not there is NOT_FOUND and names the field."""
     its = await verbs(api, thing)
 
@@ -275,7 +277,7 @@ async def test_an_unknown_id_is_not_found(api: Api, thing: Thing, id_: str) -> N
         if field not in ("metadata", "currency_id") and (thing is CURRENCY or field != "id")
     ],
 )
-async def test_required_fields(api: Api, thing: Thing, field: str) -> None:
+async def test_required_fields(api: Registry, thing: Thing, field: str) -> None:
     """A create without a required field is MISSING_FIELD."""
     its = await verbs(api, thing)
 
@@ -283,7 +285,7 @@ async def test_required_fields(api: Api, thing: Thing, field: str) -> None:
 
 
 @in_turn("thing", THINGS)
-async def test_a_get_needs_an_id(api: Api, thing: Thing) -> None:
+async def test_a_get_needs_an_id(api: Registry, thing: Thing) -> None:
     """A get without an id is MISSING_FIELD, one with a malformed id INVALID_FIELD."""
     its = await verbs(api, thing)
 
@@ -311,7 +313,7 @@ MALFORMED: list[tuple[Thing, str, list[Any]]] = [
     "thing, field, value",
     [(thing, field, value) for thing, field, values in MALFORMED for value in values],
 )
-async def test_malformed_fields(api: Api, thing: Thing, field: str, value: object) -> None:
+async def test_malformed_fields(api: Registry, thing: Thing, field: str, value: object) -> None:
     """A create with a value outside its rules is INVALID_FIELD and names it."""
     its = await verbs(api, thing)
 
@@ -319,14 +321,14 @@ async def test_malformed_fields(api: Api, thing: Thing, field: str, value: objec
 
 
 @pytest.mark.parametrize("scale", [0, 9])
-async def test_the_ends_of_scale(api: Api, scale: int) -> None:
+async def test_the_ends_of_scale(api: Registry, scale: int) -> None:
     """0, which is not absence, and 9 digits after the point can be had."""
     its = await verbs(api, CURRENCY)
 
     assert await its.create(scale=scale) == pb.Currency(id="EUR", scale=scale, name="Euro")
 
 
-async def test_the_longest_id(api: Api) -> None:
+async def test_the_longest_id(api: Registry) -> None:
     """60 characters of each sort may follow the prefix."""
     its = await verbs(api, CUSTOMER)
     longest = "cus_" + "aZ09_-" * 10
@@ -347,7 +349,7 @@ async def fill(its: Verbs) -> list[str]:
 
 
 @in_turn("thing, size", product(THINGS, [1, 2, 3, 4, 5, 8]))
-async def test_a_walk_yields_everything_once(api: Api, thing: Thing, size: int) -> None:
+async def test_a_walk_yields_everything_once(api: Registry, thing: Thing, size: int) -> None:
     """Pages of any size, put together, are the list ordered by id; only the last has no token."""
     its = await verbs(api, thing)
     everything = await fill(its)
@@ -363,7 +365,7 @@ async def test_a_walk_yields_everything_once(api: Api, thing: Thing, size: int) 
     assert len(pages) == -(-len(everything) // size)
 
 
-async def test_what_comes_behind_the_page_is_still_met(api: Api) -> None:
+async def test_what_comes_behind_the_page_is_still_met(api: Registry) -> None:
     """A walk meets what is created behind its position, and nothing twice."""
     its = await verbs(api, CUSTOMER)
     await fill(its)
@@ -378,7 +380,7 @@ async def test_what_comes_behind_the_page_is_still_met(api: Api) -> None:
 
 
 @in_turn("thing", THINGS)
-async def test_the_bounds_of_a_page(api: Api, thing: Thing) -> None:
+async def test_the_bounds_of_a_page(api: Registry, thing: Thing) -> None:
     """A page has 1 to 100 entries."""
     its = await verbs(api, thing)
 
@@ -387,7 +389,7 @@ async def test_the_bounds_of_a_page(api: Api, thing: Thing) -> None:
     await its.list(page_size=100)
 
 
-async def test_a_page_has_twenty(api: Api) -> None:
+async def test_a_page_has_twenty(api: Registry) -> None:
     """Who names no size gets 20 entries."""
     its = await verbs(api, CUSTOMER)
     for number in range(21):
@@ -407,7 +409,7 @@ def forged(token: str, position: Sequence[object]) -> str:
 
 
 @in_turn("thing", THINGS)
-async def test_garbage_is_no_token(api: Api, thing: Thing) -> None:
+async def test_garbage_is_no_token(api: Registry, thing: Thing) -> None:
     """What no list has answered is INVALID_FIELD."""
     its = await verbs(api, thing)
     await fill(its)
@@ -422,7 +424,7 @@ async def test_garbage_is_no_token(api: Api, thing: Thing) -> None:
         assert refusal == Refused("INVALID_FIELD", "page_token"), one
 
 
-async def test_a_token_belongs_to_its_list(api: Api) -> None:
+async def test_a_token_belongs_to_its_list(api: Registry) -> None:
     """A token brought to another list, filter or customer's view is INVALID_FIELD."""
     its = {thing.name: await verbs(api, thing) for thing in THINGS}
     for one in its.values():
@@ -430,7 +432,7 @@ async def test_a_token_belongs_to_its_list(api: Api) -> None:
     await api.subscription("sub_Z", "cus_other")
     tokens = [(await one.list(page_size=1))[1] for one in its.values()]
     _, filtered = await its["Subscription"].list(page_size=1, customer_id="cus_owner")
-    key = await api.key("customer", "cus_owner")
+    key = await api.local.key("customer", "cus_owner")
     mine = Verbs(api.registry, CUSTOMER, key)
 
     strangers = [
@@ -448,7 +450,7 @@ async def test_a_token_belongs_to_its_list(api: Api) -> None:
         assert await refused(call) == Refused("INVALID_FIELD", "page_token")
 
 
-async def test_subscriptions_of_one_customer(api: Api) -> None:
+async def test_subscriptions_of_one_customer(api: Registry) -> None:
     """The filter leaves that customer's subscriptions, page by page; of a stranger, none."""
     its = await verbs(api, SUBSCRIPTION)
     for id_, customer_id in [
@@ -470,11 +472,11 @@ async def test_subscriptions_of_one_customer(api: Api) -> None:
 
 
 @in_turn("thing", THINGS)
-async def test_who_may_create(api: Api, thing: Thing) -> None:
+async def test_who_may_create(api: Registry, thing: Thing) -> None:
     """A service key creates all but currencies, an admin key those too, a customer key nothing."""
     its = await verbs(api, thing)
     await api.customer("cus_me")
-    customer = await api.key("customer", "cus_me")
+    customer = await api.local.key("customer", "cus_me")
 
     assert await refused(Verbs(api.registry, thing, ()).create()) == Refused("KEY_MISSING")
     assert await refused(Verbs(api.registry, thing, customer).create()) == Refused("SCOPE_DENIED")
@@ -486,7 +488,7 @@ async def test_who_may_create(api: Api, thing: Thing) -> None:
         assert await Verbs(api.registry, thing, api.service).create() == thing.made
 
 
-async def test_the_key_is_checked_before_the_shape(api: Api) -> None:
+async def test_the_key_is_checked_before_the_shape(api: Registry) -> None:
     """Only who may call learns what is wrong with a request."""
     request = pb.CreateCustomerRequest(email="a@example.com")
 
@@ -495,12 +497,12 @@ async def test_the_key_is_checked_before_the_shape(api: Api) -> None:
     assert await refused(known) == Refused("MISSING_FIELD", "name")
 
 
-async def test_a_customer_sees_itself_alone(api: Api) -> None:
+async def test_a_customer_sees_itself_alone(api: Registry) -> None:
     """To a customer's key other customers and their subscriptions do not exist."""
     for name in ("me", "you"):
         await api.customer(f"cus_{name}")
         await api.subscription(f"sub_{name}", f"cus_{name}")
-    key = await api.key("customer", "cus_me")
+    key = await api.local.key("customer", "cus_me")
     customers = Verbs(api.registry, CUSTOMER, key)
     subscriptions = Verbs(api.registry, SUBSCRIPTION, key)
 
@@ -520,11 +522,11 @@ async def test_a_customer_sees_itself_alone(api: Api) -> None:
         assert await refused(call) == Refused("NOT_FOUND", param)
 
 
-async def test_a_stranger_is_told_what_nobody_is(api: Api) -> None:
+async def test_a_stranger_is_told_what_nobody_is(api: Registry) -> None:
     """Another customer's id and an unknown one are refused alike, to the last word."""
     for name in ("me", "you"):
         await api.customer(f"cus_{name}")
-    its = Verbs(api.registry, CUSTOMER, await api.key("customer", "cus_me"))
+    its = Verbs(api.registry, CUSTOMER, await api.local.key("customer", "cus_me"))
     texts = []
 
     for id_ in ("cus_you", "cus_yon"):
@@ -535,11 +537,11 @@ async def test_a_stranger_is_told_what_nobody_is(api: Api) -> None:
     assert texts[0] == texts[1]
 
 
-async def test_everybody_sees_meters_and_currencies(api: Api) -> None:
+async def test_everybody_sees_meters_and_currencies(api: Registry) -> None:
     """A customer's key gets and lists them as an admin's does."""
     await api.customer("cus_me")
     meter = await Verbs(api.registry, METER, api.admin).create()
-    key = await api.key("customer", "cus_me")
+    key = await api.local.key("customer", "cus_me")
     meters, currencies = Verbs(api.registry, METER, key), Verbs(api.registry, CURRENCY, key)
 
     assert await meters.get(meter.id) == meter
@@ -548,10 +550,10 @@ async def test_everybody_sees_meters_and_currencies(api: Api) -> None:
     assert [one.id for one in (await currencies.list())[0]] == ["CNY", "CREDIT", "USD"]
 
 
-async def test_the_registry_has_no_mode(api: Api) -> None:
+async def test_the_registry_has_no_mode(api: Registry) -> None:
     """What a live key made, a test key sees."""
     made = await api.customer()
-    its = Verbs(api.registry, CUSTOMER, await api.key("service", livemode=False))
+    its = Verbs(api.registry, CUSTOMER, await api.local.key("service", livemode=False))
 
     assert await its.get("cus_acme") == made
     assert await its.list() == ([made], None)

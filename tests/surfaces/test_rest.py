@@ -20,7 +20,7 @@ from google.protobuf import descriptor_pool
 
 from creditledger.domain import clock as time
 from creditledger.ops.server import SERVICES
-from tests.support.served import (
+from tests.support.rest import (
     BILLING,
     BILLS,
     SUMMARY,
@@ -31,15 +31,13 @@ from tests.support.served import (
     differences,
     failure,
     metadata,
-    serving,
 )
-from tests.support.serving import TRANSPORTS
 from tests.support.setup import START
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Iterator
 
-pytestmark = pytest.mark.asyncio(loop_scope="module")
+pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
 
 NOW = time.text(START)
 METADATA = {"plan": "über", "tier": "3"}
@@ -47,15 +45,6 @@ BODY_BYTES_MAX = 4 * 1024 * 1024
 METADATA_BYTES_MAX = 8_192
 BATCH_MAX = 1_000
 LONG = "x" * 10_000
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module", params=TRANSPORTS)
-async def shared(
-    request: pytest.FixtureRequest, new_database: Callable[[], str]
-) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database(), transport=request.param) as one:
-        yield one
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -68,13 +57,6 @@ async def admin(shared: Served) -> str:
 async def service(shared: Served) -> str:
     """A service key."""
     return await shared.key("service", name="Gateway")
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    """The service, its clock at START."""
-    shared.clock.now = START
-    return shared
 
 
 async def send(served: Served, key: str, route: str, body: object = None, **query: Any) -> Json:

@@ -15,7 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from creditledger.domain import clock as time
 from creditledger.store import CannotOpen, schema
 from creditledger.store.registry import records
-from tests.support.served import (
+from tests.support.rest import (
     ACCOUNT,
     BALANCE,
     BILLING,
@@ -24,26 +24,18 @@ from tests.support.served import (
     Failure,
     Json,
     failure,
-    serving,
 )
 from tests.support.setup import change, look
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx
 
-    from tests.support.served import Served
+    from tests.support.rest import Served
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METER_EVENTS = "/api/meter-events"
 GRANTS = "/api/credit-grants"
-
-
-@pytest.fixture
-async def served(database_url: str) -> AsyncIterator[Served]:
-    """A running service."""
-    async with serving(database_url) as running:
-        yield running
 
 
 async def close(served: Served, wallet_id: str, **given: Any) -> httpx.Response:

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
-import pytest_asyncio
 
 from creditledger.domain import clock as time
 from tests.support.naive_bills import Bill, apportion_bills
-from tests.support.served import (
+from tests.support.rest import (
     BILLS,
     TRANSACTIONS,
     Failure,
@@ -35,7 +34,7 @@ from tests.support.served import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import Callable, Sequence
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,13 +44,6 @@ NOW = int(datetime(2026, 12, 15, 10, 20, 30, tzinfo=UTC).timestamp()) * 1000
 FROM = 1_767_225_600
 DAY = 86_400
 ROWS_MAX = 10_000
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 @pytest.fixture

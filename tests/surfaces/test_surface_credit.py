@@ -21,7 +21,7 @@ from sqlalchemy import text
 from creditledger.domain import clock as time
 from creditledger.domain.errors import QueryTooBroad
 from creditledger.store import Store
-from tests.support.served import (
+from tests.support.rest import (
     SUMMARY,
     TRANSACTIONS,
     Failure,
@@ -46,20 +46,6 @@ MADE_ID = re.compile(r"(ct|cg|pst)_[0-9a-hjkmnp-tv-z]{26}")
 #: What a list may be asked for at once.
 LIMIT_MAX = 100
 SEARCH_SECONDS_MAX = 31 * 86_400
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file but the random ones; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    """The service, its clock at START."""
-    shared.clock.now = START
-    return shared
 
 
 @dataclass(frozen=True, slots=True)

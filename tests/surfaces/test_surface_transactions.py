@@ -9,36 +9,19 @@ from __future__ import annotations
 import csv
 import io
 import random
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
 from creditledger.domain import clock as time
-from tests.support.served import BILLING, Failure, Json, Served, differences, failure, serving
+from tests.support.rest import BILLING, Failure, Json, Served, differences, failure
 from tests.support.setup import START
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 SECOND = time.SECOND
 STRIPE = {"provider": "stripe", "receipt_id": "ch_3PYj", "method": "card_visa_4242"}
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
-
-
-@pytest.fixture
-def served(shared: Served) -> Served:
-    """The service, its clock at START."""
-    shared.clock.now = START
-    return shared
 
 
 async def account(served: Served, **wallet: Any) -> tuple[str, str]:

@@ -7,13 +7,12 @@ the same figures as the lists and bills have. Random ledgers are in test_bills_a
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-import pytest_asyncio
 
 from creditledger.domain import clock as time
-from tests.support.served import (
+from tests.support.rest import (
     ACCOUNT,
     BALANCE,
     BILLING,
@@ -24,12 +23,8 @@ from tests.support.served import (
     Served,
     differences,
     failure,
-    serving,
 )
 from tests.support.setup import START
-
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -37,13 +32,6 @@ NOW = START  # 2026-09-21T14:13:20Z
 TODAY = "2026-09-21"
 NOTHING = {"total_usd": 0.0, "input_tokens": 0.0, "output_tokens": 0.0, "call_count": 0.0}
 PATHS = (USAGE, ACCOUNT, BALANCE)
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
-    """A service for all tests of this file; each makes customers of its own."""
-    async with serving(new_database()) as one:
-        yield one
 
 
 @pytest.fixture

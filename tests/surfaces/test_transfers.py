@@ -20,18 +20,17 @@ from creditledger.domain.errors import InsufficientCredit, Refusal
 from creditledger.engine.batch import Posted
 from tests.support.databases import execute
 from tests.support.process import process
-from tests.support.running import PATIENCE_SECONDS, WALLET, adjust, consume, grant, post, serve
-from tests.support.serving import Refused, refusal, refused
+from tests.support.refusals import Refused, refusal, refused
+from tests.support.server import PATIENCE_SECONDS, WALLET, adjust, consume, grant, post
 from tests.support.setup import add_wallet, command, findings, give, is_file, opened
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
     from pathlib import Path
 
     from sqlalchemy import Connection
 
     from creditledger.engine.ledger import Ledger
-    from tests.support.running import Api, Services
+    from tests.support.server import Api, Services
     from tests.support.setup import Clock
 
 OTHER = "wal_other"
@@ -39,15 +38,13 @@ UNIT = 10**9
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
+async def api(api: Api) -> Api:
     """A server whose clock stands still, and an empty wallet of another customer beside wal_acme.
 
     Whatever a test did, verify finds nothing.
     """
-    async with serve(database_url, clock) as served:
-        await served.local.new_wallet(OTHER, "cus_other")
-        yield served
-    assert findings(database_url) == []
+    await api.local.new_wallet(OTHER, "cus_other")
+    return api
 
 
 async def transfer(api: Api, key: str, amount: str, **fields: Any) -> pb.TransferResponse:

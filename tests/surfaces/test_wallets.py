@@ -10,7 +10,8 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import ids
 from tests.support.cases import in_turn
-from tests.support.running import (
+from tests.support.refusals import Refused, refused
+from tests.support.server import (
     WALLET,
     adjust,
     consume,
@@ -19,25 +20,14 @@ from tests.support.running import (
     post,
     ranked,
     refund,
-    serve,
     wallet,
 )
-from tests.support.serving import TRANSPORTS, Refused, refused
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
-    from tests.support.running import Api
-    from tests.support.setup import Clock
+    from tests.support.server import Api
 
 
-@pytest.fixture(params=TRANSPORTS)
-async def api(
-    request: pytest.FixtureRequest, database_url: str, clock: Clock
-) -> AsyncIterator[Api]:
-    """A server whose clock stands still."""
-    async with serve(database_url, clock, transport=request.param) as served:
-        yield served
+pytestmark = pytest.mark.each_transport
 
 
 async def test_modes_are_apart(api: Api) -> None:

@@ -2,17 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import pytest
-from credit.v1 import statement_service_pb2 as pb
-from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 
 from creditledger.outlets.statements.files import heading
-from tests.support.running import running
-
-if TYPE_CHECKING:
-    from tests.support.setup import Clock
 
 
 @pytest.mark.parametrize(
@@ -45,17 +37,3 @@ def test_a_period_is_said_in_words(starts: str, ends: str, words: str) -> None:
         "livemode": True,
     }
     assert heading(said)[0] == f"{words} (Europe/Berlin)"
-
-
-async def test_a_page_names_its_issuer(database_url: str, clock: Clock) -> None:
-    """The issuer stands at the head of the page, and in no other form of a statement."""
-    async with running(database_url, clock, statement_issuer="Mill & Sons, 1 Example Road") as here:
-        await here.local.new_wallet("wal_acme", "cus_acme")
-        request = pb.StatementServiceRenderRequest(
-            wallet_id="wal_acme", month="2026-01", format="html"
-        )
-        pieces = StatementServiceStub(here.local.channel).Render(request)
-        page = b"".join([one.data async for one in pieces])
-
-    assert b"<p class=quiet>Mill &amp; Sons, 1 Example Road</p>\n<h1>" in page
-    assert b"counter(page)" in page

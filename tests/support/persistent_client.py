@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING
 import grpc
 
 from creditledger.domain import money
-from tests.support.running import consume, post
-from tests.support.told import SCALE, stored, taken, told
+from tests.support.answers import SCALE, stored, taken, told
+from tests.support.server import consume, post
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from credit.v1 import wallet_service_pb2 as pb
 
-    from tests.support.running import Services
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
+    from tests.support.server import Services
 
 #: What a client meets while the database, or its server, is away. NETWORK: no server said it.
 NETWORK = "NETWORK"

@@ -1,7 +1,7 @@
 """A server inside the test, asked over gRPC: keys of each scope, a wallet, and requests in short.
 
 `running` starts what `creditledger serve` starts; `serve` also makes what a test begins with. How
-the same service is asked over REST is in `served.py`.
+the same service is asked over REST is in `rest.py`.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from credit.v1.webhook_service_pb2_grpc import WebhookServiceStub
 from creditledger.domain import clock as time
 from creditledger.ops.config import Config
 from creditledger.ops.server import Server, build
-from tests.support.serving import Refused, bearer
+from tests.support.refusals import Refused, bearer
 from tests.support.setup import START
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
 
 #: How long anything that a test waits for may take before it counts as hanging.
 PATIENCE_SECONDS = 30.0
@@ -177,6 +177,40 @@ async def serve(database_url: str, clock: Callable[[], int], **settings: Any) ->
             service=await local.key("service"),
             customer=await local.key("customer", CUSTOMER),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """A server upon a new database: its registry and keys, by TCP and by socket."""
+
+    registry: RegistryServiceStub
+    keys: ApiKeyServiceStub
+    local: Services
+    admin: Metadata
+    service: Metadata
+
+    async def customer(self, id_: str = CUSTOMER) -> registry_pb.Customer:
+        """A registered customer."""
+        request = registry_pb.CreateCustomerRequest(
+            id=id_, name="Acme", email="billing@example.com"
+        )
+        return await self.registry.CreateCustomer(request, metadata=self.admin)
+
+    async def subscription(self, id_: str, customer_id: str) -> registry_pb.Subscription:
+        """A registered subscription."""
+        request = registry_pb.CreateSubscriptionRequest(id=id_, customer_id=customer_id, name="Pro")
+        return await self.registry.CreateSubscription(request, metadata=self.admin)
+
+
+@asynccontextmanager
+async def serve_registry(
+    database_url: str, clock: Callable[[], int], **settings: Any
+) -> AsyncIterator[Registry]:
+    """A server with nothing but two live keys."""
+    async with running(database_url, clock, **settings) as started:
+        network, local = started.network, started.local
+        keys = [await local.key(scope) for scope in ("admin", "service")]
+        yield Registry(network.registry, network.keys, local, *keys)
 
 
 def post(key: str, wallet_id: str = WALLET, **fields: Any) -> pb.PostRequest:

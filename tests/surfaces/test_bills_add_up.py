@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from creditledger.domain import clock as time
 from creditledger.domain.billing_periods import CYCLES, bucket_of
-from tests.support.served import (
+from tests.support.rest import (
     BILLS,
     TRANSACTIONS,
     USAGE,

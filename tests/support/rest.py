@@ -27,7 +27,7 @@ from sqlalchemy import func, select
 from creditledger.domain import clock as time
 from creditledger.ops.envoy import Envoy
 from creditledger.store import schema
-from tests.support.running import started
+from tests.support.server import started
 from tests.support.setup import Clock, findings, look
 
 if TYPE_CHECKING:

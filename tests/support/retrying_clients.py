@@ -26,14 +26,14 @@ from creditledger.domain import ids, money
 from creditledger.ops import server
 from creditledger.ops.config import Config
 from creditledger.store import schema
-from tests.support.running import Services, consume, grant, post
-from tests.support.serving import bearer
+from tests.support.refusals import bearer
+from tests.support.server import Services, consume, grant, post
 from tests.support.setup import findings, finished
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Coroutine, Sequence
 
-    from tests.support.serving import Metadata
+    from tests.support.refusals import Metadata
 
 WALLETS = ["wal_hot", "wal_1", "wal_2"]
 GIVEN, SCALE = 1_000_000, 9
