@@ -51,10 +51,10 @@ from creditledger.store.postgres import database as postgres
 from creditledger.store.sqlite import database as sqlite
 from creditledger.store.verify import guards, statement_checks, stored_checks
 from creditledger.store.verify import verification as verify_module
-from creditledger.store.verify.checks import named
-from creditledger.store.verify.credit_checks import PASSES
+from creditledger.store.verify.passes import passes
 from creditledger.store.verify.proofs import Proof, proofs, tables
-from creditledger.store.verify.verification import Finding, Verification, found_by, verify
+from creditledger.store.verify.spelling import SPELLINGS
+from creditledger.store.verify.verification import Verification, found_by, verify
 from creditledger.store.webhooks import endpoints
 from creditledger.store.webhooks import feed as webhook_feed
 from creditledger.store.webhooks.feed import New
@@ -88,12 +88,13 @@ if TYPE_CHECKING:
 
     from creditledger.domain.commands import Operation
     from creditledger.engine.batch import Posted
+    from creditledger.store.verify.check import Finding
 
     Damaged = Callable[..., list[Finding]]
 
 ACME, BETA, GIVING, TAKING, MANAGED, OWING = 1, 2, 4, 5, 6, 7
-CHECKS = [*(name for one in PASSES for name, *_ in named(one.checks)), *statement_checks.CHECKS]
-CHECKS += [*stored_checks.CHECKS, *guards.CHECKS]
+CHECKS = [name for one in passes(SPELLINGS["sqlite"]) for name in one.checks]
+CHECKS += [*statement_checks.CHECKS, *stored_checks.CHECKS, *guards.CHECKS]
 
 
 def metered(amount: str, *quantities: int) -> Consume:
@@ -1080,7 +1081,8 @@ def proofs_fail(connection: Connection) -> bool:
 def passes_find(connection: Connection) -> bool:
     try:
         with connection.begin_nested():
-            return any(True for one in PASSES for _ in found_by(connection, one)) or any(
+            every = passes(SPELLINGS[connection.dialect.name])
+            return any(True for one in every for _ in found_by(connection, one)) or any(
                 (*statement_checks.found(connection), *stored_checks.found(connection))
             )
     except DBAPIError:

@@ -23,7 +23,7 @@ from creditledger.domain.model import Category, Kind, Status
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store, database_path, migrations, schema
 from creditledger.store.sqlite import writer as sqlite_writer
-from creditledger.store.verify.verification import Finding, verify
+from creditledger.store.verify.verification import verify
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Coroutine
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from creditledger.engine.batch import Posted
+    from creditledger.store.verify.check import Finding
 
 T = TypeVar("T")
 

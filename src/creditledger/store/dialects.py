@@ -1,8 +1,8 @@
 """What SQLite and PostgreSQL spell differently in the queries that they share.
 
 Each is an element of SQLAlchemy's Core, compiled for the database that runs it. What differs in the
-write path is in the writers, in the tables in schema.py, in the checks in store/verify/checks.py
-and store/verify/proofs.py.
+write path is in the writers, in the tables in schema.py, in the checks in
+store/verify/spelling.py.
 """
 
 import re

@@ -8,7 +8,8 @@ from sqlalchemy import Connection
 from creditledger.ops.config import Config
 from creditledger.ops.server import CannotStart, look_together, require_schema
 from creditledger.store.receipts import RepeatedReceipt, repeated_receipts
-from creditledger.store.verify.verification import FileDamaged, Finding, Verification
+from creditledger.store.verify.check import Finding
+from creditledger.store.verify.verification import FileDamaged, Verification
 
 
 @dataclass(slots=True)

@@ -18,7 +18,7 @@ from sqlalchemy import (
 )
 
 from creditledger.store import schema
-from creditledger.store.verify.statement_checks import Wrong
+from creditledger.store.verify.check import Finding
 
 #: What may be found.
 CHECKS = ("guard_trigger", "guard_constraint", "guard_index")
@@ -92,19 +92,18 @@ def _constraints(table: Table) -> Iterator[str]:
 def _in_force(dialect: str) -> str:
     """The statement that answers all guards in force, each with its kind."""
     return " UNION ALL ".join(
-        f"SELECT '{kind.name}', q.* FROM ({kind.statement}) AS q"  # noqa: S608 # constants
-        for kind in guards(dialect)
+        f"SELECT '{kind.name}', q.* FROM ({kind.statement}) AS q" for kind in guards(dialect)
     )
 
 
-def found(connection: Connection) -> Iterator[Wrong]:
+def found(connection: Connection) -> Iterator[Finding]:
     """Every guard that is not in force."""
     dialect = connection.dialect.name
     there = {tuple(one) for one in connection.exec_driver_sql(_in_force(dialect))}
     for kind in guards(dialect):
         for name in sorted(kind.expected):
             if (kind.name, name) not in there:
-                yield Wrong(kind.name, None, 0, kind.wrong.format(name))
+                yield Finding(kind.name, None, 0, None, kind.wrong.format(name))
     if dialect == "sqlite":
         yield from _of_files(connection)
 
@@ -116,7 +115,7 @@ def _in_texts() -> tuple[tuple[str, tuple[str, ...]], ...]:
     return tuple((table.name, tuple(sorted(_constraints(table)))) for table in tables)
 
 
-def _of_files(connection: Connection) -> Iterator[Wrong]:
+def _of_files(connection: Connection) -> Iterator[Finding]:
     """Constraints of a file stand in the text of its tables."""
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
     texts: dict[str, str] = dict(connection.exec_driver_sql(query).all())
@@ -124,4 +123,4 @@ def _of_files(connection: Connection) -> Iterator[Wrong]:
         said = texts.get(table, "").replace('"', "")
         for name in names:
             if f"CONSTRAINT {name} " not in said:
-                yield Wrong("guard_constraint", None, 0, f"constraint {name} is not there")
+                yield Finding("guard_constraint", None, 0, None, f"constraint {name} is not there")

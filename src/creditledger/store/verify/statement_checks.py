@@ -7,7 +7,6 @@ what the one before it came to. Functions of a connection on one snapshot.
 
 import json
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from sqlalchemy import Connection, and_, case, func, select
 
@@ -30,7 +29,8 @@ from creditledger.store import schema
 from creditledger.store.dialects import exact_sum
 from creditledger.store.statements import basis as statement_basis
 from creditledger.store.statements import closed as closed_statements
-from creditledger.store.statements.closed import Closed, s
+from creditledger.store.statements.closed import Closed
+from creditledger.store.verify.check import Finding
 
 #: What may be found of a statement.
 CHECKS = ("statement_chain", "statement_digest", "statement_content", "statement_figures")
@@ -38,26 +38,17 @@ CHECKS = ("statement_chain", "statement_digest", "statement_content", "statement
 #: Of a grant's line what was so when it was closed, and may be changed since.
 _TERMS = frozenset({"name", "effective_at", "expires_at", "voided_at"})
 
-t, d = schema.transactions.c, schema.dimensions.c
+stated, row, dimension = schema.statements.c, schema.transactions.c, schema.dimensions.c
 
 
-class Wrong(NamedTuple):
-    """What is wrong with a statement."""
-
-    check: str
-    wallet_id: str | None
-    wallet: int
-    message: str
-
-
-def found(connection: Connection) -> Iterator[Wrong]:
+def found(connection: Connection) -> Iterator[Finding]:
     """Everything wrong with closed statements, wallet by wallet."""
-    numbers = select(s.wallet_number).distinct().order_by(s.wallet_number)
+    numbers = select(stated.wallet_number).distinct().order_by(stated.wallet_number)
     for number in connection.execute(numbers).scalars().all():
         yield from _of_wallet(connection, number)
 
 
-def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
+def _of_wallet(connection: Connection, number: int) -> Iterator[Finding]:
     w, v, c = schema.wallets.c, schema.wallet_states.c, schema.currencies.c
     query = (
         select(w.id, w.customer_id, w.currency, c.scale, w.livemode, v.sequence)
@@ -67,7 +58,7 @@ def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
     )
     known = connection.execute(query).one_or_none()
     if known is None:
-        yield Wrong("statement_chain", None, number, "there is no such wallet")
+        yield Finding("statement_chain", None, number, None, "there is no such wallet")
         return
     *place, last = known
     wallet = WalletPlace(*place)
@@ -83,13 +74,15 @@ def _of_wallet(connection: Connection, number: int) -> Iterator[Wrong]:
             *_chain(whole, before, last),
             *_content(whole, before, wallet, next(added_up), with_products=with_products),
         ):
-            yield Wrong(check, wallet.id, number, f"statement {one.number}: {message}")
+            yield Finding(check, wallet.id, number, None, f"statement {one.number}: {message}")
         with_products = with_products or '"by_product":' in whole.content
         before = one
 
 
 def _count(connection: Connection, number: int) -> int:
-    query = select(func.count()).select_from(schema.statements).where(s.wallet_number == number)
+    query = (
+        select(func.count()).select_from(schema.statements).where(stated.wallet_number == number)
+    )
     return connection.execute(query).scalar_one()
 
 
@@ -219,11 +212,11 @@ def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repai
 def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Used | None]]:
     """What rows come to, by the number of the statement they are in."""
     first = (
-        select(func.min(s.number))
+        select(func.min(stated.number))
         .where(
-            s.wallet_number == wallet,
-            s.closed_sequence >= t.sequence,
-            s.ends_at > statement_basis.happened,
+            stated.wallet_number == wallet,
+            stated.closed_sequence >= row.sequence,
+            stated.ends_at > statement_basis.happened,
         )
         .scalar_subquery()
     )
@@ -231,17 +224,17 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Us
         select(
             first.label("statement"),
             statement_basis.happened.label("happened"),
-            *(t.grant_number, t.kind, t.dimension_number, t.amount),
-            case((t.grant_number == t.sequence, 1), else_=0).label("began"),
+            *(row.grant_number, row.kind, row.dimension_number, row.amount),
+            case((row.grant_number == row.sequence, 1), else_=0).label("began"),
             func.coalesce(schema.grant_parts.c.overdraft_paid, 0).label("paid"),
             *(statement_basis.calls.label("calls"), statement_basis.quantity.label("quantity")),
         )
         .join_from(schema.transactions, schema.grant_parts, statement_basis.OF_PART, isouter=True)
-        .where(t.wallet_number == wallet)
+        .where(row.wallet_number == wallet)
         .subquery("rows")
     )
     late = case(
-        (rows.c.happened >= s.starts_at, Part.PERIOD.value),
+        (rows.c.happened >= stated.starts_at, Part.PERIOD.value),
         (rows.c.statement == 1, Part.BEFORE.value),
         else_=Part.PRIOR.value,
     )
@@ -254,11 +247,11 @@ def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Us
         .join_from(
             rows,
             schema.statements,
-            and_(s.wallet_number == wallet, s.number == rows.c.statement),
+            and_(stated.wallet_number == wallet, stated.number == rows.c.statement),
         )
         .join(
             schema.dimensions,
-            and_(d.wallet_number == wallet, d.number == rows.c.dimension_number),
+            and_(dimension.wallet_number == wallet, dimension.number == rows.c.dimension_number),
         )
         .subquery("parts")
     )

@@ -13,7 +13,7 @@ from sqlalchemy import CheckConstraint, Connection, Integer, Table, select
 
 from creditledger.domain import ids
 from creditledger.store import schema
-from creditledger.store.verify.statement_checks import Wrong
+from creditledger.store.verify.check import Finding
 from creditledger.store.write.columns import DIMENSION, digest
 
 #: What may be found.
@@ -23,8 +23,8 @@ CHECKS = (
 )
 
 
-class Check(NamedTuple):
-    """One thing that must not be so of a row of a table, `c` in SQL."""
+class TableCheck(NamedTuple):
+    """One thing that must not be so of a row of a table, `row` in SQL."""
 
     name: str
     wrong: str  #: What to say of it; {} stands for how many.
@@ -40,13 +40,13 @@ MORE_REFERENCES = (
     ("meter_events", "subscription_id", "subscriptions", "id"),
     ("grant_revisions", "changed_by", "api_keys", "number"),
 )
-SUBSCRIPTION_OWNER = Check(
+SUBSCRIPTION_OWNER = TableCheck(
     "subscription_owner",
     "{} of its dimensions are of another customer's subscription",
     "dimensions",
-    """c.subscription_id IS NOT NULL AND EXISTS (SELECT 1 FROM wallets AS w
-      JOIN subscriptions AS s ON s.customer_id <> w.customer_id
-      WHERE w.number = c.wallet_number AND s.id = c.subscription_id)""",
+    """row.subscription_id IS NOT NULL AND EXISTS (SELECT 1 FROM wallets AS wallet
+      JOIN subscriptions AS subscription ON subscription.customer_id <> wallet.customer_id
+      WHERE wallet.number = row.wallet_number AND subscription.id = row.subscription_id)""",
     looks_up=True,
 )
 #: What the id of a change's subject begins with -> the table that it is in.
@@ -59,27 +59,27 @@ _SUBJECTS = {
     "whe": "webhook_endpoints",
 }
 _NO_SUBJECT = " OR ".join(
-    f"substr(c.subject, 1, 4) = '{prefix}_'"  # noqa: S608 # constants
-    f" AND NOT EXISTS (SELECT 1 FROM {table} AS s WHERE s.id = c.subject)"
+    f"substr(row.subject, 1, 4) = '{prefix}_'"
+    f" AND NOT EXISTS (SELECT 1 FROM {table} AS subject WHERE subject.id = row.subject)"
     for prefix, table in _SUBJECTS.items()
 )
-CHANGE_KEY = Check(
+CHANGE_KEY = TableCheck(
     "change_key",
     "{} idempotency keys of changes say nothing of what was done, or name what is not there",
     "change_keys",
-    f"""c.subject IS NULL AND c.answer IS NULL OR {_NO_SUBJECT}
-      OR c.customer_id <> '' AND NOT EXISTS
-        (SELECT 1 FROM customers AS s WHERE s.id = c.customer_id)""",  # noqa: S608 # constants
+    f"""row.subject IS NULL AND row.answer IS NULL OR {_NO_SUBJECT}
+      OR row.customer_id <> '' AND NOT EXISTS
+        (SELECT 1 FROM customers AS customer WHERE customer.id = row.customer_id)""",
     looks_up=True,
 )
-DROPPED_LIMIT = Check(
+DROPPED_LIMIT = TableCheck(
     "dropped_limit",
     "{} spend limits that are no more are there, or were never made",
     "dropped_limits",
-    """EXISTS (SELECT 1 FROM spend_limits AS l
-        WHERE l.wallet_number = c.wallet_number AND l.number = c.number)
-      OR c.number < 1 OR c.number > (SELECT v.limits_made FROM wallet_states AS v
-        WHERE v.wallet_number = c.wallet_number)""",
+    """EXISTS (SELECT 1 FROM spend_limits
+        WHERE spend_limits.wallet_number = row.wallet_number AND spend_limits.number = row.number)
+      OR row.number < 1 OR row.number > (SELECT state.limits_made FROM wallet_states AS state
+        WHERE state.wallet_number = row.wallet_number)""",
     looks_up=True,
 )
 #: The rows' own references are checked with the rows; they are most of what there is.
@@ -89,7 +89,7 @@ _PLAIN = (_ROWS, "postings")
 
 
 @cache
-def checks(dialect: str) -> tuple[Check, ...]:
+def checks(dialect: str) -> tuple[TableCheck, ...]:
     """All that the schema of this kind of database says."""
     tables = schema.metadata if dialect == "sqlite" else schema.postgresql
     found = [*_references(), SUBSCRIPTION_OWNER, CHANGE_KEY, DROPPED_LIMIT]
@@ -99,7 +99,7 @@ def checks(dialect: str) -> tuple[Check, ...]:
     return tuple(found)
 
 
-def _references() -> Iterator[Check]:
+def _references() -> Iterator[TableCheck]:
     for table in schema.metadata.sorted_tables:
         for key in table.foreign_key_constraints:
             if table.name != _ROWS:
@@ -110,37 +110,37 @@ def _references() -> Iterator[Check]:
         yield _reference(name, [column], referred, [there_])
 
 
-def _reference(table: str, here: list[str], referred: str, there: list[str]) -> Check:
-    given = " AND ".join(f"c.{name} IS NOT NULL" for name in here)
-    same = " AND ".join(f"p.{b} = c.{a}" for a, b in zip(here, there, strict=True))
-    missing = f"{given} AND NOT EXISTS (SELECT 1 FROM {referred} AS p WHERE {same})"  # noqa: S608 # constants
+def _reference(table: str, here: list[str], referred: str, there: list[str]) -> TableCheck:
+    given = " AND ".join(f"row.{name} IS NOT NULL" for name in here)
+    same = " AND ".join(f"referred.{b} = row.{a}" for a, b in zip(here, there, strict=True))
+    missing = f"{given} AND NOT EXISTS (SELECT 1 FROM {referred} AS referred WHERE {same})"
     wrong = f"{{}} rows of {table} name what is not in {referred} by {', '.join(here)}"
-    return Check("reference", wrong, table, missing, looks_up=True)
+    return TableCheck("reference", wrong, table, missing, looks_up=True)
 
 
-def _columns(tables: list[Table]) -> Iterator[Check]:
+def _columns(tables: list[Table]) -> Iterator[TableCheck]:
     for table in tables:
         for one in sorted(table.constraints, key=lambda one: str(one.name)):
             if isinstance(one, CheckConstraint):
                 wrong = f"{{}} rows of {table.name} are not as {one.name} says"
-                yield Check("column_check", wrong, table.name, f"NOT ({one.sqltext})")
+                yield TableCheck("column_check", wrong, table.name, f"NOT ({one.sqltext})")
 
 
-def _numbers(tables: list[Table]) -> Iterator[Check]:
+def _numbers(tables: list[Table]) -> Iterator[TableCheck]:
     """SQLite keeps a sum that passes 64 bits as a float, in a column of integers too."""
     for table in tables:
         columns = [column.name for column in table.columns if isinstance(column.type, Integer)]
         if columns and table.name not in _PLAIN:
-            fraction = " OR ".join(f"typeof(c.{name}) IN ('real', 'text')" for name in columns)
+            fraction = " OR ".join(f"typeof(row.{name}) IN ('real', 'text')" for name in columns)
             wrong = f"{{}} rows of {table.name} have a number that is no integer"
-            yield Check("whole_number", wrong, table.name, fraction)
+            yield TableCheck("whole_number", wrong, table.name, fraction)
 
 
 @cache
-def _scans(dialect: str) -> tuple[tuple[Check, ...], ...]:
+def _scans(dialect: str) -> tuple[tuple[TableCheck, ...], ...]:
     """Checks made in one scan of their table: all of it that look nothing up, or one that does."""
-    together: dict[str, tuple[Check, ...]] = {}
-    alone: list[tuple[Check, ...]] = []
+    together: dict[str, tuple[TableCheck, ...]] = {}
+    alone: list[tuple[TableCheck, ...]] = []
     for check in checks(dialect):
         if check.looks_up:
             alone.append((check,))
@@ -149,12 +149,12 @@ def _scans(dialect: str) -> tuple[tuple[Check, ...], ...]:
     return (*alone, *together.values())
 
 
-def _suspected(connection: Connection, filled: Collection[str] | None) -> Iterator[Check]:
+def _suspected(connection: Connection, filled: Collection[str] | None) -> Iterator[TableCheck]:
     """The checks of scans that find something, by one statement."""
     every = _scans(connection.dialect.name)
     scans = [scan for scan in every if filled is None or scan[0].table in filled]
     counts = ", ".join(
-        f"(SELECT count(*) FROM {scan[0].table} AS c"  # noqa: S608 # constants
+        f"(SELECT count(*) FROM {scan[0].table} AS row"
         f" WHERE {' OR '.join(f'({check.condition})' for check in scan)})"
         for scan in scans
     )
@@ -165,19 +165,19 @@ def _suspected(connection: Connection, filled: Collection[str] | None) -> Iterat
                 yield from scan
 
 
-def _counted(check: Check) -> str:
+def _counted(check: TableCheck) -> str:
     table = schema.metadata.tables[check.table]
-    wallet = {"wallets": "c.number"}.get(table.name, "NULL")
+    wallet = {"wallets": "row.number"}.get(table.name, "NULL")
     if "wallet_number" in table.columns:
-        wallet = "c.wallet_number"
+        wallet = "row.wallet_number"
     grouped = "" if wallet == "NULL" else f" GROUP BY {wallet}"
     return (
-        f"SELECT {wallet}, count(*) FROM {table.name} AS c WHERE {check.condition}"  # noqa: S608 # constants
+        f"SELECT {wallet}, count(*) FROM {table.name} AS row WHERE {check.condition}"
         f"{grouped} HAVING count(*) > 0"
     )
 
 
-def found(connection: Connection, filled: Collection[str] | None = None) -> Iterator[Wrong]:
+def found(connection: Connection, filled: Collection[str] | None = None) -> Iterator[Finding]:
     """Everything that is wrong, check by check; tables known to be empty are left out."""
     for check in _suspected(connection, filled):
         for wallet, count in connection.exec_driver_sql(_counted(check)):
@@ -188,14 +188,14 @@ def found(connection: Connection, filled: Collection[str] | None = None) -> Iter
         yield from _refunds(connection)
 
 
-def _wrong(connection: Connection, name: str, wallet: int | None, message: str) -> Wrong:
+def _wrong(connection: Connection, name: str, wallet: int | None, message: str) -> Finding:
     w = schema.wallets.c
     query = select(w.id).where(w.number == wallet)
     id_ = None if wallet is None else connection.execute(query).scalar_one_or_none()
-    return Wrong(name, id_, wallet or 0, message)
+    return Finding(name, id_, wallet or 0, None, message)
 
 
-def _digests(connection: Connection) -> Iterator[Wrong]:
+def _digests(connection: Connection) -> Iterator[Finding]:
     """A dimension is found by its digest: another one would count under labels not its own."""
     d = schema.dimensions.c
     query = select(d.wallet_number, d.number, d.digest, *DIMENSION.of(d))
@@ -217,7 +217,7 @@ _REFUNDS = {
 }
 
 
-def _refunds(connection: Connection) -> Iterator[Wrong]:
+def _refunds(connection: Connection) -> Iterator[Finding]:
     """A refund is of the posting that its request named."""
     for wallet, number, refund_of, named in connection.exec_driver_sql(
         _REFUNDS[connection.dialect.name]

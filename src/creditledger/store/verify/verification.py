@@ -1,28 +1,24 @@
 """Whether the ledger is whole: proves that it is or, where it is not, names what is wrong.
 
 First the proofs, several at the same time, which read each table once but find only that something
-is wrong. If one fails, the passes of checks.py and credit_checks.py name everything that is: they
-look up what belongs to each row. Imports
-these and proofs.
+is wrong. If one fails, the passes name everything that is: they look up what belongs to each row.
 """
 
-import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
-from dataclasses import dataclass
 from functools import cache
-from string import Template
+from string import Formatter
 from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, CursorResult
 from sqlalchemy.exc import DBAPIError
 
-from creditledger.store.verify import checks, guards, statement_checks, stored_checks
-from creditledger.store.verify import proofs as proving
-from creditledger.store.verify.checks import Pass, named
-from creditledger.store.verify.credit_checks import PASSES
-from creditledger.store.verify.proofs import Proof, proofs
+from creditledger.store.verify import guards, statement_checks, stored_checks
+from creditledger.store.verify.check import Finding, Pass
+from creditledger.store.verify.passes import passes
+from creditledger.store.verify.proofs import Proof, proofs, tables
+from creditledger.store.verify.spelling import SPELLINGS
 
 #: What connections keep in memory: with less, sums and joins go to the disk in small pieces.
 _ROOM = {
@@ -30,17 +26,6 @@ _ROOM = {
     # What belongs to a row lies near what belongs to the one before: that is no read at random.
     "postgresql": {"work_mem": "'64MB'", "random_page_cost": "1.1"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing wrong with a row, posting, grant, wallet or roll-up."""
-
-    check: str
-    wallet_id: str | None  #: None if there is no such wallet.
-    wallet_number: int
-    sequence: int | None  #: Of the row, of a posting's first row, of the row that made a grant.
-    message: str
 
 
 class FileDamaged(Exception):
@@ -101,22 +86,22 @@ class Verification:
         """
         if self.failed:
             yield from self._named(connection)
-        for wrong in guards.found(connection):
-            yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
+        yield from guards.found(connection)
 
     def _named(self, connection: Connection) -> Iterator[Finding]:
         with _room(connection):
             # A broken index would mislead the passes.
             _require_sound(connection, "quick_check")
             none = True
-            for done, one in enumerate(PASSES):
-                self._tell(one.name, done, len(PASSES))
+            every = passes(SPELLINGS[connection.dialect.name])
+            for done, one in enumerate(every):
+                self._tell(one.name, done, len(every))
                 for finding in found_by(connection, one):
                     none = False
                     yield finding
-            for wrong in (*statement_checks.found(connection), *stored_checks.found(connection)):
+            for finding in (*statement_checks.found(connection), *stored_checks.found(connection)):
                 none = False
-                yield Finding(wrong.check, wrong.wallet_id, wrong.wallet, None, wrong.message)
+                yield finding
             if none:
                 _require_sound(connection, "integrity_check")
                 if self._error is not None:
@@ -136,10 +121,7 @@ class Verification:
 
 @cache
 def _filled_query(dialect: str) -> str:
-    every = (
-        f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})"  # noqa: S608 # constants
-        for table in proving.tables(dialect)
-    )
+    every = (f"SELECT '{table}' WHERE EXISTS (SELECT 1 FROM {table})" for table in tables(dialect))
     return " UNION ALL ".join(every)
 
 
@@ -148,16 +130,11 @@ def _filled(connection: Connection) -> frozenset[str]:
     return frozenset(connection.exec_driver_sql(_filled_query(connection.dialect.name)).scalars())
 
 
-@cache
-def _spelled(query: str, dialect: str) -> str:
-    return Template(query).substitute(proving.words(dialect))
-
-
 def holds(connection: Connection, proof: Proof, filled: frozenset[str]) -> bool:
     """Whether nothing is wrong; `filled` are the tables that have rows."""
 
     def run(query: str) -> CursorResult[Any]:
-        return connection.exec_driver_sql(_spelled(query, connection.dialect.name))
+        return connection.exec_driver_sql(query)
 
     try:
         for statement in proof.statements:
@@ -171,35 +148,39 @@ def holds(connection: Connection, proof: Proof, filled: frozenset[str]) -> bool:
                 connection.exec_driver_sql(f"DROP TABLE IF EXISTS temp.{table}")
 
 
-@cache
-def _asked(one: Pass, dialect: str) -> tuple[str, tuple[str, ...]]:
-    """A pass as a statement, and the messages of its checks, in which numbers stand for values."""
-    wrong = checks.wrong(one)
+def _asked(one: Pass) -> tuple[str, tuple[str, ...]]:
+    """A pass as a statement, and the messages of its checks, in which numbers stand for values.
+
+    The statement answers of each row its place, which checks find something, and the values.
+    """
     values: list[str] = []
 
-    def numbered(match: re.Match[str]) -> str:
-        values.append(match[1])
-        return f"{{{len(values) - 1}}}"
+    def numbered(message: str) -> Iterator[str]:
+        for literal, value, *_ in Formatter().parse(message):
+            yield literal
+            if value is not None:
+                yield f"{{{len(values)}}}"
+                values.append(value)
 
-    messages = tuple(re.sub(r"{(.+?)}", numbered, message) for *_, message in named(one.checks))
+    messages = tuple("".join(numbered(check.message)) for check in one.checks.values())
+    wallet_id = f"(SELECT known.id FROM wallets AS known WHERE known.number = {one.place[0]})"
     # The plus keeps the planner from reading in this order: all are read, and few are sorted.
     order = ", ".join(f"+{column}" for column in one.place)
-    query = Template(
-        f"SELECT {', '.join((*one.place, 'w.id', *wrong, *values))}"  # noqa: S608 # constants
-        f" FROM {one.source} WHERE {' OR '.join(wrong)} ORDER BY {order}"
+    query = (
+        f"SELECT {', '.join((*one.place, wallet_id, *one.wrong, *values))}"
+        f" FROM {one.source} WHERE {' OR '.join(one.wrong)} ORDER BY {order}"
     )
-    return query.substitute(checks.words(dialect)), messages
+    return query, messages
 
 
 def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
     """What a pass finds."""
-    query, messages = _asked(one, connection.dialect.name)
-    every = [check for check, *_ in named(one.checks)]
+    query, messages = _asked(one)
     for wallet, sequence, wallet_id, *found in connection.exec_driver_sql(query):
-        for i, check in enumerate(every):
-            if found[i]:
-                message = messages[i].format(*found[len(every) :])
-                yield Finding(check, wallet_id, wallet, sequence, message)
+        values = found[len(messages) :]
+        for check, message, wrong in zip(one.checks, messages, found, strict=False):
+            if wrong:
+                yield Finding(check, wallet_id, wallet, sequence, message.format(*values))
 
 
 # --- what SQLite and PostgreSQL spell differently -------------------------------------------------
