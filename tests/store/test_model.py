@@ -20,6 +20,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from sqlalchemy import bindparam, func, select
 
 from creditledger.api.auth import LOCAL
+from creditledger.api.field_names import rename
+from creditledger.api.messages import posting as posting_messages
 from creditledger.domain import clock as time
 from creditledger.domain import ids, spend_limits, statements
 from creditledger.domain.billing_periods import Bucket
@@ -69,6 +71,7 @@ from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.read import transaction_reads, wallet_history
 from creditledger.store.registry import records
 from creditledger.store.write.columns import ROW, load
+from creditledger.surfaces.payment_kit.meters import EVENT_FIELD_NAMES
 from tests.support import (
     naive,
     naive_bills,
@@ -450,7 +453,9 @@ class LedgerMachine(RuleBasedStateMachine):
         """All at once, so that they are one batch; the model takes them one by one."""
         commands = [self._command(item) for item in items]
         answers = self.run(self._submit(commands))
-        for item, answer in zip(items, answers, strict=True):
+        for item, command, answer in zip(items, commands, answers, strict=True):
+            if isinstance(command, Command) and isinstance(answer, Refusal):
+                rename(answer, FIELD_NAMES.get(type(command.operation), {}))
             note(f"{item}\n  -> {answer!r}")
             if isinstance(answer, Exception) and not isinstance(answer, Refusal):
                 raise answer
@@ -529,7 +534,7 @@ class LedgerMachine(RuleBasedStateMachine):
             )
         if isinstance(item, random_requests.DropLimit):
             limit_id = ids.compose("spl", self.numbers[item.wallet_id], item.ref)
-            return DropLimit(item.wallet_id, livemode=True, limit_id=limit_id)
+            return DropLimit(item.wallet_id, livemode=True, spend_limit_id=limit_id)
         if isinstance(item, random_requests.SetLimit):
             period = Period[item.period.upper()]
             calendar = period in (Period.DAY, Period.WEEK, Period.MONTH)
@@ -731,6 +736,12 @@ class LedgerMachine(RuleBasedStateMachine):
         assert wallet.sequence == len(known)
 
 
+#: The model names fields as the requests do.
+FIELD_NAMES = {
+    **posting_messages.FIELD_NAMES,
+    ReportEvent: EVENT_FIELD_NAMES,
+    Transfer: {"wallet_id": "from_wallet_id"},
+}
 _TERMS = ("name", "priority", "expires_at", "voided_at")
 _OF_GRANTS = ("amount", "overdraft_paid", "repaid", "remaining", "effective_at", "category")
 _grants, _revisions, _rows = schema.grants.c, schema.grant_revisions.c, schema.transactions.c

@@ -190,7 +190,7 @@ async def test_one_key_is_one_request(ledger: Ledger, store: Store) -> None:
     posted = [answer for answer in answers if not isinstance(answer, Refusal)]
     assert (len(posted), len(reused)) == (10, 30)
     assert {IdempotencyKeyReused} == {type(answer) for answer in reused}
-    assert {"consumption.amount"} == {answer.metadata["fields"] for answer in reused}
+    assert {"amount"} == {answer.metadata["fields"] for answer in reused}
     assert len({answer.posting.number for answer in posted}) == 1
     assert len(await booked(store)) == 2
 

@@ -44,8 +44,8 @@ def spend_faults() -> list[Fault]:
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 37}),
         ("WALLET_FROZEN", None, {"wallet": {"status": Status.FROZEN}}),
-        ("NOT_FOUND", "consumption.meter_id", {"operation": {"meter_id": "mtr_none"}}),
-        ("NOT_FOUND", "consumption.subscription_id", {"operation": {"subscription_id": "sub_no"}}),
+        ("NOT_FOUND", "meter_id", {"operation": {"meter_id": "mtr_none"}}),
+        ("NOT_FOUND", "subscription_id", {"operation": {"subscription_id": "sub_no"}}),
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
         ("INSUFFICIENT_CREDIT", None, {"operation": {"amount": "101"}}),
         ("OUT_OF_RANGE", None, {"wallet": full, "operation": {"usage": usage(1)}}),
@@ -57,8 +57,8 @@ def grant_faults() -> list[Fault]:
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 41}),
         ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
-        ("INVALID_FIELD", "grant.effective_at", {"operation": {"effective_at": NOW - 36 * DAY}}),
-        ("INVALID_FIELD", "grant.expires_at", {"operation": {"expires_at": NOW}}),
+        ("INVALID_FIELD", "begins_at", {"operation": {"begins_at": NOW - 36 * DAY}}),
+        ("INVALID_FIELD", "expires_at", {"operation": {"expires_at": NOW}}),
         ("OUT_OF_RANGE", None, {"wallet": full}),
     ]
 
@@ -68,7 +68,7 @@ def debit_faults() -> list[Fault]:
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 0}),
         ("WALLET_FROZEN", None, {"wallet": {"status": Status.FROZEN}}),
-        ("NOT_FOUND", "adjustment.credit_grant_id", unknown),
+        ("NOT_FOUND", "credit_grant_id", unknown),
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW + 61 * SECOND}),
         ("INSUFFICIENT_CREDIT", None, {"operation": {"amount": "-101"}}),
     ]
@@ -79,9 +79,9 @@ def credit_faults() -> list[Fault]:
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 41}),
         ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
-        ("NOT_FOUND", "adjustment.credit_grant_id", unknown),
+        ("NOT_FOUND", "credit_grant_id", unknown),
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
-        ("INVALID_FIELD", "adjustment.force", {"operation": {"force": True}}),
+        ("INVALID_FIELD", "force", {"operation": {"force": True}}),
         ("OUT_OF_RANGE", None, {"wallet": {"credited_amount": money.TOTAL_MAX}}),
     ]
 
@@ -93,10 +93,10 @@ def refund_faults() -> list[Fault]:
     return [
         ("SEQUENCE_MISMATCH", "expected_sequence", {"expected_sequence": 37}),
         ("WALLET_CLOSED", None, {"wallet": {"status": Status.CLOSED}}),
-        ("NOT_FOUND", "refund.posting_id", other_wallet),
+        ("NOT_FOUND", "posting_id", other_wallet),
         ("INVALID_FIELD", "effective_at", {"effective_at": NOW - 36 * DAY}),
-        ("NOT_REFUNDABLE", "refund.posting_id", {"operation": {"posting_id": GIVEN_ID}}),
-        ("REFUND_TOO_LARGE", "refund.amount", {"operation": {"amount": "31"}}),
+        ("NOT_REFUNDABLE", "posting_id", {"operation": {"posting_id": GIVEN_ID}}),
+        ("REFUND_TOO_LARGE", "amount", {"operation": {"amount": "31"}}),
         ("OUT_OF_RANGE", None, {"wallet": {"credited_amount": money.TOTAL_MAX}}),
     ]
 
@@ -214,29 +214,29 @@ REFUSALS: list[tuple[Wallet, Command, str, str | None, dict[str, str]]] = [
         wallet_of(),
         command(refund(SPENT_ID, "31")),
         "REFUND_TOO_LARGE",
-        "refund.amount",
+        "amount",
         {"refundable": "30"},
     ),
-    (wallet_of(), command(refund("pst_none")), "NOT_FOUND", "refund.posting_id", {}),
+    (wallet_of(), command(refund("pst_none")), "NOT_FOUND", "posting_id", {}),
     (
         wallet_of(),
         command(adjust("-1", credit_grant_id="cg_none")),
         "NOT_FOUND",
-        "adjustment.credit_grant_id",
+        "credit_grant_id",
         {},
     ),
     (
         wallet_of(grant(1, 9)),
         command(adjust("1", credit_grant_id=ids.compose("cg", WALLET, 1))),
         "INVALID_FIELD",
-        "adjustment.credit_grant_id",
+        "credit_grant_id",
         {},
     ),
     (
         wallet_of(),
         command(give("1", effective_at=NOW + DAY, expires_at=NOW + DAY)),
         "INVALID_FIELD",
-        "grant.expires_at",
+        "expires_at",
         {},
     ),
     (

@@ -16,6 +16,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import grpc
@@ -29,6 +30,7 @@ from sqlalchemy import Connection
 from creditledger.api import intents
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.concurrency import Turns
+from creditledger.api.field_names import FieldNames, rename
 from creditledger.api.names import NAMES_HEADER, check
 from creditledger.domain.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
 from creditledger.domain.registry import Scope
@@ -105,13 +107,18 @@ class Service:
 
 
 def rpc(
-    shape: Callable[[Any], P], *, scope: Scope, shared: bool = False
+    shape: Callable[[Any], P],
+    *,
+    scope: Scope,
+    shared: bool = False,
+    names: FieldNames = MappingProxyType({}),
 ) -> Callable[
     [Callable[[Any, P, Caller], Awaitable[M]]], Callable[[Any, Any, Context], Awaitable[M]]
 ]:
     """A unary RPC of a `Service`, for callers of at least `scope`: `shape` checks the message.
 
     `shared`: it changes something that live and test mode share, so a test key may not call it.
+    `names`: what the message calls attributes that the method's refusals name, see `field_names`.
     The method takes what `shape` answered and the caller, and answers the response message.
     """
 
@@ -120,7 +127,13 @@ def rpc(
     ) -> Callable[[Any, Any, Context], Awaitable[M]]:
         @functools.wraps(method)
         async def handler(self: Service, request: Any, context: Context) -> M:
-            return await method(self, shape(request), current_caller())
+            asked = shape(request)
+            try:
+                return await method(self, asked, current_caller())
+            except Refusal as refusal:
+                if names:
+                    rename(refusal, names)
+                raise
 
         handler.scope = scope  # type: ignore[attr-defined] # for the boundary
         handler.shared = shared  # type: ignore[attr-defined] # as well

@@ -47,7 +47,7 @@ class GiveGrant:
     category: Category
     priority: int
     name: str | None
-    effective_at: int | None
+    begins_at: int | None
     expires_at: int | None
     source: Mapping[str, str]
     scope: GrantScope | None = None
@@ -179,7 +179,7 @@ Operation = (
     | CancelEvent
 )
 
-#: Stored as their index; the name is the field of the request.
+#: Stored as their index; the name is the one that clients know it by.
 OPERATIONS: dict[type, tuple[int, str]] = {
     GiveGrant: (1, "grant"),
     Consume: (2, "consumption"),
@@ -262,7 +262,7 @@ class GrantChange:
     """
 
     wallet_id: str
-    grant_id: str
+    id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
     changed_by: int | None  #: Number of the API key that asks; None: the command line.
     name: str | None = None
@@ -271,7 +271,7 @@ class GrantChange:
     never_expires: bool = False
     metadata: Mapping[str, str] = field(default_factory=dict)
     idempotency_key: str | None = None
-    is_expired: bool = False  #: The same request asks for it to be voided, which is a posting.
+    expired: bool = False  #: The same request asks for it to be voided, which is a posting.
 
 
 Change = WalletChange | GrantChange
@@ -298,7 +298,7 @@ class DropLimit:
 
     wallet_id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
-    limit_id: str
+    spend_limit_id: str
     idempotency_key: str | None = None
     changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 

@@ -5,6 +5,7 @@ every module may raise. `reason` is a name of `ErrorReason` in `protos/credit/v1
 the HTTP status and type follow from the `ErrorKind` (table in docs/api.md).
 """
 
+from collections.abc import Iterable
 from enum import Enum
 from typing import ClassVar
 
@@ -38,8 +39,10 @@ class ErrorKind(Enum):
 class Refusal(Exception):
     """A command or query that was refused, wholly and without effect (but see OutcomeUnknown).
 
-    `param` names the field at fault as it is written in JSON (`consumption.amount`).
-    `metadata` carries what a program needs to react; its keys are listed with the reason.
+    `param` names the attribute at fault of the value that was asked for (`amount`,
+    `usage.api_key_id`). Its surface replaces it by the JSON name of the request's field, at the
+    beginning of the message too, see `api/field_names.py`. `metadata` carries what a program needs
+    to react; its keys are listed with the reason.
     """
 
     reason: ClassVar[str]
@@ -149,9 +152,25 @@ class IdTaken(Refusal):
 
 
 class IdempotencyKeyReused(Refusal):
-    """The wallet has a posting of another request under this key. Metadata: fields."""
+    """The key names another request. Metadata: fields, those that differ, joined by commas."""
 
     reason, kind = "IDEMPOTENCY_KEY_REUSED", ErrorKind.TAKEN
+
+    def __init__(self, names: str, fields: Iterable[str]) -> None:
+        """`names`: what the key names."""
+        super().__init__("")
+        self._names = names
+        self.name(fields)
+
+    def name(self, fields: Iterable[str], *, key: str | None = None) -> None:
+        """Say which fields differ; `key`: what the request calls its key, if that is to be said."""
+        differing = sorted(fields)
+        key_names = (
+            f"the {key} names another request" if key else f"the idempotency key has {self._names}"
+        )
+        self.message = f"{key_names}: {', '.join(differing)} differ"
+        self.param = key or "idempotency_key"
+        self.metadata = {"fields": ",".join(differing)}
 
 
 class ReceiptUsed(Refusal):

@@ -347,8 +347,8 @@ def _put(wallet: Wallet, change: SetLimit, now: int) -> tuple[SpendLimit, bool]:
 
 
 def _named(wallet: Wallet, change: DropLimit) -> SpendLimit:
-    found = ids.resolve("spl", change.limit_id)
+    found = ids.resolve("spl", change.spend_limit_id)
     for limit in wallet.limits:
         if found == (wallet.number, limit.number):
             return limit
-    raise NotFound(f"no spend limit {echo(change.limit_id)}", param="spend_limit_id")
+    raise NotFound(f"no spend limit {echo(change.spend_limit_id)}", param="spend_limit_id")

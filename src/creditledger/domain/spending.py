@@ -69,9 +69,6 @@ _GRANT, _CONSUMPTION, _ADJUSTMENT, _EXPIRATION = (
 _ACTIVE = Status.ACTIVE
 _NOTHING: Mapping[int, int] = {}
 
-#: Where the fields of an operation lie that names what is metered.
-_PREFIXES = {Consume: "consumption.", ReportEvent: "payload."}
-
 
 @dataclass(frozen=True, slots=True)
 class Original:
@@ -184,37 +181,34 @@ def refuse_by_status(wallet: Wallet, command: Command, amount: int | None) -> No
 def _check_effective_at(command: Command, now: int, backdating_ms_max: int) -> None:
     moment = command.effective_at
     assert moment is not None
-    field = "timestamp" if isinstance(command.operation, ReportEvent) else "effective_at"
     if moment > now + AHEAD_MS_MAX:
-        raise InvalidField(f"{field} is more than 60 s ahead", param=field)
+        raise InvalidField("effective_at is more than 60 s ahead", param="effective_at")
     if not command.backdating_free and moment < now - backdating_ms_max:
         days = backdating_ms_max // clock.DAY
-        raise InvalidField(f"{field} is more than {days} days ago", param=field)
+        raise InvalidField(f"effective_at is more than {days} days ago", param="effective_at")
 
 
 def check_references(wallet: Wallet, operation: Operation, references: References) -> None:
     """Raises NotFound for what the operation names and there is not, or MeterInactive."""
     if isinstance(operation, (Consume, PlaceHold, ReportEvent)):
-        prefix = _PREFIXES.get(type(operation), "")
         meter, subscription = operation.meter_id, operation.subscription_id
         if meter is not None:
-            field = "event_name" if isinstance(operation, ReportEvent) else f"{prefix}meter_id"
             if meter not in references.meters:
-                raise NotFound(f"no meter {echo(meter)}", param=field)
+                raise NotFound(f"no meter {echo(meter)}", param="meter_id")
             if meter in references.inactive_meters:
-                raise MeterInactive(f"meter {echo(meter)} is inactive", param=field)
+                raise MeterInactive(f"meter {echo(meter)} is inactive", param="meter_id")
         if (
             subscription is not None
             and references.subscriptions.get(subscription) != wallet.customer_id
         ):
             raise NotFound(
                 f"no subscription {echo(subscription)} of this customer",
-                param=f"{prefix}subscription_id",
+                param="subscription_id",
             )
     elif isinstance(operation, GiveGrant):
         for meter in operation.scope.meter_ids if operation.scope else ():
             if meter not in references.meters:
-                raise NotFound(f"no meter {echo(meter)}", param="grant.scope.meter_ids")
+                raise NotFound(f"no meter {echo(meter)}", param="scope.meter_ids")
     elif isinstance(operation, Adjust):
         if operation.credit_grant_id is not None:
             _named_grant(wallet, operation.credit_grant_id)
@@ -226,9 +220,7 @@ def _named_grant(wallet: Wallet, grant_id: str) -> Grant:
     found = ids.resolve("cg", grant_id)
     named = wallet.grants.get(found[1]) if found and found[0] == wallet.number else None
     if named is None:
-        raise NotFound(
-            f"no grant {echo(grant_id)} in this wallet", param="adjustment.credit_grant_id"
-        )
+        raise NotFound(f"no grant {echo(grant_id)} in this wallet", param="credit_grant_id")
     return named
 
 
@@ -237,7 +229,7 @@ def _named_posting(wallet: Wallet, operation: Refund, references: References) ->
     original = references.originals.get(found) if found and found[0] == wallet.number else None
     if original is None:
         raise NotFound(
-            f"no posting {echo(operation.posting_id)} in this wallet", param="refund.posting_id"
+            f"no posting {echo(operation.posting_id)} in this wallet", param="posting_id"
         )
     return original
 
@@ -410,8 +402,8 @@ def _give(
     now: int,
     backdating_ms_max: int,
 ) -> list[Move]:
-    given = operation.effective_at if operation.effective_at is not None else command.effective_at
-    field = "effective_at" if operation.effective_at is None else "grant.effective_at"
+    given = operation.begins_at if operation.begins_at is not None else command.effective_at
+    field = "effective_at" if operation.begins_at is None else "begins_at"
     if given is not None and not command.backdating_free and given < now - backdating_ms_max:
         days = backdating_ms_max // clock.DAY
         raise InvalidField(f"{field} is more than {days} days ago", param=field)
@@ -436,16 +428,16 @@ def _require_unused(wallet: Wallet, receipt: Receipt, references: References) ->
     if credited:
         raise ReceiptUsed(
             f"receipt {echo(receipt.receipt_id)} has been credited",
-            param="grant.source.receipt_id",
+            param="source.receipt_id",
             posting_id=ids.compose("pst", wallet.number, credited[0].posting),
         )
 
 
 def _ends(operation: GiveGrant, starts: int, now: int) -> int | None:
     """When the grant ends that begins at `starts`. Raises InvalidField if that has passed."""
-    expires_at, field = operation.expires_at, "grant.expires_at"
+    expires_at, field = operation.expires_at, "expires_at"
     if operation.expires_after is not None:
-        expires_at, field = operation.expires_after.after(starts), "grant.expires_after"
+        expires_at, field = operation.expires_after.after(starts), "expires_after"
         if expires_at is None:
             raise InvalidField(f"{field} ends after the year 9999", param=field)
     if expires_at is not None:
@@ -463,8 +455,8 @@ def _adjust(
         for name in ("credit_grant_id", "force"):
             if getattr(operation, name):
                 raise InvalidField(
-                    f"adjustment.{name} belongs to a debit; a credit makes a grant of its own",
-                    param=f"adjustment.{name}",
+                    f"{name} belongs to a debit; a credit makes a grant of its own",
+                    param=name,
                 )
         grant = _new_grant(
             wallet,
@@ -503,10 +495,10 @@ def refundable(wallet: Wallet, operation: Refund, references: References) -> Ori
     """The posting that a refund names. Raises NotFound, NotRefundable."""
     original = _named_posting(wallet, operation, references)
     if original.dimension is None or original.dimension.kind != _USAGE:
-        raise NotRefundable("only a consumption can be refunded", param="refund.posting_id")
+        raise NotRefundable("only a consumption can be refunded", param="posting_id")
     if original.is_canceled:
         raise NotRefundable(
-            "the posting paid for a meter event that was canceled", param="refund.posting_id"
+            "the posting paid for a meter event that was canceled", param="posting_id"
         )
     return original
 
@@ -523,11 +515,11 @@ def _refund(
     original = refundable(wallet, operation, references)
     left = -sum(row.amount for row in original.rows) - original.refunded
     if left == 0:
-        raise NotRefundable("all of the posting is refunded", param="refund.posting_id")
+        raise NotRefundable("all of the posting is refunded", param="posting_id")
     if amount is not None and amount > left:
         most = money.text(left, wallet.scale)
         raise RefundTooLarge(
-            f"only {most} of the posting is left to refund", param="refund.amount", refundable=most
+            f"only {most} of the posting is left to refund", param="amount", refundable=most
         )
     draws = unreturned(original, left if amount is None else amount)
     returned = give_back(
@@ -677,7 +669,7 @@ class _GivingBack:
         if grant.voided_at is not None and not self._force:
             raise NotRefundable(
                 "a grant that paid for it was voided: only force gives that back",
-                param="refund.posting_id",
+                param="posting_id",
             )
 
     def _is_over(self, grant: Grant) -> bool:

@@ -100,7 +100,7 @@ def wanted(commands: Iterable[Asked]) -> Wanted:
             if not isinstance(command, Sweep) and command.idempotency_key is not None:
                 keys.add((command.wallet_id, command.idempotency_key))
             if isinstance(command, GrantChange):
-                revised.add(ids.resolve("cg", command.grant_id))
+                revised.add(ids.resolve("cg", command.id))
             elif isinstance(command, SetLimit | DropLimit):
                 limited.add(command.wallet_id)
             elif isinstance(command, Sweep):
@@ -467,7 +467,7 @@ class Deciding(Writing):
         """New terms of a grant. What leaves them as they are writes nothing."""
         if wallet.status is Status.CLOSED:
             raise WalletClosed("the wallet is closed")
-        grant = grant_rules.named(wallet, change.grant_id)
+        grant = grant_rules.named(wallet, change.id)
         now = wallet.time(self.loaded.clock)
         terms = grant_rules.changed(grant, change, now=now)
         words = self._words(wallet, grant)
@@ -778,9 +778,7 @@ class Deciding(Writing):
     def _wallet(self, asked: Command | Change | LimitChange) -> Wallet:
         wallet = self._posted_to(asked.wallet_id, asked.livemode)
         if wallet is None:
-            sends = isinstance(asked, Command) and isinstance(asked.operation, Transfer)
-            param = "from_wallet_id" if sends else "wallet_id"
-            raise NotFound(f"no wallet {echo(asked.wallet_id)}", param=param)
+            raise NotFound(f"no wallet {echo(asked.wallet_id)}", param="wallet_id")
         return wallet
 
     def _posted_to(self, wallet_id: str, livemode: bool | None) -> Wallet | None:

@@ -1,7 +1,7 @@
 """Same request or another? What a posting keeps of its request, and how a retry is compared.
 
-A request is compared by value, field by field, under the names of its JSON. What the rows, the
-posting and its dimension already tell is not stored again: `terms` is only the rest.
+A request is compared by value, attribute by attribute. What the rows, the posting and its dimension
+already tell is not stored again: `terms` is only the rest.
 """
 
 from collections.abc import Mapping
@@ -37,14 +37,7 @@ from creditledger.domain.errors import IdempotencyKeyReused
 from creditledger.domain.model import Dimension, Kind, Posting, Type
 
 _USAGE, _CONSUMPTION = int(Kind.USAGE), int(Type.CONSUMPTION)
-#: Requests of holds, voids and transfers are flat; a posting's operation has a name of its own.
-_FLAT = {PlaceHold, Capture, Release, Extend, VoidGrant, Transfer, CancelEvent}
-_AMOUNTS = {
-    operation: "amount" if operation in _FLAT else f"{name}.amount"
-    for operation, (_, name) in OPERATIONS.items()
-} | {ReportEvent: "payload.value"}
 _WITHOUT_AMOUNT = (Release, Extend, VoidGrant, CancelEvent)
-_AMOUNTS_STORED = {name: _AMOUNTS[operation] for operation, (_, name) in OPERATIONS.items()}
 #: What the two sides of a transfer are added up by.
 SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
 RECEIVED = Dimension(Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value)
@@ -58,11 +51,11 @@ _PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
 def amount(command: Command, scale: int) -> int | None:
-    """The operation's amount in smallest units. Raises InvalidField, naming the field."""
+    """The operation's amount in smallest units. Raises InvalidField."""
     operation = command.operation
     if isinstance(operation, _WITHOUT_AMOUNT) or operation.amount is None:
         return None
-    return money.parse(operation.amount, scale, field=_AMOUNTS[type(operation)])
+    return money.parse(operation.amount, scale, field="amount")
 
 
 def dimension(command: Command, original: Dimension | None) -> Dimension:
@@ -133,7 +126,7 @@ def source(command: Command) -> Mapping[str, str]:
 
 
 def terms(command: Command) -> dict[str, object]:
-    """The fields of the request that neither rows nor columns of the posting tell."""
+    """The attributes of the command that neither rows nor columns of the posting tell."""
     operation = command.operation
     if isinstance(operation, (Consume, Transfer)):
         return {}
@@ -147,39 +140,39 @@ def terms(command: Command) -> dict[str, object]:
         # It may have no row that would tell.
         return _present(
             {
-                "event_name": operation.meter_id,
-                "payload.subscription_id": operation.subscription_id,
-                "timestamp": command.effective_at,
+                "meter_id": operation.meter_id,
+                "subscription_id": operation.subscription_id,
+                "effective_at": command.effective_at,
             }
         )
     fields: dict[str, object] = {"effective_at": command.effective_at}
     if isinstance(operation, GiveGrant):
         fields |= {
-            "grant.kind": operation.kind.word,
-            "grant.category": operation.category.word,
-            "grant.priority": operation.priority,
-            "grant.name": operation.name,
-            "grant.effective_at": operation.effective_at,
-            "grant.expires_at": operation.expires_at,
-            "grant.source": dict(operation.source),
-            "grant.allow_repeated_receipt": operation.allow_repeated_receipt or None,
+            "kind": operation.kind.word,
+            "category": operation.category.word,
+            "priority": operation.priority,
+            "name": operation.name,
+            "begins_at": operation.begins_at,
+            "expires_at": operation.expires_at,
+            "source": dict(operation.source),
+            "allow_repeated_receipt": operation.allow_repeated_receipt or None,
         }
         if operation.expires_after is not None:
             zone = operation.expires_after.zone.key
-            fields["grant.expires_after"] = operation.expires_after.text
-            fields["grant.time_zone"] = zone if zone != "UTC" else None
+            fields["expires_after"] = operation.expires_after.text
+            fields["time_zone"] = zone if zone != "UTC" else None
         if operation.scope is not None:
             scope = operation.scope._asdict().items()
-            fields |= {f"grant.scope.{name}": [*values] for name, values in scope}
+            fields |= {f"scope.{name}": [*values] for name, values in scope}
     elif isinstance(operation, Adjust):
         fields |= {
-            "adjustment.credit_grant_id": operation.credit_grant_id,
-            "adjustment.force": operation.force or None,
-            "adjustment.source": dict(operation.source),
+            "credit_grant_id": operation.credit_grant_id,
+            "force": operation.force or None,
+            "source": dict(operation.source),
         }
     else:
-        fields["refund.posting_id"] = operation.posting_id
-        fields["refund.force"] = operation.force or None
+        fields["posting_id"] = operation.posting_id
+        fields["force"] = operation.force or None
     return _present(fields)
 
 
@@ -196,7 +189,7 @@ def check(
 
 
 def change_terms(change: Change | LimitChange, scale: int) -> dict[str, object]:
-    """The fields of a change's request. Raises InvalidField for an amount's digits."""
+    """The attributes of a change. Raises InvalidField for an amount's digits."""
     if isinstance(change, WalletChange):
         limit = change.overdraft_limit
         units = None if limit is None else money.parse(limit, scale, field="overdraft_limit")
@@ -211,17 +204,17 @@ def change_terms(change: Change | LimitChange, scale: int) -> dict[str, object]:
     if isinstance(change, GrantChange):
         return _present(
             {
-                "id": change.grant_id,
+                "id": change.id,
                 "name": change.name,
                 "priority": change.priority,
                 "expires_at": change.expires_at,
                 "never_expires": change.never_expires or None,
                 "metadata": dict(change.metadata),
-                "expired": change.is_expired or None,
+                "expired": change.expired or None,
             }
         )
     if isinstance(change, DropLimit):
-        return {"spend_limit_id": change.limit_id}
+        return {"spend_limit_id": change.spend_limit_id}
     return _present(
         {
             "amount": money.parse(change.amount, scale, field="amount"),
@@ -241,19 +234,15 @@ def check_change(operation: int, terms: Mapping[str, object], posting: Posting) 
 
 
 def _compare(asked: Mapping[str, object], stored: Mapping[str, object]) -> None:
-    differing = sorted(
+    differing = [
         name for name in asked.keys() | stored.keys() if asked.get(name) != stored.get(name)
-    )
+    ]
     if differing:
         _refuse(differing)
 
 
 def _refuse(differing: list[str]) -> NoReturn:
-    raise IdempotencyKeyReused(
-        f"the idempotency key has a posting of another request: {', '.join(differing)} differ",
-        param="idempotency_key",
-        fields=",".join(differing),
-    )
+    raise IdempotencyKeyReused("a posting of another request", differing)
 
 
 def _asked(command: Command, amount: int | None) -> dict[str, object]:
@@ -261,7 +250,7 @@ def _asked(command: Command, amount: int | None) -> dict[str, object]:
     name = OPERATIONS[type(operation)][1]
     fields: dict[str, object] = {
         "operation": name,
-        _AMOUNTS[type(operation)]: amount,
+        "amount": amount,
         "description": command.description,
         "note": command.note,
         "metadata": dict(command.metadata),
@@ -270,8 +259,8 @@ def _asked(command: Command, amount: int | None) -> dict[str, object]:
         quantities = operation.usage.quantities if operation.usage else ()
         fields |= {
             "effective_at": command.effective_at,
-            "consumption.meter_event_id": operation.meter_event_id,
-            "consumption.usage.quantities": list(quantities),
+            "meter_event_id": operation.meter_event_id,
+            "usage.quantities": list(quantities),
         }
         fields |= _dimension_fields(dimension(command, None))
     elif isinstance(operation, Transfer):
@@ -283,7 +272,7 @@ def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
     name = OPERATION_NAMES[posting.operation]
     fields: dict[str, object] = {
         "operation": name,
-        _AMOUNTS_STORED[name]: posting.amount,
+        "amount": posting.amount,
         "note": posting.note,
     }
     if name != "capture":
@@ -292,8 +281,8 @@ def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
         assert dimension is not None
         fields |= {
             "effective_at": posting.rows[0].effective_at,
-            "consumption.meter_event_id": posting.meter_event_id,
-            "consumption.usage.quantities": list(posting.quantities),
+            "meter_event_id": posting.meter_event_id,
+            "usage.quantities": list(posting.quantities),
         }
         fields |= _dimension_fields(dimension)
     elif name == "transfer":
@@ -303,7 +292,7 @@ def _stored(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
 
 def _dimension_fields(dimension: Dimension) -> dict[str, object]:
     usage = {
-        f"consumption.usage.{name}": getattr(dimension, name)
+        f"usage.{name}": getattr(dimension, name)
         for name in (
             "api_key_id",
             "product_id",
@@ -316,9 +305,9 @@ def _dimension_fields(dimension: Dimension) -> dict[str, object]:
         )
     }
     return {
-        "consumption.meter_id": dimension.meter_id,
-        "consumption.subscription_id": dimension.subscription_id,
-        "consumption.usage": dimension.has_usage,
+        "meter_id": dimension.meter_id,
+        "subscription_id": dimension.subscription_id,
+        "usage": dimension.has_usage,
         **usage,
     }
 

@@ -246,7 +246,7 @@ def _grant(amount: str, kind: Kind, priority: int, name: str, expires_at: int | 
         category=Category.PROMOTIONAL if promotional else Category.PAID,
         priority=priority,
         name=name,
-        effective_at=None,
+        begins_at=None,
         expires_at=expires_at,
         source={} if promotional else {"provider": "stripe", "method": "card_visa_4242"},
     )

@@ -146,17 +146,13 @@ def _bind(connection: Connection, intent: Intent) -> Kept | None:
     query = select(k.request, k.subject, k.answer, k.place).where(intent.same())
     request, *kept = connection.execute(query.with_for_update()).one()
     before = json.loads(request)
-    differing = sorted(
+    differing = [
         name
         for name in before.keys() | intent.request.keys()
         if before.get(name) != intent.request.get(name)
-    )
+    ]
     if differing:
-        raise IdempotencyKeyReused(
-            f"the idempotency key has another request: {', '.join(differing)} differ",
-            param="idempotency_key",
-            fields=",".join(differing),
-        )
+        raise IdempotencyKeyReused("another request", differing)
     return Kept(*kept)
 
 

@@ -5,6 +5,7 @@ here asks the database.
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields as fields_of
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -12,9 +13,11 @@ from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 
 from creditledger.api import fields
 from creditledger.api.auth import Caller
+from creditledger.api.field_names import FieldNames
 from creditledger.api.rpc import message
 from creditledger.domain import clock, durations, ids, money, views
 from creditledger.domain.commands import (
+    OPERATIONS,
     Adjust,
     Command,
     Consume,
@@ -52,6 +55,17 @@ SOURCE_KEYS = {
     Kind.TOPUP: ("provider", "receipt_id", "method"),
     Kind.SUBSCRIPTION_RENEW: ("provider", "receipt_id"),
     Kind.ADMIN_CREDIT: ("actor",),
+}
+
+#: What `Post` calls the attributes of its operations; those of the command keep their names.
+FIELD_NAMES: dict[type, FieldNames] = {
+    operation: {one.name: f"{OPERATIONS[operation][1]}.{one.name}" for one in fields_of(operation)}
+    for operation in (Consume, GiveGrant, Adjust, Refund)
+}
+FIELD_NAMES[GiveGrant] = {
+    **FIELD_NAMES[GiveGrant],
+    "begins_at": "grant.effective_at",
+    "time_zone": "grant.time_zone",
 }
 
 #: Meters, products or categories that a scope may name.
@@ -248,7 +262,7 @@ def _give(message: wallet_service_pb2.GrantOperation) -> GiveGrant:
         category=category,
         priority=priority,
         name=fields.optional_text(message, "name", field=name + "name", most=fields.NAME_MAX),
-        effective_at=fields.optional_time(message, "effective_at", field=name + "effective_at"),
+        begins_at=fields.optional_time(message, "effective_at", field=name + "effective_at"),
         expires_at=fields.optional_time(message, "expires_at", field=name + "expires_at"),
         source=_source(message, SOURCE_KEYS[kind], field=name + "source"),
         scope=_scope(message.scope, field=name + "scope") if message.HasField("scope") else None,

@@ -59,7 +59,7 @@ def drop_limit(request: pb.DeleteSpendLimitRequest) -> DropLimit:
     return DropLimit(
         wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
         livemode=None,
-        limit_id=fields.made("spl", request.spend_limit_id, field="spend_limit_id"),
+        spend_limit_id=fields.made("spl", request.spend_limit_id, field="spend_limit_id"),
         idempotency_key=fields.optional_key(request),
     )
 

@@ -25,10 +25,10 @@ def check_wallets(sender: Wallet, receiver: Wallet | None, operation: Transfer) 
     receiver. `receiver`: None if there is none that the caller may post to.
     """
     if sender.status is Status.CLOSED:
-        raise WalletClosed("the sending wallet is closed", param="from_wallet_id")
+        raise WalletClosed("the sending wallet is closed", param="wallet_id")
     if sender.status is Status.FROZEN:
         raise WalletFrozen(
-            "the sending wallet is frozen: it takes credit but gives none", param="from_wallet_id"
+            "the sending wallet is frozen: it takes credit but gives none", param="wallet_id"
         )
     if receiver is None:
         raise NotFound(f"no wallet {echo(operation.to_wallet_id)}", param="to_wallet_id")

@@ -65,6 +65,10 @@ t, p, d, w = (
 OFFSET_MAX = 100_000
 
 
+class OffsetTooLarge(Exception):
+    """More than OFFSET_MAX rows lie before the page, and no counter leads there."""
+
+
 @dataclass(frozen=True, slots=True)
 class Cursor:
     """Where a walk stands: what it counted at its first page, and the last row it gave."""
@@ -86,7 +90,7 @@ class Page:
 
 
 def page(connection: Connection, filters: Filters, *, size: int, offset: int) -> Page:
-    """The page after `offset` rows. Raises InvalidField(page) where no counter leads that deep."""
+    """The page after `offset` rows. Raises OffsetTooLarge where no counter leads that deep."""
     pin = connection.execute(select(snapshot())).scalar_one()
     wallets = wallets_of(connection, filters)
     if is_replica(connection) and (wallets is None or len(wallets) > 1):
@@ -106,9 +110,7 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
         spans = None
         count = _count(connection, filters, wallets)
     if offset > OFFSET_MAX:
-        raise InvalidField(
-            f"page reaches beyond {OFFSET_MAX} rows; walk by page_token instead", param="page"
-        )
+        raise OffsetTooLarge
     if spans is not None:
         keys = _keys_of(connection, spans, offset + size + 1)[offset:]
     else:
@@ -120,10 +122,10 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
 def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size: int) -> Page:
     """The page after `cursor`, of the snapshot in which the walk began.
 
-    Raises InvalidField(page_token) for a cursor that no page has ended with.
+    Raises InvalidField(cursor) for a cursor that no page has ended with.
     """
     if not is_snapshot(cursor.pin, connection.dialect.name):
-        raise InvalidField("page_token is no token of this list", param="page_token")
+        raise InvalidField("cursor is no token of this list", param="cursor")
     wallets = wallets_of(connection, filters)
     if is_replica(connection):
         _require_seen(connection, wallets, cursor)

@@ -86,13 +86,13 @@ def create(connection: Connection, new: Meter, *, found_by_event: bool = False) 
         asked = (new.name, new.event_name, new.unit, new.currency, new.metadata)
         if same != asked or found.description != new.description:
             if found_by_event:
-                raise taken("meter of event", new.event_name, field="event_name")
+                raise taken("meter of event", new.event_name, attribute="event_name")
             raise taken("meter", new.id)
         return found
     if new.currency is not None:
-        require_currency(connection, new.currency, field="currency_id")
+        require_currency(connection, new.currency)
     if rows:
-        raise taken("meter of event", new.event_name, field="event_name")
+        raise taken("meter of event", new.event_name, attribute="event_name")
     connection.execute(
         insert(_table).values(
             id=new.id,

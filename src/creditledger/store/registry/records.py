@@ -84,9 +84,9 @@ def _page(
     ).all()
 
 
-def taken(what: str, id_: str, *, field: str = "id") -> IdTaken:
+def taken(what: str, id_: str, *, attribute: str = "id") -> IdTaken:
     """The refusal of an id that exists with other attributes."""
-    return IdTaken(f"{what} {echo(id_)} exists with other attributes", param=field)
+    return IdTaken(f"{what} {echo(id_)} exists with other attributes", param=attribute)
 
 
 def customer(connection: Connection, id_: str) -> Customer | None:
@@ -162,18 +162,20 @@ def create_subscription(connection: Connection, new: Subscription) -> Subscripti
     return new
 
 
-def require_customer(connection: Connection, id_: str, *, field: str = "customer_id") -> Customer:
+def require_customer(connection: Connection, id_: str) -> Customer:
     """The customer of this id. Raises NotFound."""
     found = customer(connection, id_)
     if found is None:
-        raise NotFound(f"no customer {echo(id_)}", param=field)
+        raise NotFound(f"no customer {echo(id_)}", param="customer_id")
     return found
 
 
-def refuse_archived(one: Customer, what: str, *, field: str = "customer_id") -> None:
+def refuse_archived(one: Customer, what: str) -> None:
     """Raises InvalidField for a customer that is archived: it gets nothing new of this kind."""
     if one.archived_at is not None:
-        raise InvalidField(f"customer {echo(one.id)} is archived: it gets no {what}", param=field)
+        raise InvalidField(
+            f"customer {echo(one.id)} is archived: it gets no {what}", param="customer_id"
+        )
 
 
 def currency(connection: Connection, code: str) -> Currency | None:
@@ -205,11 +207,11 @@ def create_currency(connection: Connection, new: Currency) -> Currency:
     return found
 
 
-def require_currency(connection: Connection, code: str, *, field: str) -> Currency:
+def require_currency(connection: Connection, code: str) -> Currency:
     """Raises NotFound."""
     found = currency(connection, code)
     if found is None:
-        raise NotFound(f"no currency {echo(code)}", param=field)
+        raise NotFound(f"no currency {echo(code)}", param="currency")
     return found
 
 
@@ -410,9 +412,9 @@ def wallets(
     return _whole(connection, _page(connection, query, table, after, size))
 
 
-def scale(connection: Connection, code: str, *, field: str) -> int:
+def scale(connection: Connection, code: str) -> int:
     """Digits after the point of a currency. Raises NotFound."""
-    return require_currency(connection, code, field=field).scale
+    return require_currency(connection, code).scale
 
 
 def create_wallet(
@@ -433,7 +435,7 @@ def create_wallet(
     currency and mode that is not closed. Raises IdTaken, NotFound, OutOfRange.
     """
     owner = require_customer(connection, customer_id)
-    require_currency(connection, currency, field="currency")
+    require_currency(connection, currency)
     found = None if id_ is None else wallet(connection, id_)
     if found is None:
         found = wallet_of(connection, customer_id, currency, livemode)

@@ -30,7 +30,7 @@ from creditledger.domain.model import (
     Word,
 )
 from creditledger.domain.overdraft import OverdraftDraw, Payer
-from creditledger.store import schema
+from creditledger.store import schema, terms
 from creditledger.store.write.batch import (
     SUMS,
     CreditedReceipt,
@@ -277,6 +277,7 @@ EVENT_CHANGED = EVENT.only("unpaid", "paid_at", "canceled_at", "return_below")
 LIMIT_CHANGED = LIMIT.only("amount", "updated_at", "counted_from", "parts", "counted_until")
 
 _POSTING = Columns(Posting, schema.postings)
+_POSTING_TERMS = _POSTING.names.index("terms")
 _UNLINKED = (None, None)
 POSTING_NAMES = [*_POSTING.names, "linked_wallet", "linked_posting"]
 #: And where its rows lie.
@@ -319,6 +320,7 @@ def posting_value(columns: Iterable[Any]) -> Posting:
     *own, wallet, number = columns
     posting = _POSTING.value(own)
     posting.linked = None if wallet is None else (wallet, number)
+    posting.terms = terms.by_attribute(posting.operation, posting.terms)
     return posting
 
 
@@ -326,7 +328,11 @@ def posting_columns(posting: Posting) -> tuple[object, ...]:
     """The columns POSTING_INSERTED."""
     rows = posting.rows
     first = rows[0].sequence if rows else 0
-    return (*_POSTING.stored(posting), *(posting.linked or _UNLINKED), first, len(rows))
+    own = _POSTING.stored(posting)
+    if posting.terms:
+        kept = dump(terms.by_stored_name(posting.operation, posting.terms))
+        own = (*own[:_POSTING_TERMS], kept, *own[_POSTING_TERMS + 1 :])
+    return (*own, *(posting.linked or _UNLINKED), first, len(rows))
 
 
 def dropped_value(columns: Sequence[Any]) -> DroppedLimit:

@@ -261,7 +261,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
         wanted.window.at(now)
 
         def read(connection: Connection) -> tuple[dict[usage.Group, usage.Used], int]:
-            scale = records.scale(connection, "USD", field="currency")
+            scale = records.scale(connection, "USD")
             wallets = _places(records.succession(connection, customer_id, "USD", livemode))
             labels = None
             if wanted.api_key is not None:
@@ -284,7 +284,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
         ) -> tuple[Customer | None, int, Wallet | None, list[SuccessiveWallet]]:
             return (
                 records.customer(connection, customer_id),
-                records.scale(connection, "USD", field="currency"),
+                records.scale(connection, "USD"),
                 records.wallet_of(connection, customer_id, "USD", livemode),
                 records.succession(connection, customer_id, "USD", livemode),
             )
@@ -321,7 +321,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             keys = records.keys_of(connection, customer_id)
             wallet = records.wallet_of(connection, customer_id, "USD", livemode)
             wallets = _places(records.succession(connection, customer_id, "USD", livemode))
-            scale = records.scale(connection, "USD", field="currency")
+            scale = records.scale(connection, "USD")
             return wallet, scale, keys, usage.by_api_key(connection, wallets, start, end)
 
         wallet, scale, keys, used = await self._store.read(read)
@@ -342,7 +342,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
             raise InvalidField(f"startTime must not be before {since}", param="startTime")
 
         def read(connection: Connection) -> tuple[list[_Bill], int, dict[str, ApiKey]]:
-            scale = records.scale(connection, wanted.currency, field="currency")
+            scale = records.scale(connection, wanted.currency)
             wallets = records.succession(connection, customer_id, wanted.currency, livemode)
             found = _bills(connection, _places(wallets), wanted, scale)
             labels = {bill.dimension.api_key_id for bill in found}

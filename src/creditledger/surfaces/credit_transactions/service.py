@@ -265,7 +265,7 @@ class CreditTransactionService(
             raise NotFound(f"no credit transaction {echo(id_)}", param="id")
         return posting_messages.expanded(found)
 
-    @rpc(_list, scope=Scope.CUSTOMER)
+    @rpc(_list, scope=Scope.CUSTOMER, names={"cursor": "page_token"})
     async def List(  # noqa: N802
         self, wanted: _List, caller: Caller
     ) -> pb.CreditTransactionServiceListResponse:
@@ -288,7 +288,13 @@ class CreditTransactionService(
                 return lists.page(connection, filters, size=size, offset=offset)
 
         seconds = SEARCH_SECONDS_MAX if wanted.rows.searched else READ_SECONDS_MAX
-        page = await self._store.read(read, seconds=seconds, stale=True)
+        try:
+            page = await self._store.read(read, seconds=seconds, stale=True)
+        except lists.OffsetTooLarge:
+            raise InvalidField(
+                f"page reaches beyond {lists.OFFSET_MAX} rows; walk by page_token instead",
+                param="page",
+            ) from None
         token = None
         if page.next is not None:
             after = page.next
@@ -300,7 +306,7 @@ class CreditTransactionService(
             paging=pb.CreditTransactionPaging(page=number, page_size=size, next_page_token=token),
         )
 
-    @rpc(_summary, scope=Scope.CUSTOMER)
+    @rpc(_summary, scope=Scope.CUSTOMER, names={"currency": "currency_id"})
     async def Summary(  # noqa: N802
         self, wanted: _Summary, caller: Caller
     ) -> pb.CreditTransactionServiceSummaryResponse:
@@ -309,7 +315,7 @@ class CreditTransactionService(
 
         def read(connection: Connection) -> tuple[Sums, int]:
             if wanted.currency is not None:
-                records.scale(connection, wanted.currency, field="currency_id")
+                records.scale(connection, wanted.currency)
             found = consumption.currencies(connection, filters)
             if len(found) > 1:
                 raise InvalidField(
@@ -319,7 +325,7 @@ class CreditTransactionService(
                 )
             if not found:
                 return Sums(), NO_WALLET_SCALE
-            scale = records.scale(connection, found[0], field="currency_id")
+            scale = records.scale(connection, found[0])
             return consumption.summary(connection, filters), scale
 
         total, scale = await self._store.read(read, stale=True)

@@ -269,7 +269,7 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
             customers=[_customer(one) for one in shown], next_page_token=token
         )
 
-    @rpc(_new_meter, scope=Scope.SERVICE)
+    @rpc(_new_meter, scope=Scope.SERVICE, names={"currency": "currency_id"})
     async def CreateMeter(  # noqa: N802
         self, new: Meter, _caller: Caller
     ) -> pb.Meter:

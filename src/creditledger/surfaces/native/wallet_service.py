@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import structlog
 from credit.v1 import spend_limit_pb2, wallet_service_pb2_grpc
@@ -12,13 +13,22 @@ from sqlalchemy import Connection
 
 from creditledger.api import fields, pages
 from creditledger.api.auth import Caller, Callers
+from creditledger.api.field_names import rename, renamed
 from creditledger.api.messages import hold as hold_messages
 from creditledger.api.messages import posting as posting_messages
 from creditledger.api.messages import spend_limit as spend_limit_messages
 from creditledger.api.messages import transfer as transfer_messages
 from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
 from creditledger.domain import ids, money
-from creditledger.domain.commands import Command, DropLimit, OnHold, Release, SetLimit, WalletChange
+from creditledger.domain.commands import (
+    Command,
+    DropLimit,
+    OnHold,
+    Operation,
+    Release,
+    SetLimit,
+    WalletChange,
+)
 from creditledger.domain.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.domain.model import (
     NO_ANNOTATION,
@@ -47,6 +57,7 @@ WALLET_IDS_MAX = 10_000
 UNANSWERED_MAX = 1_024
 #: Idempotency keys of a page: they are short, and who asks for them wants many.
 KEYS_PAGE_MAX = 1_000
+_TRANSFER_NAMES = {"wallet_id": "from_wallet_id"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,7 +225,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         now = self._clock()
 
         def create(connection: Connection) -> Wallet:
-            scale = records.scale(connection, new.currency, field="currency")
+            scale = records.scale(connection, new.currency)
             limit = money.parse(new.overdraft_limit or "0", scale, field="overdraft_limit")
             return records.create_wallet(
                 connection,
@@ -288,7 +299,9 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, command: Callable[[Caller], Command], caller: Caller
     ) -> pb.Posting:
         """One posting; see `Ledger.post` for what it costs and raises."""
-        return posting_messages.posted(await self._ledger.post(command(caller)))
+        asked = command(caller)
+        with renamed(posting_messages.FIELD_NAMES[type(asked.operation)]):
+            return posting_messages.posted(await self._ledger.post(asked))
 
     @rpc(_batch, scope=Scope.SERVICE)
     async def BatchPost(  # noqa: N802
@@ -307,8 +320,8 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 answers.append(_UNDECIDED)
         if commands:
             decided = await self._ledger.post_many(commands)
-            for place, answer in zip(places, decided, strict=True):
-                answers[place] = answer
+            for place, command, answer in zip(places, commands, decided, strict=True):
+                answers[place] = _named(answer, command.operation)
         return posting_messages.results(map(_told, answers))
 
     async def StreamPost(  # noqa: N802
@@ -316,8 +329,8 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     ) -> AsyncIterator[pb.StreamPostResponse]:
         """Postings in, answers out in order; a refusal is an answer and ends nothing."""
         room = asyncio.Semaphore(UNANSWERED_MAX)
-        arrived: asyncio.Queue[asyncio.Future[Posted] | Exception | None] = asyncio.Queue()
-        unanswered: deque[asyncio.Future[Posted]] = deque()
+        arrived: asyncio.Queue[_Coming | Exception | None] = asyncio.Queue()
+        unanswered: deque[_Coming] = deque()
 
         async def read() -> None:
             end = None
@@ -438,7 +451,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 raise _no_hold(asked.operation.hold_id) from None
             raise
 
-    @rpc(transfer_messages.transfer, scope=Scope.SERVICE)
+    @rpc(transfer_messages.transfer, scope=Scope.SERVICE, names=_TRANSFER_NAMES)
     async def Transfer(  # noqa: N802
         self, command: Callable[[Caller], Command], caller: Caller
     ) -> pb.TransferResponse:
@@ -521,16 +534,17 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         found = await self._store.read(lambda c: records.wallet(c, wallet_id))
         return posting_messages.own(found, wallet_id, caller)
 
-    def _submit(
-        self, request: pb.PostRequest, caller: Caller, budget: Budget
-    ) -> asyncio.Future[Posted]:
+    def _submit(self, request: pb.PostRequest, caller: Caller, budget: Budget) -> "_Coming":
         """The answer to come; a refusal known already is an answer too."""
+        operation = None
         try:
-            return self._ledger.post(posting_messages.command(request)(caller), budget)
+            command = posting_messages.command(request)(caller)
+            operation = command.operation
+            return _Coming(self._ledger.post(command, budget), operation)
         except Refusal as refusal:
             answer = asyncio.get_running_loop().create_future()
             answer.set_exception(refusal)
-            return answer
+            return _Coming(answer, operation)
 
 
 def _no_hold(hold_id: str) -> NotFound:
@@ -541,12 +555,26 @@ def _no_hold(hold_id: str) -> NotFound:
 _UNDECIDED = Exception()
 
 
-async def _answer(coming: asyncio.Future[Posted]) -> Posted | Refusal:
+class _Coming(NamedTuple):
+    """The answer to a posting of a stream."""
+
+    answer: asyncio.Future[Posted]
+    operation: Operation | None  #: None: the shape is refused already.
+
+
+async def _answer(coming: _Coming) -> Posted | Refusal:
     """A posting's end as a client may know it."""
     try:
-        return await coming
+        return await coming.answer
     except Exception as error:
-        return _told(error)
+        return _told(_named(error, coming.operation) if coming.operation else error)
+
+
+def _named(answer: Posted | Exception, operation: Operation) -> Posted | Exception:
+    """The same; a refusal names fields of the request."""
+    if isinstance(answer, Refusal):
+        rename(answer, posting_messages.FIELD_NAMES[type(operation)])
+    return answer
 
 
 def _told(answer: Posted | Exception) -> Posted | Refusal:
@@ -557,8 +585,8 @@ def _told(answer: Posted | Exception) -> Posted | Refusal:
     return unforeseen(current_request_id())
 
 
-def _give_up(waiting: Iterable[asyncio.Future[Posted]]) -> None:
+def _give_up(waiting: Iterable[_Coming]) -> None:
     """What has not begun is dropped; what has stands, and its answer has no reader."""
-    for unread in waiting:
+    for unread, _ in waiting:
         if not unread.cancel() and not unread.cancelled():
             unread.exception()

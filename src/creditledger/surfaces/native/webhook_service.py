@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 
 from creditledger.api import fields, pages
 from creditledger.api.auth import Caller, Callers
+from creditledger.api.field_names import renamed
 from creditledger.api.messages import webhook as webhook_messages
 from creditledger.api.rpc import Service, current_intent, rpc
 from creditledger.domain import clock as time
@@ -433,13 +434,13 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         scales: dict[str, int] = {}
         if codes:
             scales = await self._store.read(
-                lambda c: {code: records.scale(c, code, field="thresholds") for code in codes}
+                lambda c: {code: records.scale(c, code) for code in codes}
             )
         return [webhook_messages.endpoint(one, scales, now, self._mask(one)) for one in found]
 
     def _message(self, connection: Connection, one: Endpoint, now: int) -> pb.WebhookEndpoint:
         codes = {line.currency for line in one.thresholds if line.currency}
-        scales = {code: records.scale(connection, code, field="thresholds") for code in codes}
+        scales = {code: records.scale(connection, code) for code in codes}
         return webhook_messages.endpoint(one, scales, now, self._mask(one))
 
     def _again(self, connection: Connection, kept: Kept) -> pb.WebhookEndpoint:
@@ -478,8 +479,9 @@ def _scaled(connection: Connection, lines: Sequence[webhook_messages.Line]) -> l
         if amount is None or currency is None:
             found.append(Threshold(None, None, percent))
             continue
-        scale = records.scale(connection, currency, field=f"thresholds[{i}].currency_id")
-        units = money.parse(amount, scale, field=f"thresholds[{i}].amount")
+        place = f"thresholds[{i}]"
+        with renamed({"currency": f"{place}.currency_id", "amount": f"{place}.amount"}):
+            units = money.parse(amount, records.scale(connection, currency), field="amount")
         found.append(Threshold(currency, units, None))
     return list(dict.fromkeys(found))
 

@@ -9,13 +9,12 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 
 from creditledger.api import fields
-from creditledger.api.intents import FIELD, HEADER
 from creditledger.api.messages import posting as posting_messages
 from creditledger.api.messages.grant import GRANT_STATUSES
 from creditledger.domain import clock as time
 from creditledger.domain import ids, money, wallet_moves
 from creditledger.domain.commands import GiveGrant
-from creditledger.domain.errors import IdempotencyKeyReused, InvalidField, MissingField, Refusal
+from creditledger.domain.errors import InvalidField, MissingField
 from creditledger.domain.model import (
     PRIORITY_DEFAULT,
     PRIORITY_MAX,
@@ -35,6 +34,13 @@ from creditledger.surfaces.payment_kit import meters as payment_kit_meters
 
 #: The kind of the posting by which a grant is given.
 _KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
+
+#: What a request calls the attributes of what it asks for.
+FIELD_NAMES = {
+    "begins_at": "effective_at",
+    "currency": "currency_id",
+    "scope.meter_ids": "applicability_config.scope.prices",
+}
 
 #: The longest window of stats.
 STATS_MS_MAX = 366 * time.DAY
@@ -74,7 +80,7 @@ def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
             category=category,
             priority=fields.number(priority, least=0, most=PRIORITY_MAX, field="priority"),
             name=fields.optional_text(request, "name", field="name", most=fields.NAME_MAX),
-            effective_at=fields.seconds(request, "effective_at", field="effective_at") or None,
+            begins_at=fields.seconds(request, "effective_at", field="effective_at") or None,
             expires_at=fields.seconds(request, "expires_at", field="expires_at") or None,
             source={},
             scope=_scope(request.applicability_config.scope),
@@ -107,7 +113,7 @@ def _scope(scope: pb.ApplicabilityScope) -> GrantScope | None:
 def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGrant) -> bool:
     """Whether two grants of one wallet would be given by the same request."""
     same = ["amount", "name", "category", "priority", "expires_at", "applicability_config"]
-    if asked.effective_at is not None:  # else it is the moment of each
+    if asked.begins_at is not None:  # else it is the moment of each
         same.append("effective_at")
     return one.metadata == other.metadata and all(
         getattr(one, field) == getattr(other, field) for field in same
@@ -377,29 +383,3 @@ def why_not(asked: Availability, wallet: Wallet | None, scale: int, clock: int) 
     room = standing(wallet, clock).available + wallet.overdraft_limit + most_unpaid
     owed = pending + wallet.unpaid_amount
     return None if room > 0 and room >= owed else "insufficient_credit"
-
-
-def renamed(refusal: Refusal, *, by_header: bool) -> Refusal:
-    """The refusal of a posting or wallet, by the names that this request has for its fields.
-
-    `by_header`: so the idempotency key was given.
-    """
-    if refusal.param is None:
-        return refusal
-    param = _NAMES.get(refusal.param, refusal.param.removeprefix("grant."))
-    if by_header and param == FIELD:
-        param = HEADER
-    if isinstance(refusal, IdempotencyKeyReused):
-        names = [one.removeprefix("grant.") for one in refusal.metadata["fields"].split(",")]
-        return IdempotencyKeyReused(
-            f"the {param} names another request: {', '.join(names)} differ",
-            param=param,
-            fields=",".join(names),
-        )
-    return type(refusal)(refusal.message, param=param, **refusal.metadata)
-
-
-_NAMES = {
-    "currency": "currency_id",
-    "grant.scope.meter_ids": "applicability_config.scope.prices",
-}

@@ -22,6 +22,15 @@ LENGTHS = {"minute": time.MINUTE, "hour": time.HOUR, "day": time.DAY}
 BUCKETS_MAX = 10_000
 #: How meters, events and grants come to be: calls of the API make all of them.
 CREATED_VIA = "api"
+#: What a request calls the attributes of the event that it reports.
+EVENT_FIELD_NAMES = {
+    "amount": "payload.value",
+    "customer_id": "payload.customer_id",
+    "effective_at": "timestamp",
+    "idempotency_key": "identifier",
+    "meter_id": "event_name",
+    "subscription_id": "payload.subscription_id",
+}
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,20 +12,27 @@ from sqlalchemy import Connection
 
 from creditledger.api import fields
 from creditledger.api.auth import Caller, Callers
-from creditledger.api.intents import HEADER_NAME
+from creditledger.api.field_names import renamed
+from creditledger.api.intents import FIELD, HEADER, HEADER_NAME
+from creditledger.api.messages.posting import FIELD_NAMES
 from creditledger.api.rpc import Service, current_header, rpc, send_headers
 from creditledger.domain import clock as time
 from creditledger.domain import ids, money
-from creditledger.domain.commands import CancelEvent, Command, GrantChange, ReportEvent, VoidGrant
+from creditledger.domain.commands import (
+    CancelEvent,
+    Command,
+    GiveGrant,
+    GrantChange,
+    ReportEvent,
+    VoidGrant,
+)
 from creditledger.domain.errors import (
-    IdempotencyKeyReused,
     InvalidField,
     MissingField,
     NotFound,
     OutcomeUnknown,
     Overloaded,
     QueryTooBroad,
-    Refusal,
     Unavailable,
     WalletClosed,
     echo,
@@ -57,6 +64,7 @@ TWINS_LOOKED_AT_MAX = 100
 WALLETS_MAX = 1_000
 #: Wallets that a write goes to, one after the other, where they are closed in that very moment.
 WALLETS_TRIED_MAX = 3
+_CURRENCY = {"currency": "currency_id"}
 
 
 class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceServicer):
@@ -72,7 +80,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     # Meters.
 
-    @rpc(payment_kit_meters.new_meter, scope=Scope.SERVICE)
+    @rpc(payment_kit_meters.new_meter, scope=Scope.SERVICE, names=_CURRENCY)
     async def CreateMeter(  # noqa: N802
         self, new: payment_kit_meters.NewMeter, caller: Caller
     ) -> pb.CreditMeter:
@@ -161,7 +169,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     # What they count.
 
-    @rpc(payment_kit_meters.new_event, scope=Scope.SERVICE)
+    @rpc(
+        payment_kit_meters.new_event,
+        scope=Scope.SERVICE,
+        names=payment_kit_meters.EVENT_FIELD_NAMES,
+    )
     async def CreateMeterEvent(  # noqa: N802
         self, new: payment_kit_meters.NewEvent, caller: Caller
     ) -> pb.CreditMeterEvent:
@@ -192,19 +204,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             effective_at=new.timestamp,
             backdating_free=caller.scope is Scope.ADMIN,
         )
-        try:
-            posted = await self._post(command, new.customer_id, currency.code, livemode)
-        except IdempotencyKeyReused as refusal:
-            raise IdempotencyKeyReused(
-                f"the identifier names another request: {refusal.metadata['fields']} differ",
-                param="identifier",
-                **refusal.metadata,
-            ) from None
-        except InvalidField as refusal:
-            # The wallet that has to be made is refused to an archived customer.
-            if refusal.param == "customer_id":
-                raise InvalidField(refusal.message, param="payload.customer_id") from None
-            raise
+        posted = await self._post(command, new.customer_id, currency.code, livemode)
         if posted.event is None:
             found = await self._event(posted.posting.wallet, posted.posting.number)
             assert found is not None
@@ -379,11 +379,10 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     ) -> pb.PaymentKitGrant:
         """As a posting, see `Ledger.post`. Raises NotFound, InvalidField, IdempotencyKeyReused."""
         livemode, key = caller.mode(new.livemode), new.key
-        try:
+        by_header = current_header(HEADER_NAME) is not None
+        names = payment_kit_grants.FIELD_NAMES | {"idempotency_key": HEADER if by_header else FIELD}
+        with renamed(names, in_text=FIELD_NAMES[GiveGrant]):
             posting = await self._give(new, key or ids.random("key"), livemode, caller)
-        except Refusal as refusal:
-            by_header = current_header(HEADER_NAME) is not None
-            raise payment_kit_grants.renamed(refusal, by_header=by_header) from None
         place = posting.wallet, posting.rows[0].sequence
         try:
             made = await self._given(place)
@@ -514,7 +513,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                     *(wallet_id, id_, livemode, caller.number),
                     metadata=update.metadata,
                     idempotency_key=update.key,
-                    is_expired=update.expired,
+                    expired=update.expired,
                 )
                 await self._ledger.change(change)
             if update.expired:
@@ -554,7 +553,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         return await self._store.read(read)
 
-    @rpc(payment_kit_grants.holders, scope=Scope.SERVICE)
+    @rpc(payment_kit_grants.holders, scope=Scope.SERVICE, names=_CURRENCY)
     async def ListGrantHolders(  # noqa: N802
         self, wanted: payment_kit_grants.Holders, caller: Caller
     ) -> pb.PaymentKitServiceListGrantHoldersResponse:
@@ -563,7 +562,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         def read(connection: Connection) -> tuple[Currency, int, list[grants.Holder]]:
             code = wanted.currency
-            currency = records.require_currency(connection, code, field="currency_id")
+            currency = records.require_currency(connection, code)
             return currency, *grants.holders(
                 connection, code, livemode=livemode, offset=page.offset, size=page.size, clock=now
             )
@@ -587,7 +586,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             ),
         )
 
-    @rpc(payment_kit_grants.grant_stats, scope=Scope.SERVICE)
+    @rpc(payment_kit_grants.grant_stats, scope=Scope.SERVICE, names=_CURRENCY)
     async def GetGrantStats(  # noqa: N802
         self, wanted: payment_kit_grants.GrantStats, caller: Caller
     ) -> pb.PaymentKitServiceGetGrantStatsResponse:
@@ -596,7 +595,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         def read(connection: Connection) -> tuple[Currency, list[grants.Given]]:
             code = wanted.currency
-            currency = records.require_currency(connection, code, field="currency_id")
+            currency = records.require_currency(connection, code)
             return currency, grants.given_by_day(
                 connection,
                 code,
@@ -611,7 +610,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         currency, days = await self._store.read(read, stale=True)
         return payment_kit_grants.stats(days, currency)
 
-    @rpc(payment_kit_grants.availability, scope=Scope.CUSTOMER)
+    @rpc(payment_kit_grants.availability, scope=Scope.CUSTOMER, names=_CURRENCY)
     async def GetGrantAvailability(  # noqa: N802
         self, wanted: payment_kit_grants.Availability, caller: Caller
     ) -> pb.PaymentKitServiceGetGrantAvailabilityResponse:
@@ -621,7 +620,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         def read(connection: Connection) -> str | None:
             records.require_customer(connection, customer_id)
-            scale = records.scale(connection, wanted.currency, field="currency_id")
+            scale = records.scale(connection, wanted.currency)
             wallet = records.wallet_of(connection, customer_id, wanted.currency, livemode)
             return payment_kit_grants.why_not(wanted, wallet, scale, now)
 
