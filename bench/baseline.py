@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from bench import baseline_postgres, baseline_sqlite
 from bench.traffic import Traffic, Wallets
 from bench.worker import serve
-from creditledger.ops.server import new_event_loop
+from creditledger.ops.process import new_event_loop
 
 
 def measure(

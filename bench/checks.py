@@ -8,8 +8,8 @@ from sqlalchemy import Connection, func, select
 
 from bench.traffic import RECEIPT_BYTES, wallet_id
 from bench.worker import Failed
-from creditledger.ops.cli.verify import verified
 from creditledger.ops.config import Config
+from creditledger.ops.database import verify
 from creditledger.store import schema
 
 w, p = schema.wallets.c, schema.postings.c
@@ -69,7 +69,7 @@ def require_verified(url: str) -> float:
     """`creditledger verify` finds nothing; how many seconds it took. Raises Failed."""
     began = time.perf_counter()
     config = Config(database_url=url)
-    found = asyncio.run(verified(config, on_progress=lambda *_: None)).failures
+    found = asyncio.run(verify(config, on_progress=lambda *_: None)).failures
     if found:
         first = found[0].first
         raise Failed(f"{url}: {first.check} of wallet {first.wallet_id}: {first.message}")

@@ -5,10 +5,12 @@ import tempfile
 import time
 from pathlib import Path
 
+import grpc
+
 from bench.traffic import wallet_id
 from bench.worker import Failed, serve
 from creditledger.domain import clock
-from creditledger.ops import server
+from creditledger.ops.client import call
 from creditledger.ops.config import Config
 from creditledger.ops.import_usage import Plan, Prices, Report, import_usage
 
@@ -38,13 +40,12 @@ def usage(url: str, wallet: int, rows: int, seed: int) -> dict[str, object]:
             import_id=str(seed),
         )
 
-        async def run() -> tuple[Report, float]:
-            async with server.local_channel(Config(database_url=url)) as channel:
-                began = time.perf_counter()
-                report = await import_usage(channel, plan, on_progress=lambda *_: None)
-                return report, time.perf_counter() - began
+        async def imported(channel: grpc.aio.Channel) -> tuple[Report, float]:
+            began = time.perf_counter()
+            report = await import_usage(channel, plan, on_progress=lambda *_: None)
+            return report, time.perf_counter() - began
 
-        report, seconds = server.run(run())
+        report, seconds = call(Config(database_url=url), imported)
     if report.posted != rows:
         raise Failed(f"of {rows} rows {report.posted} were posted: {report.refused}")
     return {"rate": rows / seconds, "total": rows, "p50_ms": None, "p99_ms": None}

@@ -18,7 +18,7 @@ from creditledger.domain import clock
 from creditledger.domain.commands import Command, Consume, GiveGrant, Operation, Usage
 from creditledger.domain.model import Category, Kind
 from creditledger.engine.ledger import Ledger
-from creditledger.ops import server
+from creditledger.ops.process import run
 from creditledger.store import Store
 
 #: As many as one write transaction takes.
@@ -150,7 +150,7 @@ def draws(
 
 def _run(coroutine: Coroutine[None, None, dict[str, object]]) -> dict[str, object]:
     try:
-        return server.run(coroutine)
+        return run(coroutine)
     except Exception as error:
         raise Failed(f"{type(error).__name__}: {error}") from error
 

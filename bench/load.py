@@ -23,7 +23,7 @@ from bench.http2 import Connection, Stream
 from bench.timing import Times
 from bench.traffic import Traffic, Wallets
 from bench.worker import Failed, serve
-from creditledger.ops.server import new_event_loop
+from creditledger.ops.process import new_event_loop
 
 #: A call that takes this long has hung.
 PATIENCE_SECONDS = 60.0

@@ -14,7 +14,7 @@ from bench.inprocess import GIVE_BATCH, PLENTY, consume, gifts, opened, post
 from bench.traffic import Wallets, wallet_id
 from creditledger.domain import clock
 from creditledger.domain.model import Status
-from creditledger.ops.server import new_event_loop
+from creditledger.ops.process import new_event_loop
 from creditledger.store import schema
 
 

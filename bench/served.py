@@ -13,9 +13,10 @@ from pathlib import Path
 
 import psutil
 from credit.v1 import api_key_service_pb2
+from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 
 from bench.worker import Failed
-from creditledger.ops.cli.keys import create
+from creditledger.ops.client import call
 from creditledger.ops.config import Config, host_and_port
 from creditledger.ops.envoy import Envoy
 
@@ -116,4 +117,4 @@ def new_key(url: str, scope: str, customer: str | None = None) -> str:
         name=f"bench {scope}", scope=scope, customer_id=customer, livemode=True
     )
     config = Config(database_url=url, clock_idle_days=CLOCK_IDLE_DAYS)
-    return asyncio.run(create(config, request)).secret
+    return call(config, lambda channel: ApiKeyServiceStub(channel).CreateApiKey(request)).secret

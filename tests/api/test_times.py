@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from creditledger.domain import clock as time
 from creditledger.domain import durations
-from creditledger.ops.cli.export import Asked, export
 from creditledger.ops.config import load
+from creditledger.ops.export_file import Asked, export
 from tests.support.rest import BILLS, TRANSACTIONS, USAGE
 from tests.surfaces.test_bills_add_up import zones
 

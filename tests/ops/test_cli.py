@@ -35,8 +35,10 @@ from typer.testing import CliRunner
 
 from creditledger import __version__
 from creditledger.ops.cli.app import app
-from creditledger.ops.config import Config, load, spelled
-from creditledger.ops.server import SERVICES, CannotStart, build, local_channel, local_socket
+from creditledger.ops.client import local_channel
+from creditledger.ops.config import CannotStart, Config, load, spelled
+from creditledger.ops.server import SERVICES, build
+from creditledger.ops.sockets import local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
 from tests.support.commands import (
     PATIENCE_SECONDS,
@@ -196,6 +198,39 @@ def test_every_command_explains_itself(command: str) -> None:
         assert "CREDITLEDGER_DATABASE_URL" in done.output
     if not command:
         assert "Exit codes:" in done.output
+
+
+#: Asks every command of the command line for its help; prints the modules imported by then.
+HELP = """
+import sys
+from typer.main import get_command
+from typer.testing import CliRunner
+from creditledger.ops.cli.app import app
+
+def asked(command, words):
+    assert CliRunner().invoke(app, [*words, "--help"]).exit_code == 0
+    for name, child in getattr(command, "commands", {}).items():
+        asked(child, [*words, name])
+
+asked(get_command(app), [])
+print(*sys.modules)
+"""
+
+
+def test_help_does_not_import_the_server() -> None:
+    """Help is printed from the settings and the commands alone, without gRPC, SQL or a layer."""
+    done = subprocess.run(
+        [sys.executable, "-c", HELP], capture_output=True, text=True, check=True, timeout=60
+    )
+
+    found = done.stdout.split()
+    ours = {name for name in found if name.startswith("creditledger.")}
+    assert {name.partition(".")[0] for name in found} & {"credit", "grpc", "sqlalchemy"} == set()
+    assert {name for name in ours if not name.startswith("creditledger.ops.cli.")} == {
+        "creditledger.ops",
+        "creditledger.ops.cli",
+        "creditledger.ops.config",
+    }
 
 
 def test_every_setting_is_a_flag_of_a_command() -> None:

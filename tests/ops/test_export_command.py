@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from creditledger.ops.cli import export as exporting
-from creditledger.ops.cli.export import Asked, CannotExport, check
+from creditledger.ops import export_file
 from creditledger.ops.config import load
+from creditledger.ops.export_file import Asked, CannotExport, check
 from creditledger.ops.seeding import seed
 from tests.support.commands import creditledger
 
@@ -27,8 +27,8 @@ ROWS = 600
 async def config(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A ledger of some hundred rows, which are many steps."""
     await seed(database_url, rows=ROWS, wallets=3, days=30, on_progress=lambda *_: None)
-    monkeypatch.setattr(exporting, "STEP_ROWS", 50)
-    monkeypatch.setattr(exporting, "CHECKPOINT_ROWS", 100)
+    monkeypatch.setattr(export_file, "STEP_ROWS", 50)
+    monkeypatch.setattr(export_file, "CHECKPOINT_ROWS", 100)
     return load({"database_url": database_url})
 
 
@@ -58,7 +58,7 @@ async def export_until(config: Config, what: Asked, stop: int | None) -> None:
         if stop is not None and rows >= stop:
             raise Interrupted
 
-    await exporting.export(config, what, on_progress=on_progress)
+    await export_file.export(config, what, on_progress=on_progress)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from credit.v1 import webhook_service_pb2 as pb
 
 from creditledger.domain.webhook_events import Secret
-from creditledger.ops.server import CannotStart
+from creditledger.ops.config import CannotStart
 from creditledger.store.sealing import CannotUnseal, Seal
 from tests.support.commands import creditledger
 from tests.support.databases import contents

@@ -32,7 +32,7 @@ from credit.v1.api_key_service_pb2_grpc import ApiKeyServiceStub
 from credit.v1.registry_service_pb2_grpc import RegistryServiceStub
 from credit.v1.wallet_service_pb2_grpc import WalletServiceStub
 
-from creditledger.ops import server
+from creditledger.ops.sockets import local_socket, target
 from tests.support.commands import PATIENCE_SECONDS, Command, start
 from tests.support.frames import (
     ACK,
@@ -97,8 +97,7 @@ class Attacked:
 
     def prepare(self) -> None:
         """Make what the good client posts to."""
-        target = server.target(server.local_socket(file_of(self.url)))
-        with grpc.insecure_channel(target) as channel:
+        with grpc.insecure_channel(target(local_socket(file_of(self.url)))) as channel:
             stub(RegistryServiceStub, channel).CreateCustomer(
                 registry_pb.CreateCustomerRequest(id=CUSTOMER, name="Acme", email="a@example.com")
             )

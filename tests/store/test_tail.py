@@ -18,8 +18,8 @@ from structlog.testing import capture_logs
 
 from creditledger.domain.clock import HOUR
 from creditledger.domain.errors import InvalidField
-from creditledger.ops.config import load
-from creditledger.ops.server import CannotStart, migrate, require_schema
+from creditledger.ops.config import CannotStart, load
+from creditledger.ops.database import migrate, require_schema
 from creditledger.store import Store, schema
 from creditledger.store.postgres import database as postgres
 from creditledger.store.read import commit_order

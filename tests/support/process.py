@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from creditledger.ops import server
+from creditledger.ops import sockets
 from tests.support.commands import Command, start
 from tests.support.server import PATIENCE_SECONDS, Services
 
@@ -47,7 +47,7 @@ class Process:
     @asynccontextmanager
     async def local(self) -> AsyncIterator[Services]:
         """Its services, with the rights of its owner."""
-        async with grpc.aio.insecure_channel(server.target(self.local_socket)) as channel:
+        async with grpc.aio.insecure_channel(sockets.target(self.local_socket)) as channel:
             yield Services(channel)
 
 

@@ -23,7 +23,7 @@ from sqlalchemy import Connection, func, select
 
 from creditledger import store
 from creditledger.domain import ids, money
-from creditledger.ops import server
+from creditledger.ops.client import local_channel
 from creditledger.ops.config import Config
 from creditledger.store import schema
 from tests.support.refusals import bearer
@@ -57,7 +57,7 @@ class Shop:
 
 async def prepare(database_url: str) -> Shop:
     """Make the wallets and the key on an empty database that nobody need serve."""
-    async with server.local_channel(Config(database_url=database_url)) as channel:
+    async with local_channel(Config(database_url=database_url)) as channel:
         services = Services(channel)
         for wallet_id in WALLETS:
             await services.new_wallet(wallet_id, f"cus_of_{wallet_id}")

@@ -1,6 +1,7 @@
 """The settings: one frozen `Config`, and the only place that reads the environment.
 
 Every setting is an environment variable CREDITLEDGER_<NAME> and a flag --<name>; the flag wins.
+The help of the command line is made of them, so this module imports the store only when it is used.
 """
 
 import ipaddress
@@ -11,10 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
-
-from creditledger import store
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 PREFIX = "CREDITLEDGER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -31,6 +29,10 @@ _OTHERS = re.compile(r"API_KEY|URL|TEST_.*")
 
 class WrongSetting(Exception):
     """A setting that stops the start. Its text is one sentence that names the setting."""
+
+
+class CannotStart(Exception):
+    """The server, or a command, cannot begin. Its text is one sentence for the operator."""
 
 
 def spelled(name: str) -> str:
@@ -62,6 +64,8 @@ def is_loopback(address: str) -> bool:
 
 
 def _database_url(url: str) -> str:
+    from creditledger import store
+
     try:
         store.check(url)
     except ValueError as error:
@@ -80,12 +84,10 @@ def _file(path: Path | None) -> Path | None:
     return path
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """All settings, checked. Make it with `load`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     database_url: Annotated[
         str, AfterValidator(_database_url), Field(description="The database.")
@@ -212,6 +214,8 @@ class Config(BaseSettings):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
+        from creditledger import store
+
         if self.read_database_url is not None and None not in (
             self.path,
             store.database_path(self.read_database_url),
@@ -232,11 +236,15 @@ class Config(BaseSettings):
     @property
     def path(self) -> Path | None:
         """The database's file; None for one that a server has."""
+        from creditledger import store
+
         return store.database_path(self.database_url)
 
     @property
     def database(self) -> str:
         """The database as its operator knows it, without a password."""
+        from creditledger import store
+
         return store.database_name(self.database_url)
 
     def environment(self) -> dict[str, str]:
@@ -262,16 +270,21 @@ def load(flags: Mapping[str, object] | None = None) -> Config:
 
     Raises WrongSetting. A variable that is nearly a setting is refused, not ignored.
     """
-    for variable in os.environ:
-        name = variable.removeprefix(PREFIX)
-        if name == variable or name.lower() in Config.model_fields:
+    given: dict[str, object] = {}
+    for variable, value in os.environ.items():
+        name = variable.upper().removeprefix(PREFIX)
+        if name == variable.upper():
             continue
-        if _SERVICE_LINK.search(name) or _OTHERS.fullmatch(name):
-            continue
-        close = get_close_matches(name.lower(), Config.model_fields, n=1)
-        meant = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "."
-        raise WrongSetting(f"{variable} is no setting{meant}")
-    given = {name: value for name, value in (flags or {}).items() if value is not None}
+        if name.lower() in Config.model_fields:
+            if value:
+                given[name.lower()] = value
+        elif variable.startswith(PREFIX) and not (
+            _SERVICE_LINK.search(name) or _OTHERS.fullmatch(name)
+        ):
+            close = get_close_matches(name.lower(), Config.model_fields, n=1)
+            meant = f"; did you mean {PREFIX}{close[0].upper()}?" if close else "."
+            raise WrongSetting(f"{variable} is no setting{meant}")
+    given |= {name: value for name, value in (flags or {}).items() if value is not None}
     try:
         return Config(**given)  # type: ignore[arg-type] # checked by the model
     except ValidationError as error:

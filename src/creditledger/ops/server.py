@@ -1,24 +1,15 @@
-"""The process: store, ledger and services put together behind one gRPC server.
+"""The server: store, ledger and services put together behind gRPC.
 
-`build` makes a `Server` from the settings, `serve` runs one until it is told to stop, and
-`local_channel` is how a command of this machine reaches the ledger, whether a server runs or not.
+`build` makes a `Server` of the settings; `serve` runs one until the process is told to stop.
 """
 
 import asyncio
 import contextlib
-import errno
-import gc
-import hashlib
 import os
-import signal
-import socket
-import stat
 import tempfile
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote
+from typing import Any
 
 import grpc
 import structlog
@@ -46,7 +37,6 @@ from credit.v1 import (
 )
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
-from sqlalchemy import Connection
 
 from creditledger import store
 from creditledger.api.auth import Callers
@@ -56,12 +46,14 @@ from creditledger.engine.clock_watch import ClockWatch
 from creditledger.engine.ledger import Ledger
 from creditledger.ops import transport
 from creditledger.ops.background import Unasked
-from creditledger.ops.config import Config, WrongSetting, host_and_port, spelled
+from creditledger.ops.config import CannotStart, Config, WrongSetting, spelled
+from creditledger.ops.database import require_schema
+from creditledger.ops.process import CLOSE_SECONDS_MAX, first_of, told_to_stop
+from creditledger.ops.sockets import FOLDER, local_socket, require_free
 from creditledger.outlets.exports.stream import Exports
 from creditledger.outlets.watches import Watches
-from creditledger.store import CannotOpen, DatabaseLocked, Store, migrations
+from creditledger.store import CannotOpen, Store
 from creditledger.store.ledger_clock import LedgerClock
-from creditledger.store.read import commit_order
 from creditledger.store.sealing import Seal
 from creditledger.store.webhooks import endpoints
 from creditledger.surfaces.billing.service import BillingService
@@ -75,32 +67,11 @@ from creditledger.surfaces.native.wallet_service import WalletService
 from creditledger.surfaces.native.webhook_service import WebhookService
 from creditledger.surfaces.payment_kit.service import PaymentKitService
 
-new_event_loop: Callable[[], asyncio.AbstractEventLoop]
-try:
-    from uvloop import new_event_loop
-except ImportError:  # there is none for this platform
-    from asyncio import new_event_loop
-
 log = structlog.get_logger()
 
-T = TypeVar("T")
-
-#: A Unix socket's address holds 108 bytes, and less on other systems.
-SOCKET_BYTES_MAX = 100
-#: How long a command waits for the holder of the database to answer or to let go of it.
-LOCAL_WAIT_SECONDS_MAX = 10.0
-#: What a stop may take beyond the drain: the queue, the last commit, folding the journal.
-CLOSE_SECONDS_MAX = 20.0
 #: How long a process that stops refuses calls before it ends the connections: a load
 #: balancer hears of it by a clean answer, and asks another server.
 REFUSING_SECONDS = 0.3
-
-#: New objects before the collector looks through them, about a full batch's worth; and how often
-#: it does before it looks through older ones too.
-GC_THRESHOLDS = 50_000, 10, 10
-
-#: How folders for sockets begin, in the folder for temporary files.
-_FOLDER = "creditledger-"
 
 #: Every RPC of the contract, by service; what reflection and health speak of.
 SERVICES = tuple(
@@ -119,10 +90,6 @@ SERVICES = tuple(
     )
     for service in module.DESCRIPTOR.services_by_name.values()
 )
-
-
-class CannotStart(Exception):
-    """The server, or a command, cannot begin. Its text is one sentence for the operator."""
 
 
 def build(
@@ -181,7 +148,7 @@ class Server:
         if not self._local_only:
             self._config.require_safe_bind("grpc_address")
             require_free(self._config, "grpc_address")
-            require_transport(self._config)
+            transport.require(self._config)
         try:
             await self._start()
         except BaseException:
@@ -234,11 +201,14 @@ class Server:
             entrances.insert(0, transport.network(config.transport, callers, turns=turns))
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
-        self._bind_local(local.server)
+        if self._local_only or config.path is None:
+            # Nobody else's: who else looks for a server is not to find one that is about to end.
+            folder = tempfile.TemporaryDirectory(prefix=FOLDER)
+            self._closing.callback(folder.cleanup)
+            self.local_socket = Path(folder.name, "credit.sock")
+        local.listen_privately(self.local_socket)
         if not self._local_only:
-            host, _, _ = config.grpc_address.rpartition(":")
-            entrances[0].port = self._listen(entrances[0].server)
-            self.grpc_address = f"{host}:{entrances[0].port}"
+            self.grpc_address = entrances[0].listen(config)
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         for entrance in entrances:
@@ -301,57 +271,32 @@ class Server:
             on_change=self.unasked.look_for_webhooks if self.unasked else lambda: None,
         )
         clocks = ClockService(watch=self.watch, callers=callers)
+        registered: tuple[tuple[Callable[[Any, Any], None], object], ...] = (
+            (wallet_service_pb2_grpc.add_WalletServiceServicer_to_server, wallets),
+            (credit_grant_service_pb2_grpc.add_CreditGrantServiceServicer_to_server, grants),
+            (
+                credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server,
+                transactions,
+            ),
+            (billing_service_pb2_grpc.add_BillingServiceServicer_to_server, billing),
+            (registry_service_pb2_grpc.add_RegistryServiceServicer_to_server, registry),
+            (payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server, kit),
+            (statement_service_pb2_grpc.add_StatementServiceServicer_to_server, statements),
+            (api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server, keys),
+            (webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, webhook_endpoints),
+            (clock_service_pb2_grpc.add_ClockServiceServicer_to_server, clocks),
+        )
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)
         for entrance in entrances:
-            edge: Any = entrance.boundary  # a server, to what was generated
-            wallet_service_pb2_grpc.add_WalletServiceServicer_to_server(wallets, edge)
-            credit_grant_service_pb2_grpc.add_CreditGrantServiceServicer_to_server(grants, edge)
-            credit_transaction_service_pb2_grpc.add_CreditTransactionServiceServicer_to_server(
-                transactions, edge
-            )
-            billing_service_pb2_grpc.add_BillingServiceServicer_to_server(billing, edge)
-            registry_service_pb2_grpc.add_RegistryServiceServicer_to_server(registry, edge)
-            payment_kit_service_pb2_grpc.add_PaymentKitServiceServicer_to_server(kit, edge)
-            statement_service_pb2_grpc.add_StatementServiceServicer_to_server(statements, edge)
-            api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server(keys, edge)
-            webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server(webhook_endpoints, edge)
-            clock_service_pb2_grpc.add_ClockServiceServicer_to_server(clocks, edge)
+            for add, service in registered:
+                add(service, entrance.boundary)
             # These answer every caller, to the end.
             health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
             reflection.enable_server_reflection(names, entrance.server)
 
-    def _bind_local(self, server: grpc.aio.Server) -> None:
-        if self._local_only or self._config.path is None:
-            # Nobody else's: who else looks for a server is not to find one that is about to end.
-            folder = tempfile.TemporaryDirectory(prefix=_FOLDER)
-            self._closing.callback(folder.cleanup)
-            self.local_socket = Path(folder.name, "credit.sock")
-        # The file is made with the mode that it keeps: there is no moment in which others may in.
-        require_private(self.local_socket)
-        before = os.umask(0o177)
-        try:
-            server.add_insecure_port(target(self.local_socket))
-        except RuntimeError as error:
-            raise CannotStart(f"The socket {self.local_socket} cannot be made: {error}") from None
-        finally:
-            os.umask(before)
-
-    def _listen(self, server: grpc.aio.Server) -> int:
-        config = self._config
-        try:
-            if config.tls_certificate is None or config.tls_key is None:
-                return server.add_insecure_port(config.grpc_address)
-            pair = config.tls_key.read_bytes(), config.tls_certificate.read_bytes()
-            return server.add_secure_port(config.grpc_address, grpc.ssl_server_credentials([pair]))
-        except (RuntimeError, OSError):
-            # The port was free a moment ago, so it is the certificate, if there is one.
-            name = "grpc_address" if config.tls_certificate is None else "tls_certificate"
-            value = getattr(config, name)
-            raise CannotStart(f"{spelled(name)}: {value} cannot be used.") from None
-
     def local_channel(self) -> grpc.aio.Channel:
         """A channel to this server through its socket, with the rights of an admin."""
-        return _channel(self.local_socket)
+        return transport.local_channel(self.local_socket)
 
 
 async def _sealing(config: Config, opened: Store) -> Seal:
@@ -372,207 +317,6 @@ async def _sealing(config: Config, opened: Store) -> Seal:
     elif None in used:
         log.warning("some webhook secrets are not sealed", command="creditledger secrets rotate")
     return seal
-
-
-def local_socket(path: Path) -> Path:
-    """Where the process that has the database at `path` takes its owner's calls.
-
-    Beside it, or, where that is too long for a socket, in a folder of the owner's for such ones.
-    """
-    beside = Path(f"{path}.sock")
-    if len(os.fsencode(beside)) <= SOCKET_BYTES_MAX:
-        return beside
-    name = hashlib.sha256(os.fsencode(path)).hexdigest()[:32]
-    return Path(tempfile.gettempdir(), f"{_FOLDER}{os.getuid()}", f"{name}.sock")
-
-
-def target(path: Path) -> str:
-    """The Unix socket as gRPC spells it."""
-    return f"unix:{quote(os.fsencode(path))}"
-
-
-def require_private(path: Path) -> None:
-    """Raises CannotStart unless the socket's folder is the database's or only its owner's."""
-    folder = path.parent
-    if folder.parent != Path(tempfile.gettempdir()) or not folder.name.startswith(_FOLDER):
-        return
-    folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise CannotStart(f"{folder} must be a folder that only you can enter; remove it.")
-
-
-def require_free(config: Config, name: str) -> None:
-    """Raises CannotStart unless the address that the setting names can be bound."""
-    address = getattr(config, name)
-    host, port = host_and_port(address)
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        # A name may stand for a family that this machine lacks; one that works is enough.
-        failures = [failure for place in found if (failure := _bind_failure(*place)) is not None]
-        taken = [failure for failure in failures if failure.errno == errno.EADDRINUSE]
-        if taken or len(failures) == len(found):
-            raise (taken or failures)[0]
-    except OSError as error:
-        why = error.strerror or str(error)
-        raise CannotStart(f"{spelled(name)}: {address} cannot be bound: {why}.") from None
-
-
-def _bind_failure(
-    family: int, kind: int, protocol: int, _: str, place: tuple[Any, ...]
-) -> OSError | None:
-    try:
-        with socket.socket(family, kind, protocol) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(place)
-    except OSError as error:
-        return error
-    return None
-
-
-def require_transport(config: Config) -> None:
-    """Raises CannotStart if the transport's package is not installed."""
-    if not transport.is_installed(config.transport):
-        raise CannotStart(
-            f"{spelled('transport')} is {config.transport}, which needs the package pygrpc-native;"
-            " there is none for this platform, or it is not installed."
-        )
-
-
-async def require_schema(config: Config) -> None:
-    """Raises CannotStart unless there is the database with the schema that this version needs."""
-    found = await look(config, migrations.revision)
-    needed = migrations.newest()
-    if found != needed:
-        has = "no schema" if found is None else f"the schema {found}"
-        raise CannotStart(
-            f"The database has {has}, this version needs {needed}: run `creditledger migrate`,"
-            " or a creditledger as new as the database."
-        )
-    if await look(config, commit_order.is_foreign):
-        raise CannotStart(
-            "The database was restored from a dump of another server of PostgreSQL, whose"
-            " transactions are numbered higher: run `creditledger migrate`, which numbers its rows"
-            " anew."
-        )
-
-
-async def look(config: Config, query: Callable[[Connection], T]) -> T:
-    """`query` on one snapshot of the database, server or not. Raises CannotStart."""
-    try:
-        return await store.look(config.database_url, query)
-    except CannotOpen as error:
-        raise CannotStart(str(error)) from None
-
-
-async def look_together(
-    config: Config, each: Callable[[Connection], None], last: Callable[[Connection], T]
-) -> T:
-    """`each` upon several connections at the same time, then `last`: all on one snapshot.
-
-    Raises CannotStart.
-    """
-    try:
-        return await store.look_together(config.database_url, each, last)
-    except CannotOpen as error:
-        raise CannotStart(str(error)) from None
-
-
-async def migrate(config: Config) -> tuple[str | None, str, int]:
-    """Bring the database, made if it is missing, to the newest schema: (before, after).
-
-    The third is how many rows were numbered anew because they came from another server.
-
-    Raises CannotStart, and DatabaseLocked where another process has the database for itself.
-    """
-    try:
-        return await store.migrate(config.database_url, _migrate)
-    except CannotOpen as error:
-        raise CannotStart(f"{spelled('database_url')}: {error}") from None
-
-
-def _migrate(connection: Connection) -> tuple[str | None, str, int]:
-    before, after = migrations.migrate(connection)
-    return (
-        before,
-        after,
-        commit_order.adopt(connection) if commit_order.is_foreign(connection) else 0,
-    )
-
-
-@asynccontextmanager
-async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
-    """A channel to the ledger of this database, with the rights of an admin.
-
-    Through the socket of the server that runs, else of one made for the while: one path for both.
-    Raises CannotStart.
-    """
-    loop = asyncio.get_running_loop()
-    give_up = loop.time() + LOCAL_WAIT_SECONDS_MAX
-    while not await _has_started(server := build(config, local_only=True)):
-        async with _channel(server.local_socket) as channel:
-            if await _is_ready(channel):
-                yield channel
-                return
-        # Another command has the database, or a server is about to begin or to end.
-        if loop.time() > give_up:
-            raise CannotStart(
-                f"Another process has {config.path}, and no server answers at"
-                f" {server.local_socket}: wait for its end."
-            )
-    try:
-        async with server.local_channel() as channel:
-            yield channel
-    finally:
-        await server.stop()
-
-
-async def _has_started(server: Server) -> bool:
-    """Whether it could be started; if not, another process has the database."""
-    try:
-        await server.start()
-    except DatabaseLocked:
-        return False
-    return True
-
-
-async def _is_ready(channel: grpc.aio.Channel) -> bool:
-    try:
-        async with asyncio.timeout(0.5):
-            await channel.channel_ready()
-    except TimeoutError:
-        return False
-    return True
-
-
-def _channel(path: Path) -> grpc.aio.Channel:
-    require_private(path)
-    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
-    return grpc.aio.insecure_channel(target(path), options=options)
-
-
-@contextmanager
-def told_to_stop() -> Iterator[asyncio.Event]:
-    """An event that SIGTERM and SIGINT set; further ones are ignored, for a drain has a bound."""
-    told = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    try:
-        yield told
-    finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.remove_signal_handler(number)
-
-
-async def first_of(*events: Coroutine[Any, Any, object]) -> None:
-    """Wait until one of them has happened."""
-    tasks = [asyncio.ensure_future(event) for event in events]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
 
 
 async def stop(server: Server, config: Config) -> None:
@@ -606,18 +350,3 @@ async def serve(config: Config) -> bool:
         await stop(server, config)
         log.info("stopped")
         return not server.failed.is_set()
-
-
-def run(coroutine: Coroutine[Any, Any, T]) -> T:
-    """`asyncio.run` on the fastest loop there is, with a garbage collector that looks rarely.
-
-    All that a batch makes lives until its COMMIT, and little of it is cyclic: looking through it
-    again and again takes a quarter of the time and finds nothing.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(*GC_THRESHOLDS)
-    try:
-        with asyncio.Runner(loop_factory=new_event_loop) as runner:
-            return runner.run(coroutine)
-    finally:
-        gc.set_threshold(*before)

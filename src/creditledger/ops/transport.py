@@ -22,7 +22,8 @@ import grpc
 
 from creditledger.api.auth import Callers
 from creditledger.api.rpc import Boundary, Door
-from creditledger.ops.config import Transport
+from creditledger.ops.config import CannotStart, Config, Transport, spelled
+from creditledger.ops.sockets import require_private, target
 
 #: How long the last answers of a native server may take from Python to the client's socket.
 FLUSH_SECONDS = 0.2
@@ -61,6 +62,35 @@ class Entrance:
     #: Where it listens, once it does; None for a socket of the file system.
     port: int | None = None
 
+    def listen(self, config: Config) -> str:
+        """Take calls at the setting's address; host:port with the real port. Raises CannotStart."""
+        try:
+            if config.tls_certificate is None or config.tls_key is None:
+                self.port = self.server.add_insecure_port(config.grpc_address)
+            else:
+                pair = config.tls_key.read_bytes(), config.tls_certificate.read_bytes()
+                credentials = grpc.ssl_server_credentials([pair])
+                self.port = self.server.add_secure_port(config.grpc_address, credentials)
+        except (RuntimeError, OSError):
+            # The port was free a moment ago, so it is the certificate, if there is one.
+            name = "grpc_address" if config.tls_certificate is None else "tls_certificate"
+            value = getattr(config, name)
+            raise CannotStart(f"{spelled(name)}: {value} cannot be used.") from None
+        host, _, _ = config.grpc_address.rpartition(":")
+        return f"{host}:{self.port}"
+
+    def listen_privately(self, path: Path) -> None:
+        """Take calls of this user through the Unix socket. Raises CannotStart."""
+        # The file is made with the mode that it keeps: there is no moment in which others may in.
+        require_private(path)
+        before = os.umask(0o177)
+        try:
+            self.server.add_insecure_port(target(path))
+        except RuntimeError as error:
+            raise CannotStart(f"The socket {path} cannot be made: {error}") from None
+        finally:
+            os.umask(before)
+
     async def stop(self, grace_seconds: float, refusing_seconds: float) -> None:
         """Take no new call, and end when those under way have, or after the grace.
 
@@ -75,9 +105,20 @@ class Entrance:
         await self.server.stop(None)
 
 
-def is_installed(transport: Transport) -> bool:
-    """Whether it can be used here: there is no pygrpc-native for every platform."""
-    return transport == "grpcio" or find_spec("pygrpc_native") is not None
+def require(config: Config) -> None:
+    """Raises CannotStart if the package of the setting `transport` is not installed."""
+    if config.transport == "native" and find_spec("pygrpc_native") is None:
+        raise CannotStart(
+            f"{spelled('transport')} is {config.transport}, which needs the package pygrpc-native;"
+            " there is none for this platform, or it is not installed."
+        )
+
+
+def local_channel(path: Path) -> grpc.aio.Channel:
+    """A channel to the server behind the Unix socket, with the rights of an admin."""
+    require_private(path)
+    options = [("grpc.initial_reconnect_backoff_ms", 100), ("grpc.max_reconnect_backoff_ms", 500)]
+    return grpc.aio.insecure_channel(target(path), options=options)
 
 
 def network(transport: Transport, callers: Callers, *, turns: int) -> Entrance:

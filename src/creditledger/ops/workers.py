@@ -17,15 +17,10 @@ import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from creditledger.ops import child_process
-from creditledger.ops.config import Config, WrongSetting, host_and_port, spelled
-from creditledger.ops.server import (
-    CLOSE_SECONDS_MAX,
-    CannotStart,
-    first_of,
-    require_free,
-    require_schema,
-    told_to_stop,
-)
+from creditledger.ops.config import CannotStart, Config, WrongSetting, host_and_port, spelled
+from creditledger.ops.database import require_schema
+from creditledger.ops.process import CLOSE_SECONDS_MAX, first_of, told_to_stop
+from creditledger.ops.sockets import require_free
 
 log = structlog.get_logger()
 

@@ -1,19 +1,24 @@
 """What the commands share: settings as flags, answers as text, tables or JSON, progress."""
 
+from __future__ import annotations
+
 import inspect
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from creditledger.ops import log
 from creditledger.ops.config import PREFIX, Config, load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from google.protobuf.message import Message
+    from rich.progress import Progress
+
+REFUSED, USAGE = 1, 2
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 Excel = Annotated[
@@ -24,6 +29,7 @@ Excel = Annotated[
         help="A CSV that Excel opens as it is, by the decimal mark of its region.",
     ),
 ]
+Customer = Annotated[str | None, typer.Option("--customer", metavar="ID", help="The customer.")]
 
 
 def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -32,6 +38,8 @@ def with_settings(*names: str) -> Callable[[Callable[..., None]], Callable[..., 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         @wraps(command)
         def wrapper(**given: Any) -> None:
+            from creditledger.ops import log
+
             config = load({name: given.pop(name) for name in names})
             # What serves says what it does; a command that ends speaks for itself.
             level = config.log_level if "log_level" in names else "warning"
@@ -68,6 +76,15 @@ def _flag(name: str) -> inspect.Parameter:
     )
 
 
+def livemode_of(mode: str | None) -> bool | None:
+    """What `--mode` says: live or test."""
+    if mode is None:
+        return None
+    if mode not in {"live", "test"}:
+        raise typer.BadParameter("must be live or test")
+    return mode == "live"
+
+
 def say(text: str) -> None:
     """A line on standard output."""
     print(text, flush=True)
@@ -78,8 +95,24 @@ def print_json(value: Mapping[str, object]) -> None:
     say(json.dumps(value, indent=2, ensure_ascii=False))
 
 
+def plain(message: Message) -> dict[str, Any]:
+    """A message as its JSON over REST."""
+    from google.protobuf.json_format import MessageToDict
+
+    return MessageToDict(message, always_print_fields_with_no_presence=True)
+
+
+def fail(sentence: str, code: int = REFUSED) -> NoReturn:
+    """End the command: the sentence on standard error, and an exit code."""
+    print(f"creditledger: {sentence}", file=sys.stderr, flush=True)
+    raise SystemExit(code) from None
+
+
 def print_table(names: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Rows for people."""
+    from rich.console import Console
+    from rich.table import Table
+
     table = Table(*names)
     for row in rows:
         # Other people's words: they must neither style the table nor speak to the terminal.
@@ -96,6 +129,9 @@ def _printable(cell: str) -> str:
 
 def progress_bar() -> Progress:
     """A bar on a terminal, nothing elsewhere."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
     console = Console(stderr=True)
     return Progress(
         TextColumn("{task.description}"),
@@ -106,3 +142,9 @@ def progress_bar() -> Progress:
         transient=True,
         disable=not console.is_terminal,
     )
+
+
+def progress_task(progress: Progress, name: str) -> Callable[[int, int], None]:
+    """A line of the bar; what is returned takes how much is done, and of how much."""
+    task = progress.add_task(name, total=None)
+    return lambda done, of: progress.update(task, completed=done, total=of)

@@ -1,237 +1,87 @@
-"""`creditledger export`: credit transactions to a file, resumable, with a .sha256 beside it.
+"""`creditledger export`."""
 
-FILE.sha256 holds the digest of FILE as `sha256sum` writes it. Until it is whole the file is
-FILE.part, beside it FILE.part.json: how much of it is on disk, of which export, and where the walk
-stands.
-"""
-
-import json
-import os
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
-from zoneinfo import ZoneInfo
+from typing import Annotated
 
-from sqlalchemy import Connection
+import typer
 
-from creditledger.api import fields
-from creditledger.domain import clock
-from creditledger.domain.errors import Refusal
+from creditledger.ops.cli.console import (
+    AsJson,
+    Customer,
+    Excel,
+    livemode_of,
+    print_json,
+    progress_bar,
+    progress_task,
+    say,
+    with_settings,
+)
 from creditledger.ops.config import Config
-from creditledger.ops.server import look, require_schema
-from creditledger.outlets.exports import checksums
-from creditledger.outlets.exports import stream as export_stream
-from creditledger.outlets.exports.files import FORMATS, Export, Format, check_digest_line
-from creditledger.outlets.exports.stream import Walk
-from creditledger.store.read import lists
-from creditledger.store.read.export_walk import Place
-from creditledger.store.read.transaction_reads import Filters
-
-#: Rows of one transaction.
-STEP_ROWS = 5_000
-#: Rows that an interruption may cost at most.
-CHECKPOINT_ROWS = 50_000
 
 
-class WrongOption(Exception):
-    """An option of the export is wrong. Its text is one sentence that names it."""
-
-
-class CannotExport(Exception):
-    """There will be no file, or none that is whole. The text is a sentence for the operator."""
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """What to write where."""
-
-    file: Path
-    format: Format
-    columns: str
-    time_zone: str
-    excel: str | None  #: The decimal mark of the Excel that the CSV is for: "point" or "comma".
-    digest_line: bool
-    filters: Filters
-
-    @classmethod
-    def of(
-        cls,
-        *,
-        file: Path,
-        format: str,  # noqa: A002 # as the option is called
-        columns: str,
-        time_zone: str,
-        excel: str | None,
-        digest_line: bool,
-        start: str | None,
-        end: str | None,
-        livemode: bool,
-        **narrowed: str | None,
-    ) -> "Asked":
-        """From the command's options. Raises WrongOption."""
-        try:
-            format_ = fields.word(format, FORMATS, field="format")
-            export_stream.dialect(excel, format_)
-            return cls(
-                file=file,
-                format=format_,
-                columns=",".join(export_stream.columns(columns)),
-                time_zone=clock.zone(time_zone, field="time_zone").key,
-                excel=excel,
-                digest_line=digest_line,
-                filters=Filters(
-                    livemode=livemode,
-                    start=None if start is None else clock.parse(start, field="start"),
-                    end=None if end is None else clock.parse(end, field="end"),
-                    **narrowed,  # type: ignore[arg-type] # texts, or nothing
-                ),
-            )
-        except Refusal as refusal:
-            raise WrongOption(f"--{refusal.message.replace('_', '-')}.") from None
-
-    @property
-    def part(self) -> Path:
-        """The file until it is whole."""
-        return self.file.with_name(f"{self.file.name}.part")
-
-    @property
-    def state(self) -> Path:
-        """How much of the part is on disk."""
-        return self.file.with_name(f"{self.file.name}.part.json")
-
-    def name(self, config: Config) -> str:
-        """What tells this export from others: a part is gone on with only by its own."""
-        return repr((config.database, replace(self, file=Path())))
-
-
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """A file that is whole."""
-
-    file: Path
-    digest: str
-    rows: int | None = None  #: None where it was only checked.
-
-    def as_json(self) -> dict[str, object]:
-        """For programs."""
-        rows = {} if self.rows is None else {"rows": self.rows}
-        return {"file": str(self.file), **rows, "sha256": self.digest}
-
-    def as_text(self) -> str:
-        """For people."""
-        rows = "" if self.rows is None else f"{self.rows} rows, "
-        return f"{self.file}: {rows}whole, sha256 {self.digest}"
-
-
-def check(file: Path) -> Whole:
-    """A file that is whole by its FILE.sha256 or, where there is none, by its digest line.
-
-    Raises CannotExport with the reason where it is not.
-    """
-    try:
-        with file.open("rb") as opened:
-            with suppress(FileNotFoundError):
-                text = checksums.beside(file).read_text(errors="replace")
-                return Whole(file, checksums.check(opened, text))
-            return Whole(file, check_digest_line(opened))
-    except checksums.NotWhole as error:
-        raise CannotExport(f"{file}: {error}.") from None
-    except OSError as error:
-        raise CannotExport(f"{file} cannot be read: {error.strerror}.") from None
-
-
-async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, int], None]) -> Whole:
-    """Write it, or go on with it. Raises CannotExport, CannotStart."""
-    await require_schema(config)
-    if asked.file.exists():
-        raise CannotExport(f"{asked.file} is there already; take it away, or name another file.")
-    columns = export_stream.columns(asked.columns)
-    dialect = export_stream.dialect(asked.excel, asked.format)
-    export = Export(asked.format, columns, ZoneInfo(asked.time_zone), dialect)
-    walk = Walk(asked.filters, size=STEP_ROWS)
-    try:
-        with asked.part.open("ab+") as out:
-            if not _resumed(config, asked, export, walk, out):
-                out.truncate(0)
-                out.write(export.head())
-            await _write(config, asked, export, walk, out, on_progress)
-            if checksums.sha256(out) != export.sha256:
-                raise CannotExport(
-                    f"{asked.part} is not on disk as it was written; take it away and try again."
-                )
-        # Before the file: no file is without its digest.
-        checksums.write(asked.file, export.sha256)
-        asked.part.rename(asked.file)
-        asked.state.unlink(missing_ok=True)
-    except OSError as error:
-        raise CannotExport(f"{asked.part} cannot be written: {error.strerror}.") from None
-    return Whole(asked.file, export.sha256, export.rows)
-
-
-async def _write(
+@with_settings("database_url")
+def export(
     config: Config,
-    asked: Asked,
-    export: Export,
-    walk: Walk,
-    out: BinaryIO,
-    on_progress: Callable[[int, int], None],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Where to write, or what to check.")],
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="Only check that FILE is whole, by FILE.sha256 or its digest line."
+        ),
+    ] = False,
+    file_format: Annotated[str, typer.Option("--format", metavar="csv|ndjson")] = "csv",
+    columns: Annotated[
+        str, typer.Option("--columns", help="Names with commas between. Default: all.")
+    ] = "",
+    time_zone: Annotated[str, typer.Option("--time-zone", help="IANA zone of the times.")] = "UTC",
+    excel: Excel = None,
+    digest_line: Annotated[
+        bool,
+        typer.Option(
+            "--digest-line", help="A last line that is no row: number of rows, sums, SHA-256."
+        ),
+    ] = False,
+    customer: Customer = None,
+    subscription: Annotated[str | None, typer.Option("--subscription", metavar="ID")] = None,
+    meter: Annotated[str | None, typer.Option("--meter", metavar="ID")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", help="First moment, such as 2026-05-01T00:00:00Z.")
+    ] = None,
+    end: Annotated[str | None, typer.Option("--end", help="First moment without it.")] = None,
+    mode: Annotated[str, typer.Option("--mode", metavar="live|test")] = "live",
+    as_json: AsJson = False,
 ) -> None:
-    def count(connection: Connection) -> int:
-        return lists.page(connection, asked.filters, size=1, offset=0).count
+    """Write credit transactions to a file, oldest first, whether a server runs or not.
 
-    total = await look(config, count)
-    safe = export.rows
-    while (step := await look(config, walk.step)).lines:
-        out.write(export.body(*step))
-        on_progress(export.rows, total)
-        if export.rows - safe >= CHECKPOINT_ROWS:
-            _save(config, asked, export, walk, out)
-            safe = export.rows
-    if asked.digest_line:
-        out.write(export.digest_line())
-    out.flush()
-    os.fsync(out.fileno())
+    The same as `GET /api/credit-transactions:export`. Until it is whole the file is called
+    FILE.part; run the same command again after an interruption and it goes on from there. At the
+    end it is read again and its digest compared; FILE.sha256 holds the digest, for
+    `sha256sum --check`. Exit code 1 if it is not whole.
+    """
+    from creditledger.ops import export_file
+    from creditledger.ops.process import run
 
-
-def _save(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryIO) -> None:
-    """What is written is on disk before it is said to be."""
-    out.flush()
-    os.fsync(out.fileno())
-    state = {
-        "export": asked.name(config),
-        "bytes": out.tell(),
-        "rows": export.rows,
-        "sums": [[*unit, amount] for unit, amount in export.sums.items()],
-        "pin": walk.pin,
-        "behind": walk.after,
-    }
-    fresh = asked.state.with_suffix(".new")
-    with fresh.open("w") as file:
-        json.dump(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    fresh.replace(asked.state)
-
-
-def _resumed(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryIO) -> bool:
-    """Whether there was something to go on with; everything stands behind it then."""
-    state: dict[str, Any] = {}
-    with suppress(FileNotFoundError, ValueError):
-        state = json.loads(asked.state.read_text())
-    if "behind" not in state:  # nothing, or a place in the order of an older version
-        return False
-    if state["export"] != asked.name(config):
-        raise CannotExport(
-            f"{asked.part} is part of another export; take it and {asked.state.name} away,"
-            " or name another file."
+    if check:
+        done = export_file.check(file)
+    else:
+        asked = export_file.Asked.of(
+            file=file,
+            format=file_format,
+            columns=columns,
+            time_zone=time_zone,
+            excel=excel,
+            digest_line=digest_line,
+            customer_id=customer,
+            subscription_id=subscription,
+            meter_id=meter,
+            start=start,
+            end=end,
+            livemode=livemode_of(mode) is not False,
         )
-    if out.seek(0, os.SEEK_END) < state["bytes"]:
-        return False
-    out.truncate(state["bytes"])
-    out.seek(0)
-    sums = {(currency, scale): amount for currency, scale, amount in state["sums"]}
-    export.resume(state["rows"], sums, out)
-    walk.pin, walk.after = state["pin"], Place(*state["behind"])
-    return True
+        with progress_bar() as progress:
+            on_progress = progress_task(progress, file.name)
+            done = run(export_file.export(config, asked, on_progress=on_progress))
+    if as_json:
+        print_json(done.as_json())
+    else:
+        say(done.as_text())

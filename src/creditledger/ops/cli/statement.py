@@ -3,21 +3,21 @@
 Through the ledger like everything that writes: expirations that are due are written down first.
 """
 
+from __future__ import annotations
+
 import hashlib
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from credit.v1 import statement_service_pb2 as pb
-from credit.v1.statement_service_pb2_grpc import StatementServiceStub
-from google.protobuf import json_format
 
-from creditledger.ops.cli.console import Excel, print_table, say, with_settings
+from creditledger.ops.cli.console import Excel, plain, print_table, say, with_settings
 from creditledger.ops.config import Config
-from creditledger.ops.server import local_channel, run
-from creditledger.outlets.exports import checksums
-from creditledger.outlets.statements.files import heading, standing, tables
+
+if TYPE_CHECKING:
+    from credit.v1 import statement_service_pb2 as pb
+    from grpc.aio import Channel
 
 #: What is printed for people, beside the formats of files.
 TABLE = "table"
@@ -49,13 +49,18 @@ def statement(
     The same as `GET /v1/wallets/{wallet_id}/statement`, or, with --close, as
     `POST /v1/wallets/{wallet_id}/statements`.
     """
+    from credit.v1 import statement_service_pb2 as pb
+
+    from creditledger.ops.client import call
+    from creditledger.outlets.exports import checksums
+
     period = {"wallet_id": wallet, "month": month, "start": start, "end": end}
     asked = pb.StatementServiceCloseRequest(**period, time_zone=time_zone)
     if file_format == TABLE and out is None:
-        _show(run(_statement(config, asked, close=close)))
+        _show(call(config, lambda channel: _statement(channel, asked, close=close)))
         return
     # There is no file of a table: the server says which formats there are.
-    data = run(_file(config, asked, file_format, excel, close=close))
+    data = call(config, lambda channel: _file(channel, asked, file_format, excel, close=close))
     if out is None:
         sys.stdout.buffer.write(data)
         return
@@ -66,38 +71,42 @@ def statement(
 
 
 async def _statement(
-    config: Config, asked: pb.StatementServiceCloseRequest, *, close: bool
+    channel: Channel, asked: pb.StatementServiceCloseRequest, *, close: bool
 ) -> pb.Statement:
-    async with local_channel(config) as channel:
-        stub = StatementServiceStub(channel)
-        if close:
-            return await stub.Close(asked)
-        return await stub.Get(pb.StatementServiceGetRequest.FromString(asked.SerializeToString()))
+    from credit.v1 import statement_service_pb2 as pb
+    from credit.v1.statement_service_pb2_grpc import StatementServiceStub
+
+    stub = StatementServiceStub(channel)
+    if close:
+        return await stub.Close(asked)
+    return await stub.Get(pb.StatementServiceGetRequest.FromString(asked.SerializeToString()))
 
 
 async def _file(
-    config: Config,
+    channel: Channel,
     asked: pb.StatementServiceCloseRequest,
     file_format: str,
     excel: str | None,
     *,
     close: bool,
 ) -> bytes:
-    async with local_channel(config) as channel:
-        stub = StatementServiceStub(channel)
-        if close:
-            id_ = (await stub.Close(asked)).id
-            of_closed = pb.StatementServiceRenderClosedRequest(
-                id=id_, format=file_format, excel=excel
-            )
-            return b"".join([piece.data async for piece in stub.RenderClosed(of_closed)])
-        wanted = pb.StatementServiceRenderRequest.FromString(asked.SerializeToString())
-        wanted.MergeFrom(pb.StatementServiceRenderRequest(format=file_format, excel=excel))
-        return b"".join([piece.data async for piece in stub.Render(wanted)])
+    from credit.v1 import statement_service_pb2 as pb
+    from credit.v1.statement_service_pb2_grpc import StatementServiceStub
+
+    stub = StatementServiceStub(channel)
+    if close:
+        id_ = (await stub.Close(asked)).id
+        of_closed = pb.StatementServiceRenderClosedRequest(id=id_, format=file_format, excel=excel)
+        return b"".join([piece.data async for piece in stub.RenderClosed(of_closed)])
+    wanted = pb.StatementServiceRenderRequest.FromString(asked.SerializeToString())
+    wanted.MergeFrom(pb.StatementServiceRenderRequest(format=file_format, excel=excel))
+    return b"".join([piece.data async for piece in stub.Render(wanted)])
 
 
 def _show(found: pb.Statement) -> None:
-    said = json_format.MessageToDict(found, always_print_fields_with_no_presence=True)
+    from creditledger.outlets.statements.files import heading, standing, tables
+
+    said = plain(found)
     for line in (*heading(said), standing(said)):
         say(line)
     for table in tables(said):

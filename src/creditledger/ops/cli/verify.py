@@ -1,50 +1,75 @@
-"""`creditledger verify`: what is wrong with a database, in short."""
+"""`creditledger verify`."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import typer
 
-from sqlalchemy import Connection
-
+from creditledger.ops.cli.console import (
+    REFUSED,
+    AsJson,
+    print_json,
+    print_table,
+    progress_bar,
+    say,
+    with_settings,
+)
 from creditledger.ops.config import Config
-from creditledger.ops.server import CannotStart, look_together, require_schema
-from creditledger.store.receipts import RepeatedReceipt, repeated_receipts
-from creditledger.store.verify.check import Finding
-from creditledger.store.verify.verification import FileDamaged, Verification
 
 
-@dataclass(slots=True)
-class Failure:
-    """A check that found something: its first finding, and how many there are."""
+@with_settings("database_url")
+def verify(config: Config, as_json: AsJson = False) -> None:
+    """Check every invariant of the ledger on one snapshot, whether a server runs or not.
 
-    first: Finding
-    count: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Verified:
-    """What there is to say of a database."""
-
-    #: The checks that find something wrong, in order of their first finding; none if all is well.
-    failures: list[Failure]
-    #: No damage: what was credited more than once before the ledger refused it.
-    repeated_receipts: list[RepeatedReceipt]
-
-
-async def verified(config: Config, *, on_progress: Callable[[str, int, int], None]) -> Verified:
-    """Check one snapshot of the database, whether a server runs or not.
-
-    `on_progress` is called in several threads, one at a time. Raises CannotStart.
+    Prints the first wrong row of each check that fails; exit code 1 if there is one. Also lists
+    receipts that were credited more than once before the ledger refused that.
     """
-    await require_schema(config)
-    run = Verification(on_progress)
+    from creditledger.ops import database
+    from creditledger.ops.process import run
 
-    def name(connection: Connection) -> Verified:
-        found: dict[str, Failure] = {}
-        for finding in run.findings(connection):
-            found.setdefault(finding.check, Failure(finding)).count += 1
-        return Verified(list(found.values()), repeated_receipts(connection))
+    with progress_bar() as progress:
+        task = progress.add_task("verifying", total=None)
 
-    try:
-        return await look_together(config, run.prove, name)
-    except FileDamaged as error:
-        raise CannotStart(f"{config.database} is damaged as a file: {error}.") from None
+        def on_progress(name: str, done: int, of: int) -> None:
+            progress.update(task, description=name, completed=done, total=of)
+
+        verified = run(database.verify(config, on_progress=on_progress))
+    failures, repeated = verified.failures, verified.repeated_receipts
+    if as_json:
+        print_json(
+            {
+                "ok": not failures,
+                "failures": [
+                    {
+                        "check": one.first.check,
+                        "wallet_id": one.first.wallet_id,
+                        "wallet_number": one.first.wallet_number,
+                        "sequence": one.first.sequence,
+                        "message": one.first.message,
+                        "count": one.count,
+                    }
+                    for one in failures
+                ],
+                "repeated_receipts": [one._asdict() for one in repeated],
+            }
+        )
+    elif failures:
+        rows = [
+            (
+                one.first.check,
+                one.first.wallet_id or f"number {one.first.wallet_number}",
+                "" if one.first.sequence is None else str(one.first.sequence),
+                one.first.message,
+                str(one.count),
+            )
+            for one in failures
+        ]
+        print_table(("check", "first wallet", "sequence", "what is wrong", "findings"), rows)
+    else:
+        say(f"{config.database}: every check passes")
+    if repeated and not as_json:
+        say("Receipts that a wallet credited more than once; no check fails for them:")
+        receipts = [
+            (one.wallet_id, one.provider, one.receipt_id, ", ".join(one.posting_ids))
+            for one in repeated
+        ]
+        print_table(("wallet", "provider", "receipt", "postings"), receipts)
+    if failures:
+        raise typer.Exit(REFUSED)
