@@ -83,8 +83,8 @@ class Ledger(Services):
 
     async def sweep(self) -> int:
         """What it does by itself every minute."""
-        assert self.server.unasked is not None
-        return await self.server.unasked.sweeper.sweep()
+        assert self.server.background is not None
+        return await self.server.background.sweeper.sweep()
 
 
 @asynccontextmanager

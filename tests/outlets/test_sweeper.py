@@ -234,9 +234,9 @@ class Told:
             wallet = await self.api.wallet_now()
             figures = (wallet.balance, wallet.held, wallet.pending, wallet.available)
             self.answers.append((*figures, wallet.scoped, wallet.overdraft_used, wallet.status))
-            unasked = self.api.server.unasked
-            if not swept and self.sweeps and unasked is not None:
-                await unasked.sweeper.sweep()
+            background = self.api.server.background
+            if not swept and self.sweeps and background is not None:
+                await background.sweeper.sweep()
         # What comes next comes later than the sweep.
         self.clock.advance(1)
 

@@ -50,8 +50,8 @@ THRESHOLD = pb.WebhookThreshold
 
 def making(api: Api) -> Notifier:
     """The server's notifier, to be told when to look."""
-    assert api.server.unasked is not None
-    return api.server.unasked.notifier
+    assert api.server.background is not None
+    return api.server.background.notifier
 
 
 async def events(
@@ -419,8 +419,8 @@ async def test_a_mark_of_another_ledger_does_not_stop_it(database_url: str, cloc
 async def test_what_is_old_goes(database_url: str, clock: Clock) -> None:
     """After the days of the setting; what tells of an end to come stays until then."""
     async with serve(database_url, clock, webhook_retention_days=10) as api:
-        assert api.server.unasked is not None
-        forget = api.server.unasked.deliverer.forget
+        assert api.server.background is not None
+        forget = api.server.background.deliverer.forget
         kinds = ("transaction.created", "grant.expiring")
         made = await endpoint(api, NOWHERE, *kinds, expiring_days=30)
         await api.post("given", **grant("1", expires_at=time.text(clock.now + 20 * DAY)))

@@ -64,8 +64,8 @@ async def test_what_is_due_is_found_by_its_end(database_url: str, clock: Clock) 
     with recorded() as heard:
         async with serve(database_url, clock, sweep_interval_seconds=86_400) as api:
             await api.post("given", **grant("100"))
-            assert api.server.unasked is not None
-            looked = await asked(heard.reading, api.server.unasked.sweeper.sweep)
+            assert api.server.background is not None
+            looked = await asked(heard.reading, api.server.background.sweeper.sweep)
 
     grants, holds, events = [" ".join(one.text.split()) for one in looked]
     assert "FROM grants" in grants
@@ -250,8 +250,8 @@ async def test_webhooks_read_what_is_new_and_what_is_due(database_url: str, cloc
     """Steps along the rows, looks by time, what is sent, replayed and forgotten."""
     with recorded() as heard:
         async with serve(database_url, clock) as api:
-            assert api.server.unasked is not None
-            notifier, deliverer = api.server.unasked.notifier, api.server.unasked.deliverer
+            assert api.server.background is not None
+            notifier, deliverer = api.server.background.notifier, api.server.background.deliverer
             events = [one.word for one in EventType]
             thresholds = [
                 hooks_pb.WebhookThreshold(percent=50),

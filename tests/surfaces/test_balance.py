@@ -130,8 +130,8 @@ async def test_a_clock_put_back_does_not_bring_a_hold_back(api: Api, clock: Cloc
     await api.post("1", **grant("10"))
     await hold(api, "2", "4", ttl_seconds=3600)
     clock.advance(HOUR + MINUTE)
-    assert api.server.unasked is not None
-    assert await api.server.unasked.sweeper.sweep() == 1
+    assert api.server.background is not None
+    assert await api.server.background.sweeper.sweep() == 1
     clock.advance(-HOUR)
     await api.post("3", **consume("7"))
     wallet = await api.wallet_now()

@@ -72,8 +72,8 @@ async def held(api: Api, key: str, amount: str, **fields: Any) -> str:
 
 async def sweep(api: Api) -> int:
     """Write down what is over; how much that was."""
-    assert api.server.unasked is not None
-    return await api.server.unasked.sweeper.sweep()
+    assert api.server.background is not None
+    return await api.server.background.sweeper.sweep()
 
 
 async def test_a_grant_that_begins_later_pays_what_is_overdrawn_then(

@@ -5,8 +5,6 @@ outlasted where nobody posts; it writes down the ledger's time, which a later st
 with; and it hears of acceptances that came in at other servers.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Callable
 
 import structlog
@@ -14,6 +12,7 @@ from sqlalchemy import Connection
 
 from creditledger.domain import clock
 from creditledger.domain.clock_guard import LEAP_MS_MAX, TOLERANCE_MS, State, Verdict
+from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store, change_keys, clock_marks
 from creditledger.store.change_keys import Intent, Kept
 from creditledger.store.clock_marks import Acceptance, Mark
@@ -33,7 +32,12 @@ class ClockWatch:
         self._store = store
         self._clock = ledger_clock
         self._idle_ms_max = idle_ms_max
-        self._task: asyncio.Task[None] | None = None
+        self.loop = BackgroundLoop(
+            "clock watch",
+            self._step,
+            interval_seconds=LOOK_SECONDS,
+            failure="the clock was not looked at",
+        )
         self._noted: Verdict | None = None  #: What was last written down.
         self._accepted = 0  #: Number of the last acceptance that is known.
 
@@ -63,16 +67,9 @@ class ClockWatch:
             self._noted = verdict._replace(now=mark.seen_at)
         await self._note(verdict)
 
-    def start(self) -> None:
-        """Look every few seconds from now on."""
-        self._task = asyncio.create_task(self._run(), name="clock watch")
-
     async def stop(self) -> None:
         """Look no more, and write down until when the clock was right."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
+        await self.loop.stop()
         try:
             await self._note(self._clock.read(), every_ms=LAST_MARK_MS)
         except Exception:
@@ -128,14 +125,8 @@ class ClockWatch:
         """The newest one. Raises what the store raises."""
         return await self._store.read(clock_marks.last_acceptance)
 
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self.look()
-            except Exception:
-                # Without the database there is nothing to be guarded; the next look is soon.
-                log.warning("the clock was not looked at", exc_info=True)
+    async def _step(self) -> None:
+        await self.look()
 
     async def _shown(self) -> int:
         shown = self._clock.shown()

@@ -1,7 +1,4 @@
-"""What a server does unasked: writes down what has expired, makes webhooks and sends them.
-
-Put together here, started and stopped by the server.
-"""
+"""What a server does without being asked: it sweeps, makes webhooks and sends them."""
 
 from contextlib import AsyncExitStack
 
@@ -16,7 +13,7 @@ from creditledger.store.ledger_clock import LedgerClock
 from creditledger.store.sealing import Seal
 
 
-class Unasked:
+class BackgroundTasks:
     """The tasks of one process, as its settings have them."""
 
     def __init__(
@@ -46,25 +43,26 @@ class Unasked:
             store,
             clock=clock,
             sweep_holds=self.sweeper.sweep_holds,
-            on_made=self.deliverer.wake,
+            on_made=self.deliverer.loop.wake,
         )
 
     def start(self) -> None:
         """Begin with what the settings say."""
         if self._config.sweep_interval_seconds:
-            self.sweeper.start()
-            self._running.push_async_callback(self.sweeper.stop)
+            self.sweeper.loop.start()
+            self._running.push_async_callback(self.sweeper.loop.stop)
         self._running.push_async_callback(self.deliverer.stop)
-        self._running.push_async_callback(self.notifier.stop)
+        self._running.push_async_callback(self.notifier.loop.stop)
         if self._config.webhook_connections:
-            self.deliverer.start()
-            self.notifier.start()
+            self.deliverer.loop.start()
+            self.notifier.loop.start()
+            self.look_for_webhooks()
 
     async def stop(self) -> None:
-        """End it all; what is under way is done or it is not."""
+        """End all of it; what is under way is done or it is not."""
         await self._running.aclose()
 
     def look_for_webhooks(self) -> None:
-        """There is something new to be made or sent."""
-        self.notifier.wake()
-        self.deliverer.wake()
+        """Look at once: there is something to be made or sent."""
+        self.notifier.loop.wake()
+        self.deliverer.loop.wake()

@@ -45,7 +45,7 @@ from creditledger.domain.errors import Refusal
 from creditledger.engine.clock_watch import ClockWatch
 from creditledger.engine.ledger import Ledger
 from creditledger.ops import transport
-from creditledger.ops.background import Unasked
+from creditledger.ops.background import BackgroundTasks
 from creditledger.ops.config import CannotStart, Config, WrongSetting, spelled
 from creditledger.ops.database import require_schema
 from creditledger.ops.process import CLOSE_SECONDS_MAX, first_of, told_to_stop
@@ -132,8 +132,8 @@ class Server:
         self._seal = Seal()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
-        #: What it does unasked; None before it has started, and where it takes local calls alone.
-        self.unasked: Unasked | None = None
+        #: None before it has started, and where it takes local calls alone.
+        self.background: BackgroundTasks | None = None
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
         #: The Unix socket for commands of the database's owner; where it is nobody's business but
@@ -179,7 +179,7 @@ class Server:
         except Refusal as refusal:
             raise CannotStart(f"The clock cannot be checked: {refusal.message}.") from None
         self._closing.push_async_callback(self.watch.stop)
-        self.watch.start()
+        self.watch.loop.start()
         ledger = Ledger(
             opened,
             queue_max=config.queue_max,
@@ -190,9 +190,9 @@ class Server:
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
         if not self._local_only:
-            self.unasked = Unasked(config, opened, ledger, self.clock, self._seal)
-            self.unasked.start()
-            self._closing.push_async_callback(self.unasked.stop)
+            self.background = BackgroundTasks(config, opened, ledger, self.clock, self._seal)
+            self.background.start()
+            self._closing.push_async_callback(self.background.stop)
         callers = Callers(opened, self.clock.now)
         local = transport.local(callers)
         entrances = [local]
@@ -242,6 +242,7 @@ class Server:
         grants = CreditGrantService(store=store, ledger=ledger, callers=callers, clock=clock)
         exports = Exports(store, clock)
         self._watches = Watches(store)
+        self._watches.loop.start()
         transactions = CreditTransactionService(
             store=store, callers=callers, exports=exports, watches=self._watches, clock=clock
         )
@@ -268,7 +269,7 @@ class Server:
             clock=clock,
             seal=self._seal,
             allow_private=self._config.webhook_allow_private,
-            on_change=self.unasked.look_for_webhooks if self.unasked else lambda: None,
+            on_change=self.background.look_for_webhooks if self.background else lambda: None,
         )
         clocks = ClockService(watch=self.watch, callers=callers)
         registered: tuple[tuple[Callable[[Any, Any], None], object], ...] = (

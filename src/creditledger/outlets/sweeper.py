@@ -4,18 +4,18 @@ Every command on a wallet does so first, and every read counts what has expired 
 but where and when the rows stand depends on it: rows of a wallet that is left alone are in lists
 and exports soon after, and not years later. Since nobody asks for it, it can wait: it acts on what
 has been due for a grace, and on nothing while the clock is in doubt. Goes through the ledger like
-any caller, and after all others. Started by the server.
+any caller, and after all others.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
 
 from creditledger.domain.commands import Sweep
-from creditledger.domain.errors import OutcomeUnknown, Overloaded, Unavailable, WalletLocked
+from creditledger.domain.errors import Overloaded, WalletLocked
+from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store
 from creditledger.store.read import due
@@ -49,29 +49,12 @@ class Sweeper:
         self._clock = clock
         self._grace_ms = grace_ms
         self._is_trusted = is_trusted
-        self._interval = interval_seconds
-        self._task: asyncio.Task[None] | None = None
+        self.loop = BackgroundLoop(
+            "sweeper", self._step, interval_seconds=interval_seconds, failure="sweep failed"
+        )
 
-    def start(self) -> None:
-        """Sweep every `interval_seconds` from now on."""
-        self._task = asyncio.create_task(self._run(), name="sweeper")
-
-    async def stop(self) -> None:
-        """Sweep no more; what is under way is committed or it is not."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self._interval)
-            try:
-                await self.sweep()
-            except (Unavailable, OutcomeUnknown):
-                pass  # the store logs an outage, and the next sweep finds what this one has left
-            except Exception:
-                log.warning("sweep failed", exc_info=True)
+    async def _step(self) -> None:
+        await self.sweep()
 
     async def sweep_holds(self) -> int:
         """One pass over the holds that are over. Raises as `sweep` does."""

@@ -22,6 +22,7 @@ from creditledger.api.messages import posting as posting_messages
 from creditledger.domain.errors import ShuttingDown
 from creditledger.domain.model import Dimension
 from creditledger.domain.views import Transaction, WalletPlace
+from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store
 from creditledger.store.read import commit_order, export_walk, transaction_reads
 from creditledger.store.read.commit_order import Mark, Passed
@@ -33,6 +34,8 @@ WATCHES_MAX = 32
 STEP_ROWS = 500
 #: How often the end of the ledger is looked at while anybody waits there.
 LOOK_SECONDS = 0.1
+#: How long nobody looks while nobody waits, unless somebody comes.
+IDLE_SECONDS = 60.0
 #: How often a caller's key is looked at again.
 ALLOWED_SECONDS = 2.0
 #: Wallets, and dimensions, that a watch remembers before it begins anew.
@@ -115,14 +118,15 @@ class Watches:
         self._newest = 0
         self._news = asyncio.Event()
         self._waiting = 0
-        self._looking: asyncio.Task[None] | None = None
+        self.loop = BackgroundLoop(
+            "watches", self._look, interval_seconds=LOOK_SECONDS, failure="watches not told"
+        )
 
     async def close(self) -> None:
         """End them: their clients go on at another server, or at this one's successor."""
         self._closing = True
         self._tell()
-        if self._looking is not None:
-            await self._looking
+        await self.loop.stop()
 
     async def stream(
         self, watch: Watch, customer_id: str | None, is_allowed: Callable[[], Awaitable[object]]
@@ -156,8 +160,8 @@ class Watches:
     async def _wait(self, mark: Mark, seconds: float) -> None:
         """Until there is something behind the mark, or so long."""
         self._waiting += 1
-        if self._looking is None:
-            self._looking = asyncio.create_task(self._look(), name="watches")
+        if self._waiting == 1:
+            self.loop.wake()
         try:
             with suppress(TimeoutError):
                 async with asyncio.timeout(seconds):
@@ -166,19 +170,17 @@ class Watches:
         finally:
             self._waiting -= 1
 
-    async def _look(self) -> None:
+    async def _look(self) -> float | None:
         """At the end of the ledger, as long as anybody waits there."""
-        while self._waiting and not self._closing:
-            try:
-                newest = await self._store.read(commit_order.newest, urgent=True)
-            except Exception:
-                # Those who wait read for themselves when their time is up, and are told why.
-                newest = self._newest
+        if not self._waiting:
+            return IDLE_SECONDS
+        # Where it fails, those who wait read for themselves when their time is up, and hear why.
+        with suppress(Exception):
+            newest = await self._store.read(commit_order.newest, urgent=True)
             if newest != self._newest:
                 self._newest = newest
                 self._tell()
-            await asyncio.sleep(LOOK_SECONDS)
-        self._looking = None
+        return None
 
     def _tell(self) -> None:
         self._news.set()

@@ -4,7 +4,7 @@ A delivery is claimed in the database for a while before it is sent, and how it 
 after: a server that dies in between leaves it to be sent again, which is why events have ids. Each
 endpoint has a few places of its own and all failing ones together at most half of all places, so
 who does not answer delays nobody else. No redirect is followed and no proxy used; names are looked
-up here, and only an address that may be called is connected to. Started by the server.
+up here, and only an address that may be called is connected to.
 """
 
 import asyncio
@@ -23,7 +23,6 @@ from sqlalchemy import Connection
 
 from creditledger.domain import clock as time
 from creditledger.domain import ids, webhook_addresses
-from creditledger.domain.errors import OutcomeUnknown, Unavailable
 from creditledger.domain.webhook_events import (
     EVENT_HEADER,
     SIGNATURE_HEADER,
@@ -31,6 +30,7 @@ from creditledger.domain.webhook_events import (
     next_attempt,
     signature,
 )
+from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store
 from creditledger.store.sealing import CannotUnseal, Seal
 from creditledger.store.webhooks import feed as webhook_feed
@@ -50,8 +50,6 @@ PLACES, CLAIMS, FAILING = 8, 64, 1
 ENDPOINTS_MAX = 100
 #: How often it looks unasked: for what is due again, and for what other servers made.
 LOOK_SECONDS = 1.0
-#: How long it waits where the database does not answer.
-FAILED_SECONDS = 5.0
 #: Outcomes written together wait so long for each other: on SQLite each transaction is an fsync.
 GATHER_SECONDS = 0.02
 #: Of an answer only its status matters; what is read beyond is for the connection to be used again.
@@ -165,29 +163,29 @@ class Deliverer:
             keepalive_expiry=15.0,
             network_backend=_Network(connections, allow_private=allow_private),
         )
-        self._changed = asyncio.Event()
+        self.loop = BackgroundLoop(
+            "deliverer",
+            self._step,
+            interval_seconds=LOOK_SECONDS,
+            failure="webhooks not sent",
+            gather_seconds=GATHER_SECONDS,
+        )
+        self._forgot_at: float | None = None
         self._connections = asyncio.Semaphore(connections)
         self._places_of: dict[int, asyncio.Semaphore] = {}  #: By endpoint with something claimed.
         self._sending: dict[asyncio.Task[Outcome], Claimed] = {}
         self._ended: list[Outcome] = []
         self._failing: set[int] = set()  #: Endpoints whose last attempt did not succeed.
         self._last = 0  #: The endpoint that was last looked at: the next one comes first.
-        self._task: asyncio.Task[None] | None = None
         # Nobody gains by guessing when something is sent again.
         self._chance = random.Random()  # noqa: S311 # as said
 
-    def start(self) -> None:
-        """Send from now on."""
-        self._task = asyncio.create_task(self._run(), name="deliverer")
-
     async def stop(self) -> None:
         """Send no more; what is under way is given up and sent again later."""
-        tasks: list[asyncio.Task[Any]] = list(self._sending)
-        if self._task is not None:
-            tasks.append(self._task)
-        for task in tasks:
+        await self.loop.stop()
+        for task in self._sending:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self._sending, return_exceptions=True)
         now = self._clock()
         for claimed in self._sending.values():
             self._ended.append(_given_back(claimed, now))
@@ -196,30 +194,15 @@ class Deliverer:
                 await self._exchange({})
         await self._http.aclose()
 
-    def wake(self) -> None:
-        """Look at once: there is something to send."""
-        self._changed.set()
-
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        forgot_at = loop.time()
-        while True:
-            try:
-                while await self.send():
-                    pass
-                if loop.time() - forgot_at >= FORGET_SECONDS:
-                    forgot_at = loop.time()
-                    await self.forget()
-            except Exception as error:
-                # What was claimed is sent again when the claim is over. The store logs an outage.
-                if not isinstance(error, Unavailable | OutcomeUnknown):
-                    log.warning("webhooks not sent", exc_info=True)
-                await asyncio.sleep(FAILED_SECONDS)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(LOOK_SECONDS):
-                    await self._changed.wait()
-                await asyncio.sleep(GATHER_SECONDS)
-            self._changed.clear()
+    async def _step(self) -> None:
+        while await self.send():
+            pass
+        now = asyncio.get_running_loop().time()
+        if self._forgot_at is None:
+            self._forgot_at = now
+        if now - self._forgot_at >= FORGET_SECONDS:
+            self._forgot_at = now
+            await self.forget()
 
     async def send(self) -> bool:
         """Write down what has ended and begin to send what there is room for.
@@ -298,7 +281,7 @@ class Deliverer:
             self._failing.discard(claimed.endpoint)
         elif not outcome.unsent:
             self._failing.add(claimed.endpoint)
-        self._changed.set()
+        self.loop.wake()
 
     async def _in_turn(
         self, endpoint: Endpoint, claimed: Claimed, places: asyncio.Semaphore, *, probe: bool

@@ -4,11 +4,10 @@ It follows the rows in the order of their commits, each once: what a step makes 
 together with how far it came, so a crash between two steps loses nothing and makes nothing twice.
 What no row tells of (a grant that is about to end, a hold that is over) it looks for by time. No
 posting waits for it or knows of it; without an endpoint it asks for one now and then. Several
-servers share the work by who comes first. Started by the server.
+servers share the work by who comes first.
 """
 
 import asyncio
-import contextlib
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,7 +19,7 @@ from sqlalchemy import Connection
 from creditledger.api.messages import webhook as webhook_messages
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.errors import InvalidField, OutcomeUnknown, Unavailable
+from creditledger.domain.errors import InvalidField
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.domain.webhook_events import (
     OF_BALANCE,
@@ -34,6 +33,7 @@ from creditledger.domain.webhook_events import (
     crossings,
     depletions,
 )
+from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store
 from creditledger.store.read import commit_order, due, export_walk, grants, transaction_reads
 from creditledger.store.read.commit_order import Mark, Passed
@@ -128,48 +128,23 @@ class Notifier:
         self._clock = clock
         self._sweep_holds = sweep_holds
         self._on_made = on_made
-        self._changed = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
+        self.loop = BackgroundLoop(
+            "notifier", self._step, interval_seconds=STEP_SECONDS, failure="webhooks not made"
+        )
         #: The mark that is stored, and where the rows behind it were looked at to without need.
         self._ahead: tuple[str, Mark] = "", commit_order.START
         self._left = _Left(commit_order.START, (), {})
         self._stored_at = self._looked_at = 0.0
 
-    def start(self) -> None:
-        """Look from now on."""
-        self._task = asyncio.create_task(self._run(), name="notifier")
-
-    async def stop(self) -> None:
-        """Look no more."""
-        if self._task is not None:
-            self._task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._task
-
-    def wake(self) -> None:
-        """Look at once: somebody listens now."""
-        self._changed.set()
-
-    async def _run(self) -> None:
+    async def _step(self) -> float | None:
+        if not await self._store.read(webhook_feed.listening):
+            return IDLE_SECONDS
+        more = await self.follow()
         loop = asyncio.get_running_loop()
-        while True:
-            pause = IDLE_SECONDS
-            try:
-                if await self._store.read(webhook_feed.listening):
-                    pause = STEP_SECONDS
-                    if await self.follow():
-                        pause = 0
-                    if loop.time() - self._looked_at >= LOOK_SECONDS:
-                        await self.look()
-                        self._looked_at = loop.time()
-            except (Unavailable, OutcomeUnknown):
-                pass  # the store logs an outage, and the next look finds what this one has left
-            except Exception:
-                log.warning("webhooks not made", exc_info=True)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(pause):
-                    await self._changed.wait()
-            self._changed.clear()
+        if loop.time() - self._looked_at >= LOOK_SECONDS:
+            await self.look()
+            self._looked_at = loop.time()
+        return 0.0 if more else None
 
     # --- rows -------------------------------------------------------------------------------------
 
