@@ -1,10 +1,11 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/, and the tables of errors and routes in envoy.yaml;
-`--check` compares them with a fresh generation and names the files that differ; `--googleapis` only
-puts Google's protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether
-the contract still keeps what it promised in that git revision. Everything comes from installed
-packages, nothing from the network; the same packages give the same bytes.
+`python scripts/generate.py` writes gen/, and envoy.yaml's tables of errors and routes, from
+domain/errors.py and the contract; `--check` compares them with a fresh generation and names the
+files that differ; `--googleapis` only puts Google's protos where buf looks for them (see buf.yaml);
+`--breaking REVISION` asks buf whether the contract still keeps what it promised in that git
+revision. Everything comes from installed packages, nothing from the network; the same packages give
+the same bytes.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from typing import TYPE_CHECKING
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.rpc import code_pb2
+
+from creditledger.domain.errors import KINDS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -127,20 +130,17 @@ def generate(out: Path) -> None:
 
 
 def errors() -> list[str]:
-    """The rows of Envoy's table of errors, as the comments of errors.proto state them."""
-    text = (PROTOS / "credit/v1/errors.proto").read_text(encoding="utf-8")
-    text = re.sub(r"\n *// ?", " ", text)
-    found = []
-    before = 0
-    for value in re.finditer(r"ERROR_REASON_(\w+) = [1-9]\d*;", text):
-        comment, before = text[before : value.start()], value.end()
-        stated = re.findall(r"\[([A-Z_]+), (\d+) (\w+)\]", comment)
-        if len(stated) != 1:
-            sys.exit(f"generate: the comment of {value[1]} in errors.proto has no [CODE, 400 type]")
-        code, status, kind = stated[0]
-        number = code_pb2.Code.Value(code)
-        found.append(f'{value[1]} = {{{status}, "{kind}", {number}}},')
-    return found
+    """The rows of Envoy's table of errors, in the order in which the contract has the reasons."""
+    described = (GEN / DESCRIPTOR_SET).read_bytes()
+    rows = []
+    for file in descriptor_pb2.FileDescriptorSet.FromString(described).file:
+        for enum in (one for one in file.enum_type if one.name == "ErrorReason"):
+            for value in enum.value[1:]:
+                reason = value.name.removeprefix("ERROR_REASON_")
+                kind = KINDS[reason]
+                number = code_pb2.Code.Value(kind.grpc_code)
+                rows.append(f'{reason} = {{{kind.http_status}, "{kind.error_type}", {number}}},')
+    return rows
 
 
 def routes() -> list[str]:
@@ -160,7 +160,7 @@ def routes() -> list[str]:
 
 
 def envoy_yaml() -> str:
-    """envoy.yaml with the tables of errors and routes as the contract has them."""
+    """envoy.yaml with its tables of errors and routes as they are stated elsewhere."""
     text = ENVOY.read_text(encoding="utf-8")
     for name, rows in (("ERRORS", errors()), ("ROUTES", routes())):
         table = re.compile(rf"(?m)^( *)local {name} = \{{\n(?:.*\n)*?\1\}}\n")

@@ -32,7 +32,7 @@ from creditledger.api.auth import Caller, Callers
 from creditledger.api.concurrency import Turns
 from creditledger.api.field_names import FieldNames, rename
 from creditledger.api.names import NAMES_HEADER, check
-from creditledger.domain.errors import ErrorKind, InvalidField, Overloaded, Refusal, ShuttingDown
+from creditledger.domain.errors import Internal, InvalidField, Overloaded, Refusal, ShuttingDown
 from creditledger.domain.registry import Scope
 from creditledger.store import Store, change_keys
 from creditledger.store.change_keys import Intent, Kept, Made
@@ -69,12 +69,6 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 #: For the ids of requests: nobody gains by guessing one, so the system is asked only once.
 _numbers = random.Random()  # noqa: S311 # as said
 _call: ContextVar["_Call"] = ContextVar("call")
-
-
-class Internal(Refusal):
-    """Something unforeseen; the text is in the log under the request id."""
-
-    reason, kind = "INTERNAL", ErrorKind.BUG
 
 
 class Service:

@@ -1,11 +1,11 @@
 """Every refusal of the service, each one a class.
 
-Raised anywhere, turned into a status by the one interceptor in `api/`. Imports nothing, so that
-every module may raise. `reason` is a name of `ErrorReason` in `protos/credit/v1/errors.proto`;
-the HTTP status and type follow from the `ErrorKind` (table in docs/api.md).
+Every module may raise one; the one interceptor in `api/` turns it into a status. `reason` is a name
+of `ErrorReason` in `protos/credit/v1/errors.proto`; gRPC code, HTTP status and type follow from the
+`ErrorKind`. `KINDS` is the whole table; scripts/generate.py writes the proxy's from it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import ClassVar
 
@@ -324,3 +324,17 @@ class DeadlineExceeded(Refusal):
     """The caller's deadline passed before the work began; nothing was written."""
 
     reason, kind = "DEADLINE_EXCEEDED", ErrorKind.TOO_LATE
+
+
+class Internal(Refusal):
+    """Something unforeseen; the text is in the log under the request id."""
+
+    reason, kind = "INTERNAL", ErrorKind.BUG
+
+
+#: The kind of every reason. The proxy alone says the first; no version says the second so far.
+KINDS: Mapping[str, ErrorKind] = {
+    "UNKNOWN_PATH": ErrorKind.UNKNOWN,
+    "RATE_LIMITED": ErrorKind.TOO_MUCH,
+    **{one.reason: one.kind for one in Refusal.__subclasses__()},
+}
