@@ -12,9 +12,9 @@ from credit.v1 import billing_service_pb2 as bills_pb
 from credit.v1 import credit_transaction_service_pb2 as pb
 from google.protobuf.message import Message
 
+from bench.seed.registry import METER
 from bench.worker import Failed
 from creditledger.domain import clock
-from creditledger.ops.seeding import METER
 
 LIST = "/credit.v1.CreditTransactionService/List"
 SUMMARY = "/credit.v1.CreditTransactionService/Summary"

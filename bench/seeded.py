@@ -1,12 +1,11 @@
-"""Ledgers made as `creditledger bench seed` makes them, small ones and large ones."""
+"""Ledgers that are made up, small ones and large ones."""
 
 import asyncio
 import time
 from dataclasses import dataclass
 
 from bench.databases import Home
-from creditledger.ops.cli.seed import fill
-from creditledger.ops.config import Config
+from bench.seed.fill import fill
 
 DAYS = 365
 SMALL, LARGE = 10_000, 10_000_000
@@ -34,7 +33,7 @@ class Shape:
         url = home.make(part)
         began = time.perf_counter()
         size = {"rows": self.rows, "wallets": self.wallets, "days": DAYS}
-        asyncio.run(fill(Config(database_url=url), **size, on_progress=lambda *_: None))
+        asyncio.run(fill(url, **size, on_progress=lambda *_: None))
         seconds = time.perf_counter() - began
         home.rename(part, self.name)
         return self.rows / seconds

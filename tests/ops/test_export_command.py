@@ -8,11 +8,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from bench.seed.fill import fill
 
 from creditledger.ops import export_file
 from creditledger.ops.config import load
 from creditledger.ops.export_file import Asked, CannotExport, check
-from creditledger.ops.seeding import seed
 from tests.support.commands import creditledger
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ ROWS = 600
 @pytest.fixture
 async def config(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A ledger of some hundred rows, which are many steps."""
-    await seed(database_url, rows=ROWS, wallets=3, days=30, on_progress=lambda *_: None)
+    await fill(database_url, rows=ROWS, wallets=3, days=30, on_progress=lambda *_: None)
     monkeypatch.setattr(export_file, "STEP_ROWS", 50)
     monkeypatch.setattr(export_file, "CHECKPOINT_ROWS", 100)
     return load({"database_url": database_url})

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import json
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
+from bench.seed.fill import NotEmpty, fill
+from bench.seed.registry import wallet_id
 from sqlalchemy import func, select
 
 from creditledger import store
 from creditledger.domain import clock
 from creditledger.domain.model import Kind
-from creditledger.ops.seeding import NotEmpty, seed, wallet_id
 from creditledger.store import schema
-from tests.support.commands import creditledger
+from tests.support.commands import PATIENCE_SECONDS, environment
 from tests.support.databases import execute
 from tests.support.setup import command as posting
 from tests.support.setup import consume, findings, migrate, opened, refund, sqlite_url
@@ -35,7 +37,7 @@ t, p, g, s = (
 async def seeded(url: str, rows: int, wallets: int, days: int = 365) -> list[tuple[int, int]]:
     """The progress that was told; the ledger verifies when the test is over."""
     told: list[tuple[int, int]] = []
-    written = await seed(
+    written = await fill(
         url,
         rows=rows,
         wallets=wallets,
@@ -151,17 +153,23 @@ async def test_so_many_rows_need_their_time(database_url: str) -> None:
 def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     """It fills what `migrate` made, says how much, and refuses a second time and a missing file."""
     url = sqlite_url(tmp_path / "credit.db")
-    words = ("bench", "seed", "--wallets", "4", "--database-url", url)
     migrate(url)
 
-    filled = creditledger(*words, "--rows", 43, "--json")
-    again = creditledger(*words, "--rows", 43)
-    fewer = creditledger(*words, "--rows", 3)
-    (tmp_path / "credit.db").unlink()
-    missing = creditledger(*words, "--rows", 43)
+    def seeding(rows: int) -> subprocess.CompletedProcess[str]:
+        words = ("--rows", str(rows), "--wallets", "4", "--database-url", url)
+        return subprocess.run(
+            [sys.executable, "-m", "bench.seed", *words],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_SECONDS,
+        )
 
-    expected = {"database": str(tmp_path / "credit.db"), "rows": 40, "wallets": 4}
-    assert json.loads(filled.stdout) == expected
+    filled, again, fewer = seeding(43), seeding(43), seeding(3)
+    (tmp_path / "credit.db").unlink()
+    missing = seeding(43)
+
+    assert filled.stdout == f"{tmp_path / 'credit.db'}: 40 rows of 4 wallets\n"
     assert (again.returncode, "is not empty" in again.stderr) == (1, True)
     assert fewer.returncode == 2
     assert (missing.returncode, "no database" in missing.stderr) == (1, True)

@@ -21,7 +21,6 @@ from creditledger.ops.cli import (
     migrate,
     reconcile,
     secrets,
-    seed,
     serve,
     statement,
     up,
@@ -56,7 +55,6 @@ app.command("version")(version.version)
 app.add_typer(keys.commands, name="keys")
 app.add_typer(secrets.commands, name="secrets")
 app.add_typer(clock.commands, name="clock")
-app.add_typer(seed.commands, name="bench")
 
 
 def _print_version(asked: bool) -> None:

@@ -1,16 +1,15 @@
-"""A made-up ledger of any size: `creditledger bench seed`.
+"""The life of one made-up wallet, posted to a real ledger in a scratch database and read back.
 
-What a wallet lives through is posted to a real ledger in a scratch database: grants of several
-kinds, consumption of several keys and products, refunds, adjustments, expirations. Its rows are
-read back, and store/multiply.py writes them for every wallet and as often as it takes. So the
-result is as consistent as a ledger that was posted, at a hundredth of the cost.
+It has grants of several kinds, consumption of several keys and products, refunds, adjustments and
+expirations. multiply.py writes its rows for every wallet, so the result is as consistent as a
+ledger that was posted, at a hundredth of the cost.
 """
 
 import json
 import random
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,8 +17,10 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Table, func, insert, select, text
+from sqlalchemy import Connection, Table, func, insert, select
 
+from bench.seed.multiply import Life, Rows, Section
+from bench.seed.registry import METER, register, register_meter, wallet_id
 from creditledger.domain import clock, ids
 from creditledger.domain.commands import (
     Adjust,
@@ -34,9 +35,7 @@ from creditledger.domain.model import NEVER, Category, Kind, Status
 from creditledger.engine.batch import Posted
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store, look, migrate, migrations, schema
-from creditledger.store.multiply import Life, Rows, Section, writing
 
-METER = "mtr_tokens"
 #: What every wallet has from its beginning and spends last.
 RESERVES, RESERVE, RESERVE_PRIORITY = 3, "1000000.00", 90
 #: Rows that a month, the stretch which is lived again and again, has about: enough for all that
@@ -44,46 +43,10 @@ RESERVES, RESERVE, RESERVE_PRIORITY = 3, "1000000.00", 90
 MONTH_ROWS_MIN, MONTH_ROWS_MAX = 100, 1_000
 #: Months that are lived through; what makes them alike is told by the first three.
 MONTHS = 3
-#: Wallets registered in one statement.
-REGISTERED = 10_000
 #: Labels of usage.
 KEYS, PRODUCTS = 3, 4
 #: The scratch wallet begins here; where the life really begins is said when it is multiplied.
 BEGIN = 1_735_689_600_000
-
-
-def wallet_id(number: int) -> str:
-    """The id of a wallet that was made up, from 0; its customer's has the same digits."""
-    return f"wal_{number:07}"
-
-
-def register(connection: Connection, first: int, wallets: int, *, at: int) -> None:
-    """Wallets and their customers, without the rows that say where they stand."""
-    numbers = range(first, first + wallets)
-    customers = [
-        {"id": f"cus_{n:07}", "name": f"Customer {n}", "email": f"customer-{n}@example.com"}
-        for n in numbers
-    ]
-    connection.execute(insert(schema.customers).values(metadata="{}", created_at=at), customers)
-    connection.execute(
-        insert(schema.wallets).values(currency="USD", livemode=True, created_at=at),
-        [{"id": wallet_id(n), "customer_id": f"cus_{n:07}"} for n in numbers],
-    )
-
-
-def register_meter(connection: Connection, *, at: int) -> None:
-    """The meter that half of the usage is of."""
-    connection.execute(
-        insert(schema.meters).values(
-            id=METER,
-            name="Tokens",
-            event_name="tokens",
-            unit="token",
-            currency=None,
-            metadata="{}",
-            created_at=at,
-        )
-    )
 
 
 # --- living: what is posted to the scratch wallet -------------------------------------------------
@@ -443,51 +406,3 @@ async def _opened(path: Path, calendar: Calendar) -> AsyncIterator[_Scratch]:
     finally:
         await ledger.close()
         await store.close()
-
-
-# --- the command's work ---------------------------------------------------------------------------
-
-
-class NotEmpty(Exception):
-    """The database has wallets already."""
-
-
-async def seed(
-    url: str,
-    *,
-    rows: int,
-    wallets: int,
-    days: int,
-    on_progress: Callable[[int, int], None],
-) -> int:
-    """Fill the empty database at `url` with a ledger; the number of its rows.
-
-    Every wallet gets rows // wallets of them. `on_progress(rows written, of)` is called on the way.
-    An interruption leaves a database that is neither empty nor whole. Raises NotEmpty, ValueError,
-    and what `migrate` of the store raises.
-    """
-    now = clock.now()
-
-    def begin(connection: Connection) -> None:
-        if connection.execute(select(schema.customers.c.id).limit(1)).first():
-            raise NotEmpty
-        register_meter(connection, at=lived.moved + BEGIN)
-        for first in range(0, wallets, REGISTERED):
-            some = min(REGISTERED, wallets - first)
-            register(connection, first, some, at=lived.moved + BEGIN)
-
-    lived = await life(rows // wallets, days, until=now)
-    await migrate(url, begin)
-    written = 0
-    for count, change in writing(lived, wallets):
-        on_progress(written, lived.rows * wallets)
-        await migrate(url, change)
-        written += count
-    await migrate(url, _analyze)
-    return written
-
-
-def _analyze(connection: Connection) -> None:
-    """Let PostgreSQL look at its tables, as it does by itself after a minute: it plans by that."""
-    if connection.dialect.name == "postgresql":
-        connection.execute(text("ANALYZE"))

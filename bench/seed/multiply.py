@@ -1,4 +1,4 @@
-"""One wallet's life as many wallets', by SQL: how `bench seed` fills a database.
+"""One wallet's life as many wallets', by SQL.
 
 A life is a few stretches of rows as they lie in their tables, one of which is lived again and
 again. What its second time has more than its first (sequences, balances, times) it has more every

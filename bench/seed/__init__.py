@@ -1,0 +1,1 @@
+"""A made-up ledger of any size, to see what size does."""
