@@ -64,8 +64,7 @@ from creditledger.domain.model import (
 )
 from creditledger.engine.batch import Posted
 from creditledger.engine.ledger import Ledger
-from creditledger.outlets.statements.compute import Period as StatedPeriod
-from creditledger.outlets.statements.compute import Statements
+from creditledger.outlets.statements.compute import StatementPeriod, Statements
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.read import transaction_reads, wallet_history
@@ -364,8 +363,8 @@ class LedgerMachine(RuleBasedStateMachine):
     def _statements(self) -> Statements:
         return Statements(self.store, self.ledger, self.clock)
 
-    def _period(self, wallet_id: str, start: int, end: int) -> StatedPeriod:
-        return StatedPeriod(wallet_id, Bucket(start, end), ZoneInfo("UTC"), is_month=False)
+    def _period(self, wallet_id: str, start: int, end: int) -> StatementPeriod:
+        return StatementPeriod(wallet_id, Bucket(start, end), ZoneInfo("UTC"), is_month=False)
 
     def _statement(self, wallet_id: str, start: int, end: int) -> dict[str, Any]:
         self.model.write_down(wallet_id, now=self.clock.now)

@@ -44,8 +44,7 @@ from creditledger.domain.commands import (
 from creditledger.domain.model import Category, Kind, Period, Status
 from creditledger.domain.webhook_events import EventType, Place, Secret
 from creditledger.engine.ledger import Ledger
-from creditledger.outlets.statements.compute import Period as StatedPeriod
-from creditledger.outlets.statements.compute import Statements
+from creditledger.outlets.statements.compute import StatementPeriod, Statements
 from creditledger.store import CannotOpen, Store, schema
 from creditledger.store.postgres import database as postgres
 from creditledger.store.sqlite import database as sqlite
@@ -248,7 +247,9 @@ async def written(url: str) -> None:
     closing = Statements(writing, ledger, clock)
     for bucket in pairwise([START - time.DAY, START + time.HOUR, START + 2 * time.HOUR, clock.now]):
         await closing.close(
-            StatedPeriod("wal_acme", Bucket(*bucket), ZoneInfo("Asia/Kathmandu"), is_month=False),
+            StatementPeriod(
+                "wal_acme", Bucket(*bucket), ZoneInfo("Asia/Kathmandu"), is_month=False
+            ),
             LOCAL,
         )
     await ledger.close()

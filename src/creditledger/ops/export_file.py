@@ -102,7 +102,10 @@ class Asked:
         return self.file.with_name(f"{self.file.name}.part.json")
 
     def name(self, config: Config) -> str:
-        """What tells this export from others: a part is gone on with only by its own."""
+        """What tells this export from others: a part is gone on with only by its own.
+
+        Parts on disk hold it, and this class's name is in it.
+        """
         return repr((config.database, replace(self, file=Path())))
 
 

@@ -141,7 +141,7 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class UsageRow:
     """One line of the file, priced."""
 
     line: int  #: Of the file, whose header is line 1; of a row of several lines the last one.
@@ -207,7 +207,7 @@ class Report:
         """Whether the ledger has the file as it is."""
         return not (self.stopped or self.refusals)
 
-    def booked(self, row: Row, *, replayed: bool) -> None:
+    def booked(self, row: UsageRow, *, replayed: bool) -> None:
         """Count a row that is in the ledger."""
         if replayed:
             self.replayed += 1
@@ -338,7 +338,7 @@ async def _load_booked(wallets: WalletServiceStub, plan: Plan, names: _Names) ->
 async def _compare(
     wallets: WalletServiceStub,
     plan: Plan,
-    batch: "list[Row | Malformed]",
+    batch: "list[UsageRow | Malformed]",
     names: _Names,
     report: Report,
 ) -> None:
@@ -351,7 +351,7 @@ async def _compare(
         return
     rows = []
     for one in booked:
-        if isinstance(one, Row) and one.amount:
+        if isinstance(one, UsageRow) and one.amount:
             rows.append(one)
         else:
             report.moved.add(one.line)
@@ -392,14 +392,14 @@ def _opened(path: Path) -> Iterator[tuple[BufferedReader, TextIOWrapper, int]]:
         raise CannotImport(f"{path} is no CSV file in UTF-8: {error}.") from None
 
 
-def _batches(lines: "Iterator[Row | Malformed]") -> "Iterator[list[Row | Malformed]]":
+def _batches(lines: "Iterator[UsageRow | Malformed]") -> "Iterator[list[UsageRow | Malformed]]":
     while batch := list(islice(lines, BATCH)):
         yield batch
 
 
 def _lines(
     text: TextIOWrapper, plan: Plan, scale: int, names: _Names
-) -> "Iterator[Row | Malformed]":
+) -> "Iterator[UsageRow | Malformed]":
     """Each line after the header, blank ones aside."""
     reader = csv.reader(text, strict=True)
     before = 0  # the last line of the row before
@@ -433,7 +433,7 @@ def _line(
     plan: Plan,
     scale: int,
     names: _Names,
-) -> Row | Malformed:
+) -> UsageRow | Malformed:
     name: str | None = None
     try:
         if plan.key_column is None:
@@ -468,7 +468,7 @@ def _key_name(value: str, plan: Plan, names: _Names) -> str:
     return name
 
 
-def _row(line: int, name: str, values: list[str], plan: Plan, scale: int) -> Row:
+def _row(line: int, name: str, values: list[str], plan: Plan, scale: int) -> UsageRow:
     *quantities, happened = values
     for column, quantity in zip(plan.quantity_columns, quantities, strict=True):
         if not _QUANTITY.fullmatch(quantity.strip()):
@@ -477,7 +477,7 @@ def _row(line: int, name: str, values: list[str], plan: Plan, scale: int) -> Row
             )
     counts = tuple(map(int, quantities))
     moment = _moment(happened, plan.timestamp_column)
-    return Row(line, name, counts, plan.prices.amount(counts, scale), moment)
+    return UsageRow(line, name, counts, plan.prices.amount(counts, scale), moment)
 
 
 def _moment(text: str, column: str) -> int:
@@ -486,7 +486,9 @@ def _moment(text: str, column: str) -> int:
     return clock.parse(spelled if _ZONE.search(spelled) else f"{spelled}Z", field=column)
 
 
-async def _post(wallets: WalletServiceStub, plan: Plan, rows: list[Row], report: Report) -> None:
+async def _post(
+    wallets: WalletServiceStub, plan: Plan, rows: list[UsageRow], report: Report
+) -> None:
     """Post the rows and count their fates.
 
     Those refused for the moment are posted again, in smaller calls, before any that follow them.
@@ -513,7 +515,7 @@ async def _post(wallets: WalletServiceStub, plan: Plan, rows: list[Row], report:
 
 
 def _posting(
-    row: Row, plan: Plan, scale: int, *, validate_only: bool = False
+    row: UsageRow, plan: Plan, scale: int, *, validate_only: bool = False
 ) -> wallet_service_pb2.PostRequest:
     return wallet_service_pb2.PostRequest(
         wallet_id=plan.wallet_id,

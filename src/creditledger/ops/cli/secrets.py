@@ -8,11 +8,6 @@ from creditledger.ops.config import Config, WrongSetting, spelled
 commands = typer.Typer(no_args_is_help=True, help="Seal webhook secrets in the database.")
 
 
-@commands.callback()
-def _group() -> None:
-    """Keep `rotate` a command of a group, although it is the only one."""
-
-
 @commands.command("rotate")
 @with_settings("database_url", "secrets_key_file")
 def rotate(config: Config, as_json: AsJson = False) -> None:

@@ -51,7 +51,7 @@ ID_HEADER, ROWS_HEADER = "x-export-id", "x-export-rows"
 log = structlog.get_logger()
 
 
-class Step(NamedTuple):
+class ExportStep(NamedTuple):
     """Rows of one transaction, and what is new of what they refer to."""
 
     lines: list[Line]
@@ -83,7 +83,7 @@ class Walk:
         )
         return total
 
-    def step(self, connection: Connection) -> Step:
+    def step(self, connection: Connection) -> ExportStep:
         """The next rows; none at the end."""
         if self.pin is None:
             self.pin = export_walk.pin(connection)
@@ -99,7 +99,7 @@ class Walk:
         self._wallets |= export_walk.wallets(connection, wallets - self._wallets.keys())
         self._dimensions = {at: one for at, one in self._dimensions.items() if at in places}
         self._dimensions |= export_walk.dimensions(connection, places - self._dimensions.keys())
-        return Step(lines, self._wallets, self._dimensions)
+        return ExportStep(lines, self._wallets, self._dimensions)
 
 
 class Exports:

@@ -44,7 +44,7 @@ _WALL = len("2026-09-01T00:00:00.000")
 
 
 @dataclass(frozen=True, slots=True)
-class Period:
+class StatementPeriod:
     """Which wallet, and which period of it."""
 
     wallet_id: str
@@ -61,7 +61,7 @@ def period(
     request: pb.StatementServiceGetRequest
     | pb.StatementServiceCloseRequest
     | pb.StatementServiceRenderRequest,
-) -> Period:
+) -> StatementPeriod:
     """What a request asks for. Raises InvalidField, MissingField."""
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
     zone = time.zone(fields.optional(request, "time_zone", "UTC"), field="time_zone")
@@ -71,14 +71,14 @@ def period(
         if start is not None or end is not None:
             raise InvalidField("month excludes start and end", param="month")
         bucket = statements.month(request.month, zone, field="month")
-        return Period(wallet_id, bucket, zone, is_month=True)
+        return StatementPeriod(wallet_id, bucket, zone, is_month=True)
     if start is None or end is None:
         raise MissingField("start" if start is None else "end")
     for name, moment in (("start", start), ("end", end)):
         fields.number(moment, least=0, most=MOMENT_MAX, field=name)
     if start >= end:
         raise InvalidField("end must be after start", param="end")
-    return Period(wallet_id, Bucket(start, end), zone, is_month=False)
+    return StatementPeriod(wallet_id, Bucket(start, end), zone, is_month=False)
 
 
 class Statements:
@@ -90,7 +90,7 @@ class Statements:
         self._clock = clock
         self._places = Places("statements", retry_after="2")
 
-    async def get(self, wanted: Period, caller: Caller) -> Closed | Document:
+    async def get(self, wanted: StatementPeriod, caller: Caller) -> Closed | Document:
         """The statement of a period: as it was closed, or else as of now.
 
         Raises NotFound, Overloaded, ResultTooLarge.
@@ -99,7 +99,7 @@ class Statements:
         found = await self._store.read(lambda c: _closed_as(c, wanted, caller))
         return await self.open(wanted, caller) if found is None else found
 
-    async def open(self, wanted: Period, caller: Caller) -> Document:
+    async def open(self, wanted: StatementPeriod, caller: Caller) -> Document:
         """The statement of a period as of now, closed or not. Raises as `get` does."""
         with self._places.one(STATEMENTS_MAX, caller.customer_id):
             wanted = await self._as_closed(wanted, caller)
@@ -108,7 +108,9 @@ class Statements:
             figures = await self._figures(basis, wanted)
             return await asyncio.to_thread(statements.document, _about(basis, wanted), figures)
 
-    async def close(self, wanted: Period, caller: Caller, key: str | None = None) -> Closed:
+    async def close(
+        self, wanted: StatementPeriod, caller: Caller, key: str | None = None
+    ) -> Closed:
         """Close a period, or answer how it was closed. As `open`, and PeriodNotNext, Conflict.
 
         `key`: an idempotency key of the wallet, bound with the statement. Raises
@@ -155,13 +157,13 @@ class Statements:
             lambda c: wallet_keys.once(c, wallet, binding, close, again, source)
         )
 
-    async def _as_closed(self, wanted: Period, caller: Caller) -> Period:
+    async def _as_closed(self, wanted: StatementPeriod, caller: Caller) -> StatementPeriod:
         """The period; a month as it was closed, or next to that, if its zone's data has changed."""
         if not wanted.is_month or wanted.zone.key == "UTC":
             return wanted
         return await self._store.read(lambda c: _month(c, wanted, caller))
 
-    async def _write_down(self, wanted: Period, caller: Caller) -> None:
+    async def _write_down(self, wanted: StatementPeriod, caller: Caller) -> None:
         """What is due: a statement is of rows and repayments that are written."""
         now = self._clock()
 
@@ -175,7 +177,7 @@ class Statements:
             if isinstance(answer, Exception):
                 raise answer
 
-    async def _figures(self, basis: Basis, wanted: Period) -> Figures:
+    async def _figures(self, basis: Basis, wanted: StatementPeriod) -> Figures:
         sums = Sums()
         for step in statement_basis.steps(basis):
             read = partial(statement_basis.step, one=step, period=wanted.bucket)
@@ -190,13 +192,13 @@ class Statements:
         return await asyncio.to_thread(statement_basis.add_up, basis, sums, known, wanted.bucket)
 
 
-def _wallet(connection: Connection, wanted: Period, caller: Caller) -> Wallet:
+def _wallet(connection: Connection, wanted: StatementPeriod, caller: Caller) -> Wallet:
     return posting_messages.own(
         records.wallet(connection, wanted.wallet_id), wanted.wallet_id, caller
     )
 
 
-def _month(connection: Connection, wanted: Period, caller: Caller) -> Period:
+def _month(connection: Connection, wanted: StatementPeriod, caller: Caller) -> StatementPeriod:
     """The month as the data of its zone had it when it, or the month before it, was closed.
 
     What a closed statement says of its own first and last moment tells: there they were the first
@@ -221,13 +223,13 @@ def _month(connection: Connection, wanted: Period, caller: Caller) -> Period:
     return wanted
 
 
-def _basis(connection: Connection, wanted: Period, caller: Caller) -> Basis:
+def _basis(connection: Connection, wanted: StatementPeriod, caller: Caller) -> Basis:
     return statement_basis.basis(
         connection, _wallet(connection, wanted, caller), wanted.bucket.start
     )
 
 
-def _terms(wanted: Period) -> dict[str, object]:
+def _terms(wanted: StatementPeriod) -> dict[str, object]:
     """What was asked for, whatever the data of the zone."""
     if wanted.is_month:
         month = time.text_in(wanted.bucket.start, wanted.zone)[: len("2026-09")]
@@ -237,7 +239,7 @@ def _terms(wanted: Period) -> dict[str, object]:
 
 
 def _closed_under(
-    connection: Connection, wanted: Period, caller: Caller, binding: Binding
+    connection: Connection, wanted: StatementPeriod, caller: Caller, binding: Binding
 ) -> Closed | None:
     """The statement that the key has closed already. Raises IdempotencyKeyReused."""
     wallet = _wallet(connection, wanted, caller)
@@ -253,7 +255,7 @@ def _closed_by(connection: Connection, posting: Posting, binding: Binding) -> Cl
     return found
 
 
-def _closed_as(connection: Connection, wanted: Period, caller: Caller) -> Closed | None:
+def _closed_as(connection: Connection, wanted: StatementPeriod, caller: Caller) -> Closed | None:
     """The closed statement of exactly this period, in whichever zone it was asked for."""
     wallet, bucket = _wallet(connection, wanted, caller), wanted.bucket
     for mark in closed_statements.marks(connection, wallet.number):
@@ -262,7 +264,7 @@ def _closed_as(connection: Connection, wanted: Period, caller: Caller) -> Closed
     return None
 
 
-def _closed_before(connection: Connection, basis: Basis, wanted: Period) -> Closed | None:
+def _closed_before(connection: Connection, basis: Basis, wanted: StatementPeriod) -> Closed | None:
     """The period's statement, if it is closed. Raises PeriodNotNext if it cannot be the next."""
     bucket = wanted.bucket
     for mark in basis.marks:
@@ -278,7 +280,7 @@ def _closed_before(connection: Connection, basis: Basis, wanted: Period) -> Clos
     return None
 
 
-def _about(basis: Basis, wanted: Period) -> About:
+def _about(basis: Basis, wanted: StatementPeriod) -> About:
     wallet = basis.wallet
     return About(
         wallet_number=wallet.number,
@@ -292,7 +294,9 @@ def _about(basis: Basis, wanted: Period) -> About:
     )
 
 
-def _closed(basis: Basis, wanted: Period, figures: Figures, caller: Caller, now: int) -> Closed:
+def _closed(
+    basis: Basis, wanted: StatementPeriod, figures: Figures, caller: Caller, now: int
+) -> Closed:
     last = basis.marks[-1] if basis.marks else None
     number = 1 if last is None else last.number + 1
     closing = Closing(

@@ -26,7 +26,7 @@ from creditledger.engine.ledger import Ledger
 from creditledger.outlets.exports import stream as export_stream
 from creditledger.outlets.exports.files import Dialect
 from creditledger.outlets.exports.stream import PIECE_BYTES
-from creditledger.outlets.statements.compute import Period, Statements, period
+from creditledger.outlets.statements.compute import StatementPeriod, Statements, period
 from creditledger.outlets.statements.files import CONTENT_TYPES, FORMATS, Format, file, file_name
 from creditledger.store import Store
 from creditledger.store.registry import records
@@ -37,7 +37,7 @@ from creditledger.store.statements.closed import Closed
 SHA256_HEADER = "x-export-sha256"
 
 
-def _close(request: pb.StatementServiceCloseRequest) -> tuple[Period, str | None]:
+def _close(request: pb.StatementServiceCloseRequest) -> tuple[StatementPeriod, str | None]:
     return period(request), fields.optional_key(request)
 
 
@@ -65,7 +65,7 @@ class _Look:
 
 @dataclass(frozen=True, slots=True)
 class _Render:
-    period: Period
+    period: StatementPeriod
     look: _Look
 
 
@@ -113,7 +113,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
         self._statements = Statements(store, ledger, clock)
 
     @rpc(period, scope=Scope.CUSTOMER)
-    async def Get(self, wanted: Period, caller: Caller) -> pb.Statement:  # noqa: N802
+    async def Get(self, wanted: StatementPeriod, caller: Caller) -> pb.Statement:  # noqa: N802
         """The statement of a period, closed or as of now.
 
         Raises NotFound, Overloaded, ResultTooLarge.
@@ -123,7 +123,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
 
     @rpc(_close, scope=Scope.SERVICE)
     async def Close(  # noqa: N802
-        self, asked: tuple[Period, str | None], caller: Caller
+        self, asked: tuple[StatementPeriod, str | None], caller: Caller
     ) -> pb.Statement:
         """Close a period. As Get, and PeriodNotNext, Conflict, IdempotencyKeyReused."""
         wanted, key = asked
