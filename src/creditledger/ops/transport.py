@@ -1,9 +1,9 @@
 """What RPCs come through: one gRPC server for the network, one for the database's owner.
 
-They are two so that who calls is known by where the call came in, not by what the transport says
-of its peer. The network's is grpcio's or pygrpc-native's (HTTP/2 in Rust, outside the GIL), by the
-setting `transport`; the owner's is always grpcio's. What the two do differently is in
-docs/decisions/0013-transport.md.
+There are two servers so that the entrance of a call tells its caller; what the transport says of
+its peer is not trusted. The setting `transport` chooses the network's server: grpcio's or
+pygrpc-native's (HTTP/2 in Rust, outside the GIL). The owner's is always grpcio's. How the two
+differ is in docs/decisions/0013-transport.md.
 """
 
 import asyncio
@@ -153,8 +153,8 @@ def _entrance(
 async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:
     """Stop them together."""
     first, *others = entrances
-    # The first one's begins at once, in the same turn of the loop as whatever said that it would:
-    # clients who hear of it would otherwise find a server that is about to end.
+    # The first stop begins at once, in the same turn of the loop as the announcement of the stop: a
+    # client that reads it would otherwise find a server that is about to end.
     ending = [asyncio.ensure_future(one.stop(grace_seconds, refusing_seconds)) for one in others]
     await first.stop(grace_seconds, refusing_seconds)
     await asyncio.gather(*ending)
@@ -187,7 +187,7 @@ def hang_up(port: int) -> None:
 
 
 class _Borrowed(socket.socket):
-    """A socket that is somebody else's to close."""
+    """A socket that gRPC closes."""
 
     def __exit__(self, *_: object) -> None:
         self.detach()

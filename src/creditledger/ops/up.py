@@ -85,7 +85,7 @@ async def _served(
     """
     if config.workers > 1:
         async with workers.running(config) as started:
-            # One that ends is started again; those who watch it have the seconds of a drain.
+            # A worker that ends is started again; its watchers have the seconds of a drain.
             yield started.addresses, asyncio.Event(), partial(asyncio.sleep, 0)
         return
     server = build(config)

@@ -1,7 +1,7 @@
 """Several servers on this machine, each a process with a port of its own.
 
-For a database that takes several writers. They know nothing of each other: what they agree on is
-in the database. Started as fresh processes, because gRPC does not survive a fork.
+They need a database that takes several writers, and agree on everything through it. Each is a fresh
+process, because gRPC does not survive a fork.
 """
 
 import asyncio
@@ -100,7 +100,7 @@ class Workers:
             *child_process.launch([sys.executable, "-m", "creditledger", "serve"]),
             env=alone.environment(),
             stdin=asyncio.subprocess.DEVNULL,
-            # Ctrl-C goes to every process of the terminal; who drains when is decided here.
+            # Ctrl-C goes to every process of the terminal; this process decides when each drains.
             start_new_session=True,
         )
         self._processes[address] = process
@@ -222,7 +222,7 @@ def _addresses(config: Config) -> list[str]:
 async def _healthy(config: Config, address: str) -> None:
     """Wait until the server there says SERVING."""
     if config.tls_certificate is not None:
-        # Whom the certificate is for is not known here; the port is there when all is ready.
+        # The certificate's name is not known here; the port is open when the worker is ready.
         while not await _listens(address):  # noqa: ASYNC110 # another process
             await asyncio.sleep(_POLL_SECONDS)
         return

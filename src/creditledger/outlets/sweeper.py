@@ -1,10 +1,10 @@
-"""The sweeper: writes expirations down where nobody has asked since they were due.
+"""The sweeper writes down expirations of wallets that no command has touched since they were due.
 
-Every command on a wallet does so first, and every read counts what has expired as gone, so nothing
-but where and when the rows stand depends on it: rows of a wallet that is left alone are in lists
-and exports soon after, and not years later. Since nobody asks for it, it can wait: it acts on what
-has been due for a grace, and on nothing while the clock is in doubt. Goes through the ledger like
-any caller, and after all others.
+Every command on a wallet writes them first, and every read counts expired credit as gone. So only
+the place and time of the rows depend on the sweeper: rows of a wallet without commands are in lists
+and exports soon after they were due. No caller waits for it: it acts on what has been due for a
+grace, and on nothing while the clock is in doubt. It goes through the ledger like any caller, and
+after all others.
 """
 
 import asyncio
@@ -61,12 +61,9 @@ class Sweeper:
         return await self.sweep((due.HOLDS,))
 
     async def sweep(self, kinds: Sequence[What] = (due.GRANTS, due.HOLDS, due.RETURNS)) -> int:
-        """One pass over all of these that has been due for the grace; how much was written down.
+        """Write down all that has been due for the grace, in one pass; how much that was.
 
-        None of it while the clock is in doubt.
-
-        Of canceled events it sees to it that the ledger goes on returning.
-
+        Nothing while the clock is in doubt. For canceled events the ledger goes on returning.
         Raises what the store raises, and Unavailable where the ledger is closing.
         """
         now = self._clock() - self._grace_ms

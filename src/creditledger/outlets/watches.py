@@ -32,9 +32,9 @@ from creditledger.store.read.transaction_reads import Filters
 WATCHES_MAX = 32
 #: Rows of one read, wanted or not.
 STEP_ROWS = 500
-#: How often the end of the ledger is looked at while anybody waits there.
+#: The interval of looks at the end of the ledger while a watch waits there.
 LOOK_SECONDS = 0.1
-#: How long nobody looks while nobody waits, unless somebody comes.
+#: The pause while no watch waits; the next one that waits ends it.
 IDLE_SECONDS = 60.0
 #: How often a caller's key is looked at again.
 ALLOWED_SECONDS = 2.0
@@ -171,10 +171,10 @@ class Watches:
             self._waiting -= 1
 
     async def _look(self) -> float | None:
-        """At the end of the ledger, as long as anybody waits there."""
+        """Look at the end of the ledger, if a watch waits there."""
         if not self._waiting:
             return IDLE_SECONDS
-        # Where it fails, those who wait read for themselves when their time is up, and hear why.
+        # If it fails, waiting watches read for themselves when their time is up, and learn why.
         with suppress(Exception):
             newest = await self._store.read(commit_order.newest, urgent=True)
             if newest != self._newest:
@@ -205,7 +205,7 @@ def messages(seen: Seen) -> Iterator[pb.CreditTransactionServiceWatchResponse]:
 def events(seen: Seen) -> Iterator[HttpBody]:
     """What was seen as Server-Sent Events, in pieces of a bounded size.
 
-    The last one has no data: a browser remembers its id, and tells nobody of it.
+    The last one has no data: a browser keeps its id and shows no event.
     """
     data = bytearray()
     for mark, found in seen.transactions:

@@ -155,7 +155,7 @@ class Exports:
         try:
             await self._store.write(lambda c: finished_exports.add(c, finished))
         except Exception:
-            # Whatever went wrong: the client has all rows. Only the digest cannot be asked for.
+            # The client has all rows; it only cannot ask for the digest.
             log.warning("export not kept", export=id_, exc_info=True)
 
     async def finished(self, id_: str, caller: Caller) -> Finished | None:

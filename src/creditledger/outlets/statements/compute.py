@@ -230,7 +230,7 @@ def _basis(connection: Connection, wanted: StatementPeriod, caller: Caller) -> B
 
 
 def _terms(wanted: StatementPeriod) -> dict[str, object]:
-    """What was asked for, whatever the data of the zone."""
+    """What was asked for; new data of the zone does not change it."""
     if wanted.is_month:
         month = time.text_in(wanted.bucket.start, wanted.zone)[: len("2026-09")]
         return {"month": month, "time_zone": wanted.zone.key}

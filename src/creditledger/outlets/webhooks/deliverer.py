@@ -1,10 +1,10 @@
-"""The deliverer: sends what the notifier made, signed, until it is taken or a day is over.
+"""The deliverer sends what the notifier made, signed, until it is taken or a day is over.
 
-A delivery is claimed in the database for a while before it is sent, and how it went is written
-after: a server that dies in between leaves it to be sent again, which is why events have ids. Each
-endpoint has a few places of its own and all failing ones together at most half of all places, so
-who does not answer delays nobody else. No redirect is followed and no proxy used; names are looked
-up here, and only an address that may be called is connected to.
+It claims a delivery in the database for a while before it sends it, and writes the outcome after. A
+server that dies in between leaves the delivery to be sent again, which is why events have ids. Each
+endpoint has a few places of its own, and all failing ones together have at most half of all places,
+so an endpoint that does not answer delays no other. It follows no redirect and uses no proxy; it
+looks names up itself, and connects only to an address that may be called.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ from creditledger.store.webhooks.feed import Claimed, Outcome
 
 log = structlog.get_logger()
 
-#: What an attempt may take in all, and for how long nobody else makes one.
+#: What an attempt may take in all, and for how long no other server makes one.
 ATTEMPT_SECONDS_MAX = 10.0
 CLAIM_MS = 20 * time.SECOND
 #: What the connection to one of several addresses may take.
@@ -66,7 +66,7 @@ class _NotAllowed(Exception):
 
 
 class _Network(httpcore.AsyncNetworkBackend):
-    """Connects to addresses that may be called, whatever the name is said to be a moment later."""
+    """Connects to addresses that were checked; a later change of the name changes nothing."""
 
     def __init__(self, look_ups: int, *, allow_private: bool) -> None:
         self._backend = httpcore.AnyIOBackend()
@@ -107,7 +107,7 @@ class _Network(httpcore.AsyncNetworkBackend):
         def tell(found: list[str], error: Exception | None) -> None:
             self._look_ups.release()
             if done.done():
-                return  # nobody waits any more
+                return  # the caller has given up
             if error is None:
                 done.set_result(found)
             else:
@@ -177,7 +177,7 @@ class Deliverer:
         self._ended: list[Outcome] = []
         self._failing: set[int] = set()  #: Endpoints whose last attempt did not succeed.
         self._last = 0  #: The endpoint that was last looked at: the next one comes first.
-        # Nobody gains by guessing when something is sent again.
+        # No receiver gains by guessing the time of the next attempt.
         self._chance = random.Random()  # noqa: S311 # as said
 
     async def stop(self) -> None:

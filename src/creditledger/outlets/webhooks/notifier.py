@@ -2,9 +2,9 @@
 
 It follows the rows in the order of their commits, each once: what a step makes of them is written
 together with how far it came, so a crash between two steps loses nothing and makes nothing twice.
-What no row tells of (a grant that is about to end, a hold that is over) it looks for by time. No
-posting waits for it or knows of it; without an endpoint it asks for one now and then. Several
-servers share the work by who comes first.
+Events without a row (a grant that is about to end, a hold that is over) it finds by time. No
+posting waits for it or knows of it; without an endpoint it asks for one now and then. Of several
+servers the first one that comes does the step.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ log = structlog.get_logger()
 STEP_ROWS, PAGE = 500, 500
 #: Grants of which it is known what is left; beyond, all are read again.
 LEFT_MAX = 20_000
-#: How often it looks where nothing waits: for rows, and where nobody listens for somebody.
+#: The interval of looks for rows while an endpoint listens, and for an endpoint while none does.
 STEP_SECONDS, IDLE_SECONDS = 0.5, 5.0
 #: How often it looks for grants about to end and holds that are over.
 LOOK_SECONDS = 10.0
@@ -263,7 +263,7 @@ class Notifier:
             await self._walk(due.GRANTS, last, until, _ending)
         since = [one.since for one in endpoints if EventType.HOLD_EXPIRED in one.events]
         if since:
-            # So that all that are over are written down, whatever the sweeper does.
+            # All that are over are written down then, even if the sweeper is off.
             await self._sweep_holds()
             feed = await self._store.read(webhook_feed.feed)
             last = Due(max(feed.holds_until, min(since)) - OVERLAP_MS, 0, 0, "")
@@ -300,7 +300,7 @@ class Notifier:
                 for one in told:
                     made.add(one.endpoint, one.place, one.body, one.kept_from)
                 if not await self._make(feed, feed._replace(made=made.last), made.new):
-                    continue  # somebody else has made some, perhaps these
+                    continue  # another server has made some, perhaps these
             if len(found) < PAGE:
                 return
             last = found[-1]
