@@ -1,6 +1,6 @@
 """The figures the ledger is held to, each computed from what a run measured."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from bench.outcome import Outcome
@@ -132,8 +132,3 @@ def _of_numbers(one: Outcome) -> Iterator[Figure]:
     yield from _at_least("verify", one.numbers.get("verify_rows"), VERIFY_ROWS, " rows/s")
     bytes_a_row = one.numbers.get("bytes_a_row")
     yield from _at_most("bytes a row", bytes_a_row, BYTES_A_ROW[one.database])
-
-
-def missed(found: Iterable[Figure]) -> list[Figure]:
-    """Those not reached."""
-    return [one for one in found if not one.reached]

@@ -8,7 +8,7 @@ store/verify/spelling.py.
 import re
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar, TypeVar
 
 from sqlalchemy import (
     CTE,
@@ -26,92 +26,65 @@ from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
 
+T = TypeVar("T")
 
-class snapshot(FunctionElement[str]):  # noqa: N801 # read like a function of SQL
+
+class _Spelled(FunctionElement[T]):
+    """An expression as each database spells it; {0}, {1} stand for what it is made of."""
+
+    sqlite: ClassVar[str]
+    postgresql: ClassVar[str]
+
+
+@compiles(_Spelled)
+def _(element: _Spelled[Any], compiler: SQLCompiler, **kw: Any) -> str:
+    spelled = element.sqlite if compiler.dialect.name == "sqlite" else element.postgresql
+    return spelled.format(*(compiler.process(one, **kw) for one in element.clauses))
+
+
+class snapshot(_Spelled[str]):  # noqa: N801 # read like a function of SQL
     """All rows that this read sees, as a text that later reads compare rows with."""
 
     type = Text()
     inherit_cache = True
+    sqlite = "CAST((SELECT coalesce(max(position), 0) FROM credit_transactions) AS TEXT)"
+    postgresql = "CAST(pg_current_snapshot() AS TEXT)"
 
 
-@compiles(snapshot, "sqlite")
-def _(_element: snapshot, _compiler: SQLCompiler, **_: Any) -> str:
-    return "CAST((SELECT coalesce(max(position), 0) FROM credit_transactions) AS TEXT)"
-
-
-@compiles(snapshot, "postgresql")
-def _(_element: snapshot, _compiler: SQLCompiler, **_: Any) -> str:
-    return "CAST(pg_current_snapshot() AS TEXT)"
-
-
-class was_in(FunctionElement[bool]):  # noqa: N801 # the same
+class was_in(_Spelled[bool]):  # noqa: N801 # the same
     """Whether a row of credit_transactions belongs to this snapshot."""
 
     type = Boolean()
     inherit_cache = True
+    sqlite = "credit_transactions.position <= CAST({0} AS INTEGER)"
+    postgresql = "pg_visible_in_snapshot(credit_transactions.written_in, CAST({0} AS pg_snapshot))"
 
 
-@compiles(was_in, "sqlite")
-def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
-    pin = compiler.process(element.clauses, **kw)
-    return f"credit_transactions.position <= CAST({pin} AS INTEGER)"
-
-
-@compiles(was_in, "postgresql")
-def _(element: was_in, compiler: SQLCompiler, **kw: Any) -> str:
-    pin = compiler.process(element.clauses, **kw)
-    return f"pg_visible_in_snapshot(credit_transactions.written_in, CAST({pin} AS pg_snapshot))"
-
-
-class place(FunctionElement[int]):  # noqa: N801 # the same
+class place(_Spelled[int]):  # noqa: N801 # the same
     """Where a row of credit_transactions stands in the order of commits, to be compared."""
 
     type = BigInteger()
     inherit_cache = True
+    sqlite = "credit_transactions.position"
+    postgresql = "coalesce(credit_transactions.position, credit_transactions.written_in)"
 
 
-@compiles(place, "sqlite")
-def _(_element: place, _compiler: SQLCompiler, **_: Any) -> str:
-    return "credit_transactions.position"
-
-
-@compiles(place, "postgresql")
-def _(_element: place, _compiler: SQLCompiler, **_: Any) -> str:
-    return "coalesce(credit_transactions.position, credit_transactions.written_in)"
-
-
-class at_place(FunctionElement[int]):  # noqa: N801 # the same
+class at_place(_Spelled[int]):  # noqa: N801 # the same
     """A number, given as text, to compare places with."""
 
     type = BigInteger()
     inherit_cache = True
+    sqlite = "CAST({0} AS INTEGER)"
+    postgresql = "CAST(CAST({0} AS text) AS xid8)"
 
 
-@compiles(at_place, "sqlite")
-def _(element: at_place, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST({compiler.process(element.clauses, **kw)} AS INTEGER)"
-
-
-@compiles(at_place, "postgresql")
-def _(element: at_place, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"CAST(CAST({compiler.process(element.clauses, **kw)} AS text) AS xid8)"
-
-
-class horizon(FunctionElement[int]):  # noqa: N801 # the same
+class horizon(_Spelled[int]):  # noqa: N801 # the same
     """The place from which on rows may still appear; all before it that ever will be are seen."""
 
     type = BigInteger()
     inherit_cache = True
-
-
-@compiles(horizon, "sqlite")
-def _(_element: horizon, _compiler: SQLCompiler, **_: Any) -> str:
-    return "(SELECT coalesce(max(position), 0) + 1 FROM credit_transactions)"
-
-
-@compiles(horizon, "postgresql")
-def _(_element: horizon, _compiler: SQLCompiler, **_: Any) -> str:
-    return "pg_snapshot_xmin(pg_current_snapshot())"
+    sqlite = "(SELECT coalesce(max(position), 0) + 1 FROM credit_transactions)"
+    postgresql = "pg_snapshot_xmin(pg_current_snapshot())"
 
 
 def is_snapshot(text: str, dialect: str) -> bool:
@@ -127,21 +100,13 @@ def is_snapshot(text: str, dialect: str) -> bool:
     return 0 < int(first) <= int(end) and (ascending or not under_way)
 
 
-class holds(FunctionElement[bool]):  # noqa: N801 # the same
+class holds(_Spelled[bool]):  # noqa: N801 # the same
     """Whether a text holds another, byte for byte."""
 
     type = Boolean()
     inherit_cache = True
-
-
-@compiles(holds, "sqlite")
-def _(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"instr({compiler.process(element.clauses, **kw)}) > 0"
-
-
-@compiles(holds, "postgresql")
-def _(element: holds, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"strpos({compiler.process(element.clauses, **kw)}) > 0"
+    sqlite = "instr({0}, {1}) > 0"
+    postgresql = "strpos({0}, {1}) > 0"
 
 
 class _Total(TypeDecorator[int]):
@@ -159,7 +124,7 @@ class _Total(TypeDecorator[int]):
         return int(value)
 
 
-class exact_sum(FunctionElement[int]):  # noqa: N801 # the same
+class exact_sum(_Spelled[int]):  # noqa: N801 # the same
     """Σ of 64-bit integers, however large; 0 of none.
 
     SQLite's sum() fails where it passes 64 bits.
@@ -167,57 +132,27 @@ class exact_sum(FunctionElement[int]):  # noqa: N801 # the same
 
     type = _Total()
     inherit_cache = True
+    sqlite = "(sum(({0}) >> 32) || ' ' || sum(({0}) & 4294967295))"
+    postgresql = "sum({0})"
 
 
-@compiles(exact_sum, "sqlite")
-def _(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
-    one = compiler.process(element.clauses, **kw)
-    return f"(sum(({one}) >> 32) || ' ' || sum(({one}) & 4294967295))"
-
-
-@compiles(exact_sum, "postgresql")
-def _(element: exact_sum, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"sum({compiler.process(element.clauses, **kw)})"
-
-
-class receipt_of(FunctionElement[str]):  # noqa: N801 # the same
+class receipt_of(_Spelled[str]):  # noqa: N801 # the same
     """The `receipt_id` in a JSON object kept as text."""
 
     type = Text()
     inherit_cache = True
+    sqlite = "json_extract({0}, '$.receipt_id')"
+    postgresql = "(CAST({0} AS json) ->> 'receipt_id') COLLATE \"C\""
 
 
-@compiles(receipt_of, "sqlite")
-def _(element: receipt_of, compiler: SQLCompiler, **kw: Any) -> str:
-    return f"json_extract({compiler.process(element.clauses, **kw)}, '$.receipt_id')"
-
-
-@compiles(receipt_of, "postgresql")
-def _(element: receipt_of, compiler: SQLCompiler, **kw: Any) -> str:
-    column = compiler.process(element.clauses, **kw)
-    return f"(CAST({column} AS json) ->> 'receipt_id') COLLATE \"C\""
-
-
-class has_value(FunctionElement[bool]):  # noqa: N801 # the same
+class has_value(_Spelled[bool]):  # noqa: N801 # the same
     """Whether a value of a JSON object kept as text, ASCII folded, holds a text."""
 
     type = Boolean()
     inherit_cache = True
-
-
-@compiles(has_value, "sqlite")
-def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
-    column, wanted = (compiler.process(one, **kw) for one in element.clauses)
-    return f"EXISTS (SELECT 1 FROM json_each({column}) AS e WHERE instr(lower(e.value), {wanted}))"
-
-
-@compiles(has_value, "postgresql")
-def _(element: has_value, compiler: SQLCompiler, **kw: Any) -> str:
-    column, wanted = (compiler.process(one, **kw) for one in element.clauses)
-    return (
-        f"EXISTS (SELECT 1 FROM json_each_text(CAST({column} AS json)) AS e"
-        f' WHERE strpos(lower(e.value COLLATE "C"), {wanted}) > 0)'
-    )
+    sqlite = "EXISTS (SELECT 1 FROM json_each({0}) AS e WHERE instr(lower(e.value), {1}))"
+    postgresql = """EXISTS (SELECT 1 FROM json_each_text(CAST({0} AS json)) AS e
+        WHERE strpos(lower(e.value COLLATE "C"), {1}) > 0)"""
 
 
 _PAIRS = {
