@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from creditledger.domain import clock as time
 from creditledger.domain import durations
 from creditledger.ops.config import load
-from creditledger.ops.export_file import Asked, export
+from creditledger.ops.export_file import ExportRequest, export
 from tests.support.rest import BILLS, TRANSACTIONS, USAGE
 from tests.surfaces.test_bills_add_up import zones
 
@@ -124,7 +124,7 @@ async def test_exports_show_every_time(served: Served, zone: str, tmp_path: Path
     query = {"time_zone": zone, "columns": "effective_at"}
     answer = await served.get(f"{TRANSACTIONS}:export", key, **query)
     file = tmp_path / "rows.csv"
-    asked = Asked.of(
+    asked = ExportRequest.of(
         file=file,
         format="csv",
         excel=None,

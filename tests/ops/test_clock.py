@@ -20,7 +20,7 @@ from creditledger.domain.clock_guard import STEADY_MS
 from creditledger.ops.config import Config
 from creditledger.ops.server import build
 from creditledger.store import clock_marks, schema
-from creditledger.store.clock_marks import Mark
+from creditledger.store.clock_marks import ClockMark
 from tests.support.commands import creditledger
 from tests.support.process import process
 from tests.support.refusals import Refused, refused
@@ -312,7 +312,7 @@ async def test_the_sweeper_waits_for_the_grace(database_url: str, machine: Machi
 async def test_the_command(database_url: str, tmp_path: Path) -> None:
     """`clock show` and `clock accept` work while commands are refused and after a restart."""
     now = time.now()
-    long_ago = Mark(now - 100 * DAY, None)
+    long_ago = ClockMark(now - 100 * DAY, None)
     change(database_url, lambda c: clock_marks.write(c, long_ago))
     place = ("--database-url", database_url)
 

@@ -12,7 +12,7 @@ from bench.seed.fill import fill
 
 from creditledger.ops import export_file
 from creditledger.ops.config import load
-from creditledger.ops.export_file import Asked, CannotExport, check
+from creditledger.ops.export_file import CannotExport, ExportRequest, check
 from tests.support.commands import creditledger
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ async def config(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
 
 def asked(
     file: Path, *, digest_line: bool = False, excel: str | None = None, **given: str
-) -> Asked:
+) -> ExportRequest:
     """An export of everything, but for what is given."""
     options = {"format": "csv", "columns": "", "time_zone": "UTC", "start": None, "end": None}
-    return Asked.of(
+    return ExportRequest.of(
         file=file,
         livemode=True,
         digest_line=digest_line,
@@ -50,7 +50,7 @@ class Interrupted(Exception):
     """Somebody pulled the plug."""
 
 
-async def export_until(config: Config, what: Asked, stop: int | None) -> None:
+async def export_until(config: Config, what: ExportRequest, stop: int | None) -> None:
     """Export, and be interrupted after so many rows."""
 
     def on_progress(rows: int, of: int) -> None:

@@ -27,11 +27,11 @@ from creditledger.domain import reconciliation
 from creditledger.domain.reconciliation import (
     CannotReconcile,
     Outcome,
-    Receipt,
+    ReconciledTime,
     Reconciliation,
+    ReportedReceipt,
     TakenBack,
     TopUp,
-    Window,
     window_of,
 )
 from creditledger.domain.views import WalletPlace
@@ -315,7 +315,7 @@ def test_more_than_can_be_kept_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
     file = written(
         tmp_path / "a.csv", *(f"ch_{i},{at(0)},1,0,usd,true,Paid," for i in (1, 2, 2, 3))
     )
-    compared = Reconciliation({}, Window(0, 10))
+    compared = Reconciliation({}, ReconciledTime(0, 10))
     for moment in (1, 2, 10):
         compared.credit(top_up(moment, "", created_at=moment))
 
@@ -343,7 +343,7 @@ def test_the_window_is_that_of_the_file() -> None:
 # --- rules ----------------------------------------------------------------------------------------
 
 
-def receipt(**changes: Any) -> Receipt:
+def receipt(**changes: Any) -> ReportedReceipt:
     """A payment of one dollar."""
     usual = {
         "line": 2,
@@ -355,7 +355,7 @@ def receipt(**changes: Any) -> Receipt:
         "customer": "cus_1",
         "paid": 1,
     }
-    return Receipt(**{**usual, **changes})
+    return ReportedReceipt(**{**usual, **changes})
 
 
 #: Wallets by their numbers: of dollars, of another's dollars, of credits.
@@ -377,10 +377,10 @@ def top_up(sequence: int, receipt_id: str, **changes: Any) -> TopUp:
 class Naive:
     """The outcomes, from lists that are searched from their beginning each time."""
 
-    receipts: dict[str, Receipt]
+    receipts: dict[str, ReportedReceipt]
     top_ups: list[TopUp]
     taken: list[TakenBack]
-    window: Window
+    window: ReconciledTime
     rate: Fraction | str | None  #: Credits for a dollar, "any", or nobody said.
     with_customers: bool
 
@@ -405,7 +405,7 @@ class Naive:
                 found[name, Outcome.UNKNOWN if count == 1 else Outcome.DUPLICATE] += 1
         return found
 
-    def of(self, one: Receipt, ups: list[TopUp]) -> Outcome:
+    def of(self, one: ReportedReceipt, ups: list[TopUp]) -> Outcome:
         if one.paid > 1 or len(ups) > 1:
             return Outcome.DUPLICATE
         if not ups:
@@ -420,7 +420,7 @@ class Naive:
         refunded = Fraction(min(one.refunded, one.amount), one.amount or 1)
         return Outcome.MATCHED if good and back >= refunded else Outcome.DIFFERENT
 
-    def is_worth(self, one: Receipt, up: TopUp) -> bool:
+    def is_worth(self, one: ReportedReceipt, up: TopUp) -> bool:
         if up.wallet == 3:
             if self.rate is None or self.rate == "any":
                 return self.rate == "any"
@@ -498,7 +498,7 @@ def ledgers(draw: st.DrawFn) -> tuple[list[TopUp], list[TakenBack]]:
     with_customers=st.booleans(),
 )
 def test_outcomes_are_those_of_the_naive_rules(
-    there: dict[str, Receipt],
+    there: dict[str, ReportedReceipt],
     ledger: tuple[list[TopUp], list[TakenBack]],
     window: tuple[int, int],
     rate: Fraction | str | None,
@@ -507,7 +507,7 @@ def test_outcomes_are_those_of_the_naive_rules(
     """Whatever was paid, refunded, credited and taken back, in or out of the window."""
     ups, taken = ledger
     rates = {} if rate is None else {("CREDIT", "USD"): None if rate == "any" else Fraction(rate)}
-    compared = Reconciliation(there, Window(*window), rates, with_customers)
+    compared = Reconciliation(there, ReconciledTime(*window), rates, with_customers)
     for up in ups:
         compared.credit(up)
     wallets = compared.refunded()
@@ -515,7 +515,7 @@ def test_outcomes_are_those_of_the_naive_rules(
         if row.wallet in wallets:
             compared.take_back(row)
 
-    naive = Naive(there, ups, taken, Window(*window), rate, with_customers)
+    naive = Naive(there, ups, taken, ReconciledTime(*window), rate, with_customers)
     found = list(compared.findings())
     assert naive.outcomes() == Counter((one.receipt_id, one.outcome) for one in found)
     for one in found:
@@ -534,9 +534,11 @@ def test_outcomes_are_those_of_the_naive_rules(
 def test_a_price_may_be_rounded_either_way(units: int, outcome: str) -> None:
     """10.15 credits, of which there are tenths only: to less than a tenth, and no further."""
     rates = {("CREDIT", "USD"): Fraction("10.15")}
-    compared = Reconciliation({"ch_1": receipt()}, Window(0, 10), rates)
+    compared = Reconciliation({"ch_1": receipt()}, ReconciledTime(0, 10), rates)
     compared.credit(top_up(1, "ch_1", wallet=3, units=units))
-    exact = Reconciliation({"ch_1": receipt()}, Window(0, 10), {("CREDIT", "USD"): Fraction(10)})
+    exact = Reconciliation(
+        {"ch_1": receipt()}, ReconciledTime(0, 10), {("CREDIT", "USD"): Fraction(10)}
+    )
     exact.credit(top_up(1, "ch_1", wallet=3, units=101))
 
     assert [one.outcome for one in compared.findings()] == [outcome]
@@ -834,7 +836,7 @@ def test_what_cannot_be_compared_is_exit_code_2(tmp_path: Path) -> None:
         ((file, "--rate", "USD=1"), "--rate"),
         ((file, "--start", "yesterday"), "--start"),
         ((file, "--time-zone", "Mars"), "--time-zone"),
-        ((file, "--id-column", "Receipt"), "--id-column"),
+        ((file, "--id-column", "ReportedReceipt"), "--id-column"),
     ):
         done = creditledger("reconcile", *given_, "--database-url", url)
         assert (done.returncode, done.stdout) == (2, ""), given_

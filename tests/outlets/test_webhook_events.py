@@ -22,9 +22,9 @@ from creditledger.domain.webhook_events import (
     JITTER,
     PAUSE_MS_MAX,
     TRYING_MS,
+    BalanceMove,
     Crossing,
     Drawn,
-    Moved,
     Threshold,
     crossings,
     depletions,
@@ -192,7 +192,7 @@ def test_crossings_are_those_of_a_naive_model(
     postings: list[tuple[Kind, list[int]]], lines: list[Threshold], chance: Random
 ) -> None:
     """Read in any pieces of whole postings: each change of side, and nothing else."""
-    rows: list[Moved] = []
+    rows: list[BalanceMove] = []
     balance = reference = 0
     #: Balance and reference behind each posting.
     states = [(0, 0, 0)]
@@ -202,7 +202,7 @@ def test_crossings_are_those_of_a_naive_model(
             balance += sign * amount
             if kind in (Kind.TOPUP, Kind.TRANSFER_IN):
                 reference = balance
-            rows.append(Moved(len(rows) + 1, number, kind, balance))
+            rows.append(BalanceMove(len(rows) + 1, number, kind, balance))
         states.append((len(rows), balance, reference))
 
     def low(line: Threshold, state: tuple[int, int, int]) -> bool:

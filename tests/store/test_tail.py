@@ -283,7 +283,7 @@ async def test_a_mark_stands_on_a_row(store: Store, ledger: Ledger) -> None:
     assert Mark.parse(mark.text(), field="after") == mark
     step = await store.read(lambda c: commit_order.step(c, START, 10))
     assert (step.rows[-1].mark, step.mark) == (mark, mark)
-    assert await store.read(lambda c: commit_order.step(c, mark, 10)) == commit_order.Step(
+    assert await store.read(lambda c: commit_order.step(c, mark, 10)) == commit_order.CommitStep(
         [], mark, more=False
     )
 

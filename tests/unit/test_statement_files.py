@@ -8,7 +8,7 @@ import pytest
 
 from creditledger.domain.billing_periods import Bucket
 from creditledger.domain.model import Category, Kind
-from creditledger.domain.statements import About, GrantFacts, Moved, Part, document, figures
+from creditledger.domain.statements import About, GrantFacts, Part, RowSums, document, figures
 from creditledger.domain.views import WalletPlace
 from creditledger.outlets.statements.files import tables
 
@@ -24,9 +24,9 @@ ABOUT = About(
 GRANT = GrantFacts(0, Category.PAID, None, 0, None, None)
 
 
-def late(grant: int, kind: Kind, amount: int) -> Moved:
+def late(grant: int, kind: Kind, amount: int) -> RowSums:
     """A row of a grant that was booked after its period had been closed."""
-    return Moved(Part.PRIOR, grant, kind, 1, amount * UNIT, began=False)
+    return RowSums(Part.PRIOR, grant, kind, 1, amount * UNIT, began=False)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def late(grant: int, kind: Kind, amount: int) -> Moved:
         ([late(1, Kind.USAGE, -2), late(2, Kind.REFUND, 2)], True),
     ],
 )
-def test_a_column_is_there_where_a_grant_has_a_figure(moved: list[Moved], shown: bool) -> None:
+def test_a_column_is_there_where_a_grant_has_a_figure(moved: list[RowSums], shown: bool) -> None:
     """So that each line of the table adds up before its reader's eyes."""
     said = document(ABOUT, figures({1: 5 * UNIT, 2: 5 * UNIT}, 0, moved, {1: GRANT, 2: GRANT}))
 

@@ -41,7 +41,7 @@ GOOD = frozenset({Outcome.MATCHED, Outcome.UNPAID})
 
 
 @dataclass(slots=True)
-class Receipt:
+class ReportedReceipt:
     """A payment as the file tells it, all its lines together."""
 
     line: int  #: The first of its lines; the header is line 1.
@@ -99,7 +99,7 @@ class TakenBack(NamedTuple):
     receipt_id: str | None  #: What its metadata says that it is about.
 
 
-class Window(NamedTuple):
+class ReconciledTime(NamedTuple):
     """The time that is reconciled: [start, end) in milliseconds."""
 
     start: int
@@ -118,12 +118,12 @@ class Difference(NamedTuple):
     ledger: str
 
 
-class Finding(NamedTuple):
+class ReceiptFinding(NamedTuple):
     """A receipt, or what is credited under an id that is none, and what is to be said of it."""
 
     outcome: Outcome
     receipt_id: str
-    receipt: Receipt | None
+    receipt: ReportedReceipt | None
     top_ups: tuple[TopUp, ...]
     taken_back: int  #: In the currency of the first top-up.
     differences: tuple[Difference, ...] = ()
@@ -134,12 +134,16 @@ class Finding(NamedTuple):
 Rates = Mapping[tuple[str, str], Fraction | None]
 
 
-def window_of(receipts: Iterable[Receipt], start: int | None, end: int | None) -> Window:
+def window_of(
+    receipts: Iterable[ReportedReceipt], start: int | None, end: int | None
+) -> ReconciledTime:
     """From the first receipt to the last, but for what is said. Raises CannotReconcile."""
     times = [receipt.created_at for receipt in receipts]
     if not times and (start is None or end is None):
         raise CannotReconcile("There is no payment in the file: say --start and --end.")
-    window = Window(min(times) if start is None else start, max(times) + 1 if end is None else end)
+    window = ReconciledTime(
+        min(times) if start is None else start, max(times) + 1 if end is None else end
+    )
     if window.start >= window.end:
         raise CannotReconcile("--end must be after --start, and the file's payments between them.")
     return window
@@ -154,8 +158,8 @@ def text(amount: int, currency: str) -> str:
 class Reconciliation:
     """A file of receipts, and what of the ledger is held against it."""
 
-    receipts: Mapping[str, Receipt]
-    window: Window
+    receipts: Mapping[str, ReportedReceipt]
+    window: ReconciledTime
     rates: Rates = field(default_factory=dict)
     with_customers: bool = False  #: Whether customers are the same by their ids.
     _credited: dict[str, tuple[TopUp, ...]] = field(default_factory=dict)
@@ -200,7 +204,7 @@ class Reconciliation:
             amount = row.units * top_up.smallest
             self._taken_back[about] = self._taken_back.get(about, 0) + amount
 
-    def findings(self) -> Iterator[Finding]:
+    def findings(self) -> Iterator[ReceiptFinding]:
         """One for each receipt in the order of the file, then what no receipt explains by time."""
         for name, receipt in self.receipts.items():
             top_ups = self._credited.get(name, ())
@@ -212,7 +216,9 @@ class Reconciliation:
         for top_ups in sorted(others, key=lambda ups: (ups[0].created_at, ups[0].id)):
             yield self._unexpected(top_ups)
 
-    def _judged(self, name: str, receipt: Receipt, top_ups: tuple[TopUp, ...]) -> Finding:
+    def _judged(
+        self, name: str, receipt: ReportedReceipt, top_ups: tuple[TopUp, ...]
+    ) -> ReceiptFinding:
         taken_back = self._taken_back.get(name, 0)
         found: tuple[Difference, ...] = ()
         if receipt.paid > 1 or len(top_ups) > 1:
@@ -224,17 +230,17 @@ class Reconciliation:
         else:
             found = tuple(self._differences(receipt, top_ups[0], taken_back))
             outcome = Outcome.DIFFERENT if found else Outcome.MATCHED
-        return Finding(outcome, name, receipt, top_ups, taken_back, found)
+        return ReceiptFinding(outcome, name, receipt, top_ups, taken_back, found)
 
-    def _unexpected(self, top_ups: tuple[TopUp, ...]) -> Finding:
+    def _unexpected(self, top_ups: tuple[TopUp, ...]) -> ReceiptFinding:
         name = top_ups[0].receipt_id
         if len(top_ups) == 1:
-            return Finding(Outcome.UNKNOWN, name, None, top_ups, 0)
+            return ReceiptFinding(Outcome.UNKNOWN, name, None, top_ups, 0)
         times = (Difference("times", "0", str(len(top_ups))),)
-        return Finding(Outcome.DUPLICATE, name, None, top_ups, 0, times)
+        return ReceiptFinding(Outcome.DUPLICATE, name, None, top_ups, 0, times)
 
     def _differences(
-        self, receipt: Receipt, top_up: TopUp, taken_back: int
+        self, receipt: ReportedReceipt, top_up: TopUp, taken_back: int
     ) -> Iterator[Difference]:
         place = top_up.place
         paid, credited = (
@@ -258,7 +264,7 @@ class Reconciliation:
                 f"{text(taken_back, place.currency)} taken back",
             )
 
-    def _is_same(self, receipt: Receipt, top_up: TopUp) -> bool | None:
+    def _is_same(self, receipt: ReportedReceipt, top_up: TopUp) -> bool | None:
         """Whether what was credited is what was paid for; None: nobody said at which rate."""
         sold = top_up.place.currency, receipt.currency
         if sold[0] == sold[1]:

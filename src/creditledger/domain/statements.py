@@ -81,7 +81,7 @@ class Part(IntEnum):
     AFTER = 3
 
 
-class Mark(NamedTuple):
+class StatementMark(NamedTuple):
     """A closed statement as far as later ones depend on it."""
 
     number: int  #: Counted from 1 within the wallet.
@@ -99,7 +99,7 @@ class Label(NamedTuple):
     product_name: str = ""
 
 
-class Moved(NamedTuple):
+class RowSums(NamedTuple):
     """What rows add up to that are alike."""
 
     part: Part
@@ -110,7 +110,7 @@ class Moved(NamedTuple):
     began: bool  #: The row that gave the grant is one of them.
     paid: int = 0  #: What of them paid back overdraft as they added parts to the grant.
 
-    def plus(self, other: "Moved") -> "Moved":
+    def plus(self, other: "RowSums") -> "RowSums":
         """These rows and others of the same part, grant and kind."""
         return self._replace(
             rows=self.rows + other.rows,
@@ -124,7 +124,7 @@ class Moved(NamedTuple):
         return self.paid + (facts.overdraft_paid if self.began else 0)
 
 
-class Used(NamedTuple):
+class UsageSums(NamedTuple):
     """What the same rows add up to by what was used: those of usage and refunds."""
 
     part: Part
@@ -135,7 +135,7 @@ class Used(NamedTuple):
     calls: int  #: Postings that spent something, each with its first row.
     quantity: int  #: The sum of all quantities of their usages.
 
-    def plus(self, other: "Used") -> "Used":
+    def plus(self, other: "UsageSums") -> "UsageSums":
         """These rows and others of the same part, kind and label."""
         return self._replace(
             rows=self.rows + other.rows,
@@ -165,7 +165,7 @@ class GrantFacts(NamedTuple):
 
 
 @dataclass(slots=True)
-class Line:
+class StatementLine:
     """What there was, what moved it, and what there is."""
 
     signs: Mapping[str, int]
@@ -220,8 +220,8 @@ class Figures:
     prior: dict[Kind, Tally]
     by_api_key: dict[str, KeyLine]
     by_product: dict[tuple[str, str], ProductLine]  #: By product id and name.
-    grants: dict[int, Line]
-    overdraft: Line
+    grants: dict[int, StatementLine]
+    overdraft: StatementLine
     facts: Mapping[int, GrantFacts]
 
     @property
@@ -230,9 +230,9 @@ class Figures:
         rows = (*self.by_kind.values(), *self.prior.values())
         return self.opening_balance + sum(one.amount for one in rows)
 
-    def total(self) -> Line:
+    def total(self) -> StatementLine:
         """The lines of all grants in one."""
-        whole = Line(COLUMNS)
+        whole = StatementLine(COLUMNS)
         for line in self.grants.values():
             whole.opening += line.opening
             for name, units in line.moved.items():
@@ -243,10 +243,10 @@ class Figures:
 def figures(
     opening: Mapping[int, int],
     overdraft: int,
-    moved: Iterable[Moved],
+    moved: Iterable[RowSums],
     facts: Mapping[int, GrantFacts],
     repaid: Iterable[Repaid] = (),
-    used: Iterable[Used] = (),
+    used: Iterable[UsageSums] = (),
 ) -> Figures:
     """The figures of a period, of what grants had before it, the overdraft used, and its rows.
 
@@ -259,8 +259,8 @@ def figures(
         prior={},
         by_api_key={},
         by_product={},
-        grants={number: Line(COLUMNS, units) for number, units in opening.items()},
-        overdraft=Line(OVERDRAFT_COLUMNS, overdraft),
+        grants={number: StatementLine(COLUMNS, units) for number, units in opening.items()},
+        overdraft=StatementLine(OVERDRAFT_COLUMNS, overdraft),
         facts=facts,
     )
     for one in moved:
@@ -275,7 +275,7 @@ def figures(
             column = "prior_period" if late else "drawn" if one.amount < 0 else "refunded"
             found.overdraft.add(column, one.amount if column == "refunded" else -one.amount)
             continue
-        line = found.grants.setdefault(one.grant, Line(COLUMNS))
+        line = found.grants.setdefault(one.grant, StatementLine(COLUMNS))
         known = facts[one.grant]
         if late:
             line.add("prior_period", one.amount)
@@ -293,7 +293,7 @@ def figures(
     for back in repaid:
         if back.part in (Part.PERIOD, Part.PRIOR):
             late = back.part is Part.PRIOR
-            line = found.grants.setdefault(back.grant, Line(COLUMNS))
+            line = found.grants.setdefault(back.grant, StatementLine(COLUMNS))
             line.add(*_paid("overdraft_repaid", back.amount, late=late))
             found.overdraft.add(*_paid("repaid", back.amount, late=late))
     _check(found)
@@ -304,7 +304,7 @@ def _paid(column: str, units: int, *, late: bool) -> tuple[str, int]:
     return ("prior_period", -units) if late else (column, units)
 
 
-def _count(found: Figures, one: Used) -> None:
+def _count(found: Figures, one: UsageSums) -> None:
     late = one.part is Part.PRIOR
     key = found.by_api_key.setdefault(one.label.api_key_id, KeyLine())
     key.count += one.rows
@@ -456,7 +456,7 @@ def _tallies(about: About, tallies: Mapping[Kind, Tally]) -> list[Document]:
     ]
 
 
-def _line(about: About, line: Line) -> Document:
+def _line(about: About, line: StatementLine) -> Document:
     text = about.amount
     moved = {name: text(line.moved.get(name, 0)) for name in line.signs}
     return {"opening": text(line.opening), **moved, "closing": text(line.closing)}

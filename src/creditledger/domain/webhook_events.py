@@ -174,7 +174,7 @@ def next_attempt(now: int, give_up_at: int, chance: float) -> int | None:
 # --- crossings ------------------------------------------------------------------------------------
 
 
-class Moved(NamedTuple):
+class BalanceMove(NamedTuple):
     """What a row did to its wallet's balance."""
 
     sequence: int
@@ -193,7 +193,7 @@ class Crossing(NamedTuple):
 
 
 def crossings(
-    before: tuple[int, int] | None, rows: Sequence[Moved], thresholds: Iterable[Threshold]
+    before: tuple[int, int] | None, rows: Sequence[BalanceMove], thresholds: Iterable[Threshold]
 ) -> Iterator[Crossing]:
     """What whole postings did, one after the other: several rows of one are one step.
 

@@ -15,7 +15,7 @@ from creditledger.domain.clock_guard import LEAP_MS_MAX, TOLERANCE_MS, State, Ve
 from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store, change_keys, clock_marks
 from creditledger.store.change_keys import Intent, Kept
-from creditledger.store.clock_marks import Acceptance, Mark
+from creditledger.store.clock_marks import Acceptance, ClockMark
 from creditledger.store.ledger_clock import LedgerClock
 
 log = structlog.get_logger()
@@ -48,11 +48,11 @@ class ClockWatch:
         """
         shown = await self._shown()
 
-        def known(connection: Connection) -> tuple[Mark | None, Acceptance | None]:
+        def known(connection: Connection) -> tuple[ClockMark | None, Acceptance | None]:
             mark = clock_marks.mark(connection)
             if mark is None:
                 posted = clock_marks.last_posted(connection, shown)
-                mark = None if posted is None else Mark(posted, None)
+                mark = None if posted is None else ClockMark(posted, None)
             return mark, clock_marks.last_acceptance(connection)
 
         mark, accepted = await self._store.read(known)
@@ -143,7 +143,7 @@ class ClockWatch:
                     return
             elif 0 <= verdict.now - before.now < every_ms:
                 return
-        mark = Mark(verdict.now, None if verdict.state is State.TRUSTED else verdict.shown)
+        mark = ClockMark(verdict.now, None if verdict.state is State.TRUSTED else verdict.shown)
         await self._store.write(lambda c: clock_marks.write(c, mark))
         self._noted = verdict
         if verdict.state is not State.TRUSTED:

@@ -26,7 +26,7 @@ from creditledger.outlets.exports import stream as export_stream
 from creditledger.outlets.exports.files import FORMATS, Export, Format, check_digest_line
 from creditledger.outlets.exports.stream import Walk
 from creditledger.store.read import lists
-from creditledger.store.read.export_walk import Place
+from creditledger.store.read.export_walk import ExportPlace
 from creditledger.store.read.transaction_reads import Filters
 
 #: Rows of one transaction.
@@ -44,7 +44,7 @@ class CannotExport(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ExportRequest:
     """What to write where."""
 
     file: Path
@@ -69,7 +69,7 @@ class Asked:
         end: str | None,
         livemode: bool,
         **narrowed: str | None,
-    ) -> "Asked":
+    ) -> "ExportRequest":
         """From the command's options. Raises WrongOption."""
         try:
             format_ = fields.word(format, FORMATS, field="format")
@@ -145,7 +145,9 @@ def check(file: Path) -> Whole:
         raise CannotExport(f"{file} cannot be read: {error.strerror}.") from None
 
 
-async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, int], None]) -> Whole:
+async def export(
+    config: Config, asked: ExportRequest, *, on_progress: Callable[[int, int], None]
+) -> Whole:
     """Write it, or go on with it. Raises CannotExport, CannotStart."""
     await require_schema(config)
     if asked.file.exists():
@@ -175,7 +177,7 @@ async def export(config: Config, asked: Asked, *, on_progress: Callable[[int, in
 
 async def _write(
     config: Config,
-    asked: Asked,
+    asked: ExportRequest,
     export: Export,
     walk: Walk,
     out: BinaryIO,
@@ -198,7 +200,7 @@ async def _write(
     os.fsync(out.fileno())
 
 
-def _save(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryIO) -> None:
+def _save(config: Config, asked: ExportRequest, export: Export, walk: Walk, out: BinaryIO) -> None:
     """What is written is on disk before it is said to be."""
     out.flush()
     os.fsync(out.fileno())
@@ -218,7 +220,9 @@ def _save(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryI
     fresh.replace(asked.state)
 
 
-def _resumed(config: Config, asked: Asked, export: Export, walk: Walk, out: BinaryIO) -> bool:
+def _resumed(
+    config: Config, asked: ExportRequest, export: Export, walk: Walk, out: BinaryIO
+) -> bool:
     """Whether there was something to go on with; everything stands behind it then."""
     state: dict[str, Any] = {}
     with suppress(FileNotFoundError, ValueError):
@@ -236,5 +240,5 @@ def _resumed(config: Config, asked: Asked, export: Export, walk: Walk, out: Bina
     out.seek(0)
     sums = {(currency, scale): amount for currency, scale, amount in state["sums"]}
     export.resume(state["rows"], sums, out)
-    walk.pin, walk.after = state["pin"], Place(*state["behind"])
+    walk.pin, walk.after = state["pin"], ExportPlace(*state["behind"])
     return True

@@ -20,7 +20,12 @@ from zoneinfo import ZoneInfo
 
 from creditledger.domain import clock, money
 from creditledger.domain.errors import InvalidField, echo
-from creditledger.domain.reconciliation import POWERS, RECEIPTS_MAX, CannotReconcile, Receipt
+from creditledger.domain.reconciliation import (
+    POWERS,
+    RECEIPTS_MAX,
+    CannotReconcile,
+    ReportedReceipt,
+)
 
 #: Lines between two calls of progress.
 STEP_LINES = 10_000
@@ -99,10 +104,10 @@ class Spelling:
 class Receipts:
     """What a file holds."""
 
-    by_id: dict[str, Receipt] = field(default_factory=dict)
+    by_id: dict[str, ReportedReceipt] = field(default_factory=dict)
     returns_elsewhere: int = 0  #: Refunds and disputes of payments that are not in the file.
 
-    def add(self, name: str, new: Receipt) -> None:
+    def add(self, name: str, new: ReportedReceipt) -> None:
         """One more line. Raises CannotReconcile at more than can be kept.
 
         An attempt that failed gives way to the one that did not; a payment that is there twice
@@ -294,7 +299,7 @@ class _Layout:
             receipt.status = intern(category)
         receipts.add(name, receipt)
 
-    def _convert(self, receipt: Receipt, values: list[str]) -> bool:
+    def _convert(self, receipt: ReportedReceipt, values: list[str]) -> bool:
         """Take the amount that the customer saw, where it is in another currency."""
         said = self._value(values, "shown currency")
         if not said or said.upper() == receipt.currency:
@@ -305,11 +310,11 @@ class _Layout:
         receipt.currency = currency
         return True
 
-    def _receipt(self, line: int, values: list[str]) -> Receipt:
+    def _receipt(self, line: int, values: list[str]) -> ReportedReceipt:
         currency = self._currency(values, "currency")
         amount = self._amount(values, "amount", currency)
         customer = self._value(values, "customer")
-        return Receipt(line, self._moment(values), currency, amount, 0, "", customer, 0)
+        return ReportedReceipt(line, self._moment(values), currency, amount, 0, "", customer, 0)
 
     def _currency(self, values: list[str], what: str) -> str:
         said = self._value(values, what)

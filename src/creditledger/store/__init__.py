@@ -95,7 +95,7 @@ class _Database(Protocol):
     ) -> T: ...
 
 
-class _Kind(Protocol):
+class _Backend(Protocol):
     """What the module of a kind of database knows."""
 
     def check(self, url: str) -> None: ...
@@ -108,7 +108,7 @@ class _Kind(Protocol):
     async def migrate(self, url: str, change: Callable[[Connection], T]) -> T: ...
 
 
-def _kind(url: str) -> _Kind:
+def _kind(url: str) -> _Backend:
     return postgres_database if _is_postgres(url) else sqlite_database
 
 

@@ -22,7 +22,7 @@ _LAST_POSTED = text("SELECT max(posted_at) FROM wallet_states WHERE posted_at <=
 _DATABASE_CLOCK = text("SELECT CAST(floor(extract(epoch FROM clock_timestamp()) * 1000) AS bigint)")
 
 
-class Mark(NamedTuple):
+class ClockMark(NamedTuple):
     """The ledger's time when a server last wrote it down."""
 
     seen_at: int
@@ -38,13 +38,13 @@ class Acceptance(NamedTuple):
     accepted_by: str
 
 
-def mark(connection: Connection) -> Mark | None:
+def mark(connection: Connection) -> ClockMark | None:
     """The last one; None before the first."""
     found = connection.execute(select(s.seen_at, s.doubted_at)).one_or_none()
-    return None if found is None else Mark(*found)
+    return None if found is None else ClockMark(*found)
 
 
-def write(connection: Connection, new: Mark) -> None:
+def write(connection: Connection, new: ClockMark) -> None:
     """Put this one in the place of the last."""
     connection.execute(_WRITE, new._asdict())
 
@@ -70,7 +70,7 @@ def accept(
     last = connection.execute(select(func.coalesce(func.max(a.number), 0))).scalar_one()
     new = Acceptance(last + 1, accepted_at, expected_at, accepted_by)
     connection.execute(schema.clock_acceptances.insert().values(new._asdict()))
-    write(connection, Mark(accepted_at, None))
+    write(connection, ClockMark(accepted_at, None))
     return new
 
 

@@ -64,7 +64,7 @@ def export(
     if check:
         done = export_file.check(file)
     else:
-        asked = export_file.Asked.of(
+        asked = export_file.ExportRequest.of(
             file=file,
             format=file_format,
             columns=columns,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from creditledger.domain import clock, money
 from creditledger.domain.reconciliation import (
-    Finding,
     Outcome,
+    ReceiptFinding,
     Reconciliation,
     TopUp,
     text,
@@ -37,7 +37,7 @@ def heading(file: Path, provider: str, found: Receipts, compared: Reconciliation
     }
 
 
-def _print_text(head: _Head, counts: _Counts, findings: Iterator[Finding]) -> None:
+def _print_text(head: _Head, counts: _Counts, findings: Iterator[ReceiptFinding]) -> None:
     say(f"{head['file']} and top-ups of {head['provider']}, {head['start']} to {head['end']}")
     for outcome in Outcome:
         say(f"  {outcome:10} {counts.get(outcome, 0)}")
@@ -52,7 +52,7 @@ def _print_text(head: _Head, counts: _Counts, findings: Iterator[Finding]) -> No
         say(f"and {more} more: --format csv has all of them")
 
 
-def _row(one: Finding) -> tuple[str, ...]:
+def _row(one: ReceiptFinding) -> tuple[str, ...]:
     receipt, top_ups = one.receipt, one.top_ups
     when = top_ups[0].created_at if receipt is None else receipt.created_at
     return (
@@ -74,7 +74,7 @@ _CSV = (
 )
 
 
-def _print_csv(_head: _Head, _counts: _Counts, findings: Iterator[Finding]) -> None:
+def _print_csv(_head: _Head, _counts: _Counts, findings: Iterator[ReceiptFinding]) -> None:
     """A line for each top-up of a finding, or one where there is none."""
     out = csv.writer(sys.stdout, lineterminator="\n")
     out.writerow(_CSV)
@@ -85,11 +85,11 @@ def _print_csv(_head: _Head, _counts: _Counts, findings: Iterator[Finding]) -> N
             out.writerow([*about, *credited])
 
 
-def _said(one: Finding) -> str:
+def _said(one: ReceiptFinding) -> str:
     return safe("; ".join(f"{what}: {file} / {ledger}" for what, file, ledger in one.differences))
 
 
-def _cells(one: Finding) -> list[object]:
+def _cells(one: ReceiptFinding) -> list[object]:
     receipt = one.receipt
     if receipt is None:
         return [""] * 7
@@ -113,7 +113,7 @@ def _credited(up: TopUp, taken_back: int) -> list[object]:
     ]
 
 
-def _print_json(head: _Head, counts: _Counts, findings: Iterator[Finding]) -> None:
+def _print_json(head: _Head, counts: _Counts, findings: Iterator[ReceiptFinding]) -> None:
     """One object, written finding by finding: there may be a million of them."""
     told = {**head, **{outcome.value: counts.get(outcome, 0) for outcome in Outcome}}
     sys.stdout.write(json.dumps(told, ensure_ascii=False, indent=2).removesuffix("\n}"))
@@ -125,7 +125,7 @@ def _print_json(head: _Head, counts: _Counts, findings: Iterator[Finding]) -> No
     say("\n  ]\n}" if comma else "]\n}")
 
 
-def _plain(one: Finding) -> dict[str, object]:
+def _plain(one: ReceiptFinding) -> dict[str, object]:
     receipt = one.receipt
     about: dict[str, object] = {}
     if receipt is not None:
@@ -162,7 +162,7 @@ def _decimal(amount: int) -> str:
     return money.text(amount, money.SCALE_MAX)
 
 
-PRINTED: Mapping[str, Callable[[_Head, _Counts, Iterator[Finding]], None]] = {
+PRINTED: Mapping[str, Callable[[_Head, _Counts, Iterator[ReceiptFinding]], None]] = {
     "text": _print_text,
     "csv": _print_csv,
     "json": _print_json,

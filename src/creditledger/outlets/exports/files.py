@@ -21,7 +21,7 @@ from creditledger.domain import clock, ids, money
 from creditledger.domain.model import Dimension, Kind, Type
 from creditledger.domain.views import WalletPlace, source
 from creditledger.outlets.exports.checksums import NotWhole
-from creditledger.store.read.export_walk import Line
+from creditledger.store.read.export_walk import ExportRow
 
 Format = Literal["csv", "ndjson"]
 FORMATS: Mapping[str, Format] = {"csv": "csv", "ndjson": "ndjson"}
@@ -71,7 +71,7 @@ _TYPE_WORDS = {type_.value: type_.word for type_ in Type}
 class Shown(NamedTuple):
     """A line, and what its numbers stand for."""
 
-    line: Line
+    line: ExportRow
     wallet: WalletPlace
     dimension: Dimension
     zone: ZoneInfo
@@ -200,7 +200,7 @@ class Export:
 
     def body(
         self,
-        lines: Sequence[Line],
+        lines: Sequence[ExportRow],
         wallets: Mapping[int, WalletPlace],
         dimensions: Mapping[tuple[int, int], Dimension],
     ) -> bytes:

@@ -35,7 +35,7 @@ from creditledger.outlets.exports.files import (
 from creditledger.store import Store, finished_exports
 from creditledger.store.finished_exports import Finished
 from creditledger.store.read import export_walk, lists
-from creditledger.store.read.export_walk import Line, Place
+from creditledger.store.read.export_walk import ExportPlace, ExportRow
 from creditledger.store.read.transaction_reads import Filters, wallets_of
 
 #: Exports of one process at the same time.
@@ -54,7 +54,7 @@ log = structlog.get_logger()
 class ExportStep(NamedTuple):
     """Rows of one transaction, and what is new of what they refer to."""
 
-    lines: list[Line]
+    lines: list[ExportRow]
     wallets: dict[int, WalletPlace]
     dimensions: dict[tuple[int, int], Dimension]
 
@@ -67,7 +67,7 @@ class Walk:
     kinds: Sequence[Kind] | None = None
     size: int = field(default_factory=lambda: STEP_ROWS)  #: Rows of a step.
     pin: str | None = None
-    after: Place | None = None
+    after: ExportPlace | None = None
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
     _dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)
 

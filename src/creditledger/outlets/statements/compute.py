@@ -28,7 +28,7 @@ from creditledger.store import Store, wallet_keys
 from creditledger.store.registry import records
 from creditledger.store.statements import basis as statement_basis
 from creditledger.store.statements import closed as closed_statements
-from creditledger.store.statements.basis import NAMED_MAX, Basis, Sums
+from creditledger.store.statements.basis import NAMED_MAX, Basis, StatementSums
 from creditledger.store.statements.closed import Closed
 from creditledger.store.wallet_keys import Binding
 
@@ -178,7 +178,7 @@ class Statements:
                 raise answer
 
     async def _figures(self, basis: Basis, wanted: StatementPeriod) -> Figures:
-        sums = Sums()
+        sums = StatementSums()
         for step in statement_basis.steps(basis):
             read = partial(statement_basis.step, one=step, period=wanted.bucket)
             sums.add(await self._store.read(read))

@@ -34,7 +34,7 @@ from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store
 from creditledger.store.sealing import CannotUnseal, Seal
 from creditledger.store.webhooks import feed as webhook_feed
-from creditledger.store.webhooks.feed import Claimed, Outcome
+from creditledger.store.webhooks.feed import AttemptOutcome, Claimed
 
 log = structlog.get_logger()
 
@@ -134,9 +134,9 @@ class _Network(httpcore.AsyncNetworkBackend):
         await asyncio.sleep(seconds)
 
 
-def _given_back(claimed: Claimed, now: int) -> Outcome:
+def _given_back(claimed: Claimed, now: int) -> AttemptOutcome:
     """Not sent: it may be claimed again at once."""
-    return Outcome(claimed, False, None, None, now, unsent=True)
+    return AttemptOutcome(claimed, False, None, None, now, unsent=True)
 
 
 class Deliverer:
@@ -173,8 +173,8 @@ class Deliverer:
         self._forgot_at: float | None = None
         self._connections = asyncio.Semaphore(connections)
         self._places_of: dict[int, asyncio.Semaphore] = {}  #: By endpoint with something claimed.
-        self._sending: dict[asyncio.Task[Outcome], Claimed] = {}
-        self._ended: list[Outcome] = []
+        self._sending: dict[asyncio.Task[AttemptOutcome], Claimed] = {}
+        self._ended: list[AttemptOutcome] = []
         self._failing: set[int] = set()  #: Endpoints whose last attempt did not succeed.
         self._last = 0  #: The endpoint that was last looked at: the next one comes first.
         # No receiver gains by guessing the time of the next attempt.
@@ -269,7 +269,7 @@ class Deliverer:
             self._ended = ended + self._ended
             raise
 
-    def _done(self, task: "asyncio.Task[Outcome]") -> None:
+    def _done(self, task: "asyncio.Task[AttemptOutcome]") -> None:
         if task.cancelled():
             return
         claimed = self._sending.pop(task)
@@ -285,7 +285,7 @@ class Deliverer:
 
     async def _in_turn(
         self, endpoint: Endpoint, claimed: Claimed, places: asyncio.Semaphore, *, probe: bool
-    ) -> Outcome:
+    ) -> AttemptOutcome:
         """An attempt when there is a place for it, unless the endpoint has begun to fail by then.
 
         `probe`: it failed already, and this is to see whether it still does.
@@ -299,7 +299,7 @@ class Deliverer:
                     return _given_back(claimed, now)
                 return await self._attempt(endpoint, claimed)
 
-    async def _attempt(self, endpoint: Endpoint, claimed: Claimed) -> Outcome:
+    async def _attempt(self, endpoint: Endpoint, claimed: Claimed) -> AttemptOutcome:
         status: int | None = None
         error: str | None = None
         try:
@@ -328,7 +328,7 @@ class Deliverer:
             again = next_attempt(now, claimed.give_up_at, self._chance.random())
         id_ = ids.compose("evt", claimed.wallet, claimed.number)
         log.info("webhook", endpoint=endpoint.id, event_id=id_, status=status, error=error)
-        return Outcome(claimed, error is None, status, error, again, gone)
+        return AttemptOutcome(claimed, error is None, status, error, again, gone)
 
     async def _post(self, endpoint: Endpoint, claimed: Claimed) -> int:
         """The status of the answer."""

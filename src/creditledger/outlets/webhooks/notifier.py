@@ -23,11 +23,11 @@ from creditledger.domain.errors import InvalidField
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.domain.webhook_events import (
     OF_BALANCE,
+    BalanceMove,
     Crossing,
     Drawn,
     Endpoint,
     EventType,
-    Moved,
     Place,
     Threshold,
     crossings,
@@ -59,7 +59,7 @@ OVERLAP_MS = 2 * time.MINUTE
 
 
 @dataclass(slots=True)
-class _Made:
+class _NewDeliveries:
     """Deliveries numbered one after the other, as they are made."""
 
     last: int
@@ -78,10 +78,10 @@ class _Balances(NamedTuple):
     """How postings of a wallet moved its balance."""
 
     before: tuple[int, int] | None
-    rows: list[Moved]
+    rows: list[BalanceMove]
 
 
-class _Seen(NamedTuple):
+class _SeenRows(NamedTuple):
     """A step of the rows, with all that is needed to tell of them."""
 
     feed: Feed
@@ -176,7 +176,7 @@ class Notifier:
             self._on_made()
         return made
 
-    def _see(self, connection: Connection) -> _Seen | None:
+    def _see(self, connection: Connection) -> _SeenRows | None:
         endpoints = webhook_feed.listening(connection)
         if not endpoints:
             return None
@@ -191,7 +191,7 @@ class Notifier:
             # worse here than what is told of late by lists.
             log.error("webhooks begin anew at the end of the ledger", mark=feed.mark)
             end = commit_order.end(connection)
-            return _Seen(feed, end, end, False, endpoints, {}, {}, {}, [])
+            return _SeenRows(feed, end, end, False, endpoints, {}, {}, {}, [])
         step = commit_order.step(connection, begun, STEP_ROWS)
         wallets = export_walk.wallets(connection, {row.wallet for row in step.rows})
         heard = [row for row in step.rows if _any_hears(endpoints, wallets[row.wallet])]
@@ -203,7 +203,7 @@ class Notifier:
                 strict=True,
             )
         }
-        return _Seen(
+        return _SeenRows(
             feed,
             begun,
             step.mark,
@@ -218,7 +218,7 @@ class Notifier:
     def _depleted(
         self,
         connection: Connection,
-        step: commit_order.Step,
+        step: commit_order.CommitStep,
         begun: Mark,
         endpoints: Sequence[Endpoint],
         wallets: dict[int, WalletPlace],
@@ -296,7 +296,7 @@ class Notifier:
 
             feed, found, told = await self._store.read(see)
             if told:
-                made = _Made(feed.made)
+                made = _NewDeliveries(feed.made)
                 for one in told:
                     made.add(one.endpoint, one.place, one.body, one.kept_from)
                 if not await self._make(feed, feed._replace(made=made.last), made.new):
@@ -410,9 +410,9 @@ def _balances(
     return found
 
 
-def _events(seen: _Seen) -> _Made:
+def _events(seen: _SeenRows) -> _NewDeliveries:
     """The deliveries that a step makes, in the order of its rows."""
-    made = _Made(seen.feed.made)
+    made = _NewDeliveries(seen.feed.made)
 
     def begun(endpoint: Endpoint, place: tuple[int, int]) -> bool:
         mark, _ = seen.rows[place]

@@ -35,7 +35,7 @@ from creditledger.store.postgres.writer import (
     LOST,
     WALLET_LOCK_MS_MAX,
     Plans,
-    Writer,
+    PostgresWriter,
     is_not_now,
 )
 from creditledger.store.read.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
@@ -277,7 +277,7 @@ class Postgres:
         self._readers = Pool(_reader(url, readers, read_seconds_max))
         self._urgent = Pool(_reader(url, URGENT_READERS, read_seconds_max))
         self._replica = _replica(replica_url, readers, read_seconds_max) if replica_url else None
-        self._writer = Writer(self._connect, clock)
+        self._writer = PostgresWriter(self._connect, clock)
 
     async def open(self) -> None:
         """Connect. Raises CannotOpen, also for a server that could lose what it acknowledged."""

@@ -95,7 +95,7 @@ class _Fixed(NamedTuple):
     columns: Sequence[Any]  #: Of WALLET.
 
 
-class Writer:
+class PostgresWriter:
     """One connection that writes postings, made when it is needed and again when it is lost."""
 
     def __init__(self, connect: Connect, clock: LedgerClock) -> None:

@@ -80,7 +80,7 @@ class Passed(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class CommitStep:
     """Some rows, in the order of commits."""
 
     rows: list[Passed]
@@ -158,7 +158,7 @@ def found_again(connection: Connection, mark: Mark) -> Mark:
     return back
 
 
-def step(connection: Connection, after: Mark, size: int) -> Step:
+def step(connection: Connection, after: Mark, size: int) -> CommitStep:
     """The next rows behind a mark that was begun at, at most `size`.
 
     One look by key more finds out whether the database still has the row of the mark.
@@ -183,7 +183,7 @@ def step(connection: Connection, after: Mark, size: int) -> Step:
         Passed(Mark(position, wallet, sequence, written_at), *rest)
         for position, wallet, sequence, written_at, *rest in connection.execute(query)
     ]
-    return Step(rows, rows[-1].mark if rows else after, more=len(rows) == size)
+    return CommitStep(rows, rows[-1].mark if rows else after, more=len(rows) == size)
 
 
 # --- rows of another PostgreSQL -------------------------------------------------------------------

@@ -27,7 +27,7 @@ t, p, d, w = (
 )
 
 
-class Line(NamedTuple):
+class ExportRow(NamedTuple):
     """A row with what of its posting is told, as it lies in the database: JSON is text."""
 
     wallet: int
@@ -51,12 +51,12 @@ class Line(NamedTuple):
     linked_posting: int | None
 
     @property
-    def place(self) -> "Place":
+    def place(self) -> "ExportPlace":
         """Where in the walk it stands."""
-        return Place(self.created_at, self.wallet, self.sequence)
+        return ExportPlace(self.created_at, self.wallet, self.sequence)
 
 
-class Place(NamedTuple):
+class ExportPlace(NamedTuple):
     """Where a walk stands: the last row that it gave."""
 
     created_at: int
@@ -84,10 +84,10 @@ def step(
     connection: Connection,
     filters: Filters,
     pinned: str,
-    after: Place | None,
+    after: ExportPlace | None,
     size: int,
     kinds: Sequence[Kind] | None = None,
-) -> list[Line]:
+) -> list[ExportRow]:
     """The next rows of the walk, at most `size`; fewer only at its end.
 
     `kinds`, for filters that name a customer: only rows of these.
@@ -103,7 +103,7 @@ def step(
         if after is not None:
             query = query.where(t.created_at >= after.created_at)
         return _lines(connection, query.order_by(*ORDER).limit(size))
-    found: list[Line] = []
+    found: list[ExportRow] = []
     for number, last, _ in wallets:
         whole = span(connection, number, last, start, filters.end)
         for query in _of_kinds(whole, kinds):
@@ -120,8 +120,8 @@ def _of_kinds(whole: Span, kinds: Sequence[Kind] | None) -> Iterable[Select[Any]
     return [query.where(is_kind(kind)) for kind in kinds]
 
 
-def _lines(connection: Connection, rows: Select[Any]) -> list[Line]:
-    found = map(Line._make, connection.execute(with_postings(rows, *_OF_POSTING)))
+def _lines(connection: Connection, rows: Select[Any]) -> list[ExportRow]:
+    found = map(ExportRow._make, connection.execute(with_postings(rows, *_OF_POSTING)))
     return sorted(found, key=lambda line: line.place)
 
 

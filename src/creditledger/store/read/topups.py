@@ -41,7 +41,7 @@ _ORDER = (t.wallet_number, t.kind, t.sequence)
 WALLETS_MAX = 1_000
 
 
-class Place(NamedTuple):
+class TopUpPlace(NamedTuple):
     """Where a walk stands: all that comes before has been read."""
 
     wallet: int
@@ -50,7 +50,7 @@ class Place(NamedTuple):
 
 
 #: Before every row.
-BEGINNING = Place(0, 0, 0)
+BEGINNING = TopUpPlace(0, 0, 0)
 
 
 def last_wallet(connection: Connection) -> int:
@@ -76,13 +76,13 @@ _LINES = (
 
 def step(
     connection: Connection,
-    after: Place,
+    after: TopUpPlace,
     size: int,
     *,
     provider: str,
     livemode: bool,
     since: int,
-) -> tuple[list[TopUp], Place]:
+) -> tuple[list[TopUp], TopUpPlace]:
     """The provider's top-ups among the next rows, at most `size`, written from `since` on.
 
     And where the walk stands then; it begins at BEGINNING and ends behind `last_wallet`.
@@ -101,7 +101,7 @@ def step(
         if said.get("provider") == provider and place.livemode == livemode:
             name = said.get("receipt_id", "")
             found.append(TopUp(wallet, sequence, grant, place, amount, created_at, name))
-    return found, Place(*rows[-1][:3]) if len(rows) == size else Place(last + 1, 0, 0)
+    return found, TopUpPlace(*rows[-1][:3]) if len(rows) == size else TopUpPlace(last + 1, 0, 0)
 
 
 _TAKEN = (

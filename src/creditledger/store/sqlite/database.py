@@ -161,7 +161,7 @@ class SQLite:
         """Raises DatabaseLocked."""
         file = path(url)
         self._lock = sqlite_writer.lock(file)
-        self._writer = sqlite_writer.Writer(file, clock)
+        self._writer = sqlite_writer.SqliteWriter(file, clock)
         self._readers = Pool(sqlite_writer.reader_engine(file, readers))
         # Who calls must be known whatever else is read.
         self._urgent = Pool(sqlite_writer.reader_engine(file, 1))

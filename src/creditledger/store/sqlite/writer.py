@@ -155,7 +155,7 @@ def reading_engine(path: Path) -> Engine:
     return engine
 
 
-class Writer:
+class SqliteWriter:
     """The one connection that writes, and the thread it lives in."""
 
     def __init__(self, path: Path, clock: LedgerClock) -> None:

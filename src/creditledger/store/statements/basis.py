@@ -30,11 +30,11 @@ from creditledger.domain.statements import (
     Figures,
     GrantFacts,
     Label,
-    Mark,
-    Moved,
     Part,
     Repaid,
-    Used,
+    RowSums,
+    StatementMark,
+    UsageSums,
     figures,
 )
 from creditledger.store import schema
@@ -85,7 +85,7 @@ class Basis:
 
     wallet: Wallet
     customer_name: str
-    marks: list[Mark]
+    marks: list[StatementMark]
     first: int  #: No row before it belongs to the period, or after it.
     repaid: list["Later"]  #: What grants paid back as they began or ended, from the period on.
 
@@ -98,14 +98,14 @@ class Later(NamedTuple):
     repaid_at: int
     sequence: int  #: The wallet's last row when it was written down.
 
-    def moved_to(self, marks: Iterable[Mark]) -> int | None:
+    def moved_to(self, marks: Iterable[StatementMark]) -> int | None:
         """The end of the last statement that was closed before it was written."""
         ends = [mark.ends_at for mark in marks if mark.closed_sequence < self.sequence]
         return ends[-1] if ends and ends[-1] > self.repaid_at else None
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ReadStep:
     """Rows to be added up in one read, all written after the same closed statements."""
 
     rows: Span
@@ -135,7 +135,7 @@ def later(connection: Connection, wallet: int, start: int, sequence: int) -> lis
     return [Later(*row) for row in connection.execute(query)]
 
 
-def steps(found: Basis) -> Iterator[Step]:
+def steps(found: Basis) -> Iterator[ReadStep]:
     """The rows from `first` on, in pieces for one read each."""
     number, last = found.wallet.number, found.wallet.sequence
     moved_to, at = None, found.first
@@ -143,12 +143,14 @@ def steps(found: Basis) -> Iterator[Step]:
         through = last if mark is None else min(mark.closed_sequence, last)
         while at <= through:
             end = min(through, at + STEP_ROWS - 1)
-            yield Step(Span(number, at, end), moved_to)
+            yield ReadStep(Span(number, at, end), moved_to)
             at = end + 1
         moved_to = None if mark is None else mark.ends_at
 
 
-def step(connection: Connection, one: Step, period: Bucket) -> list[tuple[Moved, Used | None]]:
+def step(
+    connection: Connection, one: ReadStep, period: Bucket
+) -> list[tuple[RowSums, UsageSums | None]]:
     """What these rows add up to, as far as they are of the period or after it."""
     start, end = (literal(moment, BigInteger) for moment in (period.start, period.end))
     whens = [
@@ -197,14 +199,16 @@ def step(connection: Connection, one: Step, period: Bucket) -> list[tuple[Moved,
     return [sums_of(*row) for row in connection.execute(query)]
 
 
-def sums_of(part: int, grant: int | None, kind: int, *rest: Any) -> tuple[Moved, Used | None]:
+def sums_of(
+    part: int, grant: int | None, kind: int, *rest: Any
+) -> tuple[RowSums, UsageSums | None]:
     """What rows add up to, by grant and by what was used, of the columns of a query."""
     api_key_id, product_id, product_name, rows, amount, began, paid, calls, quantity = rest
-    moved = Moved(Part(part), grant, Kind(kind), rows, amount, bool(began), paid)
+    moved = RowSums(Part(part), grant, Kind(kind), rows, amount, bool(began), paid)
     if moved.kind not in (Kind.USAGE, Kind.REFUND):
         return moved, None
     label = Label(api_key_id, product_id, product_name)
-    return moved, Used(moved.part, moved.kind, label, rows, amount, calls, quantity)
+    return moved, UsageSums(moved.part, moved.kind, label, rows, amount, calls, quantity)
 
 
 def _part(moment: int, period: Bucket) -> Part:
@@ -214,14 +218,14 @@ def _part(moment: int, period: Bucket) -> Part:
     return Part.PRIOR if moment < period.end else Part.AFTER
 
 
-class Sums:
+class StatementSums:
     """What the rows of several reads add up to."""
 
     def __init__(self) -> None:
-        self._moved: dict[tuple[Part, int | None, Kind], Moved] = {}
-        self._used: dict[tuple[Part, Kind, Label], Used] = {}
+        self._moved: dict[tuple[Part, int | None, Kind], RowSums] = {}
+        self._used: dict[tuple[Part, Kind, Label], UsageSums] = {}
 
-    def add(self, sums: Iterable[tuple[Moved, Used | None]]) -> None:
+    def add(self, sums: Iterable[tuple[RowSums, UsageSums | None]]) -> None:
         """Add those of one read. Raises ResultTooLarge."""
         for moved, used in sums:
             of_grant = self._moved.get(moved[:3])
@@ -235,17 +239,17 @@ class Sums:
             )
 
     @property
-    def moved(self) -> Collection[Moved]:
+    def moved(self) -> Collection[RowSums]:
         """By grant, each with each kind once in each part."""
         return self._moved.values()
 
     @property
-    def used(self) -> Collection[Used]:
+    def used(self) -> Collection[UsageSums]:
         """By what was used, in the same way."""
         return self._used.values()
 
 
-def named(found: Basis, moved: Iterable[Moved]) -> list[int]:
+def named(found: Basis, moved: Iterable[RowSums]) -> list[int]:
     """The grants that a statement has to know of."""
     numbers = {grant.number for grant in found.wallet.burning}
     numbers |= {one.grant for one in found.repaid}
@@ -274,7 +278,9 @@ def facts(
     }
 
 
-def add_up(found: Basis, sums: Sums, known: dict[int, GrantFacts], period: Bucket) -> Figures:
+def add_up(
+    found: Basis, sums: StatementSums, known: dict[int, GrantFacts], period: Bucket
+) -> Figures:
     """The period's figures: what is there now, less its rows and all after it, was there before."""
     wallet = found.wallet
     opening = {grant.number: grant.remaining for grant in wallet.burning}
@@ -294,7 +300,7 @@ def add_up(found: Basis, sums: Sums, known: dict[int, GrantFacts], period: Bucke
     return figures(opening, overdraft, sums.moved, known, repaid, sums.used)
 
 
-def _part_of(one: Later, marks: Iterable[Mark], period: Bucket) -> Part:
+def _part_of(one: Later, marks: Iterable[StatementMark], period: Bucket) -> Part:
     moved_to = one.moved_to(marks)
     if moved_to is not None:
         return _part(moved_to, period)

@@ -9,7 +9,7 @@ from dataclasses import astuple, dataclass
 
 from sqlalchemy import Connection, select, text
 
-from creditledger.domain.statements import Mark
+from creditledger.domain.statements import StatementMark
 from creditledger.store import schema
 
 s = schema.statements.c
@@ -41,11 +41,11 @@ _ADD = text(
 )
 
 
-def marks(connection: Connection, wallet: int) -> list[Mark]:
+def marks(connection: Connection, wallet: int) -> list[StatementMark]:
     """The wallet's closed statements, oldest first."""
     query = select(s.number, s.starts_at, s.ends_at, s.closed_sequence, s.sha256)
     found = connection.execute(query.where(s.wallet_number == wallet).order_by(s.number))
-    return [Mark(*row) for row in found]
+    return [StatementMark(*row) for row in found]
 
 
 def one(connection: Connection, wallet: int, number: int) -> Closed | None:

@@ -19,10 +19,10 @@ from creditledger.domain.statements import (
     DoesNotAddUp,
     Figures,
     Label,
-    Moved,
     Part,
     Repaid,
-    Used,
+    RowSums,
+    UsageSums,
 )
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
@@ -161,8 +161,8 @@ def _figures_only(said: Document) -> Document:
 
 def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | None]:
     """The figures of one statement after the other; None where they do not add up."""
-    by_number: dict[int, list[Moved]] = {}
-    used: dict[int, list[Used]] = {}
+    by_number: dict[int, list[RowSums]] = {}
+    used: dict[int, list[UsageSums]] = {}
     opening: dict[int, int] = {}
     overdraft = 0
     try:
@@ -209,7 +209,7 @@ def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repai
     return found
 
 
-def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, Moved, Used | None]]:
+def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, RowSums, UsageSums | None]]:
     """What rows come to, by the number of the statement they are in."""
     first = (
         select(func.min(stated.number))

@@ -25,9 +25,9 @@ from sqlalchemy import (
 from creditledger.domain.webhook_events import (
     GIVING,
     TRYING_MS,
+    BalanceMove,
     DeliveryStatus,
     Endpoint,
-    Moved,
     Place,
 )
 from creditledger.store import schema
@@ -156,12 +156,12 @@ def postings_of(
     return {(wallet, row): (first, first + count - 1) for wallet, row, first, count in found}
 
 
-def moved(connection: Connection, wallet: int, first: int, last: int) -> list[Moved]:
+def moved(connection: Connection, wallet: int, first: int, last: int) -> list[BalanceMove]:
     """What the rows from `first` to `last` did to the wallet."""
     query = select(t.sequence, t.posting_number, t.kind, t.running_balance).where(
         t.wallet_number == wallet, t.sequence.between(first, last)
     )
-    return [Moved(*row) for row in connection.execute(query.order_by(t.sequence))]
+    return [BalanceMove(*row) for row in connection.execute(query.order_by(t.sequence))]
 
 
 def stood(connection: Connection, wallet: int, sequence: int) -> tuple[int, int] | None:
@@ -228,7 +228,7 @@ class Claimed(NamedTuple):
     until: int  #: Nobody else sends it before.
 
 
-class Outcome(NamedTuple):
+class AttemptOutcome(NamedTuple):
     """How an attempt ended."""
 
     sent: Claimed
@@ -280,7 +280,7 @@ def claim(
     return found
 
 
-def settle(connection: Connection, outcomes: Sequence[Outcome], now: int) -> None:
+def settle(connection: Connection, outcomes: Sequence[AttemptOutcome], now: int) -> None:
     """Write down how attempts ended, unless the claim was over before, or it was asked for anew."""
     for one in outcomes:
         of = and_(y.wallet_number == one.sent.wallet, y.number == one.sent.number)

@@ -35,7 +35,7 @@ SELECT wallet_number, sequence, 2, amount, grant_number, repaid_at, start FROM g
 ORDER BY 1, 2, 3, 6, 7"""
 
 
-class Line:
+class OverdraftLine:
     """What a wallet drew beyond its grants, draw behind draw, and who paid it back."""
 
     def __init__(self, wallet: int) -> None:
@@ -93,11 +93,11 @@ class Line:
         self.repaid = self.drawn
 
 
-def lines(connection: sa.Connection) -> Iterator[Line]:
+def lines(connection: sa.Connection) -> Iterator[OverdraftLine]:
     """Every wallet's that was ever overdrawn."""
     events: Any = connection.execute(sa.text(_EVENTS))
     for wallet, own in groupby(events, key=itemgetter(0)):
-        line = Line(wallet)
+        line = OverdraftLine(wallet)
         for _, place, step, amount, grant, posting, refund_of in own:
             if step == 0:
                 line.returned[refund_of] = line.returned.get(refund_of, 0) + amount
