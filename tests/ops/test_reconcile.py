@@ -36,7 +36,7 @@ from creditledger.domain.reconciliation import (
 )
 from creditledger.domain.views import WalletPlace
 from creditledger.ops import receipt_files
-from creditledger.ops.cli import reconcile as command
+from creditledger.ops import reconcile as walking
 from creditledger.ops.cli.app import app
 from creditledger.ops.receipt_files import Receipts, Spelling
 from creditledger.store.read import topups
@@ -672,7 +672,7 @@ def test_every_receipt_and_top_up_has_its_outcome(
     books: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     """One of each, whatever the size of a read; counts say what findings say."""
-    monkeypatch.setattr(command, "STEP_ROWS", rows)
+    monkeypatch.setattr(walking, "STEP_ROWS", rows)
     monkeypatch.setattr(topups, "WALLETS_MAX", rows // 2)
     url, file = books
 
