@@ -1,6 +1,6 @@
-"""What a check of the ledger is: an invariant as a condition that no row may meet.
+"""What a check of the ledger is: a condition in SQL that no row may meet.
 
-docs/ledger.md, "Invariants", says what each is for.
+docs/ledger.md, "Invariants", says which invariant each check belongs to.
 """
 
 from collections.abc import Mapping
@@ -11,30 +11,30 @@ from creditledger.domain import commands
 
 
 class Check(NamedTuple):
-    """One thing that must not be so."""
+    """A condition that is true of a damaged row, and what to say of that row."""
 
-    #: True of what is wrong, in SQL. To compare with what is missing gives NULL, so finds nothing:
-    #: that it is missing is a check of its own.
+    #: SQL. A comparison with a missing row gives NULL and finds nothing; another check finds that
+    #: the row is missing.
     wrong: str
-    message: str  #: What to say of it; {…} stands for the value of what it holds, in SQL.
+    message: str  #: {…} holds SQL and stands for its value.
 
 
 class Pass(NamedTuple):
-    """Checks made in one query over one table and what belongs to its rows.
+    """Checks that one query makes, over one table and the rows that its rows refer to.
 
-    SQLite and PostgreSQL both run it; spelling.py has what they spell differently.
+    SQLite and PostgreSQL run the same query; spelling.py has the few words that differ.
     """
 
     name: str
-    #: It finds nothing where none of these tables has a row: most ledgers leave most of them empty.
+    #: The pass finds nothing if all these tables are empty. Most ledgers leave most tables empty.
     about: tuple[str, ...]
-    source: str  #: Tables, in SQL.
-    place: tuple[str, str]  #: Wallet number, sequence.
+    source: str  #: The FROM clause.
+    place: tuple[str, str]  #: SQL for the wallet number and the sequence of a finding.
     checks: Mapping[str, Check]  #: By name.
 
     @property
     def wrong(self) -> tuple[str, ...]:
-        """What the checks say is wrong, in SQL."""
+        """The conditions of the checks."""
         return tuple(f"({check.wrong})" for check in self.checks.values())
 
 
@@ -44,7 +44,7 @@ class Finding(NamedTuple):
     check: str
     wallet_id: str | None  #: None if there is no such wallet.
     wallet_number: int
-    #: Of the row, of a posting's first row, of the row that made a grant.
+    #: The row's, that of a posting's first row, or that of the row that made a grant.
     sequence: int | None
     message: str
 
@@ -77,6 +77,6 @@ CHANGES = ", ".join(map(str, commands.CHANGE_NAMES))
 
 
 def joined(table: str, alias: str, owner: str, number: str, key: str = "number") -> str:
-    """What `owner` names by `number` in the same wallet, in SQL; NULL where it is missing."""
+    """A LEFT JOIN of the row of the same wallet whose `key` is the `number` of `owner`."""
     return f"""LEFT JOIN {table} AS {alias}
         ON {alias}.wallet_number = {owner}.wallet_number AND {alias}.{key} = {owner}.{number}"""

@@ -17,7 +17,7 @@ _REFUNDS = f"""(SELECT refunded.wallet_number, refunded.meter_event_id, sum({POS
       ON refunded.wallet_number = posting.wallet_number AND refunded.number = posting.refund_of
     WHERE posting.refund_of IS NOT NULL AND refunded.operation IN ({Op.METER_EVENT}, {Op.SETTLE})
     GROUP BY refunded.wallet_number, refunded.meter_event_id)"""
-#: What was given back of an event, and what was paid for it.
+#: The credit that was given back for an event, and the credit that paid for it.
 _BACK = "coalesce(returned.amount, 0) + coalesce(refunds.amount, 0)"
 _DRAWN = "coalesce(paid.amount, 0)"
 

@@ -7,8 +7,8 @@ from creditledger.store.verify.check import Check, Op, Pass, joined
 from creditledger.store.verify.row_checks import OF_POSTING
 from creditledger.store.verify.spelling import SqlSpelling
 
-#: Before the columns to group by goes one number made of them, for SQLite sorts by a first number
-#: twice as fast as by what follows it. Groups that share a number are told apart by the columns.
+#: The first expression of GROUP BY is one number made of the two columns: SQLite sorts by a first
+#: number twice as fast as by the columns that follow. The columns separate groups that share it.
 _DRAWN = f"""(SELECT wallet_number, grant_number, sum(amount) AS amount,
       sum(CASE kind WHEN {Kind.EXPIRY} THEN 1 ELSE 0 END) AS expirations
     FROM credit_transactions WHERE grant_number IS NOT NULL
@@ -20,8 +20,8 @@ _PARTS = """(SELECT part.wallet_number, part.grant_number, sum(row.amount) AS am
     FROM grant_parts AS part JOIN credit_transactions AS row
       ON row.wallet_number = part.wallet_number AND row.sequence = part.sequence
     GROUP BY part.wallet_number, part.grant_number)"""
-#: A grant beside its row, its last change, what it paid back of overdraft as it began or ended and
-#: what parts added to it; `drawn` is missing.
+#: Each grant with the row that made it, its last revision, the sum of its repayments of overdraft
+#: and the sum of its parts. The reader of this text adds `drawn`, the sum of its rows.
 GRANTS = f"""grants LEFT JOIN wallet_states AS state ON state.wallet_number = grants.wallet_number
     {joined("credit_transactions", "row", "grants", "number", key="sequence")}
     {joined("grant_revisions", "revision", "grants", "number", key="grant_number")}
@@ -31,7 +31,7 @@ GRANTS = f"""grants LEFT JOIN wallet_states AS state ON state.wallet_number = gr
 
 
 def grants(sql: SqlSpelling) -> Pass:
-    """Grants, beside their rows and what holds have set aside of them."""
+    """Compares each grant with its rows and with the amounts that holds set aside of it."""
     held = f"""(SELECT coalesce(sum({sql.item(1)}), 0)
         FROM holds AS hold, {sql.pairs("hold.parts")} AS pair
         WHERE hold.wallet_number = grants.wallet_number AND hold.ended IS NULL
@@ -105,12 +105,12 @@ def grants(sql: SqlSpelling) -> Pass:
     )
 
 
-#: What a dimension says, and the list of a scope that may limit it.
+#: A column of a dimension -> the list of a scope that limits it.
 _SCOPE = {"meter_id": "meter_ids", "product_id": "product_ids", "category": "categories"}
 
 
 def scopes(sql: SqlSpelling) -> Pass:
-    """Rows that drew on a grant with a scope. What a capture draws, its hold was for."""
+    """A row draws on a grant only for what its scope covers. A capture counts as its hold does."""
     scope = "grants.scope"
     in_scope = " AND ".join(
         f"({sql.value(scope, name)} IS NULL OR {sql.among(f'dimension.{label}', scope, name)})"
@@ -140,7 +140,7 @@ def scopes(sql: SqlSpelling) -> Pass:
     )
 
 
-#: What a grant was given as, though its terms may have been changed since.
+#: A term of a grant as the grant was given; revision 0 keeps it once the terms have changed.
 _AS_GIVEN = "CASE WHEN revision.number IS NULL THEN grants.{0} ELSE revision.{0} END".format
 _CATEGORY = " ".join(f"WHEN '{one.word}' THEN {one}" for one in Category)
 _KIND = " ".join(
@@ -150,7 +150,7 @@ _KIND = " ".join(
 
 
 def given(sql: SqlSpelling) -> Pass:
-    """The request of a grant is kept with its posting: the grant is what it asked for."""
+    """A grant has the terms of its request, which the posting keeps."""
     text, number, asked = (
         partial(member, "posting.terms") for member in (sql.text, sql.number, sql.value)
     )
@@ -230,9 +230,9 @@ _PLACE = (
     " {0}.effective_at, {0}.created_at, {0}.number)"
 ).format
 
-#: Rows of one posting that drew on several grants. Of grants whose terms were changed the order of
-#: that time is not asked for. Joins that keep what is on their left are made in this order: of
-#: others PostgreSQL could join all grants of a wallet with all of its rows first.
+#: A posting that draws on several grants draws on them in the burn order. Grants whose terms have
+#: changed are left out: the order of that time is not known. LEFT JOINs are made in the order in
+#: which they stand; inner ones PostgreSQL could begin with all grants and all rows of a wallet.
 BURN_ORDER = Pass(
     "order of draws",
     ("postings",),
@@ -257,7 +257,7 @@ BURN_ORDER = Pass(
     },
 )
 
-#: A row that adds to a grant of the ledger's own, and is not the one that made it.
+#: A part names a row that added to a grant which the ledger had made for a refund or a transfer.
 PARTS = Pass(
     "parts of grants",
     ("grant_parts",),
@@ -276,7 +276,7 @@ PARTS = Pass(
     },
 )
 
-#: What comes by transfer makes a grant, or is a part of one.
+#: A row that comes by transfer makes a grant or is a part of one.
 ARRIVED = Pass(
     "rows of transfers",
     ("credit_transactions",),
@@ -294,7 +294,7 @@ ARRIVED = Pass(
 
 
 def receipts(sql: SqlSpelling) -> Pass:
-    """What grants say was paid for them is kept, until they are voided."""
+    """The receipt of a paid grant is kept until the grant is voided."""
     receipt_id = sql.text("posting.source", "receipt_id")
     return Pass(
         "receipts",

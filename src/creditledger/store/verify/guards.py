@@ -20,7 +20,7 @@ from sqlalchemy import (
 from creditledger.store import schema
 from creditledger.store.verify.check import Finding
 
-#: What may be found.
+#: The names of the checks.
 CHECKS = ("guard_trigger", "guard_constraint", "guard_index")
 
 #: Tables whose rows are never changed or deleted.
@@ -35,12 +35,12 @@ KEPT = ("change_keys",)
 
 
 class Guards(NamedTuple):
-    """Guards of one kind: those there should be, and the statement that answers those in force."""
+    """Guards of one kind: the expected names, and the statement that answers those in force."""
 
     name: str
     wrong: str
     expected: frozenset[str]
-    statement: str  #: Answers one column.
+    statement: str  #: Answers one column, the name.
 
 
 _SQLITE_TRIGGERS = """SELECT name FROM sqlite_master WHERE type = 'trigger'
@@ -116,7 +116,7 @@ def _in_texts() -> tuple[tuple[str, tuple[str, ...]], ...]:
 
 
 def _of_files(connection: Connection) -> Iterator[Finding]:
-    """Constraints of a file stand in the text of its tables."""
+    """SQLite keeps the constraints of a table in the text of the table."""
     query = "SELECT name, sql FROM sqlite_master WHERE type = 'table'"
     texts: dict[str, str] = dict(connection.exec_driver_sql(query).all())
     for table, names in _in_texts():

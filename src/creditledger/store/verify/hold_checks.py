@@ -66,7 +66,7 @@ REVISIONS = Pass(
 
 
 def hold_steps(sql: SqlSpelling) -> Pass:
-    """Revisions of a hold, each beside the one before it."""
+    """Compares each revision of a hold with the one before it."""
     left, left_before = (
         f"""((SELECT coalesce(sum({sql.item(1)}), 0)
         FROM {sql.pairs(f"revision.parts{when}")} AS pair) + revision.beyond{when})"""

@@ -6,16 +6,16 @@ from creditledger.store.verify.check import Check, Op, Pass
 from creditledger.store.verify.spelling import SqlSpelling
 
 _WIDTH = f"(nullif(limits.hours, 0) * {HOUR // ROLLING_PARTS})"
-#: Where the part begins that a row, which spent, lies in.
+#: The start of the part of the period in which a row spent.
 _PART = f"""CASE limits.period WHEN {Period.ROLLING} THEN row.created_at / {_WIDTH} * {_WIDTH}
     ELSE CASE WHEN row.created_at >= limits.counted_until THEN limits.counted_until
     ELSE limits.counted_from END END AS start"""
-#: Whether the row counts at all.
+#: The rows that count towards the limit.
 _COUNTS = """JOIN dimensions AS dimension
       ON dimension.wallet_number = row.wallet_number AND dimension.number = row.dimension_number
     WHERE row.sequence > limits.since AND row.created_at >= limits.counted_from
       AND (limits.api_key_id IS NULL OR dimension.api_key_id = limits.api_key_id)"""
-#: Postings that paid for canceled events, and below which sequence they are still to be returned.
+#: Postings that paid for canceled events. Rows from `below` on have been returned.
 _CANCELED = " UNION ALL ".join(
     f"""SELECT event.wallet_number, coalesce(event.return_below, 0) AS below, posting.number,
       posting.first_sequence, posting.row_count
@@ -27,8 +27,8 @@ _CANCELED = " UNION ALL ".join(
         f"posting.operation = {Op.SETTLE} AND posting.meter_event_id = event.identifier",
     )
 )
-#: What rows have spent, what refunds returned, what canceled events drew and what was refunded of
-#: that: an amount, and where it comes from.
+#: (amount, its source): spent by rows; returned by refunds; drawn by canceled events and returned
+#: since; refunded of such draws.
 _SPENT = (
     (
         "-row.amount",
@@ -67,7 +67,7 @@ _SPENT = (
           AND row.sequence = canceled.first_sequence""",
     ),
 )
-#: The longest day, week or month of a spend limit: its zone may move across the date line in it.
+#: The longest day, week or month of a spend limit: its zone may cross the date line within it.
 _LONGEST = " ".join(
     f"WHEN {period} THEN {days * DAY + 26 * HOUR}"
     for period, days in ((Period.DAY, 1), (Period.WEEK, 7), (Period.MONTH, 31))
@@ -75,9 +75,9 @@ _LONGEST = " ".join(
 
 
 def spend_limits(sql: SqlSpelling) -> Pass:
-    """What was spent by the rows, less what refunds returned of it, minus what the limits say.
+    """Compares what a limit says was spent with its rows, less what refunds returned.
 
-    What a canceled event drew has spent nothing, as far as it is returned, whatever was refunded
+    The returned part of the draws of a canceled event counts as not spent, whatever was refunded
     before.
     """
     spent = " UNION ALL ".join(

@@ -5,7 +5,7 @@ from creditledger.store.verify.check import Check, Op, Pass, joined
 
 
 def forgiven(start: str, until: str, wallet: str) -> str:
-    """How many places between two were forgiven before they were paid back."""
+    """How many units of the line from `start` to `until` were forgiven before they were repaid."""
     end = "draw.start + draw.amount"
     return f"""(SELECT coalesce(sum(
         CASE WHEN {end} < {until} THEN {end} ELSE {until} END
@@ -14,7 +14,7 @@ def forgiven(start: str, until: str, wallet: str) -> str:
       AND {end} > {start} AND {end} - draw.forgiven < {until})"""
 
 
-#: Each as the grant began, as it ended or as a hold gave up what it had of the grant.
+#: A grant repays as it begins, as it ends, or as a hold releases its credit.
 GRANT_REPAYMENTS = Pass(
     "repayments of grants",
     ("grant_repayments",),
@@ -45,7 +45,7 @@ GRANT_REPAYMENTS = Pass(
     },
 )
 
-#: What refunds gave back of each draw.
+#: The amount that refunds gave back of each draw.
 _GIVEN_BACK = f"""(SELECT drawn.wallet_number, drawn.sequence, sum(refunded.amount) AS amount
     FROM overdraft_draws AS drawn
     JOIN credit_transactions AS row
@@ -64,12 +64,12 @@ _GIVEN_BACK = f"""(SELECT drawn.wallet_number, drawn.sequence, sum(refunded.amou
       AND refunded.sequence < refund.first_sequence + refund.row_count
       AND refunded.grant_number IS NULL
     GROUP BY drawn.wallet_number, drawn.sequence)"""
-#: What grants paid that came back as no grant's.
+#: Payments of grants by a row of a refund that has no grant.
 _HANDED_ON = """overdraft_payers AS payer
     JOIN credit_transactions AS refunded ON refunded.wallet_number = payer.wallet_number
       AND refunded.sequence = payer.row_sequence AND refunded.grant_number IS NULL"""
 
-#: Draws lie behind one another on the line. That none is missing, `wallet_draws` says.
+#: Draws stand one behind the other on the line. `wallet_draws` finds a missing one.
 OVERDRAFTS = Pass(
     "overdrafts",
     ("overdraft_draws",),
@@ -101,7 +101,7 @@ OVERDRAFTS = Pass(
     },
 )
 
-#: A stretch of the line begins where the one before ends, or behind what was forgiven in between.
+#: A payment begins where the one before it ends, or behind the units forgiven in between.
 OVERDRAFT_PAYERS = Pass(
     "payers of overdrafts",
     ("overdraft_payers",),

@@ -1,4 +1,4 @@
-"""All checks that rows are asked for, in the order in which they depend on one another."""
+"""All passes, in the order in which they depend on one another."""
 
 from functools import cache
 
@@ -20,7 +20,7 @@ from creditledger.store.verify.spelling import SqlSpelling
 
 @cache
 def passes(sql: SqlSpelling) -> tuple[Pass, ...]:
-    """Every pass: of several findings of one damage the first names the row where it was done."""
+    """Every pass. If one damage has several findings, the first names the damaged row."""
     return (
         row_checks.rows(sql),
         row_checks.KIND_COUNTS,

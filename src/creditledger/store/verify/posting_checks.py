@@ -1,18 +1,19 @@
-"""Checks of postings: what each says beside its rows, what refunds and transfers are of."""
+"""Checks of postings: each with its rows, a refund with its posting, both sides of a transfer."""
 
 from creditledger.domain.model import Kind
 from creditledger.store.verify.check import CHANGES, SPENDING, Check, Op, Pass, joined
 from creditledger.store.verify.row_checks import OF_POSTING
 
-#: A posting's first row, and its last if that is another: `posting` says that all between are its.
+#: The first row of a posting, and its last if that is another one. The check `posting` of
+#: row_checks.py holds all rows between them to the posting.
 ENDS = f"""{joined("credit_transactions", "first", "posting", "first_sequence", key="sequence")}
     LEFT JOIN credit_transactions AS last ON posting.row_count > 1
       AND last.wallet_number = posting.wallet_number
       AND last.sequence = posting.first_sequence + posting.row_count - 1"""
-#: What the rows of a posting add up to.
+#: The sum of the rows of a posting.
 POSTING_SUM = "first.amount + coalesce(last.running_balance - first.running_balance, 0)"
 
-#: Of a hold only captures have rows, and no change has.
+#: Postings about a hold that have no rows; a capture has rows.
 _OF_HOLD = f"{Op.HOLD}, {Op.RELEASE}, {Op.EXTEND}"
 POSTING_SHAPE = f"""posting.number < 1
     OR (posting.operation IN ({Op.EXPIRY}, {Op.RECEIVE}, {Op.SETTLE}, {Op.RETURN}))
@@ -24,16 +25,15 @@ POSTING_SHAPE = f"""posting.number < 1
     OR posting.operation NOT IN ({Op.CONSUMPTION}, {Op.CAPTURE}) AND posting.quantities IS NOT NULL
     OR posting.operation NOT IN ({SPENDING}, {Op.CANCEL}, {Op.RETURN})
       AND posting.meter_event_id IS NOT NULL"""
-#: A meter event has none where there was no credit at all, what cancels one where nothing was drawn
-#: for it or all of that was refunded, a void where nothing was left that no hold had set aside, and
-#: a capture of 0.
+#: These may have no rows: a meter event without any credit, its cancellation if nothing was drawn
+#: or all was refunded, a void if holds have set aside all that is left, a capture of 0.
 POSTING_COUNT = f"""posting.row_count < 0 OR posting.operation = {Op.VOID} AND posting.row_count > 1
     OR posting.operation = {Op.CAPTURE}
       AND (posting.row_count = 0) <> (coalesce(posting.amount, 1) = 0)
     OR posting.operation NOT IN
       ({Op.METER_EVENT}, {Op.VOID}, {Op.CAPTURE}, {Op.CANCEL}, {Op.RETURN})
       AND (posting.row_count = 0) <> (posting.operation IN ({_OF_HOLD}, {CHANGES}))"""
-#: What every posting of a meter event, what is paid for one later and what cancels it, is about.
+#: A posting that reports, pays or cancels a meter event names an event that agrees.
 POSTING_EVENT = f"""posting.operation IN ({Op.METER_EVENT}, {Op.SETTLE}, {Op.CANCEL}, {Op.RETURN})
     AND NOT EXISTS (SELECT 1 FROM meter_events AS event
       WHERE event.wallet_number = posting.wallet_number
@@ -41,16 +41,16 @@ POSTING_EVENT = f"""posting.operation IN ({Op.METER_EVENT}, {Op.SETTLE}, {Op.CAN
       AND CASE posting.operation WHEN {Op.METER_EVENT} THEN event.number = posting.number
         WHEN {Op.SETTLE} THEN event.number <> posting.number
         ELSE event.number <> posting.number AND event.canceled_at IS NOT NULL END)"""
-#: What every posting about a hold leaves of it.
+#: Every posting about a hold leaves a revision of the hold.
 POSTING_HOLD = """posting.hold_number IS NOT NULL AND NOT EXISTS (
       SELECT 1 FROM hold_revisions AS revision WHERE revision.posting_number = posting.number
       AND revision.wallet_number = posting.wallet_number
       AND revision.hold_number = posting.hold_number)"""
-#: A posting that voids is one that a grant's revision names.
+#: A revision of a grant names the posting that voided the grant.
 POSTING_VOID = f"""posting.operation = {Op.VOID} AND NOT EXISTS (
       SELECT 1 FROM grant_revisions AS revision WHERE revision.wallet_number = posting.wallet_number
       AND revision.posting_number = posting.number)"""
-#: Operations whose postings have no amount of their own.
+#: Operations whose postings have no amount.
 _WITHOUT_AMOUNT = f"""{CHANGES}, {Op.RELEASE}, {Op.EXTEND}, {Op.EXPIRY}, {Op.SETTLE}, {Op.CANCEL},
     {Op.RETURN}, {Op.VOID}"""
 
@@ -139,8 +139,8 @@ _DRAW = """SELECT 1 FROM credit_transactions AS draw
     WHERE draw.wallet_number = refunded.wallet_number AND draw.sequence >= refunded.first_sequence
       AND draw.sequence < refunded.first_sequence + refunded.row_count"""
 
-#: What is refunded goes to where it was drawn, or to a grant that was made for it. What comes back
-#: of a canceled event names the event, which any number of postings may have paid, and no posting.
+#: A refund returns credit to the grants it was drawn from, or to a grant made for the refund. The
+#: cancellation of an event names no posting: several may have paid the event.
 REFUND_SOURCES = Pass(
     "sources of refunds",
     ("credit_transactions",),
@@ -161,15 +161,15 @@ REFUND_SOURCES = Pass(
     },
 )
 
-#: Nothing that has no row happened in the wallet at the time of the row.
+#: No change without a row happened in the wallet at the time of the row.
 _NOTHING_ELSE = " AND ".join(
     f"""NOT EXISTS (SELECT 1 FROM {table} AS other
       WHERE other.wallet_number = row.wallet_number AND other.created_at = row.created_at)"""
     for table in ("hold_revisions", "grant_revisions", "meter_events", "grant_repayments")
 )
 
-#: Row by row: what goes out of one wallet is what comes into the other. Each side has the time of
-#: its own wallet: they differ where one wallet is ahead of the clock, so it has had that time.
+#: Row by row, the amount that leaves one wallet enters the other. Each side has the time of its own
+#: wallet. The times differ only if one wallet is ahead of the clock.
 TRANSFERS = Pass(
     "transfers",
     ("postings",),

@@ -49,24 +49,23 @@ class Proof(NamedTuple):
 
     name: str
     questions: tuple[str, ...]
-    #: It holds where none of these tables has a row: most ledgers leave most of their tables empty.
-    #: None: it is always asked.
+    #: The proof holds if all these tables are empty. None: it is always made.
     about: tuple[str, ...] | None
     statements: tuple[str, ...] = ()
-    tables: tuple[str, ...] = ()  #: Made by `statements`; taken away afterwards.
-    #: What SQL cannot ask: whether all is well, told the tables that have rows.
+    tables: tuple[str, ...] = ()  #: Temporary tables that `statements` make; dropped afterwards.
+    #: What SQL cannot ask. It is given the names of the tables that have rows.
     holds: Callable[[Connection, Collection[str]], bool] | None = None
 
 
 SQLITE = SPELLINGS["sqlite"]
 POSTGRES = replace(SPELLINGS["postgresql"], listed=True)
 _ROWS = "credit_transactions"
-#: Behind a table on SQLite: all of it is read as it lies.
+#: SQLite reads the whole table in the order in which it lies.
 _UNINDEXED = "NOT INDEXED"
 
 
 def _how_many(source: str, *conditions: str) -> str:
-    """Rows of which any condition is true."""
+    """The number of rows that meet any of the conditions."""
     return f"SELECT count(*) FROM {source} WHERE {_any(conditions)}"
 
 
@@ -84,20 +83,20 @@ def _when(*conditions: str) -> str:
 
 
 def _integers(*columns: str) -> str:
-    """Declared as what they are compared with, or else no key would be found by them."""
+    """Declared with the type of the columns they are compared with, so that keys are found."""
     return ", ".join(f"{column} INTEGER" for column in columns)
 
 
-#: Of a posting of one row `rows` shows it.
+#: The proof `rows` checks the amount of postings of one row.
 _ONE_ROW_AMOUNT = f"posting.row_count = 1 AND ({posting_amount('row.amount')})"
 
 # --- postings, on both ----------------------------------------------------------------------------
 
 
 def _postings(unindexed: str = "") -> Proof:
-    """Each row is one of its posting's `row_count` places, as `rows` shows.
+    """The proof `rows` shows that each row takes one of the `row_count` places of its posting.
 
-    If there are as many rows as places, none is empty.
+    No place is empty if there are as many rows as places.
     """
     of_several = posting_amount(POSTING_SUM)
     rows = f"SELECT count(*) FROM credit_transactions {unindexed}"
@@ -122,7 +121,7 @@ _STANDING = ("sequence", "posting_number", "created_at", "effective_at", "dimens
 _CARRIED = row_checks.carried(SQLITE)
 _BY = tuple(f"{column}_by" for column in _CARRIED)
 
-#: What changes between two rows of a wallet as it must not.
+#: Conditions that two rows of a wallet, one behind the other, must not meet.
 _NO_STEP = (
     "excluded.sequence <> sequence + 1",
     "excluded.created_at < created_at",
@@ -141,7 +140,7 @@ _SQLITE_ROWS = Proof(
             "standing LEFT JOIN wallets AS wallet ON wallet.number = standing.wallet_number",
             *("standing.wrong", "wallet.number IS NULL"),
         ),
-        # Rows without a posting or dimension took no part.
+        # Finds rows without a posting or dimension: they are not in `standing`.
         _differ("SELECT coalesce(sum(sequence), 0) FROM standing", _SQLITE_ROW_COUNT),
     ),
     (_ROWS,),
@@ -174,7 +173,7 @@ _SQLITE_ROWS = Proof(
     ("standing", "labels"),
 )
 
-#: What `rows` has to say of expirations: few rows are one.
+#: The check `expiration`: few rows are expirations.
 _SQLITE_EXPIRATIONS = Proof(
     "expirations",
     (
@@ -192,10 +191,10 @@ _SQLITE_EXPIRATIONS = Proof(
 # --- SQLite: the sums of each grant, and the first and last time that it was drawn on -------------
 
 _NEVER, _ALWAYS = 1 << 62, -(1 << 62)
-#: One number is found faster than two. `rows` shows that a grant's number is from 1 to a sequence.
+#: SQLite finds one number faster than two. The proof `rows` shows that a grant's number fits.
 _GRANT = f"{1 << 32} * {{0}}.wallet_number + {{0}}.{{1}}".format
 _DRAWN = f"LEFT JOIN drawn ON drawn.grant_ = {_GRANT('grants', 'number')}"
-#: Captures may draw on what has ended; a grant that somebody did is looked at row by row.
+#: A capture may draw on a grant that has ended. Such a grant is checked row by row.
 _DRAWN_LATE = f"""CASE WHEN {GONE_AT} <= drawn.last_at THEN EXISTS (
       SELECT 1 FROM credit_transactions AS row JOIN postings AS posting ON {OF_POSTING}
       WHERE row.wallet_number = grants.wallet_number AND row.grant_number = grants.number
@@ -212,7 +211,7 @@ _SQLITE_GRANTS = Proof(
             f"row.grant_number = grants.number AND ({OTHER_ORIGIN})",
             *(_DRAWN_LATE, "grants.effective_at > drawn.first_at"),
         ),
-        # Rows of no grant.
+        # Finds rows that name a grant which does not exist.
         _differ("SELECT count(*) FROM drawn", f"SELECT count(drawn.grant_) FROM grants {_DRAWN}"),
     ),
     ("grants", _ROWS),
@@ -239,7 +238,7 @@ _KEY = ("wallet_number", "quarter", "dimension_number")
 
 
 def _entries(sql: SqlSpelling, promotional: str, quantities: str, unindexed: str = "") -> str:
-    """What each row adds to its roll-up."""
+    """The figures that each row adds to its roll-up."""
     return f"""SELECT row.wallet_number, {quarter("coalesce(row.effective_at, row.created_at)")},
           row.dimension_number, row.amount,
           CASE WHEN promotional.number IS NULL OR overdraft_returns.sequence IS NOT NULL
@@ -254,8 +253,8 @@ def _entries(sql: SqlSpelling, promotional: str, quantities: str, unindexed: str
 _PROMOTIONAL = f"SELECT wallet_number, number FROM grants WHERE category = {Category.PROMOTIONAL}"
 
 _FIRST_JSON = f"{FIRST_QUANTITIES} AS js"
-#: Sums lie in the order of time within each of a hundred groups of wallets: where rows are added
-#: and roll-ups looked up is then never far from where it was done last.
+#: Sums lie in the order of time within each of a hundred groups of wallets. Two rows that follow
+#: one another change sums that lie close together.
 _SQLITE_ROLLUPS = Proof(
     "roll-ups",
     (
@@ -266,7 +265,7 @@ _SQLITE_ROLLUPS = Proof(
             "rollups.quarter IS NULL",
             *(f"sums.{name} <> rollups.{name}" for name in SUMS),
         ),
-        # Roll-ups of no rows.
+        # Finds roll-ups without rows.
         _differ(
             "SELECT count(*) FROM sums",
             _how_many("rollups", *(f"{name} <> 0" for name in SUMS)),
@@ -336,12 +335,12 @@ _STORED = Proof(
 
 
 def tables(dialect: str) -> tuple[str, ...]:
-    """All that may have rows."""
+    """The names of all tables."""
     every = schema.metadata if dialect == "sqlite" else schema.postgresql
     return tuple(table.name for table in every.sorted_tables)
 
 
-#: What takes longest first, so that those who share the work end together.
+#: The longest proof comes first, so that connections that share the work end together.
 _SQLITE = (
     *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _postings(_UNINDEXED)),
     _SQLITE_EXPIRATIONS,
@@ -351,7 +350,7 @@ _POSTGRES = (_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _postings())
 
 @cache
 def proofs(dialect: str) -> tuple[Proof, ...]:
-    """All that have to hold: where no shorter one is known, a pass is its own proof."""
+    """All proofs. A pass is its own proof unless a shorter one has its name."""
     sql, own = (SQLITE, _SQLITE) if dialect == "sqlite" else (POSTGRES, _POSTGRES)
     names = {proof.name for proof in own}
     whole = (

@@ -1,4 +1,4 @@
-"""Checks of roll-ups: their rows added up anew, minus what is stored."""
+"""Checks of roll-ups: the sums of their rows, minus the stored figures."""
 
 from functools import partial
 
@@ -9,13 +9,13 @@ from creditledger.store.verify.row_checks import OF_POSTING
 from creditledger.store.verify.spelling import FIRST_QUANTITIES, QUANTITIES, SqlSpelling
 
 KEY = "wallet_number, quarter, dimension_number"
-#: What a roll-up adds up of its rows.
+#: The figures of a roll-up.
 SUMS = ("count", "amount", "voucher_amount", "posting_count", *QUANTITIES)
-#: Which roll-up it is about.
+#: The start of each message.
 _WHICH = "quarter {rollup.quarter}, dimension {rollup.dimension_number}"
-#: Whether it is its posting's first row, as a number.
+#: 1 for the first row of a posting, else 0.
 FIRST = "CASE WHEN row.sequence = posting.first_sequence THEN 1 ELSE 0 END"
-#: What is given back of an overdraft was paid, whatever the category of what comes back.
+#: Credit that a refund gives back of an overdraft counts as paid, whatever its category.
 OF_OVERDRAFT = f"""LEFT JOIN overdraft_returns ON row.kind = {Kind.REFUND}
     AND overdraft_returns.wallet_number = row.wallet_number
     AND overdraft_returns.sequence = row.sequence"""
@@ -25,7 +25,7 @@ _STORED_QUANTITY = " + ".join(QUANTITIES)
 
 
 def quarter(time: str) -> str:
-    """The quarter of an hour of a time, rounded down: before 1970 too, where / alone rounds up."""
+    """The quarter of an hour of a time, rounded down. Before 1970 `/` alone would round up."""
     ago = 10**10
     return f"({time} + {ago * QUARTER}) / {QUARTER} - {ago} AS quarter"
 
@@ -36,10 +36,10 @@ def _off(name: str, column: str) -> tuple[str, Check]:
 
 
 def rollups(sql: SqlSpelling) -> Pass:
-    """Roll-ups, beside the sums of their rows.
+    """Compares roll-ups with the sums of their rows.
 
-    One grouping finds both directions, for a roll-up without rows differs from 0 as well. What is
-    sorted is kept narrow: quantities stay JSON until they are added up.
+    One grouping finds missing and surplus roll-ups: both differ from 0. Quantities stay JSON until
+    they are added up, to keep the sorted rows narrow.
     """
     stored = sql.listing(", ".join(f"-{name}" for name in QUANTITIES))
     item = partial(sql.item, of=sql.parsed("js"))
@@ -68,9 +68,9 @@ def rollups(sql: SqlSpelling) -> Pass:
 
 
 def moved_rollups(sql: SqlSpelling) -> Pass:
-    """The sums by created_at, as what they have beyond those by effective_at.
+    """Compares the sums by created_at, as their difference from the sums by effective_at.
 
-    Only rows that have one differ, so only these are grouped once more.
+    Only rows with an effective_at make a difference, so only these are grouped.
     """
     return Pass(
         "roll-ups as written",

@@ -1,12 +1,12 @@
-"""Checks of rows: each beside the one before it and what it refers to."""
+"""Checks of rows: each with the row before it and with what it refers to."""
 
 from creditledger.domain.model import Kind, Origin, Type
 from creditledger.store.verify.check import SPENDING, Check, Op, Pass, joined
 from creditledger.store.verify.spelling import SqlSpelling
 
-#: Which posting a row is of.
+#: The posting of a row.
 OF_POSTING = "posting.wallet_number = row.wallet_number AND posting.number = row.posting_number"
-#: What is wrong with a row beside its posting and its dimension alone.
+#: Conditions on a row, its posting and its dimension.
 OUTSIDE = """row.sequence < posting.first_sequence
     OR row.sequence >= posting.first_sequence + posting.row_count"""
 NO_SUCH_KIND = f"""NOT (
@@ -34,17 +34,17 @@ NO_SUCH_GRANT = f"""row.grant_number < 1 OR row.grant_number > row.sequence
       AND row.grant_number IS NULL
     OR row.kind IN ({Kind.TOPUP}, {Kind.SUBSCRIPTION_RENEW}, {Kind.ADMIN_CREDIT})
       AND coalesce(row.grant_number, 0) <> row.sequence"""
-#: The first moment at which a grant could not be drawn on; other rows of the moment at which it was
-#: voided may lie before that.
+#: The first moment at which a grant could not be drawn on. Rows of the moment of its void may still
+#: draw on it.
 GONE_AT = "coalesce(grants.voided_at + 1, grants.expires_at)"
-#: Whether a refund gave something back to the row's grant, at that moment, which gets no new end:
-#: it expires at once.
+#: A refund gave credit back to the grant at the moment of the row. The grant gets no new end, so
+#: that credit expires at once.
 _CAME_BACK = f"""grants.returned AND EXISTS (SELECT 1 FROM credit_transactions AS refund
     WHERE refund.wallet_number = row.wallet_number AND refund.sequence < row.sequence
     AND refund.kind = {Kind.REFUND} AND refund.sequence >= row.sequence - 2000
     AND refund.grant_number = row.grant_number AND refund.created_at = row.created_at)"""
-#: What is wrong with an expiration. It is of the moment at which its grant ends or, of what a hold
-#: had set aside, at which the hold does; of what comes back later, at which it does.
+#: An expiration has the moment at which its grant ends. Credit that a hold had set aside expires
+#: when the hold ends; credit that comes back later expires when it comes back.
 NOT_EXPIRED = f"""row.kind = {Kind.EXPIRY} AND (
     coalesce(grants.voided_at, grants.expires_at) IS NULL
     OR coalesce(grants.voided_at, grants.expires_at) > row.created_at
@@ -59,8 +59,7 @@ NOT_EXPIRED = f"""row.kind = {Kind.EXPIRY} AND (
       ELSE NOT EXISTS (SELECT 1 FROM holds AS hold WHERE hold.wallet_number = row.wallet_number
         AND hold.ended_at = coalesce(row.effective_at, row.created_at)
         AND hold.ended_at >= coalesce(grants.voided_at, grants.expires_at + 1)) END)"""
-#: What is wrong with a grant beside the row that made it. Its amount is more if parts were added;
-#: what they come to is a check of its own.
+#: A grant agrees with the row that made it. Parts add to its amount; `grant_amount` checks those.
 OTHER_ORIGIN = f"""grants.amount <> row.amount AND NOT EXISTS (SELECT 1 FROM grant_parts AS part
       WHERE part.wallet_number = grants.wallet_number AND part.grant_number = grants.number)
     OR grants.origin <> CASE row.kind WHEN {Kind.REFUND} THEN {Origin.REFUND}
@@ -72,7 +71,7 @@ OTHER_ORIGIN = f"""grants.amount <> row.amount AND NOT EXISTS (SELECT 1 FROM gra
 
 
 def carried(sql: SqlSpelling) -> dict[str, str]:
-    """Figures that rows carry, and what a row adds to that of the row before it."""
+    """Figures that rows carry -> what a row adds to the figure of the row before it."""
     return {
         "running_balance": "row.amount",
         "usage_count": f"CASE row.kind WHEN {Kind.USAGE} THEN 1 ELSE 0 END",
@@ -90,7 +89,7 @@ def _carries(column: str, added: str) -> tuple[str, Check]:
 
 
 def rows(sql: SqlSpelling) -> Pass:
-    """Rows, each against the one before it and what it refers to."""
+    """Compares each row with the row before it and with what it refers to."""
     balance, *figures = (_carries(*one) for one in carried(sql).items())
     place, place_before = sql.place("row"), sql.place("before")
     return Pass(
@@ -118,8 +117,8 @@ def rows(sql: SqlSpelling) -> Pass:
                 f"{place} < {place_before}",
                 f"its place in commit order {{{place}}} is before {{{place_before}}}",
             ),
-            # Numbers of a wallet's postings ascend within a millisecond; those of ledgers of older
-            # versions may go back between two.
+            # Numbers of a wallet's postings ascend within a millisecond. In ledgers of older
+            # versions they may go back from one millisecond to the next.
             "posting": Check(
                 f"""posting.number IS NULL OR {OUTSIDE}
                 OR row.posting_number < before.posting_number

@@ -1,29 +1,27 @@
-"""What SQLite and PostgreSQL spell differently in the checks: JSON, and where a row stands.
+"""What SQLite and PostgreSQL spell differently in the checks: JSON, and the order of commits.
 
-Two aliases mean the same in every check: `row` is a row of credit_transactions, `posting` is the
-posting that wrote it.
+In every check `row` is a row of credit_transactions and `posting` is the posting that wrote it.
 """
 
 from dataclasses import dataclass
 
-#: Quantities of a posting.
+#: Columns of a roll-up for the quantities of its postings.
 QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
-#: The quantities of a posting stand beside its first row alone.
+#: The quantities of a posting count once, with its first row.
 FIRST_QUANTITIES = "CASE WHEN row.sequence = posting.first_sequence THEN posting.quantities END"
 
 
 @dataclass(frozen=True, slots=True)
 class SqlSpelling:
-    """How one kind of database spells it."""
+    """The SQL of one kind of database."""
 
     is_file: bool  #: SQLite; otherwise PostgreSQL.
-    #: PostgreSQL: lists of quantities are taken apart once for all that is asked of them. What CASE
-    #: says of the side of a join that may be missing is worked out before it.
+    #: PostgreSQL only: `postings` has the quantities as an array, so that each list is parsed once.
     listed: bool = False
 
     @property
     def postings(self) -> str:
-        """Postings, where their quantities are asked for."""
+        """The table of postings, for queries that read quantities."""
         if not self.listed:
             return "postings"
         return """(SELECT *, CASE WHEN quantities IS NOT NULL
@@ -47,16 +45,16 @@ class SqlSpelling:
 
     @property
     def moved(self) -> str:
-        """When a row happened that happened at another time than it was written."""
-        # The plus keeps it from the index: these rows lie anywhere, so all are read.
+        """The effective_at of a row; most rows have none."""
+        # The plus keeps SQLite from using the index: the rows lie far apart, so all are read.
         return "+row.effective_at" if self.is_file else "row.effective_at"
 
     def place(self, row: str) -> str:
-        """Where the row stands in commit order."""
+        """The place of a row in the order of commits."""
         return f"{row}.position" if self.is_file else f"coalesce({row}.position, {row}.written_in)"
 
     def document(self, text: str) -> str:
-        """A JSON document that can be compared with another."""
+        """A JSON document that can be compared with another one."""
         return text if self.is_file else f"CAST({text} AS jsonb)"
 
     def value(self, text: str, member: str) -> str:
@@ -80,23 +78,23 @@ class SqlSpelling:
         )
 
     def among(self, one: str, text: str, member: str) -> str:
-        """Whether it is in the list that a document has."""
+        """Whether a list in a document has the element `one`."""
         if self.is_file:
             return f"coalesce({one} IN (SELECT value FROM json_each({text}, '$.{member}')), 0)"
         return f"coalesce({self.value(text, member)} @> to_jsonb({one}), false)"
 
     def pairs(self, text: str) -> str:
-        """The elements of a list of pairs, as a table: alias `pair`."""
+        """The elements of a list of pairs, as a table with the alias `pair`."""
         return (
             f"json_each({text})" if self.is_file else f"json_array_elements(CAST({text} AS json))"
         )
 
     def parsed(self, text: str) -> str:
-        """A list of which `item` can be taken."""
+        """A list that `item` can read."""
         return text if self.is_file else f"CAST({text} AS json)"
 
     def item(self, i: int, of: str = "pair.value") -> str:
-        """A number of a list."""
+        """The number at index `i` of a list."""
         return f"json_extract({of}, '$[{i}]')" if self.is_file else f"CAST({of} ->> {i} AS bigint)"
 
     def listing(self, numbers: str) -> str:

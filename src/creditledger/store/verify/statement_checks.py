@@ -1,8 +1,9 @@
-"""Whether closed statements still say what the rows do: they are added up once more, and forwards.
+"""Checks of closed statements: whether they still say what the rows add up to.
 
-A statement is made backwards, from what there is now; here each row goes, in one query for each
-wallet, to the first statement that knew it and ended after it happened, and a statement opens with
-what the one before it came to. Functions of a connection on one snapshot.
+A statement is made backwards, from the present state. The check adds up forwards: in one query for
+each wallet a row goes to the first statement that knew it and ended after it happened, and a
+statement opens with the closing figures of the one before it. The functions take a connection on
+one snapshot.
 """
 
 import json
@@ -32,10 +33,10 @@ from creditledger.store.statements import closed as closed_statements
 from creditledger.store.statements.closed import Closed
 from creditledger.store.verify.check import Finding
 
-#: What may be found of a statement.
+#: The names of the checks.
 CHECKS = ("statement_chain", "statement_digest", "statement_content", "statement_figures")
 
-#: Of a grant's line what was so when it was closed, and may be changed since.
+#: Fields of a grant's line that may have changed since the statement was closed.
 _TERMS = frozenset({"name", "effective_at", "expires_at", "voided_at"})
 
 stated, row, dimension = schema.statements.c, schema.transactions.c, schema.dimensions.c
@@ -65,7 +66,7 @@ def _of_wallet(connection: Connection, number: int) -> Iterator[Finding]:
     every = closed_statements.page(connection, number, None, _count(connection, number))[::-1]
     added_up: Iterator[Figures | None] = _figures(connection, every)
     before: Closed | None = None
-    # Older ledgers closed statements without it.
+    # Older versions closed statements without `by_product`.
     with_products = False
     for one in every:
         whole = closed_statements.one(connection, number, one.number)
@@ -129,7 +130,7 @@ def _content(
                 yield "statement_content", f"{name} is {said.get(name)}, not {value}"
         moments = {"start": one.starts_at, "end": one.ends_at, "closed_at": one.closed_at}
         for name, moment in moments.items():
-            # By what was written: the zone may have had another offset then.
+            # Parsed with the offset that was written: the zone may have had another one then.
             if clock.parse(said[name], field=name) != moment:
                 yield "statement_content", f"{name} is {said[name]}, not {clock.text(moment)}"
         if not clock.is_zone(one.time_zone):
@@ -197,7 +198,7 @@ def _figures(connection: Connection, every: list[Closed]) -> Iterator[Figures | 
 
 
 def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repaid]]:
-    """What grants paid back without a row, by the number of the statement it is in."""
+    """Repayments of grants that have no row, by the number of their statement."""
     found: dict[int, list[Repaid]] = {}
     for one in statement_basis.later(connection, every[0].wallet, -(1 << 62), 0):
         for statement in every:
@@ -210,7 +211,7 @@ def _repaid(connection: Connection, every: list[Closed]) -> dict[int, list[Repai
 
 
 def _moved(connection: Connection, wallet: int) -> Iterator[tuple[int, RowSums, UsageSums | None]]:
-    """What rows come to, by the number of the statement they are in."""
+    """The sums of rows, by the number of their statement."""
     first = (
         select(func.min(stated.number))
         .where(

@@ -16,7 +16,7 @@ from creditledger.store import schema
 from creditledger.store.verify.check import Finding
 from creditledger.store.write.columns import DIMENSION, digest
 
-#: What may be found.
+#: The names of the checks.
 CHECKS = (
     *("reference", "subscription_owner", "column_check", "whole_number"),
     *("dimension_digest", "refund_named", "change_key", "dropped_limit"),
@@ -24,13 +24,13 @@ CHECKS = (
 
 
 class TableCheck(NamedTuple):
-    """One thing that must not be so of a row of a table, `row` in SQL."""
+    """A condition that no row of a table may meet; its alias in SQL is `row`."""
 
     name: str
-    wrong: str  #: What to say of it; {} stands for how many.
+    wrong: str  #: What to say; {} stands for the number of rows.
     table: str
     condition: str
-    looks_up: bool = False  #: Whether it looks for rows of another table.
+    looks_up: bool = False  #: Whether the condition reads another table.
 
 
 #: References that no foreign key says: (table, column, the table it refers to, its column).
@@ -82,7 +82,7 @@ DROPPED_LIMIT = TableCheck(
         WHERE state.wallet_number = row.wallet_number)""",
     looks_up=True,
 )
-#: The rows' own references are checked with the rows; they are most of what there is.
+#: row_checks.py checks the references of this table, which is the largest.
 _ROWS = "credit_transactions"
 #: Tables whose numbers come from Python alone, never from a sum that the database makes.
 _PLAIN = (_ROWS, "postings")
@@ -90,7 +90,7 @@ _PLAIN = (_ROWS, "postings")
 
 @cache
 def checks(dialect: str) -> tuple[TableCheck, ...]:
-    """All that the schema of this kind of database says."""
+    """All checks that the schema of this kind of database gives."""
     tables = schema.metadata if dialect == "sqlite" else schema.postgresql
     found = [*_references(), SUBSCRIPTION_OWNER, CHANGE_KEY, DROPPED_LIMIT]
     found += _columns(tables.sorted_tables)
@@ -138,7 +138,7 @@ def _numbers(tables: list[Table]) -> Iterator[TableCheck]:
 
 @cache
 def _scans(dialect: str) -> tuple[tuple[TableCheck, ...], ...]:
-    """Checks made in one scan of their table: all of it that look nothing up, or one that does."""
+    """Groups of checks that share one scan: all of a table that read no other, or a single one."""
     together: dict[str, tuple[TableCheck, ...]] = {}
     alone: list[tuple[TableCheck, ...]] = []
     for check in checks(dialect):
@@ -178,7 +178,7 @@ def _counted(check: TableCheck) -> str:
 
 
 def found(connection: Connection, filled: Collection[str] | None = None) -> Iterator[Finding]:
-    """Everything that is wrong, check by check; tables known to be empty are left out."""
+    """All findings, check by check. Tables that are known to be empty are left out."""
     for check in _suspected(connection, filled):
         for wallet, count in connection.exec_driver_sql(_counted(check)):
             yield _wrong(connection, check.name, wallet, check.wrong.format(count))
@@ -196,7 +196,7 @@ def _wrong(connection: Connection, name: str, wallet: int | None, message: str) 
 
 
 def _digests(connection: Connection) -> Iterator[Finding]:
-    """A dimension is found by its digest: another one would count under labels not its own."""
+    """A dimension has the digest of its labels: the ledger finds it by the digest."""
     d = schema.dimensions.c
     query = select(d.wallet_number, d.number, d.digest, *DIMENSION.of(d))
     for wallet, number, said, *columns in connection.execute(query):
@@ -218,7 +218,7 @@ _REFUNDS = {
 
 
 def _refunds(connection: Connection) -> Iterator[Finding]:
-    """A refund is of the posting that its request named."""
+    """A refund refunds the posting that its request named."""
     for wallet, number, refund_of, named in connection.exec_driver_sql(
         _REFUNDS[connection.dialect.name]
     ):

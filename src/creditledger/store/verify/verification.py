@@ -1,7 +1,8 @@
-"""Whether the ledger is whole: proves that it is or, where it is not, names what is wrong.
+"""Verifies the ledger: proves that it is whole, or names what is wrong.
 
-First the proofs, several at the same time, which read each table once but find only that something
-is wrong. If one fails, the passes name everything that is: they look up what belongs to each row.
+First the proofs run, several at the same time. They read each table once and tell only whether
+something is wrong. If one fails, the passes name everything that is wrong: they look up what
+belongs to each row.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,10 +21,10 @@ from creditledger.store.verify.passes import passes
 from creditledger.store.verify.proofs import Proof, proofs, tables
 from creditledger.store.verify.spelling import SPELLINGS
 
-#: What connections keep in memory: with less, sums and joins go to the disk in small pieces.
+#: Memory for a connection. With less, sums and joins go to the disk in small pieces.
 _ROOM = {
     "sqlite": {"cache_size": "-32768", "temp.cache_size": "-32768"},
-    # What belongs to a row lies near what belongs to the one before: that is no read at random.
+    # Rows that belong together lie close together, so a read by an index costs little.
     "postgresql": {"work_mem": "'64MB'", "random_page_cost": "1.1"},
 }
 
@@ -32,7 +33,7 @@ class FileDamaged(Exception):
     """A file whose tables or indexes are not what SQLite wrote; the text says where."""
 
 
-#: Told as each step begins: its name, how many began before it, how many there are.
+#: Called as each step begins: its name, the number of steps before it, the number of all.
 Progress = Callable[[str, int, int], None]
 
 
@@ -58,7 +59,7 @@ class Verification:
         self._lock = Lock()
 
     def prove(self, connection: Connection) -> None:
-        """Make proofs until none is left that nobody has begun, or one has failed.
+        """Make proofs until all have begun, or one has failed.
 
         Several connections may, each in a thread of its own; all have to before `findings`.
         """
@@ -78,7 +79,7 @@ class Verification:
                 self._error, self.failed = error, True
 
     def findings(self, connection: Connection) -> Iterator[Finding]:
-        """What is wrong, if a proof has failed; and guards of the database that are not in force.
+        """All findings if a proof has failed, and the guards of the database that are not in force.
 
         A pass finds in order of wallet and sequence, and passes follow what depends on what: of
         several findings of one damage the first names the row where it was done. Raises
@@ -126,12 +127,12 @@ def _filled_query(dialect: str) -> str:
 
 
 def _filled(connection: Connection) -> frozenset[str]:
-    """The tables that have rows."""
+    """The names of the tables that have rows."""
     return frozenset(connection.exec_driver_sql(_filled_query(connection.dialect.name)).scalars())
 
 
 def holds(connection: Connection, proof: Proof, filled: frozenset[str]) -> bool:
-    """Whether nothing is wrong; `filled` are the tables that have rows."""
+    """Whether the proof holds; `filled` names the tables that have rows."""
 
     def run(query: str) -> CursorResult[Any]:
         return connection.exec_driver_sql(query)
@@ -164,7 +165,7 @@ def _asked(one: Pass) -> tuple[str, tuple[str, ...]]:
 
     messages = tuple("".join(numbered(check.message)) for check in one.checks.values())
     wallet_id = f"(SELECT known.id FROM wallets AS known WHERE known.number = {one.place[0]})"
-    # The plus keeps the planner from reading in this order: all are read, and few are sorted.
+    # The plus keeps the planner from reading in this order: all rows are read, few are sorted.
     order = ", ".join(f"+{column}" for column in one.place)
     query = (
         f"SELECT {', '.join((*one.place, wallet_id, *one.wrong, *values))}"
@@ -174,7 +175,7 @@ def _asked(one: Pass) -> tuple[str, tuple[str, ...]]:
 
 
 def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
-    """What a pass finds."""
+    """The findings of a pass."""
     query, messages = _asked(one)
     for wallet, sequence, wallet_id, *found in connection.exec_driver_sql(query):
         values = found[len(messages) :]
@@ -187,7 +188,7 @@ def found_by(connection: Connection, one: Pass) -> Iterator[Finding]:
 
 
 def _require_sound(connection: Connection, pragma: str) -> None:
-    """Raises FileDamaged; a server looks after its own."""
+    """Raises FileDamaged. A PostgreSQL server checks its own files."""
     if connection.dialect.name == "sqlite":
         said: str = connection.exec_driver_sql(f"PRAGMA {pragma}(1)").scalar_one()
         if said != "ok":
@@ -195,7 +196,7 @@ def _require_sound(connection: Connection, pragma: str) -> None:
 
 
 def _undone_if_it_fails(connection: Connection) -> AbstractContextManager[object]:
-    """On PostgreSQL a transaction answers nothing more after an error, unless to a savepoint."""
+    """After an error a transaction on PostgreSQL goes on only from a savepoint."""
     return connection.begin_nested() if connection.dialect.name == "postgresql" else nullcontext()
 
 
@@ -215,6 +216,6 @@ def _room(connection: Connection) -> Iterator[None]:
     finally:
         for name, value in before.items():
             said = value if kind == "sqlite" else f"'{value}'"
-            # After an error a transaction on PostgreSQL takes nothing back but itself.
+            # After an error a transaction on PostgreSQL refuses every other statement.
             with suppress(DBAPIError):
                 connection.exec_driver_sql(assign.format(name, said))

@@ -1,4 +1,4 @@
-"""Checks of wallets: what each says of itself beside its rows, grants, postings and events."""
+"""Checks of wallets: the state of each with its rows, grants, postings and events."""
 
 from creditledger.domain.model import HoldEnd, Kind, Status
 from creditledger.store.verify.check import Check, Pass
@@ -7,8 +7,8 @@ from creditledger.store.verify.overdraft_checks import forgiven
 _SUMMED = ("running_balance", "usage_count", "usage_amount", "usage_quantity", "unmetered_amount")
 _COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
 _ADDED_UP = (Kind.TOPUP, Kind.REFUND)
-#: Figures of each kind of row. Σ of what came in stands in two parts: in one it might pass 64 bits
-#: in a ledger from before its bound.
+#: Figures of each kind of row. The sum of all credits has two parts: in ledgers of older versions
+#: it may pass 64 bits.
 _KINDS = ", ".join(
     (
         *(f"max(CASE kind WHEN {one} THEN kind_count END) AS {one.word}" for one in _COUNTED),
@@ -20,14 +20,14 @@ _KINDS = ", ".join(
 _CREDITED = """CASE WHEN kinds.credited_high IS NULL THEN 0
     WHEN kinds.credited_high + CAST(kinds.credited_low AS BIGINT) / 4294967296 > 2147483647
     THEN 9223372036854775807 ELSE kinds.credited_high * 4294967296 + kinds.credited_low END"""
-#: Of its last row, of the last posting about a hold, the last change of a grant or the last meter
-#: event, whichever is the latest.
+#: The latest time of its last row, its last posting about a hold, the last change of a grant and
+#: the last meter event.
 _POSTED_AT = "coalesce(changes.at, 0)"
 for _other in ("last.created_at", "events.at"):
     _POSTED_AT = f"CASE WHEN {_other} > {_POSTED_AT} THEN {_other} ELSE {_POSTED_AT} END"
 _MOVED_SEQUENCE = f"""coalesce((SELECT max(row.sequence) FROM credit_transactions AS row
     WHERE row.wallet_number = wallet.number AND row.kind <> {Kind.EXPIRY}), 0)"""
-#: Whether another wallet is of the same customer, currency and mode.
+#: Another wallet of the same customer, currency and mode.
 _SUCCESSION = """other.customer_id = wallet.customer_id AND other.currency = wallet.currency
     AND other.livemode = wallet.livemode"""
 _BEFORE = f"""SELECT coalesce(sum(other_state.sequence), 0) FROM wallets AS other
@@ -39,18 +39,18 @@ _OPEN_HOLDS = """SELECT 1 FROM holds AS hold
 
 
 def _last(column: str, last: str) -> tuple[str, Check]:
-    """A figure of the wallet that is that of its last row, or 0 before the first."""
+    """A figure of the wallet is that of its last row, or 0 before the first row."""
     there, due = f"state.{column}", f"CASE WHEN state.sequence = 0 THEN 0 ELSE {last} END"
     return f"wallet_{column}", Check(f"{there} <> {due}", f"{column} is {{{there}}}, not {{{due}}}")
 
 
 def _sums(alias: str, columns: str, source: str, group: str = "wallet_number") -> str:
-    """Figures of each wallet."""
+    """A LEFT JOIN of sums for each wallet."""
     return f"""LEFT JOIN (SELECT wallet_number, {columns} FROM {source} GROUP BY {group}) AS {alias}
         ON {alias}.wallet_number = wallet.number"""
 
 
-#: Figures that a wallet keeps beside its rows.
+#: The figures of a wallet that its rows give.
 _FIGURES = (
     _last("moved_sequence", _MOVED_SEQUENCE),
     *(_last(column, f"last.{column}") for column in _SUMMED),
@@ -97,7 +97,7 @@ WALLETS = Pass(
             "following.sequence IS NOT NULL OR state.sequence <> 0 AND last.sequence IS NULL",
             "row {state.sequence} is not its last",
         ),
-        # Older versions did not move it by a hold that ended at its deadline.
+        # Older versions did not move posted_at by a hold that ended at its deadline.
         "wallet_posted_at": Check(
             f"""state.posted_at <> {_POSTED_AT} AND (lapsed.at IS NULL
             OR state.posted_at <> lapsed.at OR lapsed.at < {_POSTED_AT})""",

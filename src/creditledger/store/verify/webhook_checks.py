@@ -1,10 +1,10 @@
-"""Checks of webhook deliveries: what each names."""
+"""Checks of webhook deliveries: the subject and the endpoint of each."""
 
 from creditledger.domain.model import HoldEnd
 from creditledger.domain.webhook_events import EventType
 from creditledger.store.verify.check import Check, Pass, joined
 
-#: What a delivery names exists, and its endpoint may know of it.
+#: The subject of a delivery exists, and its endpoint may hear of the wallet.
 WEBHOOKS = Pass(
     "webhook deliveries",
     ("webhook_deliveries",),
