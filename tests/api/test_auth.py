@@ -987,7 +987,7 @@ async def test_a_network_is_not_served_by_accident(
 ) -> None:
     """Without TLS the server refuses an address that others can reach, unless told by name."""
     config = Config(database_url=database_url, grpc_address=address)
-    refusing = server.build(config, clock=clock)
+    refusing = server.Server(config, clock=clock)
 
     with pytest.raises(WrongSetting, match=r"CREDITLEDGER_GRPC_ADDRESS .*ALLOW_INSECURE_BIND"):
         await refusing.start()

@@ -37,7 +37,7 @@ from creditledger import __version__
 from creditledger.ops.cli.app import app
 from creditledger.ops.client import local_channel
 from creditledger.ops.config import CannotStart, Config, load, spelled
-from creditledger.ops.server import SERVICES, build
+from creditledger.ops.server import SERVICES, Server
 from creditledger.ops.sockets import local_socket
 from creditledger.store import DatabaseLocked, migrations, schema
 from tests.support.commands import (
@@ -648,13 +648,13 @@ async def test_a_server_lets_go_of_what_it_began(database_url: str) -> None:
         port = taken.getsockname()[1]
         config = load({"database_url": database_url, "grpc_address": f"127.0.0.1:{port}"})
         with pytest.raises(CannotStart):
-            await build(config).start()
-    first = build(config)
+            await Server(config).start()
+    first = Server(config)
     await first.start()
     with pytest.raises((DatabaseLocked, CannotStart)):
-        await build(config).start()
+        await Server(config).start()
     await first.stop()
-    again = build(config)
+    again = Server(config)
     await again.start()
     await again.stop()
 

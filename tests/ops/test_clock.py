@@ -18,7 +18,7 @@ from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
 from creditledger.domain.clock_guard import STEADY_MS
 from creditledger.ops.config import Config
-from creditledger.ops.server import build
+from creditledger.ops.server import Server
 from creditledger.store import clock_marks, schema
 from creditledger.store.clock_marks import ClockMark
 from tests.support.commands import creditledger
@@ -92,7 +92,7 @@ async def serve(database_url: str, machine: Machine, **settings: Any) -> AsyncIt
     """A server on the machine, until the block ends."""
     quiet = {"sweep_interval_seconds": 0, "webhook_connections": 0}
     place = {"database_url": database_url, "grpc_address": "127.0.0.1:0"}
-    server = build(
+    server = Server(
         Config(**{**place, **quiet, **settings}), clock=machine.clock, elapsed=machine.elapsed
     )
     await server.start()

@@ -26,7 +26,7 @@ from credit.v1.webhook_service_pb2_grpc import WebhookServiceStub
 
 from creditledger.domain import clock as time
 from creditledger.ops.config import Config
-from creditledger.ops.server import Server, build
+from creditledger.ops.server import Server
 from tests.support.refusals import Refused, bearer
 from tests.support.setup import START
 
@@ -103,7 +103,7 @@ async def started(
 ) -> AsyncIterator[Server]:
     """Serve the database from this process, on a free port, until the block ends."""
     config = Config(database_url=database_url, **{"grpc_address": "127.0.0.1:0", **settings})
-    server = build(config, clock=clock)
+    server = Server(config, clock=clock)
     await server.start()
     try:
         yield server

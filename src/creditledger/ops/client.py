@@ -10,7 +10,7 @@ import grpc
 from creditledger.ops import transport
 from creditledger.ops.config import CannotStart, Config
 from creditledger.ops.process import run
-from creditledger.ops.server import Server, build
+from creditledger.ops.server import Server
 from creditledger.store import DatabaseLocked
 
 T = TypeVar("T")
@@ -38,7 +38,7 @@ async def local_channel(config: Config) -> AsyncIterator[grpc.aio.Channel]:
     """
     loop = asyncio.get_running_loop()
     give_up = loop.time() + LOCAL_WAIT_SECONDS_MAX
-    while not await _has_started(server := build(config, local_only=True)):
+    while not await _has_started(server := Server(config, local_only=True)):
         async with transport.local_channel(server.local_socket) as channel:
             if await _is_ready(channel):
                 yield channel

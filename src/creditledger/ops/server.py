@@ -1,6 +1,6 @@
 """The server: store, ledger and services put together behind gRPC.
 
-`build` makes a `Server` of the settings; `serve` runs one until the process is told to stop.
+`serve` runs a `Server` of the settings until the process is told to stop.
 """
 
 import asyncio
@@ -92,21 +92,6 @@ SERVICES = tuple(
 )
 
 
-def build(
-    config: Config,
-    *,
-    clock: Callable[[], int] | None = None,
-    elapsed: Callable[[], int] | None = None,
-    local_only: bool = False,
-) -> "Server":
-    """A server that does nothing yet. `local_only`: it takes calls through its socket alone.
-
-    `clock`: for tests; by default this machine's, and a database server's own where there is one.
-    `elapsed`: for tests too, what guards the clock; without it, a clock that is given is right.
-    """
-    return Server(config, clock=clock, elapsed=elapsed, local_only=local_only)
-
-
 class Server:
     """One process's ledger: the database, the committer, and gRPC in front of it."""
 
@@ -114,10 +99,15 @@ class Server:
         self,
         config: Config,
         *,
-        clock: Callable[[], int] | None,
-        elapsed: Callable[[], int] | None,
-        local_only: bool,
+        clock: Callable[[], int] | None = None,
+        elapsed: Callable[[], int] | None = None,
+        local_only: bool = False,
     ) -> None:
+        """`local_only`: it takes calls through its socket alone.
+
+        `clock`: for tests; by default this machine's, and a database server's own where there is
+        one. `elapsed`: for tests too, what guards the clock; without it, a given clock is right.
+        """
         self._config = config
         given = clock is not None
         #: Every service and task of this process takes its time from here.
@@ -336,7 +326,7 @@ async def serve(config: Config) -> bool:
     Raises CannotStart, WrongSetting, DatabaseLocked.
     """
     with told_to_stop() as told:
-        server = build(config)
+        server = Server(config)
         await server.start()
         log.info(
             "serving",

@@ -25,7 +25,7 @@ from creditledger.ops.demo import DemoKeys
 from creditledger.ops.embedded_postgres import NotInstalled, NotStarted, PrivatePostgres
 from creditledger.ops.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.ops.process import first_of, told_to_stop
-from creditledger.ops.server import build, stop
+from creditledger.ops.server import Server, stop
 from creditledger.ops.sockets import require_free
 
 
@@ -88,7 +88,7 @@ async def _served(
             # A worker that ends is started again; its watchers have the seconds of a drain.
             yield started.addresses, asyncio.Event(), partial(asyncio.sleep, 0)
         return
-    server = build(config)
+    server = Server(config)
     await server.start()
     try:
         yield [server.grpc_address], server.failed, server.end_watches
