@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from creditledger.api.names import DROPPED
-from creditledger.api.rpc import rest_body
+from creditledger.api.status import rest_body
 from creditledger.domain.errors import KINDS, ErrorKind, InvalidField
 from creditledger.ops.server import SERVICES
 from tests.support.cases import in_turn

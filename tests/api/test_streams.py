@@ -17,7 +17,8 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_server
 
 from creditledger.api.auth import Callers
-from creditledger.api.rpc import Boundary, Door
+from creditledger.api.door import Door
+from creditledger.api.rpc import Boundary
 from creditledger.engine.ledger import Ledger
 from creditledger.surfaces.native.wallet_service import WalletService
 from tests.support.databases import kept_locked

@@ -12,6 +12,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from creditledger.domain.errors import (
     CustomerKeyRequired,
@@ -34,6 +35,15 @@ CACHED_MAX = 10_000
 _SECRET = re.compile(r"sk-[A-Za-z0-9_-]{16,128}", re.ASCII)
 #: What may surround a header's value. No others: a transport writes what is not ASCII to its log.
 _BLANKS = " \t"
+
+
+class OfCustomer(Protocol):
+    """A wallet, or what says of which customer and mode its wallet is."""
+
+    @property
+    def customer_id(self) -> str: ...
+    @property
+    def livemode(self) -> bool: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +89,9 @@ class Caller:
         """Whether this customer's affairs exist for the caller."""
         return self.customer_id in (None, customer_id)
 
-    def may_see_wallet(self, customer_id: str, livemode: bool) -> bool:  # of a wallet
-        """Whether a wallet of this customer and mode, and what is on it, exist for the caller."""
-        return self.may_see(customer_id) and self.livemode in (None, livemode)
+    def may_see_wallet(self, wallet: OfCustomer) -> bool:
+        """Whether the wallet, and what is on it, exist for the caller."""
+        return self.may_see(wallet.customer_id) and self.livemode in (None, wallet.livemode)
 
     def own(self, customer_id: str | None, *, field: str = "customer_id") -> str | None:
         """The customer a list is narrowed to. Raises NotFound for another one's id."""

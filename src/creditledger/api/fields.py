@@ -50,6 +50,11 @@ def optional(message: Message, name: str, otherwise: T) -> T:
     return getattr(message, name) if message.HasField(name) else otherwise
 
 
+def livemode(message: Message) -> bool | None:
+    """The mode that the request names, if it names one."""
+    return optional(message, "livemode", None)
+
+
 def required(value: str, *, field: str) -> str:
     """`value` unless it is empty, which is how proto3 spells absence."""
     if not value:

@@ -1,14 +1,13 @@
-"""How an RPC is put together, and how its errors leave the process.
+"""How an RPC is put together.
 
-The order of checks is key, scope, shape; what follows belongs to the method. `Boundary` is around
-every method: it lets nobody in without a key of the scope that `rpc` names for the method, it turns
-every Refusal into a status with details, anything unforeseen into INTERNAL without text, and writes
-one log line per call. `Door` is how a server ends.
+The order of checks is key, scope, shape; the method checks the rest. `Boundary` is around every
+method. It lets a call in only with a key of the scope that `rpc` names for the method. It turns a
+Refusal into a status with details, and any other error into INTERNAL without text. It writes one
+line of the log for each call.
 """
 
 import asyncio
 import functools
-import json
 import logging
 import random
 import re
@@ -21,18 +20,18 @@ from typing import Any, TypeVar
 
 import grpc
 import structlog
-from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.protobuf.message import DecodeError, Message
-from google.rpc import error_details_pb2, status_pb2
 from sqlalchemy import Connection
 
 from creditledger.api import intents
 from creditledger.api.auth import Caller, Callers
 from creditledger.api.concurrency import Turns
+from creditledger.api.door import Door
 from creditledger.api.field_names import FieldNames, rename
 from creditledger.api.names import NAMES_HEADER, check
-from creditledger.domain.errors import Internal, InvalidField, Overloaded, Refusal, ShuttingDown
+from creditledger.api.status import Context, abort, unforeseen
+from creditledger.domain.errors import InvalidField, Overloaded, Refusal
 from creditledger.domain.registry import Scope
 from creditledger.store import Store, change_keys
 from creditledger.store.change_keys import Intent, Kept, Made
@@ -42,17 +41,7 @@ log = structlog.get_logger()
 M = TypeVar("M")
 P = TypeVar("P")
 R = TypeVar("R")
-Context = grpc.aio.ServicerContext[Any, Any]
 
-DOMAIN = "creditledger"
-#: The trailers that Envoy turns into the REST answer; it strips their like from requests.
-ERROR_HEADER = "x-creditledger-error"
-STATUS_HEADER = "x-creditledger-status"
-#: By which Envoy asks another server, now and until this one is healthy again.
-ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
-#: Headers this long pass every proxy.
-HEADER_BYTES_MAX = 2_000
-MESSAGE_CHARACTERS_MAX = 400
 #: The last message of a file that breaks off. It is no message of any type, so the proxy's
 #: transcoder fails and resets the client's stream. Without it a REST client sees a normal end.
 BROKEN = b"\xff\xff\xff"
@@ -61,8 +50,6 @@ BROKEN = b"\xff\xff\xff"
 REST_HEADER = "x-envoy-original-path"
 #: How long a piece of a stream may lie unread by its client.
 UNREAD_SECONDS_MAX = 60.0
-#: Characters of the message and of each value of the metadata, tried until the header holds them.
-_CUTS = ((MESSAGE_CHARACTERS_MAX, 400), (64, 400), (64, 64), (16, 4))
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
@@ -74,9 +61,10 @@ _call: ContextVar["_Call"] = ContextVar("call")
 class Service:
     """What every service has: it can tell who calls, and make a change once."""
 
-    callers: Callers
-    _store: Store
-    _clock: Callable[[], int]
+    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
+        self.callers = callers
+        self._store = store
+        self._clock = clock
 
     async def still_there(self) -> Caller:
         """The caller of a call that lasts. Raises KeyInvalid if the key ended meanwhile."""
@@ -166,127 +154,6 @@ def rpc_stream(
         return handler
 
     return decorate
-
-
-def message(refusal: Refusal) -> str:
-    """The refusal's text, at a length that every header takes."""
-    return refusal.message[:MESSAGE_CHARACTERS_MAX]
-
-
-def rest_body(refusal: Refusal, request_id: str) -> str:
-    """The error as REST answers it: ASCII JSON of HEADER_BYTES_MAX at most, its texts cut to fit.
-
-    The message is cut before the metadata, which programs react to.
-    """
-    for message_max, value_max in _CUTS:
-        error = {
-            "type": refusal.kind.error_type,
-            "message": refusal.message[:message_max],
-            "code": refusal.reason,
-            "param": refusal.param and refusal.param[:message_max],
-            "metadata": {name: value[:value_max] for name, value in refusal.metadata.items()},
-            "request_id": request_id,
-        }
-        present = {name: value for name, value in error.items() if value is not None}
-        body = json.dumps({"error": present}, separators=(",", ":"))
-        if len(body) <= HEADER_BYTES_MAX:  # escaped, a character may take twelve bytes
-            break
-    return body
-
-
-def _details(refusal: Refusal) -> bytes:
-    code = getattr(grpc.StatusCode, refusal.kind.grpc_code).value[0]
-    details: list[Any] = [
-        error_details_pb2.ErrorInfo(
-            reason=refusal.reason, domain=DOMAIN, metadata=dict(refusal.metadata)
-        )
-    ]
-    if refusal.param is not None:
-        violation = error_details_pb2.BadRequest.FieldViolation(
-            field=refusal.param, description=message(refusal)
-        )
-        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
-    status = status_pb2.Status(code=code, message=message(refusal))
-    for detail in details:
-        packed = AnyMessage()
-        packed.Pack(detail)
-        status.details.append(packed)
-    serialized: bytes = status.SerializeToString()
-    return serialized
-
-
-async def _abort(context: Context, refusal: Refusal, request_id: str) -> None:
-    trailers: list[tuple[str, str | bytes]] = [
-        (ERROR_HEADER, rest_body(refusal, request_id)),
-        (STATUS_HEADER, str(refusal.kind.http_status)),
-        ("grpc-status-details-bin", _details(refusal)),
-        ("x-request-id", request_id),
-    ]
-    if refusal.retry_after is not None:
-        trailers.append(("retry-after", refusal.retry_after))
-    if isinstance(refusal, ShuttingDown):
-        trailers.append((ELSEWHERE_HEADER, "true"))
-    code = getattr(grpc.StatusCode, refusal.kind.grpc_code)
-    await context.abort(code, message(refusal), tuple(trailers))
-
-
-class Door:
-    """Knows how many calls are under way, and once closed refuses new ones."""
-
-    def __init__(self) -> None:
-        self._under_way = 0
-        self._closed = False
-        self._empty = asyncio.Event()
-        #: Tasks that wait for the next message of a stream.
-        self._reading: set[asyncio.Task[Any]] = set()
-
-    async def close(self) -> None:
-        """Refuse new calls; end when none is under way.
-
-        Streams are read no further: what has been read is answered, then they end UNAVAILABLE.
-        """
-        self._closed = True
-        for task in self._reading:
-            task.cancel()
-        if self._under_way:
-            await self._empty.wait()
-
-    def enter(self, context: Any) -> None:
-        """Count the call until its status has left, not only its handler. Raises ShuttingDown."""
-        if self._closed:
-            raise ShuttingDown
-        self._under_way += 1
-        context.add_done_callback(self._leave)
-
-    def _leave(self, _: Any) -> None:
-        self._under_way -= 1
-        if self._closed and not self._under_way:
-            self._empty.set()
-
-    async def wait_for(self, reading: Callable[[], Awaitable[M]]) -> M:
-        """What is read, unless the door closes first. Raises ShuttingDown then."""
-        task = asyncio.current_task()
-        assert task is not None
-        if self._closed:
-            raise ShuttingDown
-        self._reading.add(task)
-        try:
-            return await reading()
-        except asyncio.CancelledError:
-            if self._closed and not task.uncancel():
-                raise ShuttingDown from None
-            raise
-        finally:
-            self._reading.discard(task)
-
-    async def read(self, requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
-        """The requests until the door is closed. Raises ShuttingDown then."""
-        while True:
-            try:
-                request = await self.wait_for(requests.__anext__)
-            except StopAsyncIteration:
-                return
-            yield request
 
 
 class Boundary:
@@ -412,7 +279,7 @@ class Boundary:
                             await writing
                             if handler.unary_stream.whole and _call.get().is_rest():
                                 await context.write(BROKEN)
-                            await _abort(context, _unread(), current_request_id())
+                            await abort(context, _unread(), current_request_id())
                         await writing
                     finally:
                         writing.cancel()
@@ -550,7 +417,7 @@ class _Call:
             log.error("call", code="INTERNAL", exc_info=error, **self._line())
             refusal = unforeseen(self.request_id)
         try:
-            await _abort(self._context, refusal, self.request_id)
+            await abort(self._context, refusal, self.request_id)
         except grpc.aio.AbortError as aborted:
             # gRPC raises it again when the handler has returned.
             forget_frames(aborted)
@@ -584,11 +451,6 @@ def _unread() -> Refusal:
     return Overloaded(
         f"nothing of the stream was read for {UNREAD_SECONDS_MAX:g} s", retry_after="1"
     )
-
-
-def unforeseen(request_id: str) -> Internal:
-    """What a client is told of a bug."""
-    return Internal(f"internal error; the operator finds it in the log as {request_id}")
 
 
 def forget_frames(error: BaseException | None) -> None:

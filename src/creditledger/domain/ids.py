@@ -62,6 +62,13 @@ def resolve(prefix: str, text: str) -> tuple[int, int] | None:
     return wallet, number
 
 
+def place(prefix: str, text: str) -> tuple[int, int]:
+    """What `resolve` answers for an id that the ledger made."""
+    found = resolve(prefix, text)
+    assert found is not None, "the shape was checked"
+    return found
+
+
 def random(prefix: str) -> str:
     """A fresh id of 128 random bits, for things whose id nobody chose."""
     value = secrets.randbits(128)

@@ -21,7 +21,8 @@ from typing import Any
 import grpc
 
 from creditledger.api.auth import Callers
-from creditledger.api.rpc import Boundary, Door
+from creditledger.api.door import Door
+from creditledger.api.rpc import Boundary
 from creditledger.ops.config import CannotStart, Config, Transport, spelled
 from creditledger.ops.sockets import require_private, target
 

@@ -14,7 +14,7 @@ from credit.v1 import credit_transaction_pb2, wallet_service_pb2
 from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.field_names import FieldNames
-from creditledger.api.rpc import message
+from creditledger.api.status import message
 from creditledger.domain import clock, durations, ids, money, views
 from creditledger.domain.commands import (
     OPERATIONS,
@@ -431,7 +431,7 @@ def _event(one: MeterEvent, of: Transaction) -> credit_transaction_pb2.Transacti
 
 def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:
     """A wallet that the caller may see. Raises NotFound."""
-    if found is None or not caller.may_see_wallet(found.customer_id, found.livemode):
+    if found is None or not caller.may_see_wallet(found):
         raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
     return found
 

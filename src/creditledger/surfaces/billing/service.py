@@ -76,7 +76,7 @@ def _movements(request: pb.ListTransactionsRequest | pb.ExportTransactionsReques
     until = fields.optional_time(request, "until", field="until")
     if since is not None and until is not None and since > until:
         raise InvalidField("since must not be after until", param="since")
-    return _Movements(kinds, since, until, fields.optional(request, "livemode", None))
+    return _Movements(kinds, since, until, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,11 +111,11 @@ def _listing(request: pb.ListTransactionsRequest) -> _Listing:
 
 
 def _livemode(request: pb.GetMyAccountRequest) -> bool | None:
-    return fields.optional(request, "livemode", None)
+    return fields.livemode(request)
 
 
 def _balance_query(request: pb.GetMyBalanceRequest) -> tuple[usage.Window, bool | None]:
-    return usage.window(request), fields.optional(request, "livemode", None)
+    return usage.window(request), fields.livemode(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,7 +152,7 @@ def _bill_query(request: pb.ListApiKeyBillsRequest) -> _BillQuery:
         product_name=fields.optional_text(request, "product_name", field="productName"),
         api_key_id=fields.optional_text(request, "apikey_id", field="apikeyId"),
         currency=fields.optional_currency(request, "currency", field="currency") or "USD",
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         page=fields.number(page, least=1, most=fields.INT32_MAX, field="page") if paged else None,
         page_size=fields.page_size(
             request,
@@ -189,10 +189,8 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
         bills_from: int,
     ) -> None:
         """`bills_from`: Unix seconds before which bills are not served; 0 serves all."""
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._exports = exports
-        self._clock = clock
         self._bills_from = bills_from
 
     @rpc(_listing, scope=Scope.CUSTOMER)

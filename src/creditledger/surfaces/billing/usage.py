@@ -98,7 +98,7 @@ def query(request: pb.GetMyUsageRequest) -> Query:
         by_api_key="api_key" in groups,
         model=fields.optional_text(request, "model", field="model", most=fields.NAME_MAX),
         api_key=fields.optional_text(request, "api_key", field="api_key", most=fields.NAME_MAX),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
     )
 
 

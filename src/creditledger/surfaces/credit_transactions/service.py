@@ -70,7 +70,7 @@ def _window(
         raise InvalidField("start must not be after end", param="start")
     reference = fields.optional_reference
     return _Window(
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
         meter_id=reference("mtr", request, "meter_id", field="meter_id"),
@@ -178,7 +178,7 @@ def _summary(request: pb.CreditTransactionServiceSummaryRequest) -> _Summary:
 
 def _retrieve(request: pb.CreditTransactionServiceRetrieveRequest) -> tuple[str, bool | None]:
     id_ = fields.reference("ct", request.id, field="id")
-    return id_, fields.optional(request, "livemode", None)
+    return id_, fields.livemode(request)
 
 
 KINDS = {kind.word: kind for kind in Kind}
@@ -205,7 +205,7 @@ def _watch(
     names = fields.optional_text(request, "kinds", field="kinds", most=fields.NAME_MAX)
     return _Watch(
         window=_Window(
-            livemode=fields.optional(request, "livemode", None),
+            livemode=fields.livemode(request),
             customer_id=reference("cus", request, "customer_id", field="customer_id"),
             subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
             meter_id=reference("mtr", request, "meter_id", field="meter_id"),
@@ -242,11 +242,9 @@ class CreditTransactionService(
         watches: Watches,
         clock: Callable[[], int],
     ) -> None:
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._exports = exports
         self._watches = watches
-        self._clock = clock
 
     @rpc(_retrieve, scope=Scope.CUSTOMER)
     async def Retrieve(  # noqa: N802
@@ -259,9 +257,7 @@ class CreditTransactionService(
         found = None
         if place is not None:
             found = await self._store.read(lambda c: transaction_reads.transaction(c, *place))
-        if found is None or not caller.may_see_wallet(
-            found.wallet.customer_id, found.wallet.livemode
-        ):
+        if found is None or not caller.may_see_wallet(found.wallet):
             raise NotFound(f"no credit transaction {echo(id_)}", param="id")
         return posting_messages.expanded(found)
 

@@ -1,7 +1,6 @@
 """ApiKeyService: the credentials of clients."""
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from credit.v1 import api_key_service_pb2 as pb
@@ -9,13 +8,12 @@ from credit.v1 import api_key_service_pb2_grpc
 from sqlalchemy import Connection
 
 from creditledger.api import auth, fields, pages
-from creditledger.api.auth import Caller, Callers
+from creditledger.api.auth import Caller
 from creditledger.api.rpc import Service, rpc
 from creditledger.domain import clock as time
 from creditledger.domain import ids
 from creditledger.domain.errors import InvalidField, MissingField, NotFound, echo
 from creditledger.domain.registry import ApiKey, Scope
-from creditledger.store import Store
 from creditledger.store.change_keys import Kept
 from creditledger.store.registry import records
 
@@ -46,7 +44,7 @@ def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
         name=name,
         scope=scope,
         customer_id=customer_id,
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         expires_at=fields.optional_time(request, "expires_at", field="expires_at"),
     )
 
@@ -61,7 +59,7 @@ class _KeyList:
 def _key_list(request: pb.ListApiKeysRequest) -> _KeyList:
     return _KeyList(
         page=pages.asked(request),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
     )
 
@@ -93,11 +91,6 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
 
     A key makes, sees and revokes keys of its own mode; the command line's socket those of both.
     """
-
-    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
-        self.callers = callers
-        self._store = store
-        self._clock = clock
 
     @rpc(_new_key, scope=Scope.ADMIN)
     async def CreateApiKey(  # noqa: N802

@@ -34,7 +34,7 @@ T = TypeVar("T", Posted, WalletView)
 
 def _retrieve(request: pb.CreditGrantServiceRetrieveRequest) -> tuple[str, bool | None]:
     id_ = fields.made("cg", request.id, field="id")
-    return id_, fields.optional(request, "livemode", None)
+    return id_, fields.livemode(request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def _list(request: pb.CreditGrantServiceListRequest) -> _List:
         category = fields.word(request.category, posting_messages.CATEGORIES, field="category")
     return _List(
         page=pages.asked(request),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
         status=status,
@@ -101,7 +101,7 @@ def _summary(request: pb.CreditGrantServiceSummaryRequest) -> _Summary:
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
         days=fields.number(days, least=1, most=DAYS_MAX, field="within_days"),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
     )
 
 
@@ -132,10 +132,8 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
     def __init__(
         self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
     ) -> None:
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._ledger = ledger
-        self._clock = clock
 
     @rpc(_retrieve, scope=Scope.CUSTOMER)
     async def Retrieve(  # noqa: N802
@@ -221,8 +219,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
     ) -> pb.CreditGrantServiceListTransactionsResponse:
         """A page of a grant's rows. Raises NotFound, InvalidField(page_token)."""
         await self._grant(wanted.id, caller)
-        place = ids.resolve("cg", wanted.id)
-        assert place is not None
+        place = ids.place("cg", wanted.id)
         filters = ("rows of a grant", wanted.id, wanted.newest_first)
         after, size = wanted.page.before(filters), wanted.page.size
         shown, end = await self._store.read(
@@ -240,28 +237,23 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
         self, posting_id: str, caller: Caller
     ) -> pb.CreditGrantServiceListPostingGrantsResponse:
         """Which grants a posting moved. Raises NotFound."""
-        place = ids.resolve("pst", posting_id)
-        assert place is not None
+        place = ids.place("pst", posting_id)
         found = await self._store.read(lambda connection: grants.moved(connection, *place))
-        if found is None or not caller.may_see_wallet(found[0].customer_id, found[0].livemode):
+        if found is None or not caller.may_see_wallet(found[0]):
             raise NotFound(f"no posting {echo(posting_id)}", param="posting_id")
         wallet, rows = found
         return grant_messages.moved(posting_id, place[0], wallet, rows)
 
     async def _grant(self, id_: str, caller: Caller) -> GivenGrant:
-        place = ids.resolve("cg", id_)
-        assert place is not None
+        place = ids.place("cg", id_)
         now = self._clock()
         found = await self._store.read(lambda c: grants.grant(c, *place, clock=now))
-        if found is None or not caller.may_see_wallet(
-            found.wallet.customer_id, found.wallet.livemode
-        ):
+        if found is None or not caller.may_see_wallet(found.wallet):
             raise _no_grant(id_)
         return found
 
     async def _wallet_id(self, grant_id: str) -> str:
-        place = ids.resolve("cg", grant_id)
-        assert place is not None
+        place = ids.place("cg", grant_id)
         wallet_id = await self._store.read(lambda c: records.wallet_id(c, place[0]))
         if wallet_id is None:
             raise _no_grant(grant_id)

@@ -1,6 +1,6 @@
 """RegistryService: the customers, meters, subscriptions and currencies that postings refer to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -8,7 +8,7 @@ from credit.v1 import registry_service_pb2 as pb
 from credit.v1 import registry_service_pb2_grpc
 
 from creditledger.api import fields, pages
-from creditledger.api.auth import Caller, Callers
+from creditledger.api.auth import Caller
 from creditledger.api.rpc import Service, rpc
 from creditledger.domain import clock as time
 from creditledger.domain import ids
@@ -21,7 +21,7 @@ from creditledger.domain.registry import (
     Scope,
     Subscription,
 )
-from creditledger.store import READ_SECONDS_MAX, Store
+from creditledger.store import READ_SECONDS_MAX
 from creditledger.store.registry import customers, meters, records
 
 T = TypeVar("T")
@@ -191,11 +191,6 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
     currencies, which nobody can undo. An identical create answers what is there. A customer key
     sees its own customer and that customer's subscriptions, and all meters and currencies.
     """
-
-    def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
-        self.callers = callers
-        self._store = store
-        self._clock = clock
 
     @rpc(_new_customer, scope=Scope.SERVICE)
     async def CreateCustomer(  # noqa: N802

@@ -107,8 +107,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
         issuer: str | None,
     ) -> None:
         """`issuer`: who a statement for printing is from."""
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._issuer = issuer
         self._statements = Statements(store, ledger, clock)
 
@@ -201,13 +200,12 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
             yield HttpBody(content_type=type_, data=data[at : at + PIECE_BYTES])
 
     async def _closed(self, id_: str, caller: Caller) -> Closed:
-        place = ids.resolve("stm", id_)
-        assert place is not None
+        place = ids.place("stm", id_)
 
         def read(connection: Connection) -> Closed | None:
             wallet_id = records.wallet_id(connection, place[0])
             wallet = None if wallet_id is None else records.wallet(connection, wallet_id)
-            if wallet is None or not caller.may_see_wallet(wallet.customer_id, wallet.livemode):
+            if wallet is None or not caller.may_see_wallet(wallet):
                 return None
             return closed_statements.one(connection, *place)
 

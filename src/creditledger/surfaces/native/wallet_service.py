@@ -18,7 +18,8 @@ from creditledger.api.messages import hold as hold_messages
 from creditledger.api.messages import posting as posting_messages
 from creditledger.api.messages import spend_limit as spend_limit_messages
 from creditledger.api.messages import transfer as transfer_messages
-from creditledger.api.rpc import Context, Service, current_request_id, rpc, unforeseen
+from creditledger.api.rpc import Service, current_request_id, rpc
+from creditledger.api.status import Context, unforeseen
 from creditledger.domain import ids, money
 from creditledger.domain.commands import (
     Command,
@@ -76,7 +77,7 @@ def _new_wallet(request: pb.CreateWalletRequest) -> _NewWallet:
         id=fields.optional_reference("wal", request, "id", field="id"),
         customer_id=fields.reference("cus", request.customer_id, field="customer_id"),
         currency=fields.currency(request.currency, field="currency"),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         overdraft_limit=None if limit is None else fields.limit(limit, field="overdraft_limit"),
         metadata=fields.metadata(request.metadata),
     )
@@ -98,7 +99,7 @@ class _WalletList:
 def _wallet_list(request: pb.ListWalletsRequest) -> _WalletList:
     return _WalletList(
         page=pages.asked(request),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
         currency=fields.optional_currency(request, "currency", field="currency"),
         status=fields.word(request.status, posting_messages.STATUSES, field="status")
@@ -210,10 +211,8 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     def __init__(
         self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
     ) -> None:
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._ledger = ledger
-        self._clock = clock
         self._wallet_ids: dict[int, str] = {}  #: Of wallets that had a hold; they never change.
 
     @rpc(_new_wallet, scope=Scope.SERVICE)
@@ -461,15 +460,12 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
     @rpc(hold_messages.hold_id, scope=Scope.CUSTOMER)
     async def GetHold(self, hold_id: str, caller: Caller) -> pb.HeldCredit:  # noqa: N802
         """The hold as it is now. Raises NotFound."""
-        place = ids.resolve("hld", hold_id)
-        assert place is not None
+        place = ids.place("hld", hold_id)
 
         found = await self._store.read(
             lambda connection: transaction_reads.hold(connection, *place)
         )
-        if found is None or not caller.may_see_wallet(
-            found.wallet.customer_id, found.wallet.livemode
-        ):
+        if found is None or not caller.may_see_wallet(found.wallet):
             raise _no_hold(hold_id)
         hold, wallet, dimension, annotation = found
         return hold_messages.hold(hold, wallet, place[0], dimension, annotation, self._clock())

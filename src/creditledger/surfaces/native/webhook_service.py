@@ -72,7 +72,7 @@ def _new(request: pb.CreateWebhookEndpointRequest) -> _New:
         url=fields.required(request.url, field="url"),
         description=fields.optional_text(request, "description", field="description"),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         events=webhook_messages.events(request.events),
         thresholds=webhook_messages.thresholds(request.thresholds),
         expiring_days=webhook_messages.expiring_days(request),
@@ -124,7 +124,7 @@ class _EndpointList:
 def _endpoint_list(request: pb.ListWebhookEndpointsRequest) -> _EndpointList:
     return _EndpointList(
         page=pages.asked(request),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
     )
 
@@ -193,9 +193,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
         on_change: Callable[[], None],
     ) -> None:
         """`on_change` is told that there is something new to be made or sent."""
-        self.callers = callers
-        self._store = store
-        self._clock = clock
+        super().__init__(store=store, callers=callers, clock=clock)
         self._seal = seal
         self._allow_private = allow_private
         self._on_change = on_change

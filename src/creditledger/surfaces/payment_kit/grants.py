@@ -86,7 +86,7 @@ def new_grant(request: pb.PaymentKitServiceCreateGrantRequest) -> NewGrant:
             scope=_scope(request.applicability_config.scope),
         ),
         metadata=fields.metadata(request.metadata),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
         key=fields.optional_key(request),
     )
 
@@ -134,7 +134,7 @@ def holders(request: pb.PaymentKitServiceListGrantHoldersRequest) -> Holders:
     return Holders(
         payment_kit_meters.page(request),
         fields.currency(request.currency_id, field="currency_id"),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -177,7 +177,7 @@ def grant_stats(request: pb.PaymentKitServiceGetGrantStatsRequest) -> GrantStats
         start,
         end + time.SECOND,
         ahead * time.MINUTE,
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -206,7 +206,7 @@ def stats(days: Sequence[Given], currency: Currency) -> pb.PaymentKitServiceGetG
 def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> payment_kit_meters.Named:
     """A grant by its id."""
     id_ = fields.made("cg", request.id, field="id")
-    return payment_kit_meters.Named(id_, fields.optional(request, "livemode", None))
+    return payment_kit_meters.Named(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,7 +233,7 @@ def grant_list(request: pb.PaymentKitServiceListGrantsRequest) -> GrantList:
         fields.optional_currency(request, "currency_id", field="currency_id"),
         tuple(statuses),
         fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -257,7 +257,7 @@ def grant_update(request: pb.PaymentKitServiceUpdateGrantRequest) -> GrantUpdate
         id_,
         fields.metadata(request.metadata),
         request.expired,
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
         fields.optional_key(request),
     )
 
@@ -279,7 +279,7 @@ def whose(request: pb.PaymentKitServiceGetGrantSummaryRequest) -> Whose:
         )
     return Whose(
         fields.optional_reference("cus", request, "customer_id", field="customer_id"),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -307,7 +307,7 @@ def availability(request: pb.PaymentKitServiceGetGrantAvailabilityRequest) -> Av
         fields.currency(request.currency_id, field="currency_id"),
         fields.limit(pending, field="pending_amount"),
         fields.limit(most_unpaid, field="max_pending_amount"),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 

@@ -100,18 +100,18 @@ def new_meter(request: pb.PaymentKitServiceCreateMeterRequest) -> NewMeter:
             request, "description", field="description", most=fields.TEXT_MAX
         ),
     )
-    return NewMeter(meter, fields.optional(request, "livemode", None))
+    return NewMeter(meter, fields.livemode(request))
 
 
 def any_meter(request: pb.PaymentKitServiceGetMeterRequest) -> Named:
     """A meter by its id or its event's name."""
-    return Named(fields.name(request.id, field="id"), fields.optional(request, "livemode", None))
+    return Named(fields.name(request.id, field="id"), fields.livemode(request))
 
 
 def named_meter(request: Any) -> Named:
     """A meter by its id."""
     id_ = fields.reference("mtr", request.id, field="id")
-    return Named(id_, fields.optional(request, "livemode", None))
+    return Named(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ def meter_list(request: pb.PaymentKitServiceListMetersRequest) -> MeterList:
         page(request),
         fields.optional_text(request, "event_name", field="event_name", most=fields.NAME_MAX),
         fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -217,14 +217,14 @@ def new_event(request: pb.PaymentKitServiceCreateMeterEventRequest) -> NewEvent:
         identifier=fields.idempotency_key(request.identifier, field="identifier"),
         timestamp=fields.seconds(request, "timestamp", field="timestamp"),
         metadata=fields.metadata(request.metadata),
-        livemode=fields.optional(request, "livemode", None),
+        livemode=fields.livemode(request),
     )
 
 
 def named_event(request: pb.PaymentKitServiceGetMeterEventRequest) -> Named:
     """An event by its id."""
     id_ = fields.made("me", request.id, field="id")
-    return Named(id_, fields.optional(request, "livemode", None))
+    return Named(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,7 +242,7 @@ def cancellation(request: pb.PaymentKitServiceCancelMeterEventRequest) -> Cancel
     key = f"cancel {id_}"
     if request.HasField("idempotency_key"):
         key = fields.idempotency_key(request.idempotency_key)
-    return Cancellation(id_, key, fields.optional(request, "livemode", None))
+    return Cancellation(id_, key, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,7 +270,7 @@ def event_list(request: pb.PaymentKitServiceListMeterEventsRequest) -> EventList
         start,
         end,
         fields.optional_text(request, "q", field="q", most=fields.QUERY_MAX),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -315,7 +315,7 @@ def stats(request: pb.PaymentKitServiceGetMeterEventStatsRequest) -> Stats:
         start,
         end,
         granularity,
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 
@@ -347,7 +347,7 @@ def owed(request: pb.PaymentKitServiceGetPendingAmountRequest) -> Owed:
         reference("sub", request, "subscription_id", field="subscription_id"),
         reference("cus", request, "customer_id", field="customer_id"),
         fields.optional_currency(request, "currency_id", field="currency_id"),
-        fields.optional(request, "livemode", None),
+        fields.livemode(request),
     )
 
 

@@ -73,10 +73,8 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     def __init__(
         self, *, store: Store, ledger: Ledger, callers: Callers, clock: Callable[[], int]
     ) -> None:
-        self.callers = callers
-        self._store = store
+        super().__init__(store=store, callers=callers, clock=clock)
         self._ledger = ledger
-        self._clock = clock
 
     # Meters.
 
@@ -257,12 +255,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     ) -> pb.CreditMeterEvent:
         """Raises NotFound."""
         caller.mode(wanted.livemode)
-        place = ids.resolve("me", wanted.id)
-        assert place is not None
+        place = ids.place("me", wanted.id)
         found = await self._event(*place)
-        if found is None or not caller.may_see_wallet(
-            found.wallet.customer_id, found.wallet.livemode
-        ):
+        if found is None or not caller.may_see_wallet(found.wallet):
             raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
         return payment_kit_meters.event(found)
 
@@ -275,13 +270,10 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         Raises NotFound, ModeMismatch, WalletClosed, OutOfRange, IdempotencyKeyReused.
         """
         caller.mode(asked.livemode)
-        place = ids.resolve("me", asked.id)
-        assert place is not None
+        place = ids.place("me", asked.id)
         # All that is read is read before: what was written is then answered in any case.
         found = await self._event(*place)
-        if found is None or not caller.may_see_wallet(
-            found.wallet.customer_id, found.wallet.livemode
-        ):
+        if found is None or not caller.may_see_wallet(found.wallet):
             raise NotFound(f"no meter event {echo(asked.id)}", param="id")
         posted = await self._ledger.post(
             Command(
@@ -446,10 +438,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
         def read(connection: Connection) -> pb.PaymentKitGrant | None:
             found = grants.grant(connection, *place, clock=now)
-            if found is None or (
-                caller is not None
-                and not caller.may_see_wallet(found.wallet.customer_id, found.wallet.livemode)
-            ):
+            if found is None or (caller is not None and not caller.may_see_wallet(found.wallet)):
                 return None
             return _shown(connection, found)
 
@@ -464,8 +453,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     ) -> pb.PaymentKitGrant:
         """Raises NotFound, ModeMismatch."""
         caller.mode(wanted.livemode)
-        place = ids.resolve("cg", wanted.id)
-        assert place is not None
+        place = ids.place("cg", wanted.id)
         return await self._given(place, caller)
 
     @rpc(payment_kit_grants.grant_list, scope=Scope.CUSTOMER)
@@ -504,8 +492,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         """Raises NotFound, GrantVoided, GrantExpired, WalletClosed, InvalidField."""
         caller.mode(update.livemode)
         id_, livemode = update.id, caller.livemode
-        place = ids.resolve("cg", id_)
-        assert place is not None
+        place = ids.place("cg", id_)
         wallet_id = await self._store.read(lambda c: records.wallet_id(c, place[0])) or ""
         try:
             if update.metadata or update.key is not None:
