@@ -70,7 +70,7 @@ from creditledger.store import Changes, Loaded, Store, Wanted, schema
 from creditledger.store.read import transaction_reads, wallet_history
 from creditledger.store.registry import records
 from creditledger.store.write.columns import ROW, load
-from creditledger.surfaces.payment_kit.meters import EVENT_FIELD_NAMES
+from creditledger.surfaces.payment_kit import events
 from tests.support import (
     naive,
     naive_bills,
@@ -738,7 +738,7 @@ class LedgerMachine(RuleBasedStateMachine):
 #: The model names fields as the requests do.
 FIELD_NAMES = {
     **posting_messages.FIELD_NAMES,
-    ReportEvent: EVENT_FIELD_NAMES,
+    ReportEvent: events.FIELD_NAMES,
     Transfer: {"wallet_id": "from_wallet_id"},
 }
 _TERMS = ("name", "priority", "expires_at", "voided_at")

@@ -30,7 +30,7 @@ from creditledger.domain.model import (
 from creditledger.domain.registry import Currency
 from creditledger.domain.views import GivenGrant
 from creditledger.store.read.grants import Given
-from creditledger.surfaces.payment_kit import meters as payment_kit_meters
+from creditledger.surfaces.payment_kit import shapes
 
 #: The kind of the posting by which a grant is given.
 _KINDS = {Category.PAID: Kind.TOPUP, Category.PROMOTIONAL: Kind.ADMIN_CREDIT}
@@ -124,7 +124,7 @@ def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGra
 class Holders:
     """Whose credit is to be listed."""
 
-    page: payment_kit_meters.Page
+    page: shapes.Page
     currency: str
     livemode: bool | None
 
@@ -132,7 +132,7 @@ class Holders:
 def holders(request: pb.PaymentKitServiceListGrantHoldersRequest) -> Holders:
     """Raises InvalidField, MissingField."""
     return Holders(
-        payment_kit_meters.page(request),
+        shapes.page(request),
         fields.currency(request.currency_id, field="currency_id"),
         fields.livemode(request),
     )
@@ -196,24 +196,24 @@ def stats(days: Sequence[Given], currency: Currency) -> pb.PaymentKitServiceGetG
         }
 
     return pb.PaymentKitServiceGetGrantStatsResponse(
-        stats=pb.GrantTotals(currency=payment_kit_meters.shown_currency(currency), **sums(days)),
+        stats=pb.GrantTotals(currency=shapes.shown_currency(currency), **sums(days)),
         daily_stats=[
             pb.GrantDay(date=time.text(one.day * time.DAY)[:10], **sums([one])) for one in days
         ],
     )
 
 
-def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> payment_kit_meters.Named:
+def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> shapes.Named:
     """A grant by its id."""
     id_ = fields.made("cg", request.id, field="id")
-    return payment_kit_meters.Named(id_, fields.livemode(request))
+    return shapes.Named(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
 class GrantList:
     """The grants to be listed."""
 
-    page: payment_kit_meters.Page
+    page: shapes.Page
     customer_id: str | None
     currency: str | None
     statuses: tuple[GrantStatus, ...]  #: Empty: all.
@@ -228,7 +228,7 @@ def grant_list(request: pb.PaymentKitServiceListGrantsRequest) -> GrantList:
         words = request.status.split(",")
         statuses = [fields.word(one, GRANT_STATUSES, field="status") for one in words]
     return GrantList(
-        payment_kit_meters.page(request),
+        shapes.page(request),
         fields.optional_reference("cus", request, "customer_id", field="customer_id"),
         fields.optional_currency(request, "currency_id", field="currency_id"),
         tuple(statuses),
@@ -346,9 +346,9 @@ def grant(one: GivenGrant, currency: Currency) -> pb.PaymentKitGrant:
         created_at=time.text(given.created_at),
         updated_at=time.text(one.updated_at),
         wallet_id=one.wallet.id,
-        payment_currency=payment_kit_meters.shown_currency(currency),
+        payment_currency=shapes.shown_currency(currency),
         customer=pb.PaymentKitCustomer(id=one.wallet.customer_id, name=name, email=email),
-        created_via=payment_kit_meters.CREATED_VIA,
+        created_via=shapes.CREATED_VIA,
         created_by=one.posting.source.get("actor"),
     )
 
@@ -361,7 +361,7 @@ def summary(wallets: list[Wallet], currencies: Mapping[str, Currency], clock: in
         wallet_moves.repay(wallet, repayments(wallet, now))
         opened = [one for one in wallet.burning if one.is_open(now)]
         if opened:
-            shown = payment_kit_meters.shown_currency(currencies[wallet.currency])
+            shown = shapes.shown_currency(currencies[wallet.currency])
             total, left = sum(one.amount for one in opened), sum(one.remaining for one in opened)
             answer[wallet.currency] = {
                 "paymentCurrency": MessageToDict(shown, always_print_fields_with_no_presence=True),

@@ -48,8 +48,10 @@ from creditledger.store.read import grants, meter_events
 from creditledger.store.read.grants import GrantFilters
 from creditledger.store.read.meter_events import EventFilters, Reported
 from creditledger.store.registry import meters, records
-from creditledger.surfaces.payment_kit import grants as payment_kit_grants
-from creditledger.surfaces.payment_kit import meters as payment_kit_meters
+from creditledger.surfaces.payment_kit import events as event_messages
+from creditledger.surfaces.payment_kit import grants as grant_messages
+from creditledger.surfaces.payment_kit import meters as meter_messages
+from creditledger.surfaces.payment_kit import shapes
 
 log = structlog.get_logger()
 
@@ -78,9 +80,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     # Meters.
 
-    @rpc(payment_kit_meters.new_meter, scope=Scope.SERVICE, names=_CURRENCY)
+    @rpc(meter_messages.new_meter, scope=Scope.SERVICE, names=_CURRENCY)
     async def CreateMeter(  # noqa: N802
-        self, new: payment_kit_meters.NewMeter, caller: Caller
+        self, new: meter_messages.NewMeter, caller: Caller
     ) -> pb.CreditMeter:
         """Raises IdTaken for the event_name, NotFound for the currency."""
         livemode, now = caller.mode(new.livemode), self._clock()
@@ -90,11 +92,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             return one, _currency_of(connection, one)
 
         made = await self._once(create, _meter_again, _meter_id)
-        return payment_kit_meters.meter(*made.value, livemode)
+        return meter_messages.meter(*made.value, livemode)
 
-    @rpc(payment_kit_meters.any_meter, scope=Scope.CUSTOMER)
+    @rpc(meter_messages.any_meter, scope=Scope.CUSTOMER)
     async def GetMeter(  # noqa: N802
-        self, wanted: payment_kit_meters.Named, caller: Caller
+        self, wanted: shapes.Named, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound."""
         livemode = caller.mode(wanted.livemode)
@@ -105,11 +107,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 raise NotFound(f"no meter {echo(wanted.id)}", param="id")
             return one, _currency_of(connection, one)
 
-        return payment_kit_meters.meter(*await self._store.read(find), livemode)
+        return meter_messages.meter(*await self._store.read(find), livemode)
 
-    @rpc(payment_kit_meters.meter_list, scope=Scope.CUSTOMER)
+    @rpc(meter_messages.meter_list, scope=Scope.CUSTOMER)
     async def ListMeters(  # noqa: N802
-        self, wanted: payment_kit_meters.MeterList, caller: Caller
+        self, wanted: meter_messages.MeterList, caller: Caller
     ) -> pb.PaymentKitServiceListMetersResponse:
         """Newest first."""
         livemode = caller.mode(wanted.livemode)
@@ -128,34 +130,32 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         count, found = await self._store.read(find)
         return pb.PaymentKitServiceListMetersResponse(
             count=fields.answered(count, most=fields.INT32_MAX, field="count"),
-            list=[payment_kit_meters.meter(one, currency, livemode) for one, currency in found],
+            list=[meter_messages.meter(one, currency, livemode) for one, currency in found],
             paging=page.message(),
         )
 
-    @rpc(payment_kit_meters.meter_change, scope=Scope.SERVICE, shared=True)
+    @rpc(meter_messages.meter_change, scope=Scope.SERVICE, shared=True)
     async def UpdateMeter(  # noqa: N802
-        self, change: payment_kit_meters.MeterChange, caller: Caller
+        self, change: meter_messages.MeterChange, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound, ModeMismatch."""
         return await self._change(change, caller)
 
-    @rpc(payment_kit_meters.named_meter, scope=Scope.SERVICE, shared=True)
+    @rpc(meter_messages.named_meter, scope=Scope.SERVICE, shared=True)
     async def ActivateMeter(  # noqa: N802
-        self, wanted: payment_kit_meters.Named, caller: Caller
+        self, wanted: shapes.Named, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound, ModeMismatch."""
-        return await self._change(payment_kit_meters.MeterChange(wanted, {"active": True}), caller)
+        return await self._change(meter_messages.MeterChange(wanted, {"active": True}), caller)
 
-    @rpc(payment_kit_meters.named_meter, scope=Scope.SERVICE, shared=True)
+    @rpc(meter_messages.named_meter, scope=Scope.SERVICE, shared=True)
     async def DeactivateMeter(  # noqa: N802
-        self, wanted: payment_kit_meters.Named, caller: Caller
+        self, wanted: shapes.Named, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound, ModeMismatch."""
-        return await self._change(payment_kit_meters.MeterChange(wanted, {"active": False}), caller)
+        return await self._change(meter_messages.MeterChange(wanted, {"active": False}), caller)
 
-    async def _change(
-        self, change: payment_kit_meters.MeterChange, caller: Caller
-    ) -> pb.CreditMeter:
+    async def _change(self, change: meter_messages.MeterChange, caller: Caller) -> pb.CreditMeter:
         livemode, now = caller.mode(change.meter.livemode), self._clock()
 
         def write(connection: Connection) -> _WithCurrency:
@@ -163,17 +163,17 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             return one, _currency_of(connection, one)
 
         made = await self._once(write, _meter_again, _meter_id)
-        return payment_kit_meters.meter(*made.value, livemode)
+        return meter_messages.meter(*made.value, livemode)
 
     # What they count.
 
     @rpc(
-        payment_kit_meters.new_event,
+        event_messages.new_event,
         scope=Scope.SERVICE,
-        names=payment_kit_meters.EVENT_FIELD_NAMES,
+        names=event_messages.FIELD_NAMES,
     )
     async def CreateMeterEvent(  # noqa: N802
-        self, new: payment_kit_meters.NewEvent, caller: Caller
+        self, new: event_messages.NewEvent, caller: Caller
     ) -> pb.CreditMeterEvent:
         """As a posting, see `Ledger.post`; too little credit is no refusal. Raises NotFound too."""
         livemode = caller.mode(new.livemode)
@@ -206,8 +206,8 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         if posted.event is None:
             found = await self._event(posted.posting.wallet, posted.posting.number)
             assert found is not None
-            return payment_kit_meters.event(found)
-        return payment_kit_meters.event(
+            return event_messages.event(found)
+        return event_messages.event(
             Reported(
                 posted.event,
                 posted.posting.wallet,
@@ -249,32 +249,32 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
     async def _event(self, wallet: int, number: int) -> Reported | None:
         return await self._store.read(lambda c: meter_events.event(c, wallet, number))
 
-    @rpc(payment_kit_meters.named_event, scope=Scope.CUSTOMER)
+    async def _own_event(self, id_: str, caller: Caller) -> Reported:
+        """The event, if the caller may see it. Raises NotFound."""
+        found = await self._event(*ids.place("me", id_))
+        if found is None or not caller.may_see_wallet(found.wallet):
+            raise NotFound(f"no meter event {echo(id_)}", param="id")
+        return found
+
+    @rpc(event_messages.named_event, scope=Scope.CUSTOMER)
     async def GetMeterEvent(  # noqa: N802
-        self, wanted: payment_kit_meters.Named, caller: Caller
+        self, wanted: shapes.Named, caller: Caller
     ) -> pb.CreditMeterEvent:
         """Raises NotFound."""
         caller.mode(wanted.livemode)
-        place = ids.place("me", wanted.id)
-        found = await self._event(*place)
-        if found is None or not caller.may_see_wallet(found.wallet):
-            raise NotFound(f"no meter event {echo(wanted.id)}", param="id")
-        return payment_kit_meters.event(found)
+        return event_messages.event(await self._own_event(wanted.id, caller))
 
-    @rpc(payment_kit_meters.cancellation, scope=Scope.SERVICE)
+    @rpc(event_messages.cancellation, scope=Scope.SERVICE)
     async def CancelMeterEvent(  # noqa: N802
-        self, asked: payment_kit_meters.Cancellation, caller: Caller
+        self, asked: event_messages.Cancellation, caller: Caller
     ) -> pb.CreditMeterEvent:
         """As a posting, see `Ledger.post`; nothing is written of an event that is canceled.
 
         Raises NotFound, ModeMismatch, WalletClosed, OutOfRange, IdempotencyKeyReused.
         """
         caller.mode(asked.livemode)
-        place = ids.place("me", asked.id)
-        # All that is read is read before: what was written is then answered in any case.
-        found = await self._event(*place)
-        if found is None or not caller.may_see_wallet(found.wallet):
-            raise NotFound(f"no meter event {echo(asked.id)}", param="id")
+        # All reads come first: once written, the event is answered in any case.
+        found = await self._own_event(asked.id, caller)
         posted = await self._ledger.post(
             Command(
                 *(found.wallet.id, asked.key, CancelEvent(asked.id), caller.livemode),
@@ -282,11 +282,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             )
         )
         assert posted.event is not None
-        return payment_kit_meters.event(found._replace(event=posted.event))
+        return event_messages.event(found._replace(event=posted.event))
 
-    @rpc(payment_kit_meters.event_list, scope=Scope.CUSTOMER)
+    @rpc(event_messages.event_list, scope=Scope.CUSTOMER)
     async def ListMeterEvents(  # noqa: N802
-        self, wanted: payment_kit_meters.EventList, caller: Caller
+        self, wanted: event_messages.EventList, caller: Caller
     ) -> pb.PaymentKitServiceListMeterEventsResponse:
         """Newest first. Raises NotFound for another customer's id, QueryTooBroad."""
         q, page = wanted.q, wanted.page
@@ -309,13 +309,13 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         )
         return pb.PaymentKitServiceListMeterEventsResponse(
             count=fields.answered(count, most=fields.INT32_MAX, field="count"),
-            list=[payment_kit_meters.event(one) for one in found],
+            list=[event_messages.event(one) for one in found],
             paging=page.message(),
         )
 
-    @rpc(payment_kit_meters.stats, scope=Scope.CUSTOMER)
+    @rpc(event_messages.stats, scope=Scope.CUSTOMER)
     async def GetMeterEventStats(  # noqa: N802
-        self, wanted: payment_kit_meters.Stats, caller: Caller
+        self, wanted: event_messages.Stats, caller: Caller
     ) -> pb.PaymentKitServiceGetMeterEventStatsResponse:
         """Raises NotFound for the meter or another customer's id, QueryTooBroad."""
         livemode, customer_id = caller.mode(wanted.livemode), caller.own(wanted.customer_id)
@@ -332,19 +332,19 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 customer_id=customer_id,
                 start=wanted.start,
                 end=wanted.end,
-                length=payment_kit_meters.LENGTHS[wanted.granularity],
+                length=event_messages.LENGTHS[wanted.granularity],
             )
             return 0 if currency is None else currency.scale, found
 
         scale, found = await self._store.read(add_up, stale=True)
         return pb.PaymentKitServiceGetMeterEventStatsResponse(
             count=len(found),
-            list=[payment_kit_meters.bucket(one, wanted.granularity, scale) for one in found],
+            list=[event_messages.bucket(one, wanted.granularity, scale) for one in found],
         )
 
-    @rpc(payment_kit_meters.owed, scope=Scope.CUSTOMER)
+    @rpc(event_messages.owed, scope=Scope.CUSTOMER)
     async def GetPendingAmount(  # noqa: N802
-        self, wanted: payment_kit_meters.Owed, caller: Caller
+        self, wanted: event_messages.Owed, caller: Caller
     ) -> Struct:
         """Raises MissingField(customer_id), NotFound for another customer's id."""
         livemode, customer_id = caller.mode(wanted.livemode), caller.own(wanted.customer_id)
@@ -365,14 +365,14 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     # Grants.
 
-    @rpc(payment_kit_grants.new_grant, scope=Scope.SERVICE)
+    @rpc(grant_messages.new_grant, scope=Scope.SERVICE)
     async def CreateGrant(  # noqa: N802
-        self, new: payment_kit_grants.NewGrant, caller: Caller
+        self, new: grant_messages.NewGrant, caller: Caller
     ) -> pb.PaymentKitGrant:
         """As a posting, see `Ledger.post`. Raises NotFound, InvalidField, IdempotencyKeyReused."""
         livemode, key = caller.mode(new.livemode), new.key
         by_header = current_header(HEADER_NAME) is not None
-        names = payment_kit_grants.FIELD_NAMES | {"idempotency_key": HEADER if by_header else FIELD}
+        names = grant_messages.FIELD_NAMES | {"idempotency_key": HEADER if by_header else FIELD}
         with renamed(names, in_text=FIELD_NAMES[GiveGrant]):
             posting = await self._give(new, key or ids.random("key"), livemode, caller)
         place = posting.wallet, posting.rows[0].sequence
@@ -394,7 +394,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         self,
         place: tuple[int, int],
         made: pb.PaymentKitGrant,
-        new: payment_kit_grants.NewGrant,
+        new: grant_messages.NewGrant,
         livemode: bool,
     ) -> str | None:
         """The id of a grant as was asked for, given shortly before the one at `place`."""
@@ -407,14 +407,14 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 before = mine[place[1]].grant.created_at - one.grant.created_at
                 if one.grant.number < place[1] and before <= TWINS_MS_MAX:
                     shown = _shown(connection, one)
-                    if payment_kit_grants.are_alike(shown, made, new.operation):
+                    if grant_messages.are_alike(shown, made, new.operation):
                         return shown.id
             return None
 
         return await self._store.read(read)
 
     async def _give(
-        self, new: payment_kit_grants.NewGrant, key: str, livemode: bool, caller: Caller
+        self, new: grant_messages.NewGrant, key: str, livemode: bool, caller: Caller
     ) -> Posting:
         wallet_id = await self._store.read(
             lambda c: records.wallet_id_for_key(c, new.customer_id, new.currency, livemode, key)
@@ -447,18 +447,18 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             raise NotFound(f"no grant {echo(ids.compose('cg', *place))}", param="id")
         return found
 
-    @rpc(payment_kit_grants.named_grant, scope=Scope.CUSTOMER)
+    @rpc(grant_messages.named_grant, scope=Scope.CUSTOMER)
     async def GetGrant(  # noqa: N802
-        self, wanted: payment_kit_meters.Named, caller: Caller
+        self, wanted: shapes.Named, caller: Caller
     ) -> pb.PaymentKitGrant:
         """Raises NotFound, ModeMismatch."""
         caller.mode(wanted.livemode)
         place = ids.place("cg", wanted.id)
         return await self._given(place, caller)
 
-    @rpc(payment_kit_grants.grant_list, scope=Scope.CUSTOMER)
+    @rpc(grant_messages.grant_list, scope=Scope.CUSTOMER)
     async def ListGrants(  # noqa: N802
-        self, wanted: payment_kit_grants.GrantList, caller: Caller
+        self, wanted: grant_messages.GrantList, caller: Caller
     ) -> pb.PaymentKitServiceListGrantsResponse:
         """Newest first. Raises NotFound for another customer's id, QueryTooBroad."""
         filters = GrantFilters(
@@ -485,9 +485,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             paging=page.message(),
         )
 
-    @rpc(payment_kit_grants.grant_update, scope=Scope.SERVICE)
+    @rpc(grant_messages.grant_update, scope=Scope.SERVICE)
     async def UpdateGrant(  # noqa: N802
-        self, update: payment_kit_grants.GrantUpdate, caller: Caller
+        self, update: grant_messages.GrantUpdate, caller: Caller
     ) -> pb.PaymentKitServiceUpdateGrantResponse:
         """Raises NotFound, GrantVoided, GrantExpired, WalletClosed, InvalidField."""
         caller.mode(update.livemode)
@@ -515,9 +515,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             raise NotFound(f"no grant {echo(id_)}", param="id") from None
         return pb.PaymentKitServiceUpdateGrantResponse(success=True)
 
-    @rpc(payment_kit_grants.whose, scope=Scope.CUSTOMER)
+    @rpc(grant_messages.whose, scope=Scope.CUSTOMER)
     async def GetGrantSummary(  # noqa: N802
-        self, wanted: payment_kit_grants.Whose, caller: Caller
+        self, wanted: grant_messages.Whose, caller: Caller
     ) -> Struct:
         """Raises MissingField(customer_id), NotFound for another customer's id."""
         livemode, customer_id = caller.mode(wanted.livemode), _customer(caller, wanted.customer_id)
@@ -536,13 +536,13 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             )
             found = [records.currency(connection, one.currency) for one in wallets]
             currencies = {one.code: one for one in found if one is not None}
-            return payment_kit_grants.summary(wallets, currencies, now)
+            return grant_messages.summary(wallets, currencies, now)
 
         return await self._store.read(read)
 
-    @rpc(payment_kit_grants.holders, scope=Scope.SERVICE, names=_CURRENCY)
+    @rpc(grant_messages.holders, scope=Scope.SERVICE, names=_CURRENCY)
     async def ListGrantHolders(  # noqa: N802
-        self, wanted: payment_kit_grants.Holders, caller: Caller
+        self, wanted: grant_messages.Holders, caller: Caller
     ) -> pb.PaymentKitServiceListGrantHoldersResponse:
         """By customer. Raises NotFound for the currency."""
         livemode, now, page = caller.mode(wanted.livemode), self._clock(), wanted.page
@@ -564,7 +564,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
                 )
                 for one in found
             ],
-            currency=payment_kit_meters.shown_currency(currency),
+            currency=shapes.shown_currency(currency),
             paging=pb.GrantHoldersPaging(
                 page=page.number,
                 page_size=page.size,
@@ -573,9 +573,9 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             ),
         )
 
-    @rpc(payment_kit_grants.grant_stats, scope=Scope.SERVICE, names=_CURRENCY)
+    @rpc(grant_messages.grant_stats, scope=Scope.SERVICE, names=_CURRENCY)
     async def GetGrantStats(  # noqa: N802
-        self, wanted: payment_kit_grants.GrantStats, caller: Caller
+        self, wanted: grant_messages.GrantStats, caller: Caller
     ) -> pb.PaymentKitServiceGetGrantStatsResponse:
         """Raises NotFound for the currency, InvalidField, MissingField."""
         livemode, now = caller.mode(wanted.livemode), self._clock()
@@ -595,11 +595,11 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             )
 
         currency, days = await self._store.read(read, stale=True)
-        return payment_kit_grants.stats(days, currency)
+        return grant_messages.stats(days, currency)
 
-    @rpc(payment_kit_grants.availability, scope=Scope.CUSTOMER, names=_CURRENCY)
+    @rpc(grant_messages.availability, scope=Scope.CUSTOMER, names=_CURRENCY)
     async def GetGrantAvailability(  # noqa: N802
-        self, wanted: payment_kit_grants.Availability, caller: Caller
+        self, wanted: grant_messages.Availability, caller: Caller
     ) -> pb.PaymentKitServiceGetGrantAvailabilityResponse:
         """Raises MissingField(customer_id), NotFound, InvalidField."""
         livemode, customer_id = caller.mode(wanted.livemode), _customer(caller, wanted.customer_id)
@@ -609,7 +609,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
             records.require_customer(connection, customer_id)
             scale = records.scale(connection, wanted.currency)
             wallet = records.wallet_of(connection, customer_id, wanted.currency, livemode)
-            return payment_kit_grants.why_not(wanted, wallet, scale, now)
+            return grant_messages.why_not(wanted, wallet, scale, now)
 
         reason = await self._store.read(read)
         return pb.PaymentKitServiceGetGrantAvailabilityResponse(
@@ -634,7 +634,7 @@ def _currency_of(connection: Connection, meter: Meter) -> Currency | None:
 def _shown(connection: Connection, found: GivenGrant) -> pb.PaymentKitGrant:
     currency = records.currency(connection, found.wallet.currency)
     assert currency is not None
-    return payment_kit_grants.grant(found, currency)
+    return grant_messages.grant(found, currency)
 
 
 def _customer(caller: Caller, customer_id: str | None) -> str:
