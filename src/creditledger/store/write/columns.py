@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from itertools import takewhile
 from operator import attrgetter, itemgetter
 from types import UnionType
 from typing import Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -177,7 +178,7 @@ class Columns(Generic[V]):
         self.fields = [field.path for field in found]
         forms = list(enumerate(field.form for field in found))
         self._kept = [(place, form.kept) for place, form in forms if form.kept is not None]
-        self._read = [(place, form.read) for place, form in forms if form.read is not None]
+        self.read = [(place, form.read) for place, form in forms if form.read is not None]
         self._get: Callable[[V], tuple[object, ...]] = attrgetter(*self.fields)
         assert len(self.names) > 1, "attrgetter answers no tuple of one"
 
@@ -217,7 +218,7 @@ class Columns(Generic[V]):
 
     def _values(self, columns: Iterable[Any]) -> list[Any]:
         values = list(columns)
-        for place, form in self._read:
+        for place, form in self.read:
             values[place] = form(values[place])
         return values
 
@@ -262,9 +263,9 @@ WALLET_TERMS = STATE.only("overdraft_limit", "status", "metadata", "updated_at")
 WALLET_OVERDRAFT = STATE.only("overdrawn", "repaid_to")
 #: What changes by every posting, and its rows by kind, of which usage is counted beside.
 _MOVED = STATE.without(*WALLET_TERMS.names, *WALLET_OVERDRAFT.names)
-_COUNTED = [kind for kind in Kind if kind is not Kind.USAGE]
-_COUNTS = [f"{kind.word}_count" for kind in _COUNTED]
-_counts = itemgetter(*map(int, _COUNTED))
+_COUNTED = [int(kind) for kind in Kind if kind is not Kind.USAGE]
+_COUNTS = [f"{Kind(number).word}_count" for number in _COUNTED]
+_counts = itemgetter(*_COUNTED)
 STATE_NAMES = [*STATE.names, *_COUNTS]
 COUNTER_NAMES = [*_MOVED.names, *_COUNTS]
 
@@ -292,11 +293,27 @@ PLACE = (
 )
 
 
-def wallet_value(columns: Sequence[Any], scale: int) -> Wallet:
+#: The row of a wallet: its currency's scale, then the columns of WALLET and STATE_NAMES.
+_ROW_OF_WALLET = ["scale", *WALLET.fields, *STATE.fields]
+#: Those that are the first fields of the class, in its order, and those that come later.
+_HEAD = list(takewhile(_ROW_OF_WALLET.__contains__, _names(Wallet)))
+_head = itemgetter(*map(_ROW_OF_WALLET.index, _HEAD))
+_TAIL = [(n, name) for n, name in enumerate(_ROW_OF_WALLET) if name not in _HEAD]
+_READ = [
+    *((1 + n, read) for n, read in WALLET.read),
+    *((1 + len(WALLET.fields) + n, read) for n, read in STATE.read),
+]
+
+
+def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     """A wallet, still without grants, of the columns of WALLET and STATE_NAMES."""
-    fixed, state, counts = split(columns, (WALLET.names, STATE.names, _COUNTS))
-    wallet = Wallet(scale=scale, **WALLET.by_field(fixed), **STATE.by_field(state))
-    for kind, count in zip(_COUNTED, counts, strict=True):
+    values = [scale, *columns]
+    for place, read in _READ:
+        values[place] = read(values[place])
+    wallet = Wallet(*_head(values))
+    for place, name in _TAIL:
+        setattr(wallet, name, values[place])
+    for kind, count in zip(_COUNTED, values[len(_ROW_OF_WALLET) :], strict=True):
         wallet.kind_counts[kind] = count
     return wallet
 
