@@ -15,8 +15,9 @@ from bench.timing import Times, answer
 from bench.traffic import CONSUMPTION, Traffic, Wallets, wallet_id
 from bench.worker import Failed, serve
 from creditledger.domain import clock
-from creditledger.domain.commands import Command, Consume, GiveGrant, Operation, Usage
+from creditledger.domain.commands import Command, Operation, Usage
 from creditledger.domain.model import Category, Kind
+from creditledger.domain.operations import Consume, GiveGrant
 from creditledger.engine.ledger import Ledger
 from creditledger.ops.process import run
 from creditledger.store import Store

@@ -22,16 +22,9 @@ from sqlalchemy import Connection, Table, func, insert, select
 from bench.seed.multiply import Life, Rows, Section
 from bench.seed.registry import METER, register, register_meter, wallet_id
 from creditledger.domain import clock, ids
-from creditledger.domain.commands import (
-    Adjust,
-    Command,
-    Consume,
-    GiveGrant,
-    Operation,
-    Refund,
-    Usage,
-)
+from creditledger.domain.commands import Command, Operation, Usage
 from creditledger.domain.model import NEVER, Category, Kind, Status
+from creditledger.domain.operations import Adjust, Consume, GiveGrant, Refund
 from creditledger.engine.batch import Posted
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store, look, migrate, migrations, schema

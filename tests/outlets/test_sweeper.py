@@ -13,8 +13,8 @@ from sqlalchemy import func, select
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR, MINUTE
-from creditledger.domain.commands import PlaceHold
 from creditledger.domain.model import HoldEnd, Kind
+from creditledger.domain.operations import PlaceHold
 from creditledger.outlets import sweeper
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import schema

@@ -27,7 +27,7 @@ from structlog.testing import capture_logs
 
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.commands import DropLimit, SetLimit, Transfer, WalletChange
+from creditledger.domain.commands import DropLimit, SetLimit, WalletChange
 from creditledger.domain.errors import (
     NotFound,
     OutcomeUnknown,
@@ -36,6 +36,7 @@ from creditledger.domain.errors import (
     Unavailable,
 )
 from creditledger.domain.model import Period, Status
+from creditledger.domain.operations import Transfer
 from creditledger.engine import ledger as committer
 from creditledger.store import CannotOpen, Store, StoreUnavailable
 from creditledger.store.outage import Outage

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from creditledger.domain.clock import HOUR
-from creditledger.domain.commands import Sweep, Transfer
+from creditledger.domain.commands import Sweep
 from creditledger.domain.errors import Unavailable, WalletLocked
+from creditledger.domain.operations import Transfer
 from creditledger.engine.locked_wallets import WAIT_SECONDS_MAX, LockedWallets
 from creditledger.outlets.sweeper import Sweeper
 from tests.support.databases import connect

@@ -19,8 +19,9 @@ from sqlalchemy.dialects.postgresql.base import PGDialect
 from creditledger import store
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.commands import PlaceHold, SetLimit, WalletChange
+from creditledger.domain.commands import SetLimit, WalletChange
 from creditledger.domain.model import Category, Period, Status
+from creditledger.domain.operations import PlaceHold
 from creditledger.store import DatabaseLocked, Store, schema
 from creditledger.store.migrations import migrate, newest, revision, versions
 from creditledger.store.registry import records

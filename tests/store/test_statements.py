@@ -12,7 +12,8 @@ import pytest
 from sqlalchemy import Engine, event
 
 from creditledger.domain import ids
-from creditledger.domain.commands import Consume, Transfer, Usage
+from creditledger.domain.commands import Usage
+from creditledger.domain.operations import Consume, Transfer
 from creditledger.store.postgres.writer import DISCARD_PLANS
 from tests.support.setup import (
     Clock,

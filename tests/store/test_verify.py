@@ -28,20 +28,17 @@ from creditledger.api.auth import LOCAL
 from creditledger.domain import clock as time
 from creditledger.domain import ids
 from creditledger.domain.billing_periods import Bucket
-from creditledger.domain.commands import (
+from creditledger.domain.commands import GrantChange, SetLimit, Usage, WalletChange
+from creditledger.domain.model import Category, Kind, Period, Status
+from creditledger.domain.operations import (
     Capture,
     Consume,
-    GrantChange,
     PlaceHold,
     Release,
     ReportEvent,
-    SetLimit,
     Transfer,
-    Usage,
     VoidGrant,
-    WalletChange,
 )
-from creditledger.domain.model import Category, Kind, Period, Status
 from creditledger.domain.webhook_events import EventType, Place, Secret
 from creditledger.engine.ledger import Ledger
 from creditledger.outlets.statements.compute import StatementPeriod, Statements

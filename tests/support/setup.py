@@ -18,8 +18,9 @@ from sqlalchemy import func, select
 from creditledger import store
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.commands import Adjust, Command, Consume, GiveGrant, Operation, Refund
+from creditledger.domain.commands import Command, Operation
 from creditledger.domain.model import Category, Kind, Status
+from creditledger.domain.operations import Adjust, Consume, GiveGrant, Refund
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store, database_path, migrations, schema
 from creditledger.store.sqlite import writer as sqlite_writer

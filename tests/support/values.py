@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from creditledger.domain import ids, overdraft, spending, wallet_moves
 from creditledger.domain.clock import DAY, SECOND
-from creditledger.domain.commands import Usage
+from creditledger.domain.commands import Case, Original, References, Usage
 from creditledger.domain.model import (
     RETURNED_MS,
     Category,
@@ -100,7 +100,7 @@ def wallet_of(
 
 def references(
     *draws: tuple[int, int | None], refunded: int = 0, paid_by: tuple[tuple[int, int], ...] = ()
-) -> spending.References:
+) -> References:
     """What exists: a meter, subscriptions of two customers, and a posting that drew `draws`.
 
     `paid_by`: which grants paid how much of its overdraft back, oldest first.
@@ -110,11 +110,11 @@ def references(
         start = payers[-1].until if payers else 0
         payers.append(Payer(WALLET, start, start + amount, amount, number, None))
     rows = [row_of(sequence, -amount, number) for sequence, (amount, number) in enumerate(draws, 1)]
-    return spending.References(
+    return References(
         meters=frozenset({"mtr_tokens"}),
         subscriptions={"sub_pro": "cus_acme", "sub_other": "cus_other"},
         originals={
-            (WALLET, SPENT): spending.Original(
+            (WALLET, SPENT): Original(
                 rows,
                 USAGE,
                 refunded,
@@ -124,7 +124,7 @@ def references(
                     if row.grant is None
                 },
             ),
-            (WALLET, GIVEN): spending.Original([row_of(9, 5, 9)], TOPUP, 0),
+            (WALLET, GIVEN): Original([row_of(9, 5, 9)], TOPUP, 0),
         },
         payers={WALLET: payers},
     )
@@ -139,26 +139,28 @@ def row_of(sequence: int, amount: int, number: int | None) -> Row:
 def decide(
     wallet: Wallet,
     command_: Command,
-    known: spending.References | None = None,
+    known: References | None = None,
     *,
     now: int = NOW,
 ) -> list[wallet_moves.Move]:
     amount: str | None = getattr(command_.operation, "amount", None)
-    return spending.decide(
-        wallet,
+    case = Case(
         command_,
+        wallet,
         None if amount is None else int(amount),
+        now,
         references() if known is None else known,
-        now=now,
         returned_ms=RETURNED_MS,
         backdating_ms_max=BACKDATING_MS_MAX,
     )
+    spending.validate(case)
+    return spending.decide(case).moves
 
 
 def carry_out(
     wallet: Wallet,
     operation: Operation,
-    known: spending.References | None = None,
+    known: References | None = None,
     *,
     now: int = NOW,
 ) -> list[Row]:

@@ -11,7 +11,8 @@ import pytest_asyncio
 from sqlalchemy import select
 
 from creditledger.domain import clock as time
-from creditledger.domain.commands import OPERATIONS, RETURN, CancelEvent
+from creditledger.domain.commands import RETURN
+from creditledger.domain.operations import CancelEvent
 from creditledger.store import schema
 from tests.support.rest import Failure, Json, failure
 from tests.support.setup import look
@@ -289,7 +290,7 @@ async def test_many_payments_come_back_by_and_by(kit: Kit) -> None:
     p, w = schema.postings.c, schema.wallets.c
     query = select(p.row_count).where(
         p.wallet_number == select(w.number).where(w.id == kit.wallet).scalar_subquery(),
-        p.operation.in_((OPERATIONS[CancelEvent][0], RETURN)),
+        p.operation.in_((CancelEvent.code, RETURN)),
     )
     counts = look(kit.served.database_url, lambda c: c.execute(query).scalars().all())
     assert sorted(counts) == [300, 1_000]

@@ -13,8 +13,8 @@ from credit.v1.statement_service_pb2_grpc import StatementServiceStub
 from creditledger.domain import clock as time
 from creditledger.domain import ids
 from creditledger.domain.clock import DAY, HOUR, MINUTE, SECOND
-from creditledger.domain.commands import Consume, Refund, Transfer
 from creditledger.domain.model import Category
+from creditledger.domain.operations import Consume, Refund, Transfer
 from creditledger.store import schema
 from tests.store.test_verify import damaged_file, damaged_server
 from tests.support.refusals import refused

@@ -16,9 +16,9 @@ from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.credit_transaction_pb2 import TransactionSource
 
 from creditledger.domain import ids
-from creditledger.domain.commands import VoidGrant
 from creditledger.domain.errors import ReceiptUsed
 from creditledger.domain.model import Category, Kind
+from creditledger.domain.operations import VoidGrant
 from creditledger.store import schema
 from creditledger.store.migrations import versions
 from creditledger.store.receipts import RepeatedReceipt, repeated_receipts

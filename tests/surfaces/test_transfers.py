@@ -15,8 +15,9 @@ from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
 from creditledger.domain.clock import DAY, HOUR
-from creditledger.domain.commands import Command, Transfer, WalletChange
+from creditledger.domain.commands import Command, WalletChange
 from creditledger.domain.errors import InsufficientCredit, Refusal
+from creditledger.domain.operations import Transfer
 from creditledger.engine.batch import Posted
 from tests.support.databases import execute
 from tests.support.process import process

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import event, given
 from hypothesis import strategies as st
 
-from creditledger.domain import billing_periods, ids, money, spending, wallet_moves
+from creditledger.domain import billing_periods, ids, money, wallet_moves
 from creditledger.domain.clock import DAY, HOUR, SECOND
+from creditledger.domain.commands import Original, References
 from creditledger.domain.errors import InsufficientCredit, NotRefundable, OutOfRange, Refusal
 from creditledger.domain.model import Category, Grant, Kind, Wallet, standing
 from creditledger.domain.overdraft import OverdraftDraw
@@ -426,8 +427,8 @@ def test_refunds_return_what_was_drawn_and_never_more(
         for row in rows
         if row.grant is None
     }
-    known = spending.References(
-        frozenset(), {}, {(WALLET, SPENT): spending.Original(rows, USAGE, 0, overdrafts=drawn_)}
+    known = References(
+        frozenset(), {}, {(WALLET, SPENT): Original(rows, USAGE, 0, overdrafts=drawn_)}
     )
     refunded, now = 0, NOW + later
 
@@ -446,7 +447,7 @@ def test_refunds_return_what_was_drawn_and_never_more(
         assert returned == (amount - refunded if due is None else due)
         assert all(row.amount > 0 for row in given_back)
         refunded += returned
-        known.originals[WALLET, SPENT] = spending.Original(rows, USAGE, refunded, overdrafts=drawn_)
+        known.originals[WALLET, SPENT] = Original(rows, USAGE, refunded, overdrafts=drawn_)
         assert_consistent(wallet)
 
     assert refunded == amount

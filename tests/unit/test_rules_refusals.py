@@ -118,7 +118,7 @@ def faulty(operation: Operation, faults: Sequence[Fault]) -> tuple[Wallet, Comma
                     setattr(wallet, attribute, new)
             elif name == "operation":
                 assert isinstance(value, dict)
-                operation = replace(operation, **value)
+                operation = replace(operation, **value)  # type: ignore[type-var]  # each is one
             else:
                 fields[name] = value
     return wallet, command(operation)._replace(**fields)  # type: ignore[arg-type]  # by fault

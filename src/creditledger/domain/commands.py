@@ -1,23 +1,134 @@
-"""What a client may ask of a wallet, as values: the operations of a posting, and changes.
+"""What may be asked of a wallet, as values: postings, changes, and the sweep.
 
-Shape checked, not yet decided; amounts are still text, for their scale is known only under the
-wallet's lock. Made by the API and the importer, decided by the rules. Imports the model.
+A posting is a `Command` around one operation; `domain/operations/` has a file for each. Amounts are
+still text here, because their scale is known only under the wallet's lock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple, Protocol
 
-from creditledger.domain import clock
-from creditledger.domain.durations import Duration
+from creditledger.domain import clock, ids, money
 from creditledger.domain.errors import InvalidField
-from creditledger.domain.model import Category, GrantScope, Kind, Period, Receipt, Status
+from creditledger.domain.model import (
+    Annotation,
+    Dimension,
+    Grant,
+    GrantTerms,
+    Hold,
+    MeterEvent,
+    Period,
+    Posting,
+    Receipt,
+    Row,
+    Status,
+    Wallet,
+)
+from creditledger.domain.overdraft import OverdraftDraw, Payer
+from creditledger.domain.wallet_moves import Move
 
 #: Metadata a wallet may have, as a request may bring.
 METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8_192
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
+
+#: Codes of postings that the ledger makes by itself: for expirations due, ...
+EXPIRE = 5
+#: ... in the wallet that a transfer credits, ...
+RECEIVE = 12
+#: ... to pay what a meter event was still owed, ...
+SETTLE = 14
+#: ... and to return more of what a canceled event drew, or to cancel the unpaid events of a wallet
+#: that is closed.
+RETURN = 16
+
+#: Wallet number and number within the wallet.
+Place = tuple[int, int]
+
+
+@dataclass(slots=True)
+class Wants:
+    """What has to be loaded to decide commands."""
+
+    wallets: set[str] = field(default_factory=set)
+    keys: set[tuple[str, str]] = field(default_factory=set)  #: (wallet id, idempotency key)
+    meters: set[str] = field(default_factory=set)
+    subscriptions: set[str] = field(default_factory=set)
+    originals: set[Place] = field(default_factory=set)  #: Postings to be refunded.
+    grants: set[Place] = field(default_factory=set)
+    revised: set[Place] = field(default_factory=set)  #: Grants whose terms change.
+    holds: set[Place] = field(default_factory=set)
+    canceled: set[Place] = field(default_factory=set)  #: Meter events.
+    receipts: set[tuple[str, Receipt]] = field(default_factory=set)  #: By wallet id.
+    limited: set[str] = field(default_factory=set)  #: Wallet ids whose spend limits may change.
+    #: Wallet ids of which canceled events matter that are still being returned.
+    returning: set[str] = field(default_factory=set)
+    #: Wallet ids whose unpaid events may be canceled.
+    unpaid: set[str] = field(default_factory=set)
+
+
+def add_place(places: set[Place], prefix: str, id_: str) -> None:
+    """Add where this id leads, if it can be one."""
+    place = ids.resolve(prefix, id_)
+    if place is not None:
+        places.add(place)
+
+
+class Named(Protocol):
+    """What was loaded of what commands name, before it is known what else has to be."""
+
+    @property
+    def wallets(self) -> Mapping[str, Wallet]: ...
+    @property
+    def originals(self) -> Mapping[Place, Posting]: ...
+    @property
+    def dimensions(self) -> Mapping[Place, Dimension]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A posting whose draws may be returned: its rows, oldest first, and what was returned."""
+
+    rows: Sequence[Row]
+    dimension: Dimension | None  #: None of a posting without rows.
+    refunded: int
+    meter_event_id: str | None = None  #: The meter event that it paid for.
+    #: Its rows that drew beyond the grants, by sequence.
+    overdrafts: Mapping[int, OverdraftDraw] = field(default_factory=dict)
+
+
+class Credited(NamedTuple):
+    """A grant, not voided, that credited a receipt."""
+
+    grant: int
+    posting: int
+
+
+class EventPayments(NamedTuple):
+    """What was drawn for a meter event and is not returned, newest posting first."""
+
+    originals: Sequence[Original]
+    are_all: bool  #: Whether there are no older ones.
+
+
+@dataclass(frozen=True, slots=True)
+class References:
+    """What the commands of a batch refer to, as far as it exists, as it is by now."""
+
+    meters: frozenset[str] = frozenset()
+    subscriptions: Mapping[str, str] = field(default_factory=dict)  #: Id -> customer id.
+    originals: dict[Place, Original] = field(default_factory=dict)
+    inactive_meters: frozenset[str] = frozenset()  #: Those of the meters that count nothing new.
+    #: By wallet number and receipt, oldest first: the grants that have credited it.
+    credited: dict[tuple[int, Receipt], list[Credited]] = field(default_factory=dict)
+    #: Who paid the overdrafts of the originals back, by wallet number.
+    payers: Mapping[int, Sequence[Payer]] = field(default_factory=dict)
+    dimensions: Mapping[Place, Dimension] = field(default_factory=dict)
+    annotations: Mapping[Place, Annotation] = field(default_factory=dict)  #: Of holds.
+    events: Mapping[Place, MeterEvent] = field(default_factory=dict)
+    #: What was drawn for an event that may be canceled.
+    payments: Callable[[Wallet, MeterEvent], EventPayments] = lambda _, __: EventPayments([], True)
 
 
 class Usage(NamedTuple):
@@ -34,176 +145,136 @@ class Usage(NamedTuple):
     price_precision: int
 
 
-#: Kinds of grants that a payment is credited by.
-PAYMENTS = (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW)
+#: Of what names no usage.
+PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
-@dataclass(frozen=True, slots=True)
-class GiveGrant:
-    """Operation: give a lot of credit."""
+class Case(NamedTuple):
+    """A command to be decided: on which wallet, when, and what is known of what it names."""
 
-    amount: str
-    kind: Kind
-    category: Category
-    priority: int
-    name: str | None
-    begins_at: int | None
-    expires_at: int | None
-    source: Mapping[str, str]
-    scope: GrantScope | None = None
-    expires_after: Duration | None = None  #: Instead of expires_at: from when it begins.
-    allow_repeated_receipt: bool = False  #: The receipt may have been credited before.
+    command: "Command"
+    wallet: Wallet
+    amount: int | None  #: The operation's, in smallest units; None: it has none, or it is "all".
+    now: int  #: The wallet's time.
+    known: References
+    backdating_ms_max: int
+    #: How long promotional credit lasts that comes back after its grant has ended.
+    returned_ms: int
+    receiver: Wallet | None = None  #: Of a transfer; None if the caller may post to no such one.
+    received_at: int = 0  #: The receiver's time.
+
+
+class Decision(NamedTuple):
+    """What a posting does to a wallet: its moves, and what becomes of what it names."""
+
+    moves: list[Move]
+    dimension: Dimension  #: What its rows are added up by.
+    source: Mapping[str, str] = {}  # a Mapping: nobody writes to it
+    quantities: tuple[int, ...] = ()  #: What was consumed, of a posting with usage.
+    meter_event_id: str | None = None
+    refund_of: int | None = None  #: Number of the posting that it refunds.
+    words: Annotation | None = None  #: What its posting says instead of the command's own words.
+    #: Smallest units that spend limits must have left, and what a hold sets aside no longer for
+    #: which API key.
+    spends: int = 0
+    frees: tuple[str, int] = "", 0
+    returned: Sequence[tuple[Row, int]] = ()  #: So much of what these rows drew comes back.
+    held: Hold | None = None  #: The hold as it was.
+    hold: Hold | None = None  #: The hold as it is then; its number is 0 if the posting makes it.
+    revised: Grant | None = None  #: The grant that gets new terms, ...
+    terms: GrantTerms | None = None  #: ... and these terms.
+    event: MeterEvent | None = None  #: As it is then; its number is 0 if the posting reports it.
+    receipt: Receipt | None = None  #: What the grant that is made credits.
+    received: "Decision | None" = None  #: What a transfer does to the other wallet.
+    is_done: bool = False  #: Another posting did it: nothing is written.
+
+
+class Operation:
+    """What a posting does. Each operation is a file of `domain/operations/`."""
+
+    __slots__ = ()
+    code: ClassVar[int]  #: As it is stored.
+    word: ClassVar[str]  #: The name that clients know it by.
+    has_amount: ClassVar[bool] = True
+    #: Whether the time that the command says is that of its rows; a grant checks its own.
+    has_time: ClassVar[bool] = True
+    has_rows_answered: ClassVar[bool] = True  #: Its rows take room in the answer.
+    amount: str | None  #: If it has one. None: all that there is.
 
     @property
-    def receipt(self) -> Receipt | None:
-        """What was paid for it, if it says so: a wallet credits that once."""
-        receipt_id = self.source.get("receipt_id")
-        if not receipt_id or self.category is not Category.PAID or self.kind not in PAYMENTS:
+    def receiver_id(self) -> str | None:
+        """Id of the other wallet that it posts to."""
+        return None
+
+    @property
+    def is_forced(self) -> bool:
+        """Whether it does what only admin keys may."""
+        return False
+
+    def want(self, wallet_id: str, wants: Wants) -> None:
+        """What it names."""
+
+    @property
+    def dimension(self) -> Dimension:
+        """What its rows are added up by, where the request says it."""
+        raise NotImplementedError
+
+    def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
+        """The dimensions, each with its wallet number, that the posting may write under."""
+        yield wallet.number, self.dimension
+
+    def units(self, scale: int) -> int | None:
+        """The amount in smallest units. Raises InvalidField."""
+        if not self.has_amount or self.amount is None:
             return None
-        return Receipt(self.source.get("provider", ""), receipt_id)
+        return money.parse(self.amount, scale, field="amount")
 
+    def terms(self, command: "Command") -> dict[str, object]:
+        """The attributes of the command that neither rows nor columns of the posting tell."""
+        fields: dict[str, object] = {}
+        slots: tuple[str, ...] = self.__slots__
+        for name in slots:
+            value = getattr(self, name)
+            if isinstance(value, Usage):
+                fields[name] = True
+                for key, part in value._asdict().items():
+                    if part != getattr(PLAIN_USAGE, key):
+                        fields[f"{name}.{key}"] = [*part] if isinstance(part, tuple) else part
+            elif name != "amount":
+                fields[name] = value or None
+        return fields
 
-@dataclass(frozen=True, slots=True)
-class Consume:
-    """Operation: spend credit in burn order."""
+    def told(self, command: "Command") -> dict[str, object]:
+        """The other attributes, but for its amount."""
+        return {
+            "description": command.description,
+            "note": command.note,
+            "metadata": dict(command.metadata),
+        }
 
-    amount: str
-    meter_id: str | None = None
-    meter_event_id: str | None = None
-    subscription_id: str | None = None
-    usage: Usage | None = None
+    @staticmethod
+    def told_by(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
+        """`told` of the command that became this posting."""
+        return {
+            "description": posting.description,
+            "note": posting.note,
+            "metadata": dict(posting.metadata),
+        }
 
+    def spends(self, amount: int | None) -> bool:
+        """Whether a frozen wallet refuses it."""
+        return False
 
-@dataclass(frozen=True, slots=True)
-class Adjust:
-    """Operation: give or take credit by hand."""
+    def event(self, wallet: Wallet, events: Mapping[Place, MeterEvent]) -> MeterEvent | None:
+        """The meter event that its answer shows again on a replay."""
+        return None
 
-    amount: str
-    source: Mapping[str, str]
-    credit_grant_id: str | None = None
-    force: bool = False
+    def check(self, case: Case) -> None:
+        """Raises NotFound or MeterInactive for what it names and may not."""
 
-
-@dataclass(frozen=True, slots=True)
-class Refund:
-    """Operation: return what a posting consumed, all that is left of it if amount is None."""
-
-    posting_id: str
-    amount: str | None = None
-    force: bool = False  #: Admin keys only: give back what voided grants paid, too.
-
-
-@dataclass(frozen=True, slots=True)
-class PlaceHold:
-    """Operation: set credit aside, in burn order, until a deadline."""
-
-    amount: str
-    deadline: int | None  #: One of the two, or neither: the default.
-    ttl_ms: int | None
-    meter_id: str | None = None
-    meter_event_id: str | None = None
-    subscription_id: str | None = None
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """Operation: consume what a hold has set aside, all of it if amount is None."""
-
-    hold_id: str
-    amount: str | None = None
-    final: bool = False  #: What is left is given back.
-    allow_more: bool = False  #: Beyond the hold, what is available may be used.
-    meter_event_id: str | None = None
-    usage: Usage | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Release:
-    """Operation: end a hold and give back what is left of it."""
-
-    hold_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Operation: a later deadline for a hold."""
-
-    hold_id: str
-    deadline: int | None
-    ttl_ms: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class VoidGrant:
-    """Operation: take back what is left of a grant, and let nobody have it any more."""
-
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Transfer:
-    """Operation: move credit to another wallet of the same currency and mode."""
-
-    to_wallet_id: str
-    amount: str
-
-
-@dataclass(frozen=True, slots=True)
-class ReportEvent:
-    """Operation: spend for what a meter counted, as far as there is credit; the rest is owed."""
-
-    amount: str
-    meter_id: str
-    subscription_id: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CancelEvent:
-    """Operation: take a meter event back, and return what was drawn for it."""
-
-    id: str
-
-
-OnHold = Capture | Release | Extend
-Operation = (
-    GiveGrant
-    | Consume
-    | Adjust
-    | Refund
-    | PlaceHold
-    | OnHold
-    | VoidGrant
-    | Transfer
-    | ReportEvent
-    | CancelEvent
-)
-
-#: Stored as their index; the name is the one that clients know it by.
-OPERATIONS: dict[type, tuple[int, str]] = {
-    GiveGrant: (1, "grant"),
-    Consume: (2, "consumption"),
-    Adjust: (3, "adjustment"),
-    Refund: (4, "refund"),
-    PlaceHold: (6, "hold"),
-    Capture: (7, "capture"),
-    Release: (8, "release"),
-    Extend: (9, "extend"),
-    VoidGrant: (10, "void"),
-    Transfer: (11, "transfer"),
-    ReportEvent: (13, "meter_event"),
-    CancelEvent: (15, "cancel"),
-}
-OPERATION_NAMES = dict(OPERATIONS.values())
-#: The operation of a posting the ledger makes by itself, for expirations due.
-EXPIRE = 5
-#: That of the posting a transfer makes in the wallet which receives.
-RECEIVE = 12
-#: That of the ledger's own posting which pays what a meter event was still owed.
-SETTLE = 14
-#: That of the ledger's own posting which returns more of what a canceled event drew, or cancels the
-#: unpaid events of a wallet that is closed.
-RETURN = 16
+    def decide(self, case: Case) -> Decision:
+        """What it does, or its Refusal. Touches nothing."""
+        raise NotImplementedError
 
 
 class Command(NamedTuple):
@@ -227,9 +298,37 @@ class Command(NamedTuple):
     validate_only: bool = False
     backdating_free: bool = False  #: Admin keys and import reach behind the 35 days.
 
+    @property
+    def wallet_ids(self) -> tuple[str, ...]:
+        """The wallets that it changes."""
+        receiver_id = self.operation.receiver_id
+        return (self.wallet_id,) if receiver_id is None else (self.wallet_id, receiver_id)
+
+    def want(self, wants: Wants) -> None:
+        """What it needs to be decided."""
+        wants.wallets.update(self.wallet_ids)
+        wants.keys.add((self.wallet_id, self.idempotency_key))
+        self.operation.want(self.wallet_id, wants)
+
+
+class _OneWallet:
+    """What is asked of one wallet and is no posting."""
+
+    __slots__ = ()
+    wallet_id: str
+
+    @property
+    def wallet_ids(self) -> tuple[str, ...]:
+        """The wallets that it changes."""
+        return (self.wallet_id,)
+
+    def want(self, wants: Wants) -> None:
+        """What it needs to be decided."""
+        wants.wallets.add(self.wallet_id)
+
 
 @dataclass(frozen=True, slots=True)
-class Sweep:
+class Sweep(_OneWallet):
     """What the sweeper asks for: what every command does first, and to go on returning.
 
     That is what was drawn for a canceled meter event and did not fit into one posting.
@@ -239,11 +338,38 @@ class Sweep:
     #: While something in the wallet has been due for less than this, nothing is written.
     grace_ms: int = 0
 
+    def want(self, wants: Wants) -> None:
+        """Its canceled events, too."""
+        wants.wallets.add(self.wallet_id)
+        wants.returning.add(self.wallet_id)
+
+
+class Change(_OneWallet):
+    """A change of terms. Under an idempotency key it becomes a posting without rows."""
+
+    __slots__ = ()
+    code: ClassVar[int]  #: The operation of that posting, as it is stored ...
+    word: ClassVar[str]  #: ... and its name.
+    livemode: bool | None
+    idempotency_key: str | None
+    changed_by: int | None
+
+    def want(self, wants: Wants) -> None:
+        """What it needs to be decided."""
+        wants.wallets.add(self.wallet_id)
+        if self.idempotency_key is not None:
+            wants.keys.add((self.wallet_id, self.idempotency_key))
+
+    def terms(self, scale: int) -> dict[str, object]:
+        """The fields of the request. Raises InvalidField for an amount's digits."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True, slots=True)
-class WalletChange:
+class WalletChange(Change):
     """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
 
+    code, word = 17, "wallet_change"
     wallet_id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
     overdraft_limit: str | None = None
@@ -253,14 +379,35 @@ class WalletChange:
     idempotency_key: str | None = None
     changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
+    def want(self, wants: Wants) -> None:
+        """Of a wallet that is to be closed its events, too."""
+        Change.want(self, wants)
+        if self.status is Status.CLOSED:
+            wants.returning.add(self.wallet_id)
+            if self.cancel_unpaid:
+                wants.unpaid.add(self.wallet_id)
+
+    def terms(self, scale: int) -> dict[str, object]:
+        """The fields of the request."""
+        limit = self.overdraft_limit
+        return {
+            "overdraft_limit": None
+            if limit is None
+            else money.parse(limit, scale, field="overdraft_limit"),
+            "status": self.status and self.status.word,
+            "metadata": dict(self.metadata),
+            "cancel_unpaid": self.cancel_unpaid or None,
+        }
+
 
 @dataclass(frozen=True, slots=True)
-class GrantChange:
+class GrantChange(Change):
     """What is to change of a grant; None leaves as it is, an empty value removes its metadata key.
 
     Not `expires_at` and `never_expires` at once.
     """
 
+    code, word = 18, "grant_change"
     wallet_id: str
     id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
@@ -273,14 +420,40 @@ class GrantChange:
     idempotency_key: str | None = None
     expired: bool = False  #: The same request asks for it to be voided, which is a posting.
 
+    def want(self, wants: Wants) -> None:
+        """The grant, too."""
+        Change.want(self, wants)
+        add_place(wants.revised, "cg", self.id)
 
-Change = WalletChange | GrantChange
+    def terms(self, scale: int) -> dict[str, object]:
+        """The fields of the request."""
+        return {
+            "id": self.id,
+            "name": self.name,
+            "priority": self.priority,
+            "expires_at": self.expires_at,
+            "never_expires": self.never_expires or None,
+            "metadata": dict(self.metadata),
+            "expired": self.expired or None,
+        }
+
+
+class LimitChange(Change):
+    """A change of a wallet's spend limits."""
+
+    __slots__ = ()
+
+    def want(self, wants: Wants) -> None:
+        """The holds that count against them, too."""
+        Change.want(self, wants)
+        wants.limited.add(self.wallet_id)
 
 
 @dataclass(frozen=True, slots=True)
-class SetLimit:
+class SetLimit(LimitChange):
     """What SetSpendLimit asks for: a limit of this kind with this amount, made or changed."""
 
+    code, word = 19, "spend_limit"
     wallet_id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
     amount: str
@@ -291,38 +464,45 @@ class SetLimit:
     idempotency_key: str | None = None
     changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
+    def terms(self, scale: int) -> dict[str, object]:
+        """The fields of the request."""
+        return {
+            "amount": money.parse(self.amount, scale, field="amount"),
+            "api_key_id": self.api_key_id,
+            "period": self.period.word,
+            "time_zone": self.time_zone,
+            "hours": self.hours,
+        }
+
 
 @dataclass(frozen=True, slots=True)
-class DropLimit:
+class DropLimit(LimitChange):
     """What DeleteSpendLimit asks for."""
 
+    code, word = 20, "spend_limit_deletion"
     wallet_id: str
     livemode: bool | None  #: The mode its wallet must have; None: either.
     spend_limit_id: str
     idempotency_key: str | None = None
     changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
+    def terms(self, scale: int) -> dict[str, object]:
+        """The fields of the request."""
+        return {"spend_limit_id": self.spend_limit_id}
 
-LimitChange = SetLimit | DropLimit
-#: A change under an idempotency key is a posting without rows, of one of these operations.
-CHANGES: dict[type, tuple[int, str]] = {
-    WalletChange: (17, "wallet_change"),
-    GrantChange: (18, "grant_change"),
-    SetLimit: (19, "spend_limit"),
-    DropLimit: (20, "spend_limit_deletion"),
-}
-#: To close a statement is another one.
+
+#: To close a statement under a key is a posting without rows, too.
 CLOSE = (21, "statement")
-CHANGE_NAMES = dict([*CHANGES.values(), CLOSE])
+CHANGE_NAMES = dict(
+    [*((one.code, one.word) for one in (WalletChange, GrantChange, SetLimit, DropLimit)), CLOSE]
+)
 #: What the ledger may be asked for.
-Asked = Command | Change | LimitChange | Sweep
+Asked = Command | Change | Sweep
 
 
-def wallet_ids(asked: Asked) -> tuple[str, ...]:
-    """The wallets that it changes: one, or both of a transfer."""
-    if isinstance(asked, Command) and isinstance(asked.operation, Transfer):
-        return asked.wallet_id, asked.operation.to_wallet_id
-    return (asked.wallet_id,)
+def present(fields: Mapping[str, object]) -> dict[str, object]:
+    """Absent and empty are the same: what is neither given nor stored is left out."""
+    return {name: value for name, value in fields.items() if value not in (None, {}, [])}
 
 
 def merged(metadata: Mapping[str, str], change: Mapping[str, str]) -> dict[str, str]:

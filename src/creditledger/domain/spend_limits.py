@@ -5,14 +5,14 @@ in which it was written, so that no rows are added up to decide.
 """
 
 import copy
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
 from creditledger.domain import clock, ids, money
 from creditledger.domain.billing_periods import Bucket, bucket_of
-from creditledger.domain.commands import DropLimit, LimitChange, SetLimit
+from creditledger.domain.commands import DropLimit, SetLimit
 from creditledger.domain.errors import NotFound, OutOfRange, SpendLimitExceeded, echo
 from creditledger.domain.model import (
     ROLLING_PARTS,
@@ -25,7 +25,6 @@ from creditledger.domain.model import (
     SpendLimit,
     Wallet,
 )
-from creditledger.domain.wallet_moves import Move
 
 _USAGE = Kind.USAGE.value
 
@@ -176,30 +175,8 @@ class Spending:
         if worst is not None:
             raise _exceeded(wallet, *worst, now=now)
 
-    def require_hold(
-        self,
-        wallet: Wallet,
-        before: Hold | None,
-        after: Hold,
-        moves: Sequence[Move],
-        *,
-        dimension: Dimension,
-        original: Dimension | None,
-        now: int,
-    ) -> None:
-        """As `require`, of a hold made or captured, which takes the place of what it frees.
-
-        `original`: what the hold is labelled by, `dimension` what this is.
-        """
-        if before is None or original is None:
-            self.require(wallet, after.left, dimension, now=now)
-        else:
-            spent = -sum(move.amount for move in moves)
-            frees = original.api_key_id, before.left - after.left
-            self.require(wallet, spent, dimension, now=now, frees=frees)
-
     def hold(self, wallet: Wallet, before: Hold | None, after: Hold) -> None:
-        """A hold that `require_hold` let pass has become this."""
+        """A hold that `require` let pass has become this."""
         more = after.left - (before.left if before else 0)
         _, set_aside = self._held[wallet.number]
         for key in (self._label(wallet, after), None):
@@ -235,25 +212,26 @@ class Spending:
             for row, amount in counted:
                 _give_back(limit, amount, _window(limit, row.created_at).part)
 
-    def change(self, wallet: Wallet, change: LimitChange, now: int) -> tuple[LimitView, bool]:
-        """The limit as it is, or was before it was dropped, and whether anything has changed.
+    def set(self, wallet: Wallet, change: SetLimit, now: int) -> tuple[LimitView, bool]:
+        """The limit as it is, and whether anything has changed.
 
-        Raises OutOfRange for one too many, NotFound for one that is not there, InvalidField.
+        Raises OutOfRange for one too many, InvalidField.
         """
-        if isinstance(change, SetLimit):
-            limit, changed = _put(wallet, change, now)
-            kept: SpendLimit | None = limit
-        else:
-            limit, changed, kept = _named(wallet, change), True, None
-        # As it is at this point of the batch: what follows may set it anew.
-        seen = self.seen(wallet, limit, now)
-        if kept is None:
-            wallet.limits = tuple(one for one in wallet.limits if one is not limit)
-            if not wallet.limits:
-                del self._held[wallet.number]  # from now on nobody keeps it up to date
+        limit, changed = _put(wallet, change, now)
         if changed:
-            self.moved[wallet.number, limit.number] = kept
-        return seen, changed
+            self.moved[wallet.number, limit.number] = limit
+        # As it is at this point of the batch: what follows may set it anew.
+        return self.seen(wallet, limit, now), changed
+
+    def drop(self, wallet: Wallet, change: DropLimit, now: int) -> LimitView:
+        """The limit as it was before it was dropped. Raises NotFound."""
+        limit = _named(wallet, change)
+        seen = self.seen(wallet, limit, now)
+        wallet.limits = tuple(one for one in wallet.limits if one is not limit)
+        if not wallet.limits:
+            del self._held[wallet.number]  # from now on nobody keeps it up to date
+        self.moved[wallet.number, limit.number] = None
+        return seen
 
     def seen(self, wallet: Wallet, limit: SpendLimit, now: int) -> LimitView:
         """A limit of the wallet as it is by now."""

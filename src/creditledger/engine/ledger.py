@@ -28,15 +28,11 @@ import structlog
 
 from creditledger.domain.commands import (
     Asked,
-    Change,
     Command,
-    DropLimit,
     GrantChange,
     LimitChange,
-    SetLimit,
     Sweep,
     WalletChange,
-    wallet_ids,
 )
 from creditledger.domain.errors import (
     OutcomeUnknown,
@@ -47,8 +43,7 @@ from creditledger.domain.errors import (
 )
 from creditledger.domain.model import RETURNED_MS, WalletView
 from creditledger.domain.spend_limits import LimitView
-from creditledger.engine.answer_budget import Budget
-from creditledger.engine.batch import Deciding, Posted, wanted
+from creditledger.engine.batch import Batch, Budget, Outcome, Posted, wanted
 from creditledger.engine.locked_wallets import PAUSE_SECONDS, LockedWallets
 from creditledger.store import (
     Changes,
@@ -73,7 +68,7 @@ RECOVERY_SECONDS_MAX = 5.0
 
 
 #: What became of a command; an exception is an answer too.
-Answer = Posted | WalletView | LimitView | int | Exception
+Answer = Outcome | Exception
 
 
 class _Locked(NamedTuple):
@@ -185,7 +180,7 @@ class Ledger:
         assert 0 < len(commands) <= BATCH_MAX
         return self._submit(commands, Budget(), many=True)
 
-    def change(self, change: Change) -> asyncio.Future[WalletView]:
+    def change(self, change: WalletChange | GrantChange) -> asyncio.Future[WalletView]:
         """Queue a change of a wallet's or a grant's terms, in line with the wallet's postings."""
         return self._submit([change], Budget(), many=False)
 
@@ -293,7 +288,7 @@ class Ledger:
                 continue
             room -= len(call.commands)
             for item in call.items():
-                locked = self._locked.find(wallet_ids(item.command)) if self._locked else None
+                locked = self._locked.find(item.command.wallet_ids) if self._locked else None
                 if locked is None:
                     taken.append(item)
                 else:
@@ -484,39 +479,32 @@ class _Batch:
         self._backdating_ms_max = backdating_ms_max
         self._returned_ms = returned_ms
         self._answers: list[Answer | _Locked] = []
-        self.unfinished: set[str] = set()  #: Wallet ids, see `Writing.unfinished`.
+        self.unfinished: set[str] = set()  #: Wallet ids, see `Batch.unfinished`.
         #: What the batch leaves of its callers' budgets: one that is not committed spends nothing.
         self._left: dict[int, tuple[Budget, Budget]] = {}
 
     def decide(self, loaded: Loaded) -> Changes:
         """Phase 4. Runs inside the transaction, maybe in another thread; keeps the answers."""
-        deciding = Deciding(loaded, self._backdating_ms_max, self._returned_ms)
+        batch = Batch(loaded, self._backdating_ms_max, self._returned_ms)
         answers = self._answers = []
         left = self._left = {}
         if loaded.refused is not None:
             answers += [loaded.refused] * len(self._asked)
-            return deciding.changes
+            return batch.changes
         for command, budget, *_ in self._asked:
             if loaded.locked:
-                locked = next((one for one in wallet_ids(command) if one in loaded.locked), None)
+                locked = next((one for one in command.wallet_ids if one in loaded.locked), None)
                 if locked is not None:
                     answers.append(_Locked(locked))
                     continue
             if id(budget) not in left:
                 left[id(budget)] = budget, Budget(budget.left)
             try:
-                if isinstance(command, Command):
-                    answers.append(deciding.post(command, left[id(budget)][1]))
-                elif isinstance(command, SetLimit | DropLimit):
-                    answers.append(deciding.limit(command))
-                elif isinstance(command, WalletChange | GrantChange):
-                    answers.append(deciding.change(command))
-                else:
-                    answers.append(deciding.sweep(command))
+                answers.append(batch.decide(command, left[id(budget)][1]))
             except Refusal as refusal:
                 answers.append(refusal)
-        self.unfinished = deciding.unfinished
-        return deciding.changes
+        self.unfinished = batch.unfinished
+        return batch.changes
 
     def decided(self) -> list[Answer | _Locked]:
         """What would be told if it were committed, in order."""

@@ -5,14 +5,12 @@ Stored names never change. Most are the attribute's, behind the name of an opera
 
 from collections.abc import Mapping
 
-from creditledger.domain.commands import OPERATIONS, Adjust, GiveGrant, Refund, ReportEvent
+from creditledger.domain.operations import Adjust, GiveGrant, Refund, ReportEvent
 
-_PREFIXES = {
-    code: f"{name}." for code, name in (OPERATIONS[one] for one in (GiveGrant, Adjust, Refund))
-}
+_PREFIXES = {one.code: f"{one.word}." for one in (GiveGrant, Adjust, Refund)}
 _NAMES: Mapping[int, Mapping[str, str]] = {
-    OPERATIONS[GiveGrant][0]: {"begins_at": "grant.effective_at"},
-    OPERATIONS[ReportEvent][0]: {
+    GiveGrant.code: {"begins_at": "grant.effective_at"},
+    ReportEvent.code: {
         "meter_id": "event_name",
         "subscription_id": "payload.subscription_id",
         "effective_at": "timestamp",

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from sqlalchemy import text
 
-from creditledger.domain.commands import Consume, Usage
+from creditledger.domain.commands import Usage
 from creditledger.domain.errors import InsufficientCredit
+from creditledger.domain.operations import Consume
 from creditledger.store import Changes, Loaded
 from creditledger.store.write import wallet_cache
 from tests.support.setup import Clock, add_wallet, command, consume, file_of, give, opened

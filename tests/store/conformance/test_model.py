@@ -27,24 +27,12 @@ from creditledger.domain import ids, spend_limits, statements
 from creditledger.domain.billing_periods import Bucket
 from creditledger.domain.clock import DAY, SECOND
 from creditledger.domain.commands import (
-    Adjust,
-    CancelEvent,
-    Capture,
     Command,
-    Consume,
     DropLimit,
-    Extend,
-    GiveGrant,
     GrantChange,
     LimitChange,
-    PlaceHold,
-    Refund,
-    Release,
-    ReportEvent,
     SetLimit,
-    Transfer,
     Usage,
-    VoidGrant,
     WalletChange,
 )
 from creditledger.domain.errors import Refusal
@@ -61,6 +49,20 @@ from creditledger.domain.model import (
     overdraft_used,
     standing,
     view,
+)
+from creditledger.domain.operations import (
+    Adjust,
+    CancelEvent,
+    Capture,
+    Consume,
+    Extend,
+    GiveGrant,
+    PlaceHold,
+    Refund,
+    Release,
+    ReportEvent,
+    Transfer,
+    VoidGrant,
 )
 from creditledger.engine.batch import Posted
 from creditledger.engine.ledger import Ledger

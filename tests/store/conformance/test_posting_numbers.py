@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.commands import PlaceHold, Release, ReportEvent, Transfer
 from creditledger.domain.model import Kind
+from creditledger.domain.operations import PlaceHold, Release, ReportEvent, Transfer
 from creditledger.engine.batch import Posted
 from creditledger.store.read import wallet_history
 from creditledger.store.registry import records

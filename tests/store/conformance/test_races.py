@@ -23,7 +23,7 @@ from creditledger.domain.errors import (
     Refusal,
     Unavailable,
 )
-from creditledger.engine.answer_budget import Budget
+from creditledger.engine.batch import Budget
 from creditledger.engine.ledger import BATCH_MAX
 from creditledger.store import schema
 from creditledger.store.read import transaction_reads

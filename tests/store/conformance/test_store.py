@@ -18,8 +18,9 @@ from sqlalchemy import text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from structlog.testing import capture_logs
 
-from creditledger.domain.commands import Consume, Usage
+from creditledger.domain.commands import Usage
 from creditledger.domain.errors import QueryTooBroad, Unavailable
+from creditledger.domain.operations import Consume
 from creditledger.store import Changes, DatabaseLocked, Loaded, Store, schema
 from tests.support.databases import OURS, execute
 from tests.support.setup import (

@@ -9,9 +9,10 @@ from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.messages import posting as posting_messages
 from creditledger.domain import clock, ids, money
-from creditledger.domain.commands import Command, GrantChange, VoidGrant
+from creditledger.domain.commands import Command, GrantChange
 from creditledger.domain.errors import InvalidField
 from creditledger.domain.model import PRIORITY_MAX, GrantStatus, Kind
+from creditledger.domain.operations import VoidGrant
 from creditledger.domain.views import GivenGrant, WalletPlace
 from creditledger.store.read.grants import GrantSums, Moved
 

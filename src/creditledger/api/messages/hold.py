@@ -9,9 +9,10 @@ from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.messages import posting as posting_messages
 from creditledger.domain import clock, ids, money
-from creditledger.domain.commands import Capture, Command, Extend, OnHold, Operation, PlaceHold
+from creditledger.domain.commands import Command, Operation
 from creditledger.domain.errors import InvalidField, MissingField
 from creditledger.domain.model import HOLD_MS_MAX, Annotation, Dimension, Hold
+from creditledger.domain.operations import Capture, Extend, OnHold, PlaceHold
 from creditledger.engine.batch import Posted
 
 

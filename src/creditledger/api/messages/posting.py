@@ -16,16 +16,7 @@ from creditledger.api.auth import Caller
 from creditledger.api.field_names import FieldNames
 from creditledger.api.status import message
 from creditledger.domain import clock, durations, ids, money, views
-from creditledger.domain.commands import (
-    OPERATIONS,
-    Adjust,
-    Command,
-    Consume,
-    GiveGrant,
-    Operation,
-    Refund,
-    Usage,
-)
+from creditledger.domain.commands import Command, Operation, Usage
 from creditledger.domain.errors import InvalidField, MissingField, NotFound, Refusal, echo
 from creditledger.domain.model import (
     PRIORITY_DEFAULT,
@@ -42,6 +33,7 @@ from creditledger.domain.model import (
     Wallet,
     WalletView,
 )
+from creditledger.domain.operations import Adjust, Consume, GiveGrant, Refund
 from creditledger.domain.registry import Scope
 from creditledger.domain.views import Transaction
 from creditledger.engine.batch import Posted
@@ -59,7 +51,7 @@ SOURCE_KEYS = {
 
 #: What `Post` calls the attributes of its operations; those of the command keep their names.
 FIELD_NAMES: dict[type, FieldNames] = {
-    operation: {one.name: f"{OPERATIONS[operation][1]}.{one.name}" for one in fields_of(operation)}
+    operation: {one.name: f"{operation.word}.{one.name}" for one in fields_of(operation)}
     for operation in (Consume, GiveGrant, Adjust, Refund)
 }
 FIELD_NAMES[GiveGrant] = {

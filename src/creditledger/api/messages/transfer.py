@@ -8,8 +8,9 @@ from creditledger.api import fields
 from creditledger.api.auth import Caller
 from creditledger.api.messages import posting as posting_messages
 from creditledger.domain import money
-from creditledger.domain.commands import Command, Transfer
+from creditledger.domain.commands import Command
 from creditledger.domain.errors import InvalidField
+from creditledger.domain.operations import Transfer
 from creditledger.engine.batch import Posted
 
 

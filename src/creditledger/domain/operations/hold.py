@@ -1,15 +1,23 @@
-"""The rules of holds: setting credit aside, capturing it, giving it back.
+"""Holds: setting credit aside, capturing it, giving it back, a later deadline.
 
-Pure. A rule takes a wallet under its lock and answers what is to be done, or raises a Refusal;
-`book` then does it. A hold takes in burn order from what is free. What it has of a grant stays its
-own until the hold ends, even after the grant has.
+A hold takes in burn order from what is free. What it has of a grant stays its own until the hold
+ends, even after the grant has. `book` and `lapse` keep the wallet's books.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from creditledger.domain import clock, ids, money
-from creditledger.domain.commands import Capture, Extend, PlaceHold
+from creditledger.domain.commands import (
+    Case,
+    Command,
+    Decision,
+    Named,
+    Operation,
+    Usage,
+    Wants,
+    add_place,
+)
 from creditledger.domain.errors import (
     CaptureTooLarge,
     HoldEnded,
@@ -23,54 +31,280 @@ from creditledger.domain.errors import (
 from creditledger.domain.model import (
     HOLD_MS_MAX,
     OPEN_HOLDS_MAX,
+    Annotation,
+    Dimension,
     Hold,
     HoldEnd,
-    Kind,
+    Posting,
     Purpose,
     Repayment,
     Status,
-    Type,
     Wallet,
     standing,
 )
-from creditledger.domain.spending import draw, insufficient, purpose, room_left, spendable
+from creditledger.domain.spending import (
+    CONSUMPTION,
+    EXPIRY,
+    USAGE,
+    check_metered,
+    draw,
+    insufficient,
+    purpose,
+    room_left,
+    spendable,
+    used,
+    want_metered,
+)
 from creditledger.domain.wallet_moves import Move
 
 TTL_MS_DEFAULT = 10 * clock.MINUTE
 
-_USAGE, _CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
-_EXPIRY, _EXPIRATION = Kind.EXPIRY.value, Type.EXPIRATION.value
+
+@dataclass(frozen=True, slots=True)
+class PlaceHold(Operation):
+    """Set credit aside, in burn order, until a deadline."""
+
+    code, word = 6, "hold"
+    amount: str
+    deadline: int | None  #: One of the two, or neither: the default.
+    ttl_ms: int | None
+    meter_id: str | None = None
+    meter_event_id: str | None = None
+    subscription_id: str | None = None
+    usage: Usage | None = None
+
+    @property
+    def dimension(self) -> Dimension:
+        """What its captures are added up by."""
+        return used(self.meter_id, self.subscription_id, self.usage)
+
+    def want(self, wallet_id: str, wants: Wants) -> None:
+        """Meter and subscription."""
+        want_metered(wants, self.meter_id, self.subscription_id)
+
+    def spends(self, amount: int | None) -> bool:
+        """A frozen wallet gives nothing."""
+        return True
+
+    def check(self, case: Case) -> None:
+        """Meter and subscription are there."""
+        check_metered(case, self.meter_id, self.subscription_id)
+
+    def decide(self, case: Case) -> Decision:
+        """Set aside what a consumption could take.
+
+        Raises InvalidField(deadline), OutOfRange, InsufficientCredit.
+        """
+        wallet, now, amount = case.wallet, case.now, case.amount
+        assert amount is not None
+        deadline = _deadline(self.deadline, self.ttl_ms, now)
+        if sum(hold.is_open(now) for hold in wallet.holds.values()) >= OPEN_HOLDS_MAX:
+            raise OutOfRange(f"a wallet has at most {OPEN_HOLDS_MAX} open holds")
+        parts: dict[int, int] = {}
+        beyond = 0
+        for move in draw(wallet, amount, purpose(self.meter_id, self.usage), now=now):
+            if move.grant is None:
+                beyond = -move.amount
+            else:
+                parts[move.grant.number] = -move.amount
+        hold = Hold(
+            number=0,
+            amount=amount,
+            captured=0,
+            parts=parts,
+            beyond=beyond,
+            deadline=deadline,
+            created_at=now,
+            dimension=0,
+            quantities=self.usage.quantities if self.usage else (),
+            meter_event_id=self.meter_event_id,
+        )
+        return Decision([], self.dimension, spends=hold.left, hold=hold)
 
 
-def place(wallet: Wallet, operation: PlaceHold, amount: int, *, now: int) -> Hold:
-    """The hold that would be, still without its numbers.
+class OnHold(Operation):
+    """What is done with a hold that is there."""
 
-    Raises InvalidField(deadline), OutOfRange, InsufficientCredit.
-    """
-    deadline = _deadline(operation.deadline, operation.ttl_ms, now)
-    if sum(hold.is_open(now) for hold in wallet.holds.values()) >= OPEN_HOLDS_MAX:
-        raise OutOfRange(f"a wallet has at most {OPEN_HOLDS_MAX} open holds")
-    # It may set aside what a consumption could take.
-    parts: dict[int, int] = {}
-    beyond = 0
-    for move in draw(wallet, amount, _USAGE, _CONSUMPTION, None, purpose(operation), now=now):
-        if move.grant is None:
-            beyond = -move.amount
-        else:
-            parts[move.grant.number] = -move.amount
-    usage = operation.usage
-    return Hold(
-        number=0,
-        amount=amount,
-        captured=0,
-        parts=parts,
-        beyond=beyond,
-        deadline=deadline,
-        created_at=now,
-        dimension=0,
-        quantities=usage.quantities if usage else (),
-        meter_event_id=operation.meter_event_id,
-    )
+    __slots__ = ()
+    hold_id: str
+
+    def want(self, wallet_id: str, wants: Wants) -> None:
+        """The hold with its words and its dimension."""
+        add_place(wants.holds, "hld", self.hold_id)
+
+    def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
+        """Of what is captured, and of what expires as the hold ends."""
+        hold = self._find(wallet)
+        if hold is not None:
+            yield wallet.number, EXPIRY
+            yield wallet.number, self.captured(named.dimensions[wallet.number, hold.dimension])
+
+    def captured(self, original: Dimension) -> Dimension:
+        """What its rows are added up by; `original`: what the hold says."""
+        return original
+
+    def _find(self, wallet: Wallet) -> Hold | None:
+        place = ids.resolve("hld", self.hold_id)
+        return wallet.holds.get(place[1]) if place and place[0] == wallet.number else None
+
+    def decide(self, case: Case) -> Decision:
+        """Do it with the open hold of this id. Raises NotFound, HoldExpired, HoldEnded."""
+        hold = self._find(case.wallet)
+        if hold is None:
+            raise NotFound(f"no hold {echo(self.hold_id)}", param="hold_id")
+        ended, ended_at = hold.end(case.now)
+        if ended is not None:
+            assert ended_at is not None
+            moment = clock.text(ended_at)
+            if ended is HoldEnd.EXPIRED:
+                raise HoldExpired(f"the hold ended at its deadline, {moment}", ended_at=moment)
+            raise HoldEnded(
+                f"the hold was {ended.word} at {moment}", status=ended.word, ended_at=moment
+            )
+        return self.decide_on(case, hold, case.known.dimensions[case.wallet.number, hold.dimension])
+
+    def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
+        """Do it with this hold."""
+        raise NotImplementedError
+
+    def become(self, before: Hold, after: Hold, original: Dimension, moves: list[Move]) -> Decision:
+        """The hold changes, and so much is drawn."""
+        return Decision(
+            moves,
+            self.captured(original),
+            spends=-sum(move.amount for move in moves),
+            frees=(original.api_key_id, before.left - after.left),
+            held=before,
+            hold=after,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Capture(OnHold):
+    """Consume what a hold has set aside, all of it if amount is None."""
+
+    code, word = 7, "capture"
+    hold_id: str
+    amount: str | None = None
+    final: bool = False  #: What is left is given back.
+    allow_more: bool = False  #: Beyond the hold, what is available may be used.
+    meter_event_id: str | None = None
+    usage: Usage | None = None
+
+    def captured(self, original: Dimension) -> Dimension:
+        """That of its own usage where it says one."""
+        if self.usage is None:
+            return original
+        return used(original.meter_id, original.subscription_id, self.usage)
+
+    def terms(self, command: Command) -> dict[str, object]:
+        """Its words, too: its posting may say what the hold says."""
+        own = {"description": command.description, "metadata": dict(command.metadata)}
+        return OnHold.terms(self, command) | own
+
+    def told(self, command: Command) -> dict[str, object]:
+        """The note alone."""
+        return {"note": command.note}
+
+    @staticmethod
+    def told_by(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
+        """The note alone."""
+        return {"note": posting.note}
+
+    def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
+        """Draw on what the hold has, then on what it lacked, then on what is available.
+
+        Raises CaptureTooLarge, and, where it may take more than is held, InsufficientCredit and
+        WalletFrozen.
+        """
+        wallet, now = case.wallet, case.now
+        spent_on = original.meter_id, original.product_id, original.category
+        wanted = hold.left if case.amount is None else case.amount
+        more = wanted - hold.left
+        if more > 0:
+            self._require_more(wallet, hold, more, spent_on, now)
+        moves: dict[int | None, Move] = {}
+        parts: dict[int, int] = {}
+        missing = wanted
+        for number, part in hold.parts.items():
+            taken = min(part, missing)
+            missing -= taken
+            if taken:
+                moves[number] = Move(USAGE, CONSUMPTION, -taken, wallet.grants[number], None)
+            if part > taken:
+                parts[number] = part - taken
+        beyond = hold.beyond
+        if missing:
+            lacked = min(beyond, missing)
+            beyond -= lacked
+            # Credit may have come since: what the hold lacked is taken of that before it is
+            # overdrawn.
+            most = lacked + room_left(wallet, standing(wallet, now).available)
+            for move in draw(wallet, missing, spent_on, now=now, room=most):
+                place = None if move.grant is None else move.grant.number
+                before = moves.get(place)
+                moves[place] = move._replace(amount=move.amount + (before.amount if before else 0))
+        after = replace(hold, captured=hold.captured + wanted, parts=parts, beyond=beyond)
+        if self.final or not after.left:
+            after = _ended(after, HoldEnd.CAPTURED if wanted else HoldEnd.RELEASED, now)
+        decision = self.become(hold, after, original, list(moves.values()))
+        said, command = case.known.annotations[wallet.number, hold.number], case.command
+        words = Annotation(
+            command.description or said.description, command.metadata or said.metadata
+        )
+        if not moves:
+            return decision._replace(words=words)
+        # The first capture counts the hold's usage, unless it has one of its own.
+        own = hold.quantities if not hold.captured else ()
+        return decision._replace(
+            words=words,
+            quantities=own if self.usage is None else self.usage.quantities,
+            meter_event_id=self.meter_event_id or hold.meter_event_id,
+        )
+
+    def _require_more(
+        self, wallet: Wallet, hold: Hold, more: int, spent_on: Purpose, now: int
+    ) -> None:
+        if not self.allow_more:
+            held = money.text(hold.left, wallet.scale)
+            raise CaptureTooLarge(f"only {held} are held", param="amount", held=held)
+        if wallet.status is Status.FROZEN:
+            raise WalletFrozen("the wallet is frozen: no more than what is held can be captured")
+        available = spendable(wallet, spent_on, now)
+        if more > available + wallet.overdraft_limit:
+            raise insufficient(wallet, more, available)
+
+
+@dataclass(frozen=True, slots=True)
+class Release(OnHold):
+    """End a hold and give back what is left of it."""
+
+    code, word, has_amount = 8, "release", False
+    hold_id: str
+
+    def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
+        """Nothing is set aside any more."""
+        return self.become(hold, _ended(hold, HoldEnd.RELEASED, case.now), original, [])
+
+
+@dataclass(frozen=True, slots=True)
+class Extend(OnHold):
+    """A later deadline for a hold."""
+
+    code, word, has_amount = 9, "extend", False
+    hold_id: str
+    deadline: int | None
+    ttl_ms: int | None
+
+    def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
+        """Raises InvalidField(deadline) unless the deadline is a later one."""
+        deadline = _deadline(self.deadline, self.ttl_ms, case.now)
+        if deadline < hold.deadline:
+            raise InvalidField(
+                f"deadline must not be before the hold's, {clock.text(hold.deadline)}",
+                param="deadline",
+            )
+        return self.become(hold, replace(hold, deadline=deadline), original, [])
 
 
 def _deadline(deadline: int | None, ttl_ms: int | None, now: int) -> int:
@@ -82,105 +316,15 @@ def _deadline(deadline: int | None, ttl_ms: int | None, now: int) -> int:
     return moment
 
 
-def named(wallet: Wallet, hold_id: str, *, now: int) -> Hold:
-    """The open hold of this id. Raises NotFound, HoldExpired, HoldEnded."""
-    found = ids.resolve("hld", hold_id)
-    hold = wallet.holds.get(found[1]) if found and found[0] == wallet.number else None
-    if hold is None:
-        raise NotFound(f"no hold {echo(hold_id)}", param="hold_id")
-    ended, ended_at = hold.end(now)
-    if ended is None:
-        return hold
-    assert ended_at is not None
-    moment = clock.text(ended_at)
-    if ended is HoldEnd.EXPIRED:
-        raise HoldExpired(f"the hold ended at its deadline, {moment}", ended_at=moment)
-    raise HoldEnded(f"the hold was {ended.word} at {moment}", status=ended.word, ended_at=moment)
-
-
-def capture(
-    wallet: Wallet,
-    operation: Capture,
-    hold: Hold,
-    amount: int | None,
-    spent_on: Purpose,
-    *,
-    now: int,
-) -> tuple[list[Move], Hold]:
-    """The moves of a capture, and the hold after it; `spent_on` is what the hold is for.
-
-    Raises CaptureTooLarge, and, where it may take more than is held, InsufficientCredit and
-    WalletFrozen.
-    """
-    wanted = hold.left if amount is None else amount
-    more = wanted - hold.left
-    if more > 0:
-        _require_more(wallet, operation, hold, more, spent_on, now)
-    moves: dict[int | None, Move] = {}
-    parts: dict[int, int] = {}
-    missing = wanted
-    for number, part in hold.parts.items():
-        taken = min(part, missing)
-        missing -= taken
-        if taken:
-            moves[number] = Move(_USAGE, _CONSUMPTION, -taken, wallet.grants[number], None)
-        if part > taken:
-            parts[number] = part - taken
-    beyond = hold.beyond
-    if missing:
-        lacked = min(beyond, missing)
-        beyond -= lacked
-        # Credit may have come since: what the hold lacked is taken of that before it is overdrawn.
-        most = lacked + room_left(wallet, standing(wallet, now).available)
-        for move in draw(wallet, missing, _USAGE, _CONSUMPTION, None, spent_on, now=now, room=most):
-            place = None if move.grant is None else move.grant.number
-            before = moves.get(place)
-            moves[place] = move._replace(amount=move.amount + (before.amount if before else 0))
-    after = replace(hold, captured=hold.captured + wanted, parts=parts, beyond=beyond)
-    if operation.final or not after.left:
-        after = _ended(after, HoldEnd.CAPTURED if wanted else HoldEnd.RELEASED, now)
-    return list(moves.values()), after
-
-
-def _require_more(
-    wallet: Wallet, operation: Capture, hold: Hold, more: int, spent_on: Purpose, now: int
-) -> None:
-    if not operation.allow_more:
-        held = money.text(hold.left, wallet.scale)
-        raise CaptureTooLarge(f"only {held} are held", param="amount", held=held)
-    if wallet.status is Status.FROZEN:
-        raise WalletFrozen("the wallet is frozen: no more than what is held can be captured")
-    available = spendable(wallet, spent_on, now)
-    if more > available + wallet.overdraft_limit:
-        raise insufficient(wallet, more, available)
-
-
-def release(hold: Hold, *, now: int) -> Hold:
-    """The hold with nothing set aside any more."""
-    return _ended(hold, HoldEnd.RELEASED, now)
-
-
 def _ended(hold: Hold, how: HoldEnd, now: int) -> Hold:
     return replace(hold, parts={}, beyond=0, ended=how, ended_at=now)
-
-
-def extend(operation: Extend, hold: Hold, *, now: int) -> Hold:
-    """The hold with its new deadline. Raises InvalidField(deadline) unless it is a later one."""
-    deadline = _deadline(operation.deadline, operation.ttl_ms, now)
-    if deadline < hold.deadline:
-        raise InvalidField(
-            f"deadline must not be before the hold's, {clock.text(hold.deadline)}",
-            param="deadline",
-        )
-    return replace(hold, deadline=deadline)
 
 
 def lapse(wallet: Wallet, now: int) -> list[Hold]:
     """Write down the ends of holds whose deadline has passed; those holds."""
     over = wallet.lapsed(now)
     for hold in over:
-        after = replace(hold, parts={}, beyond=0, ended=HoldEnd.EXPIRED, ended_at=hold.deadline)
-        _become(wallet, after)
+        _become(wallet, _ended(hold, HoldEnd.EXPIRED, hold.deadline))
     # Of what these held, grants that ended may have paid overdraft back: none holds more by now.
     for number in {number for hold in over for number in hold.parts}:
         assert wallet.grants[number].held <= wallet.grants[number].remaining
@@ -223,13 +367,5 @@ def given_up(
             repaid.append(Repayment(now, grant, grant.repaid, paid))
             used, left = used - paid, left - paid
         if left:
-            expired.append(Move(_EXPIRY, _EXPIRATION, -left, grant, now))
+            expired.append(Move(EXPIRY.kind, EXPIRY.type, -left, grant, now))
     return repaid, expired
-
-
-def usage_of(hold: Hold, operation: Capture) -> tuple[tuple[int, ...], str | None]:
-    """Quantities and event that a capture counts: its own, or, of the first one, the hold's."""
-    event = operation.meter_event_id or hold.meter_event_id
-    if operation.usage is not None:
-        return operation.usage.quantities, event
-    return (hold.quantities if not hold.captured else ()), event

@@ -1,98 +1,130 @@
-"""The rules of transfers: credit that goes from one wallet to another, as it is.
+"""Transfer: credit that goes from one wallet to another, as it is.
 
-Pure. A rule takes two wallets under their locks and answers the moves of each, or raises a Refusal.
 What travels is credit that is there: open, held by nobody, never overdraft. Each draw becomes a
 grant of the same terms in the other wallet, or a part of one.
 """
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from creditledger.domain.arrivals import Arrivals, words_digest
-from creditledger.domain.commands import Transfer
-from creditledger.domain.errors import InvalidField, NotFound, WalletClosed, WalletFrozen, echo
-from creditledger.domain.model import Kind, Origin, Status, Type, Wallet, given_back, standing
+from creditledger.domain.commands import Case, Command, Decision, Named, Operation
+from creditledger.domain.errors import InvalidField, NotFound, WalletClosed, echo
+from creditledger.domain.model import (
+    Dimension,
+    Kind,
+    Origin,
+    Posting,
+    Status,
+    Type,
+    Wallet,
+    given_back,
+    standing,
+)
 from creditledger.domain.spending import draw, insufficient
-from creditledger.domain.wallet_moves import Move, check_range
 
-_OUT, _IN, _ADJUSTMENT = Kind.TRANSFER_OUT.value, Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value
-
-
-def check_wallets(sender: Wallet, receiver: Wallet | None, operation: Transfer) -> Wallet:
-    """The receiver, if these two may have a transfer.
-
-    Raises, in this order: WalletClosed, WalletFrozen; NotFound, InvalidField, WalletClosed of the
-    receiver. `receiver`: None if there is none that the caller may post to.
-    """
-    if sender.status is Status.CLOSED:
-        raise WalletClosed("the sending wallet is closed", param="wallet_id")
-    if sender.status is Status.FROZEN:
-        raise WalletFrozen(
-            "the sending wallet is frozen: it takes credit but gives none", param="wallet_id"
-        )
-    if receiver is None:
-        raise NotFound(f"no wallet {echo(operation.to_wallet_id)}", param="to_wallet_id")
-    if receiver is sender:
-        raise InvalidField("to_wallet_id is the sending wallet", param="to_wallet_id")
-    if receiver.currency != sender.currency:
-        raise InvalidField(
-            f"to_wallet_id is a wallet in {receiver.currency}, not in {sender.currency}",
-            param="to_wallet_id",
-        )
-    if receiver.livemode != sender.livemode:
-        raise InvalidField("to_wallet_id is a wallet of the other mode", param="to_wallet_id")
-    if receiver.status is Status.CLOSED:
-        raise WalletClosed("the receiving wallet is closed", param="to_wallet_id")
-    return receiver
+#: What the two sides are added up by.
+SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
+RECEIVED = Dimension(Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value)
 
 
-def transfer(
-    sender: Wallet,
-    receiver: Wallet,
-    amount: int,
-    metadata: Mapping[str, str],
-    *,
-    sent_at: int,
-    received_at: int,
-) -> tuple[list[Move], list[Move]]:
-    """The moves of the sender, and those of the receiver: as many, one for one.
+@dataclass(frozen=True, slots=True)
+class Transfer(Operation):
+    """Move credit to another wallet of the same currency and mode."""
 
-    `metadata`: the transfer's, which the grants that it makes have. `sent_at`, `received_at`: the
-    time of each wallet. They differ where the time of one is ahead of the clock. What has ended at
-    the receiver's time stays with the sender: it would be lost there. Raises InsufficientCredit,
-    OutOfRange.
-    """
-    source, available = _travelling(sender, sent_at=sent_at, received_at=received_at)
-    if amount > available:
-        raise insufficient(sender, amount, available)
-    sent = draw(source, amount, _OUT, _ADJUSTMENT, None, now=sent_at, room=amount)
-    received = []
-    arrivals, words = Arrivals(receiver, received_at), words_digest(metadata)
-    overdraft_used = receiver.overdraft_used
-    for move in sent:
-        assert move.grant is not None
-        part = -move.amount
-        paid = min(overdraft_used, part)
-        overdraft_used -= paid
-        arriving = replace(
-            move.grant,
-            number=0,
-            amount=part,
-            overdraft_paid=paid,
-            remaining=part - paid,
-            effective_at=received_at,
-            created_at=received_at,
-            # What it has been is the other one's history.
-            revision=0,
-            held=0,
-            repaid=0,
-            origin=Origin.TRANSFER,
-            words=words,
-        )
-        received.append(arrivals.move(_IN, _ADJUSTMENT, arriving, None))
-    check_range(sender, sent, sent_at, quantity=0)
-    check_range(receiver, received, received_at, quantity=0)
-    return sent, received
+    code, word = 11, "transfer"
+    to_wallet_id: str
+    amount: str
+
+    @property
+    def receiver_id(self) -> str | None:
+        """The other wallet."""
+        return self.to_wallet_id
+
+    def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
+        """One for each side."""
+        receiver = named.wallets.get(self.to_wallet_id)
+        if receiver is not None:
+            yield receiver.number, RECEIVED
+        yield wallet.number, SENT
+
+    def terms(self, command: Command) -> dict[str, object]:
+        """Nothing: the posting's columns tell all of it."""
+        return {}
+
+    def told(self, command: Command) -> dict[str, object]:
+        """The other wallet as well."""
+        return {**Operation.told(self, command), "to_wallet_id": self.to_wallet_id}
+
+    @staticmethod
+    def told_by(posting: Posting, dimension: Dimension | None) -> dict[str, object]:
+        """The other wallet as well."""
+        return {
+            **Operation.told_by(posting, dimension),
+            "to_wallet_id": posting.source["wallet_id"],
+        }
+
+    def spends(self, amount: int | None) -> bool:
+        """A frozen wallet gives nothing."""
+        return True
+
+    def check(self, case: Case) -> None:
+        """These two wallets may have a transfer. Raises InvalidField, WalletClosed, too."""
+        sender, receiver, param = case.wallet, case.receiver, "to_wallet_id"
+        if receiver is None:
+            raise NotFound(f"no wallet {echo(self.to_wallet_id)}", param=param)
+        if receiver is sender:
+            raise InvalidField("to_wallet_id is the sending wallet", param=param)
+        if receiver.currency != sender.currency:
+            raise InvalidField(
+                f"to_wallet_id is a wallet in {receiver.currency}, not in {sender.currency}",
+                param=param,
+            )
+        if receiver.livemode != sender.livemode:
+            raise InvalidField("to_wallet_id is a wallet of the other mode", param=param)
+        if receiver.status is Status.CLOSED:
+            raise WalletClosed("the receiving wallet is closed", param=param)
+
+    def decide(self, case: Case) -> Decision:
+        """As many moves of the receiver as of the sender, one for one. Raises InsufficientCredit.
+
+        Each side has its own time: the time of one may be ahead of the clock. What has ended at the
+        receiver's time stays with the sender: it would be lost there.
+        """
+        sender, amount = case.wallet, case.amount
+        receiver, received_at = case.receiver, case.received_at
+        assert receiver is not None
+        assert amount is not None
+        source, available = _travelling(sender, sent_at=case.now, received_at=received_at)
+        if amount > available:
+            raise insufficient(sender, amount, available)
+        sent = draw(source, amount, now=case.now, room=amount, kind=SENT.kind, type_=SENT.type)
+        received = []
+        arrivals, words = Arrivals(receiver, received_at), words_digest(case.command.metadata)
+        overdraft_used = receiver.overdraft_used
+        for move in sent:
+            assert move.grant is not None
+            part = -move.amount
+            paid = min(overdraft_used, part)
+            overdraft_used -= paid
+            arriving = replace(
+                move.grant,
+                number=0,
+                amount=part,
+                overdraft_paid=paid,
+                remaining=part - paid,
+                effective_at=received_at,
+                created_at=received_at,
+                # What it has been is the other one's history.
+                revision=0,
+                held=0,
+                repaid=0,
+                origin=Origin.TRANSFER,
+                words=words,
+            )
+            received.append(arrivals.move(RECEIVED.kind, RECEIVED.type, arriving, None))
+        arrived = Decision(received, RECEIVED, {"wallet_id": sender.id})
+        return Decision(sent, SENT, {"wallet_id": self.to_wallet_id}, received=arrived)
 
 
 def _travelling(sender: Wallet, *, sent_at: int, received_at: int) -> tuple[Wallet, int]:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from enum import IntEnum
 from typing import NamedTuple
 
-from creditledger.domain import commands
+from creditledger.domain import commands, operations
 
 
 class Check(NamedTuple):
@@ -52,18 +52,18 @@ class Finding(NamedTuple):
 class Op(IntEnum):
     """What a posting does, as postings store it."""
 
-    GRANT = commands.OPERATIONS[commands.GiveGrant][0]
-    CONSUMPTION = commands.OPERATIONS[commands.Consume][0]
-    ADJUSTMENT = commands.OPERATIONS[commands.Adjust][0]
-    REFUND = commands.OPERATIONS[commands.Refund][0]
-    HOLD = commands.OPERATIONS[commands.PlaceHold][0]
-    CAPTURE = commands.OPERATIONS[commands.Capture][0]
-    RELEASE = commands.OPERATIONS[commands.Release][0]
-    EXTEND = commands.OPERATIONS[commands.Extend][0]
-    VOID = commands.OPERATIONS[commands.VoidGrant][0]
-    TRANSFER = commands.OPERATIONS[commands.Transfer][0]
-    METER_EVENT = commands.OPERATIONS[commands.ReportEvent][0]
-    CANCEL = commands.OPERATIONS[commands.CancelEvent][0]
+    GRANT = operations.GiveGrant.code
+    CONSUMPTION = operations.Consume.code
+    ADJUSTMENT = operations.Adjust.code
+    REFUND = operations.Refund.code
+    HOLD = operations.PlaceHold.code
+    CAPTURE = operations.Capture.code
+    RELEASE = operations.Release.code
+    EXTEND = operations.Extend.code
+    VOID = operations.VoidGrant.code
+    TRANSFER = operations.Transfer.code
+    METER_EVENT = operations.ReportEvent.code
+    CANCEL = operations.CancelEvent.code
     EXPIRY = commands.EXPIRE
     RECEIVE = commands.RECEIVE
     SETTLE = commands.SETTLE

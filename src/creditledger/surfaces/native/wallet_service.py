@@ -21,15 +21,7 @@ from creditledger.api.messages import transfer as transfer_messages
 from creditledger.api.rpc import Service, current_request_id, rpc
 from creditledger.api.status import Context, unforeseen
 from creditledger.domain import ids, money
-from creditledger.domain.commands import (
-    Command,
-    DropLimit,
-    OnHold,
-    Operation,
-    Release,
-    SetLimit,
-    WalletChange,
-)
+from creditledger.domain.commands import Command, DropLimit, Operation, SetLimit, WalletChange
 from creditledger.domain.errors import InvalidField, NotFound, Refusal, echo
 from creditledger.domain.model import (
     NO_ANNOTATION,
@@ -40,9 +32,9 @@ from creditledger.domain.model import (
     Wallet,
     view,
 )
+from creditledger.domain.operations import OnHold, Release
 from creditledger.domain.registry import Scope
-from creditledger.engine.answer_budget import Budget
-from creditledger.engine.batch import Posted
+from creditledger.engine.batch import Budget, Posted
 from creditledger.engine.ledger import BATCH_MAX, Ledger
 from creditledger.store import Store
 from creditledger.store.change_keys import Kept

@@ -13,7 +13,6 @@ from creditledger.api.messages import posting as posting_messages
 from creditledger.api.messages.grant import GRANT_STATUSES
 from creditledger.domain import clock as time
 from creditledger.domain import ids, money, wallet_moves
-from creditledger.domain.commands import GiveGrant
 from creditledger.domain.errors import InvalidField, MissingField
 from creditledger.domain.model import (
     PRIORITY_DEFAULT,
@@ -27,6 +26,7 @@ from creditledger.domain.model import (
     repayments,
     standing,
 )
+from creditledger.domain.operations import GiveGrant
 from creditledger.domain.registry import Currency
 from creditledger.domain.views import GivenGrant
 from creditledger.store.read.grants import Given

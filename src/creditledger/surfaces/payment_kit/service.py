@@ -18,14 +18,7 @@ from creditledger.api.messages.posting import FIELD_NAMES
 from creditledger.api.rpc import Service, current_header, rpc, send_headers
 from creditledger.domain import clock as time
 from creditledger.domain import ids, money
-from creditledger.domain.commands import (
-    CancelEvent,
-    Command,
-    GiveGrant,
-    GrantChange,
-    ReportEvent,
-    VoidGrant,
-)
+from creditledger.domain.commands import Command, GrantChange
 from creditledger.domain.errors import (
     InvalidField,
     MissingField,
@@ -38,6 +31,7 @@ from creditledger.domain.errors import (
     echo,
 )
 from creditledger.domain.model import Posting
+from creditledger.domain.operations import CancelEvent, GiveGrant, ReportEvent, VoidGrant
 from creditledger.domain.registry import Currency, Meter, Scope
 from creditledger.domain.views import GivenGrant, WalletPlace
 from creditledger.engine.batch import Posted
