@@ -43,8 +43,9 @@ from credit.v1 import (
 )
 from google.api import annotations_pb2
 
-from creditledger.domain import money, spending
+from creditledger.domain import money, overdraft, spend_limits, spending, wallet_moves
 from creditledger.domain.errors import KINDS
+from creditledger.domain.operations import grant, hold, meter_event, refund, transfer
 from creditledger.engine import replay
 from creditledger.ops.cli import app
 from creditledger.ops.config import PREFIX, Config
@@ -444,8 +445,15 @@ def test_every_check_of_verify_stands_beside_an_invariant() -> None:
 
 def test_the_rules_that_hold_an_invariant_exist() -> None:
     """What docs/ledger.md names of the code is there under that name."""
-    modules = {"rules": spending, "replay": replay, "money": money}
-    named = re.findall(r"`(rules|replay|money)\.(\w+)`", read("docs/ledger.md"))
+    modules = {
+        one.__name__.rpartition(".")[2]: one
+        for one in (
+            *(grant, hold, meter_event, money, overdraft, refund, replay, spend_limits, spending),
+            *(transfer, wallet_moves),
+        )
+    }
+    rows = "\n".join(re.findall(r"^\| \d+ \|.*", read("docs/ledger.md"), re.MULTILINE))
+    named = re.findall(rf"`({'|'.join(modules)})\.(\w+)`", rows)
 
     assert named
     assert [name for module, name in named if not hasattr(modules[module], name)] == []

@@ -232,8 +232,7 @@ class Operation:
     def terms(self, command: "Command") -> dict[str, object]:
         """The attributes of the command that neither rows nor columns of the posting tell."""
         fields: dict[str, object] = {}
-        slots: tuple[str, ...] = self.__slots__
-        for name in slots:
+        for name in attributes(type(self)):
             value = getattr(self, name)
             if isinstance(value, Usage):
                 fields[name] = True
@@ -275,6 +274,11 @@ class Operation:
     def decide(self, case: Case) -> Decision:
         """What it does, or its Refusal. Touches nothing."""
         raise NotImplementedError
+
+
+def attributes(operation: type[Operation]) -> tuple[str, ...]:
+    """Names of what is said of an operation."""
+    return operation.__slots__
 
 
 class Command(NamedTuple):

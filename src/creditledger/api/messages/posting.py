@@ -5,7 +5,6 @@ here asks the database.
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields as fields_of
 from functools import lru_cache
 from typing import Any, Protocol
 
@@ -16,7 +15,7 @@ from creditledger.api.auth import Caller
 from creditledger.api.field_names import FieldNames
 from creditledger.api.status import message
 from creditledger.domain import clock, durations, ids, money, views
-from creditledger.domain.commands import Command, Operation, Usage
+from creditledger.domain.commands import Command, Operation, Usage, attributes
 from creditledger.domain.errors import InvalidField, MissingField, NotFound, Refusal, echo
 from creditledger.domain.model import (
     PRIORITY_DEFAULT,
@@ -47,17 +46,6 @@ SOURCE_KEYS = {
     Kind.TOPUP: ("provider", "receipt_id", "method"),
     Kind.SUBSCRIPTION_RENEW: ("provider", "receipt_id"),
     Kind.ADMIN_CREDIT: ("actor",),
-}
-
-#: What `Post` calls the attributes of its operations; those of the command keep their names.
-FIELD_NAMES: dict[type, FieldNames] = {
-    operation: {one.name: f"{operation.word}.{one.name}" for one in fields_of(operation)}
-    for operation in (Consume, GiveGrant, Adjust, Refund)
-}
-FIELD_NAMES[GiveGrant] = {
-    **FIELD_NAMES[GiveGrant],
-    "begins_at": "grant.effective_at",
-    "time_zone": "grant.time_zone",
 }
 
 #: Meters, products or categories that a scope may name.
@@ -94,7 +82,7 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
         )
 
     def asked_by(caller: Caller) -> Command:
-        if isinstance(operation, Adjust | Refund) and operation.force:
+        if operation.is_forced:
             caller.require(Scope.ADMIN)
         # By place: names cost as much again as all the rest of making it.
         return Command(
@@ -118,21 +106,9 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
 
 def _operation(request: wallet_service_pb2.PostRequest) -> Operation:
     name = request.WhichOneof("operation")
-    if name == "consumption":
-        return _consume(request.consumption)
-    if name == "grant":
-        return _give(request.grant)
-    if name == "adjustment":
-        return _adjust(request.adjustment)
-    if name == "refund":
-        refund = request.refund
-        given = refund.HasField("amount")
-        return Refund(
-            posting_id=fields.reference("pst", refund.posting_id, field="refund.posting_id"),
-            amount=fields.amount(refund.amount, field="refund.amount") if given else None,
-            force=refund.force,
-        )
-    raise MissingField("operation")
+    if name is None:
+        raise MissingField("operation")
+    return _BY_FIELD[name](getattr(request, name))
 
 
 def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
@@ -305,6 +281,36 @@ def _adjust(message: wallet_service_pb2.AdjustmentOperation) -> Adjust:
         ),
         force=message.force,
     )
+
+
+def _refund(message: wallet_service_pb2.RefundOperation) -> Refund:
+    given = message.HasField("amount")
+    return Refund(
+        posting_id=fields.reference("pst", message.posting_id, field="refund.posting_id"),
+        amount=fields.amount(message.amount, field="refund.amount") if given else None,
+        force=message.force,
+    )
+
+
+#: The operations of `Post`, each with what makes it of its message.
+_READERS: dict[type[Operation], Callable[[Any], Operation]] = {
+    Consume: _consume,
+    GiveGrant: _give,
+    Adjust: _adjust,
+    Refund: _refund,
+}
+#: The same by the field of the request that has the message.
+_BY_FIELD = {operation.word: read for operation, read in _READERS.items()}
+#: What `Post` calls the attributes of its operations; those of the command keep their names.
+FIELD_NAMES: dict[type, FieldNames] = {
+    operation: {name: f"{operation.word}.{name}" for name in attributes(operation)}
+    for operation in _READERS
+}
+FIELD_NAMES[GiveGrant] = {
+    **FIELD_NAMES[GiveGrant],
+    "begins_at": "grant.effective_at",
+    "time_zone": "grant.time_zone",
+}
 
 
 def _source(message: Any, allowed: tuple[str, ...], *, field: str) -> dict[str, str]:
