@@ -310,7 +310,7 @@ class Command(NamedTuple):
 
     def want(self, wants: Wants) -> None:
         """What it needs to be decided."""
-        wants.wallets.update(self.wallet_ids)
+        wants.wallets.add(self.wallet_id)
         wants.keys.add((self.wallet_id, self.idempotency_key))
         self.operation.want(self.wallet_id, wants)
 

@@ -193,9 +193,9 @@ class Batch:
         operation = command.operation
         wallet = self._wallet(command)
         amount = operation.units(wallet.scale)
-        replayed = self._replayed(wallet, command, amount, budget)
-        if replayed is not None:
-            return replayed
+        known = self._done.get((wallet.number, command.idempotency_key))
+        if known is not None:
+            return self._replayed(wallet, command, amount, known, budget)
         case = self._case(wallet, command, amount)
         if operation.receiver_id is not None:
             receiver = self._posted_to(operation.receiver_id, command.livemode)
@@ -231,13 +231,13 @@ class Batch:
         if wallet.limits and (decision.spends or decision.hold is not None):
             spends, frees = decision.spends, decision.frees
             journal.limits.require(wallet, spends, decision.dimension, now=case.now, frees=frees)
-        sides = [_Side(wallet, posting, decision, case.now)]
+        sides = [(wallet, posting, decision, case.now)]
         if decision.received is not None and case.receiver is not None:
             arriving = _arriving(case.receiver, posting, decision.received)
-            sides.append(_Side(case.receiver, arriving, decision.received, case.received_at))
+            sides.append((case.receiver, arriving, decision.received, case.received_at))
         if command.operation.has_rows_answered:
-            for side in sides:
-                budget.spend(side.posting, len(side.decision.moves))
+            for _, its_posting, its_decision, _ in sides:
+                budget.spend(its_posting, len(its_decision.moves))
         for one, its_posting, its_decision, now in sides:
             journal.expire(one, now, dry=dry)
             journal.write(one, its_posting, its_decision, now, dry=dry)
@@ -247,26 +247,27 @@ class Batch:
         event = decision.event
         if event is not None:
             event = self._known.events.get((wallet.number, event.number or posting.number))
-        for side in sides:
-            journal.settle(side.wallet, side.now, dry=dry)
+        for one, _, _, now in sides:
+            journal.settle(one, now, dry=dry)
         answer = self._answer(wallet, posting, dimension, event, dry=dry)
-        if len(sides) == 1:
-            return answer
-        other = sides[1].posting
-        if not dry:
-            posting.linked = other.wallet, other.number
-            other.linked = posting.wallet, posting.number
-            self._loaded.linked[posting.linked] = other
-        received = self._answer(sides[1].wallet, other, sides[1].decision.dimension, dry=dry)
-        return answer._replace(received=received)
+        for receiver, arriving, arrived, _ in sides[1:]:
+            if not dry:
+                posting.linked = arriving.wallet, arriving.number
+                arriving.linked = posting.wallet, posting.number
+                self._loaded.linked[posting.linked] = arriving
+            received = self._answer(receiver, arriving, arrived.dimension, dry=dry)
+            answer = answer._replace(received=received)
+        return answer
 
     def _replayed(
-        self, wallet: Wallet, command: Command, amount: int | None, budget: Budget
-    ) -> Posted | None:
+        self,
+        wallet: Wallet,
+        command: Command,
+        amount: int | None,
+        known: tuple[Posting, Dimension | None],
+        budget: Budget,
+    ) -> Posted:
         """The answer of what is there under the command's key, as it is by now."""
-        known = self._done.get((wallet.number, command.idempotency_key))
-        if known is None:
-            return None
         posting, dimension = known
         replay.check(command, amount, posting, dimension)
         if command.operation.has_rows_answered:
@@ -542,17 +543,9 @@ def _is_recent(wallet: Wallet, before: int, now: int) -> bool:
     )
 
 
-class _Side(NamedTuple):
-    """A posting to be written: of a transfer there are two."""
-
-    wallet: Wallet
-    posting: Posting
-    decision: Decision
-    now: int  #: The wallet's time.
-
-
 def _posting(case: Case, decision: Decision) -> Posting:
     command, words = case.command, decision.words or case.command
+    terms = command.operation.terms(command)
     return Posting(
         case.wallet.number,
         0,
@@ -568,7 +561,7 @@ def _posting(case: Case, decision: Decision) -> Posting:
         decision.quantities,
         decision.refund_of,
         None,
-        present(command.operation.terms(command)),
+        present(terms) if terms else terms,
     )
 
 

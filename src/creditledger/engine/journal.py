@@ -115,7 +115,14 @@ class Journal:
         """
         moves, before, after = decision.moves, decision.held, decision.hold
         if not dry:
-            self._note_drawn(wallet, moves)
+            drawn, given = self.changes.drawn, self.changes.given
+            for move in moves:
+                grant = move.grant
+                # One that this posting makes has no number yet.
+                if grant is not None and not move.fresh and grant.number:
+                    place = wallet.number, grant.number
+                    if place not in drawn and place not in given:
+                        drawn[place] = grant, grant.remaining > 0
             self.number(wallet, posting)
         if after is not None:
             after = self._book_hold(wallet, posting, decision, after, now, dry=dry)
@@ -209,8 +216,9 @@ class Journal:
         """Give the posting its number, and write it."""
         wallet.last_posting += 1
         posting.number = wallet.last_posting
+        wallet.revision += 1
         self.changes.postings.append(posting)
-        self.touch(wallet)
+        self.changes.touched[wallet.number] = wallet
 
     def moved(self, wallet: Wallet, at: int) -> None:
         """The wallet has changed without a row: its time, and what others know of it."""
@@ -221,16 +229,6 @@ class Journal:
         """The wallet has moved: servers that keep it in memory have to see that."""
         wallet.revision += 1
         self.changes.touched[wallet.number] = wallet
-
-    def _note_drawn(self, wallet: Wallet, moves: list[Move]) -> None:
-        drawn, given = self.changes.drawn, self.changes.given
-        for move in moves:
-            grant = move.grant
-            # One that this posting makes has no number yet.
-            if grant is not None and not move.fresh and grant.number:
-                place = wallet.number, grant.number
-                if place not in drawn and place not in given:
-                    drawn[place] = grant, grant.remaining > 0
 
     def _record(self, wallet: Wallet, posting: Posting, decision: Decision, now: int) -> None:
         """Write down the posting's rows, and what they made of grants, overdraft and sums."""

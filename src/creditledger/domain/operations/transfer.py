@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from creditledger.domain.arrivals import Arrivals, words_digest
-from creditledger.domain.commands import Case, Command, Decision, Named, Operation
+from creditledger.domain.commands import Case, Command, Decision, Named, Operation, Wants
 from creditledger.domain.errors import InvalidField, NotFound, WalletClosed, echo
 from creditledger.domain.model import (
     Dimension,
@@ -40,6 +40,10 @@ class Transfer(Operation):
     def receiver_id(self) -> str | None:
         """The other wallet."""
         return self.to_wallet_id
+
+    def want(self, wallet_id: str, wants: Wants) -> None:
+        """The other wallet."""
+        wants.wallets.add(self.to_wallet_id)
 
     def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
         """One for each side."""
