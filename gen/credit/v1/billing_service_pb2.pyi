@@ -688,7 +688,7 @@ class WalletBalance(_message.Message):
     PENDING_USD_FIELD_NUMBER: _builtins.int
     AVAILABLE_USD_FIELD_NUMBER: _builtins.int
     balance_usd: _builtins.float
-    """What the wallet has, less what has expired."""
+    """The wallet's balance, without expired credit."""
     held_usd: _builtins.float
     """What is held for calls under way."""
     pending_usd: _builtins.float

@@ -92,31 +92,31 @@ class BillingServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetMyUsage(self, request, context):
-        """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
-        and API key, the newest bucket first. Refunds are taken off where they happened. No wallet
-        gives no buckets.
+        """Answers the usage of the customer's USD wallet in a window, added up by day or hour, model and
+        API key, the newest bucket first. Refunds are taken off where they happened. No wallet gives no
+        buckets.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMyAccount(self, request, context):
-        """Answers who the customer is, and what its USD wallet has and has had.
+        """Answers the customer, and the present and past credit of its USD wallet.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetMyBalance(self, request, context):
-        """Answers what the customer's USD wallet has, and what each of its API keys used in a window:
-        every key of the customer and mode, then other labels that usages named.
+        """Answers the credit of the customer's USD wallet, and the usage of each of its API keys in a
+        window: every key of the customer and mode, then other labels that usages named.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListApiKeyBills(self, request, context):
-        """Answers what each API key of the customer cost per hour, day, week or month: one row for each
+        """Answers the cost of each API key of the customer per hour, day, week or month: one row for each
         bucket, key, product, category, billing method and set of prices, ordered by startTime,
         ownerID, productId and prices.
         """

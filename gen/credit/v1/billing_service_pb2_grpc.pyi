@@ -31,18 +31,18 @@ class BillingServiceStub:
     CreditTransactionService.Export for its headers and for how it ends when it breaks off.
     """
     GetMyUsage: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetMyUsageRequest, _billing_service_pb2.GetMyUsageResponse]
-    """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
-    and API key, the newest bucket first. Refunds are taken off where they happened. No wallet
-    gives no buckets.
+    """Answers the usage of the customer's USD wallet in a window, added up by day or hour, model and
+    API key, the newest bucket first. Refunds are taken off where they happened. No wallet gives no
+    buckets.
     """
     GetMyAccount: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetMyAccountRequest, _billing_service_pb2.GetMyAccountResponse]
-    """Answers who the customer is, and what its USD wallet has and has had."""
+    """Answers the customer, and the present and past credit of its USD wallet."""
     GetMyBalance: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.GetMyBalanceRequest, _billing_service_pb2.GetMyBalanceResponse]
-    """Answers what the customer's USD wallet has, and what each of its API keys used in a window:
-    every key of the customer and mode, then other labels that usages named.
+    """Answers the credit of the customer's USD wallet, and the usage of each of its API keys in a
+    window: every key of the customer and mode, then other labels that usages named.
     """
     ListApiKeyBills: _aio.UnaryUnaryMultiCallable[_billing_service_pb2.ListApiKeyBillsRequest, _billing_service_pb2.ListApiKeyBillsResponse]
-    """Answers what each API key of the customer cost per hour, day, week or month: one row for each
+    """Answers the cost of each API key of the customer per hour, day, week or month: one row for each
     bucket, key, product, category, billing method and set of prices, ordered by startTime,
     ownerID, productId and prices.
     """
@@ -79,9 +79,9 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetMyUsageRequest,
         context: _aio.ServicerContext[_billing_service_pb2.GetMyUsageRequest, _abc.Awaitable[_billing_service_pb2.GetMyUsageResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.GetMyUsageResponse]:
-        """Answers what the customer's USD wallet was used for in a window, added up by day or hour, model
-        and API key, the newest bucket first. Refunds are taken off where they happened. No wallet
-        gives no buckets.
+        """Answers the usage of the customer's USD wallet in a window, added up by day or hour, model and
+        API key, the newest bucket first. Refunds are taken off where they happened. No wallet gives no
+        buckets.
         """
 
     @_abc_1.abstractmethod
@@ -90,7 +90,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetMyAccountRequest,
         context: _aio.ServicerContext[_billing_service_pb2.GetMyAccountRequest, _abc.Awaitable[_billing_service_pb2.GetMyAccountResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.GetMyAccountResponse]:
-        """Answers who the customer is, and what its USD wallet has and has had."""
+        """Answers the customer, and the present and past credit of its USD wallet."""
 
     @_abc_1.abstractmethod
     def GetMyBalance(
@@ -98,8 +98,8 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.GetMyBalanceRequest,
         context: _aio.ServicerContext[_billing_service_pb2.GetMyBalanceRequest, _abc.Awaitable[_billing_service_pb2.GetMyBalanceResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.GetMyBalanceResponse]:
-        """Answers what the customer's USD wallet has, and what each of its API keys used in a window:
-        every key of the customer and mode, then other labels that usages named.
+        """Answers the credit of the customer's USD wallet, and the usage of each of its API keys in a
+        window: every key of the customer and mode, then other labels that usages named.
         """
 
     @_abc_1.abstractmethod
@@ -108,7 +108,7 @@ class BillingServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _billing_service_pb2.ListApiKeyBillsRequest,
         context: _aio.ServicerContext[_billing_service_pb2.ListApiKeyBillsRequest, _abc.Awaitable[_billing_service_pb2.ListApiKeyBillsResponse]],
     ) -> _abc.Awaitable[_billing_service_pb2.ListApiKeyBillsResponse]:
-        """Answers what each API key of the customer cost per hour, day, week or month: one row for each
+        """Answers the cost of each API key of the customer per hour, day, week or month: one row for each
         bucket, key, product, category, billing method and set of prices, ordered by startTime,
         ownerID, productId and prices.
         """

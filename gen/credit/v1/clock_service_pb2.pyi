@@ -94,7 +94,9 @@ class Clock(_message.Message):
     accepted_at: _builtins.str
     """When it was last accepted, by the clock itself. Absent if it never was."""
     accepted_by: _builtins.str
-    """Who accepted it then: what the request said, or the id of its API key. Absent if nobody did."""
+    """Who accepted it then: `accepted_by` of the request, or the id of its API key. Absent if nobody
+    did.
+    """
     def __init__(
         self,
         *,

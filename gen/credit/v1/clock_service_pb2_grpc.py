@@ -52,15 +52,16 @@ class ClockServiceServicer:
     """
 
     def GetClock(self, request, context):
-        """Answers what this server makes of the ledger's clock.
+        """Answers how this server judges the ledger's clock.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def AcceptClock(self, request, context):
-        """Takes the clock as it is for right, on all servers and after restarts, and keeps who said so.
-        Commands are carried out again. The same again is another acceptance. It needs a live key.
+        """Accepts the clock as it is, for all servers and after restarts, and records who accepted it.
+        From then on the servers take commands again. A second call is another acceptance. It needs a
+        live key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -17,10 +17,11 @@ class ClockServiceStub:
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetClock: _aio.UnaryUnaryMultiCallable[_clock_service_pb2.GetClockRequest, _clock_service_pb2.Clock]
-    """Answers what this server makes of the ledger's clock."""
+    """Answers how this server judges the ledger's clock."""
     AcceptClock: _aio.UnaryUnaryMultiCallable[_clock_service_pb2.AcceptClockRequest, _clock_service_pb2.Clock]
-    """Takes the clock as it is for right, on all servers and after restarts, and keeps who said so.
-    Commands are carried out again. The same again is another acceptance. It needs a live key.
+    """Accepts the clock as it is, for all servers and after restarts, and records who accepted it.
+    From then on the servers take commands again. A second call is another acceptance. It needs a
+    live key.
     """
 
 class ClockServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -32,7 +33,7 @@ class ClockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _clock_service_pb2.GetClockRequest,
         context: _aio.ServicerContext[_clock_service_pb2.GetClockRequest, _abc.Awaitable[_clock_service_pb2.Clock]],
     ) -> _abc.Awaitable[_clock_service_pb2.Clock]:
-        """Answers what this server makes of the ledger's clock."""
+        """Answers how this server judges the ledger's clock."""
 
     @_abc_1.abstractmethod
     def AcceptClock(
@@ -40,8 +41,9 @@ class ClockServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _clock_service_pb2.AcceptClockRequest,
         context: _aio.ServicerContext[_clock_service_pb2.AcceptClockRequest, _abc.Awaitable[_clock_service_pb2.Clock]],
     ) -> _abc.Awaitable[_clock_service_pb2.Clock]:
-        """Takes the clock as it is for right, on all servers and after restarts, and keeps who said so.
-        Commands are carried out again. The same again is another acceptance. It needs a live key.
+        """Accepts the clock as it is, for all servers and after restarts, and records who accepted it.
+        From then on the servers take commands again. A second call is another acceptance. It needs a
+        live key.
         """
 
 def add_ClockServiceServicer_to_server(servicer: ClockServiceServicer, server: _aio.Server) -> None: ...

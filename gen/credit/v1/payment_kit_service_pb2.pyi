@@ -445,7 +445,7 @@ Global___PaymentKitPaging: _TypeAlias = PaymentKitPaging  # noqa: Y015
 
 @_typing.final
 class PaymentKitServiceUpdateMeterRequest(_message.Message):
-    """Changes of a meter; what is absent stays as it is."""
+    """Changes of a meter. An absent field stays as it is."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -770,7 +770,7 @@ Global___PaymentKitServiceCreateMeterEventRequest: _TypeAlias = PaymentKitServic
 
 @_typing.final
 class CreditMeterEvent(_message.Message):
-    """What a meter counted for a wallet, and what of it is paid."""
+    """An event that a meter counted for a wallet, and how much of it is paid."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -830,11 +830,11 @@ class CreditMeterEvent(_message.Message):
     back.
     """
     credit_consumed: _builtins.str
-    """What has been drawn for it so far, as an amount of the meter's currency; 0 of a canceled one,
-    for which all comes back.
+    """The credit drawn for it so far, as an amount of the meter's currency; 0 for a canceled event,
+    whose draws all come back.
     """
     credit_pending: _builtins.str
-    """What is unpaid, as an amount of the meter's currency; in no balance, and no overdraft."""
+    """The unpaid part, as an amount of the meter's currency. It is in no balance and in no overdraft."""
     processed_at: _builtins.float
     """When nothing was unpaid any more, Unix time in whole seconds: it was paid, or it was canceled.
     Absent before.
@@ -852,7 +852,7 @@ class CreditMeterEvent(_message.Message):
     wallet_id: _builtins.str
     """Id of the wallet that pays."""
     posting_id: _builtins.str
-    """Id of the posting that reported it; what was paid later has postings of its own."""
+    """Id of the posting that reported it. Later payments have postings of their own."""
     created_via: _builtins.str
     """How it came to be: always `api`, for calls of the API make all of them."""
     @_builtins.property
@@ -1617,7 +1617,7 @@ class PaymentKitGrant(_message.Message):
     amount: _builtins.str
     """How much was given, as a decimal."""
     remaining_amount: _builtins.str
-    """What is left of it, as a decimal; once it has ended only what open holds still have of it."""
+    """The remaining credit, as a decimal. Once the grant has ended, only the part in open holds."""
     currency_id: _builtins.str
     """Id of its currency."""
     customer_id: _builtins.str
@@ -1948,8 +1948,8 @@ class PaymentKitServiceUpdateGrantRequest(_message.Message):
     id: _builtins.str
     """Id of the grant. Required."""
     expired: _builtins.bool
-    """True ends the grant: it is voided, and what is left of it and not held leaves the balance.
-    Absent, and false, means that it goes on.
+    """True voids the grant: its remaining credit, without the held part, leaves the balance. Absent,
+    and false, means that it goes on.
     """
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""

@@ -167,7 +167,8 @@ class PaymentKitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateMeter(self, request, context):
-        """Changes what is given of a meter. Needs a live service or admin key: both modes share meters.
+        """Changes the given fields of a meter. Needs a live service or admin key: both modes share
+        meters.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -205,7 +206,7 @@ class PaymentKitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CancelMeterEvent(self, request, context):
-        """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+        """Takes back an event that was wrong. Nothing of it is unpaid any more. The credit drawn for it
         comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
         rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
         (WALLET_CLOSED). Needs a service or admin key.
@@ -230,8 +231,9 @@ class PaymentKitServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetPendingAmount(self, request, context):
-        """Answers what events are still owed: an object of currency ids and amounts, without currencies
-        in which nothing is. Needs a customer, or a subscription, unless the key has a customer.
+        """Answers the unpaid amount of events, as an object of currency ids and amounts, without
+        currencies in which nothing is unpaid. Needs a customer, or a subscription, unless the key has
+        a customer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

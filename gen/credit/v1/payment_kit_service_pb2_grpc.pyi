@@ -28,7 +28,9 @@ class PaymentKitServiceStub:
     ListMeters: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceListMetersRequest, _payment_kit_service_pb2.PaymentKitServiceListMetersResponse]
     """Answers a page of meters, newest first. Needs any key."""
     UpdateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest, _payment_kit_service_pb2.CreditMeter]
-    """Changes what is given of a meter. Needs a live service or admin key: both modes share meters."""
+    """Changes the given fields of a meter. Needs a live service or admin key: both modes share
+    meters.
+    """
     ActivateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceActivateMeterRequest, _payment_kit_service_pb2.CreditMeter]
     """Lets a meter count again. Needs a live service or admin key: both modes share meters."""
     DeactivateMeter: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceDeactivateMeterRequest, _payment_kit_service_pb2.CreditMeter]
@@ -43,7 +45,7 @@ class PaymentKitServiceStub:
     GetMeterEvent: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetMeterEventRequest, _payment_kit_service_pb2.CreditMeterEvent]
     """Answers one event. A customer key sees its own customer's."""
     CancelMeterEvent: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest, _payment_kit_service_pb2.CreditMeterEvent]
-    """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+    """Takes back an event that was wrong. Nothing of it is unpaid any more. The credit drawn for it
     comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
     rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
     (WALLET_CLOSED). Needs a service or admin key.
@@ -55,8 +57,9 @@ class PaymentKitServiceStub:
     were canceled. A customer key sees its own customer's.
     """
     GetPendingAmount: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceGetPendingAmountRequest, _struct_pb2.Struct]
-    """Answers what events are still owed: an object of currency ids and amounts, without currencies
-    in which nothing is. Needs a customer, or a subscription, unless the key has a customer.
+    """Answers the unpaid amount of events, as an object of currency ids and amounts, without
+    currencies in which nothing is unpaid. Needs a customer, or a subscription, unless the key has
+    a customer.
     """
     CreateGrant: _aio.UnaryUnaryMultiCallable[_payment_kit_service_pb2.PaymentKitServiceCreateGrantRequest, _payment_kit_service_pb2.PaymentKitGrant]
     """Gives credit: a posting of kind topup where it is paid, else admin_credit, on the customer's
@@ -126,7 +129,9 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceUpdateMeterRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeter]:
-        """Changes what is given of a meter. Needs a live service or admin key: both modes share meters."""
+        """Changes the given fields of a meter. Needs a live service or admin key: both modes share
+        meters.
+        """
 
     @_abc_1.abstractmethod
     def ActivateMeter(
@@ -171,7 +176,7 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceCancelMeterEventRequest, _abc.Awaitable[_payment_kit_service_pb2.CreditMeterEvent]],
     ) -> _abc.Awaitable[_payment_kit_service_pb2.CreditMeterEvent]:
-        """Takes an event back that was wrong: nothing of it is unpaid any more, and what was drawn for it
+        """Takes back an event that was wrong. Nothing of it is unpaid any more. The credit drawn for it
         comes back as by a refund, newest draw first, up to 1,000 rows at once; the ledger returns the
         rest by itself. An event that is canceled is answered as it is. A closed wallet refuses
         (WALLET_CLOSED). Needs a service or admin key.
@@ -201,8 +206,9 @@ class PaymentKitServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _payment_kit_service_pb2.PaymentKitServiceGetPendingAmountRequest,
         context: _aio.ServicerContext[_payment_kit_service_pb2.PaymentKitServiceGetPendingAmountRequest, _abc.Awaitable[_struct_pb2.Struct]],
     ) -> _abc.Awaitable[_struct_pb2.Struct]:
-        """Answers what events are still owed: an object of currency ids and amounts, without currencies
-        in which nothing is. Needs a customer, or a subscription, unless the key has a customer.
+        """Answers the unpaid amount of events, as an object of currency ids and amounts, without
+        currencies in which nothing is unpaid. Needs a customer, or a subscription, unless the key has
+        a customer.
         """
 
     @_abc_1.abstractmethod

@@ -26,8 +26,9 @@ if _version_not_supported:
 
 
 class RegistryServiceStub:
-    """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN. Of a customer that has changed, what it was created as counts.
+    """Registers customers, meters, subscriptions and currencies, to which postings refer. An identical
+    create answers the existing one; one that differs is ID_TAKEN. For a customer that has changed,
+    the comparison is with its first create.
     """
 
     def __init__(self, channel):
@@ -114,8 +115,9 @@ class RegistryServiceStub:
 
 
 class RegistryServiceServicer:
-    """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN. Of a customer that has changed, what it was created as counts.
+    """Registers customers, meters, subscriptions and currencies, to which postings refer. An identical
+    create answers the existing one; one that differs is ID_TAKEN. For a customer that has changed,
+    the comparison is with its first create.
     """
 
     def CreateCustomer(self, request, context):
@@ -133,8 +135,8 @@ class RegistryServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateCustomer(self, request, context):
-        """Changes what is given of a customer; what is absent stays as it is. To create it again as it
-        was created answers it as it is now. Needs a live service or admin key: both modes share
+        """Changes the given fields of a customer; an absent field stays as it is. Repeating the first
+        create answers the customer as it is now. Needs a live service or admin key: both modes share
         customers.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -315,8 +317,9 @@ def add_RegistryServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class RegistryService:
-    """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN. Of a customer that has changed, what it was created as counts.
+    """Registers customers, meters, subscriptions and currencies, to which postings refer. An identical
+    create answers the existing one; one that differs is ID_TAKEN. For a customer that has changed,
+    the comparison is with its first create.
     """
 
     @staticmethod

@@ -15,8 +15,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class RegistryServiceStub:
-    """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN. Of a customer that has changed, what it was created as counts.
+    """Registers customers, meters, subscriptions and currencies, to which postings refer. An identical
+    create answers the existing one; one that differs is ID_TAKEN. For a customer that has changed,
+    the comparison is with its first create.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -25,8 +26,8 @@ class RegistryServiceStub:
     GetCustomer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.GetCustomerRequest, _registry_service_pb2.Customer]
     """Answers one customer."""
     UpdateCustomer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.UpdateCustomerRequest, _registry_service_pb2.Customer]
-    """Changes what is given of a customer; what is absent stays as it is. To create it again as it
-    was created answers it as it is now. Needs a live service or admin key: both modes share
+    """Changes the given fields of a customer; an absent field stays as it is. Repeating the first
+    create answers the customer as it is now. Needs a live service or admin key: both modes share
     customers.
     """
     ArchiveCustomer: _aio.UnaryUnaryMultiCallable[_registry_service_pb2.ArchiveCustomerRequest, _registry_service_pb2.Customer]
@@ -60,8 +61,9 @@ class RegistryServiceStub:
     """Answers a page of currencies, ordered by id."""
 
 class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Registers what postings refer to. An identical create answers what exists; one that differs is
-    ID_TAKEN. Of a customer that has changed, what it was created as counts.
+    """Registers customers, meters, subscriptions and currencies, to which postings refer. An identical
+    create answers the existing one; one that differs is ID_TAKEN. For a customer that has changed,
+    the comparison is with its first create.
     """
 
     @_abc_1.abstractmethod
@@ -86,8 +88,8 @@ class RegistryServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _registry_service_pb2.UpdateCustomerRequest,
         context: _aio.ServicerContext[_registry_service_pb2.UpdateCustomerRequest, _abc.Awaitable[_registry_service_pb2.Customer]],
     ) -> _abc.Awaitable[_registry_service_pb2.Customer]:
-        """Changes what is given of a customer; what is absent stays as it is. To create it again as it
-        was created answers it as it is now. Needs a live service or admin key: both modes share
+        """Changes the given fields of a customer; an absent field stays as it is. Repeating the first
+        create answers the customer as it is now. Needs a live service or admin key: both modes share
         customers.
         """
 

@@ -21,9 +21,9 @@ DESCRIPTOR: _descriptor.FileDescriptor
 @_typing.final
 class SpendLimit(_message.Message):
     """How much may be spent of a wallet in a period, by everybody or under one API key. Consumptions
-    and captures count when they are written, whatever their effective_at, and so does what open
-    holds have set aside and what is unpaid of meter events; what was written before the limit was
-    made does not. Amounts are decimals in the wallet's currency.
+    and captures count at the time at which they are written; their effective_at plays no part. The
+    credit in open holds and the unpaid part of meter events count too. Spending from before the
+    limit was made does not count. Amounts are decimals in the wallet's currency.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -56,20 +56,19 @@ class SpendLimit(_message.Message):
     time_zone: _builtins.str
     """IANA name of the zone whose calendar it is. Present for day, week and month."""
     hours: _builtins.int
-    """How many hours are the last ones, 1 to 744. Present for rolling. They are counted in sixty
-    parts, and what was spent counts until its whole part is out of the hours: at most a sixtieth
+    """How many hours the limit looks back, 1 to 744. Present for rolling. The ledger counts them in
+    sixty parts. Spending counts until its whole part is out of the hours: at most a sixtieth
     longer.
     """
     spent: _builtins.str
-    """What was spent in the period that is now, less what was refunded of it."""
+    """The spending of the current period, less its refunds."""
     held: _builtins.str
-    """What open holds have set aside and, where all spending counts, what is unpaid of meter events."""
+    """The credit in open holds and, where all spending counts, the unpaid part of meter events."""
     remaining: _builtins.str
-    """amount - spent - held, but not below 0: what may still be spent."""
+    """amount - spent - held, but not below 0: the amount that may still be spent."""
     resets_at: _builtins.str
-    """When the next period begins; for rolling, when the first of what was spent no longer counts.
-    RFC 3339 in UTC with three fraction digits. Absent for lifetime, and for rolling where nothing
-    counts.
+    """When the next period begins; for rolling, when the oldest spending no longer counts. RFC 3339
+    in UTC with three fraction digits. Absent for lifetime, and for rolling where nothing counts.
     """
     created_at: _builtins.str
     """When it was made: RFC 3339 in UTC with three fraction digits."""
@@ -118,7 +117,7 @@ Global___SpendLimit: _TypeAlias = SpendLimit  # noqa: Y015
 @_typing.final
 class SetSpendLimitRequest(_message.Message):
     """A spend limit to be made or changed. A wallet has one limit of each api_key_id, period, time_zone
-    and hours: to set it again is to set its amount, and keeps what was spent.
+    and hours. Setting it again changes the amount and keeps the spending.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -134,7 +133,8 @@ class SetSpendLimitRequest(_message.Message):
     """Id of the wallet. Required; over REST it stands in the path."""
     amount: _builtins.str
     """How much may be spent in one period, a decimal of 0 or more in the wallet's currency. It may be
-    below what is spent; then nothing more is, but what is held can still be captured. Required.
+    below the spending so far: then nothing more may be spent, but holds can still be captured.
+    Required.
     """
     period: _builtins.str
     """day, week, month, rolling or lifetime. Required."""

@@ -75,21 +75,21 @@ class Wallet(_message.Message):
     status: _builtins.str
     """`active`; `frozen`, which refuses to spend; or `closed`, which is final."""
     balance: _builtins.str
-    """The last row's running balance less what has expired and no row says yet. Negative in
+    """The last row's running balance, less expired credit that no row shows yet. Negative in
     overdraft.
     """
     held: _builtins.str
     """Sum of the open holds."""
     pending: _builtins.str
-    """What remains of grants that are given but not yet effective."""
+    """The remaining credit of grants that begin in the future."""
     available: _builtins.str
-    """balance - held - pending - scoped: what a consumption without a scope can spend now, overdraft
-    aside.
+    """balance - held - pending - scoped: the credit that any consumption can spend now, without the
+    overdraft limit.
     """
     overdraft_limit: _builtins.str
     """How far spending may go beyond the grants; 0 or more."""
     overdraft_used: _builtins.str
-    """What has been drawn beyond the grants and not been paid back; 0 or more."""
+    """The credit that was drawn beyond the grants and is not paid back yet; 0 or more."""
     sequence: _builtins.int
     """Sequence of its last row; 0 where it has none."""
     created_at: _builtins.str
@@ -254,7 +254,7 @@ Global___GetWalletRequest: _TypeAlias = GetWalletRequest  # noqa: Y015
 
 @_typing.final
 class GetBalanceRequest(_message.Message):
-    """Names a wallet and a moment. Of as_of and at_sequence at most one."""
+    """Names a wallet and a moment: as_of or at_sequence, not both."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -266,14 +266,14 @@ class GetBalanceRequest(_message.Message):
     wallet_id: _builtins.str
     """Id of the wallet. Required."""
     as_of: _builtins.str
-    """The moment, RFC 3339 with zone; what was posted in this millisecond is in it. Absent means now."""
+    """The moment, RFC 3339 with zone. Postings of this very millisecond count. Absent means now."""
     at_sequence: _builtins.int
     """The moment at which this row was written, as its posting left the wallet; 0 is the wallet at
     its creation. A number that the wallet has not reached is SEQUENCE_MISMATCH.
     """
     min_sequence: _builtins.int
-    """The sequence of a posting that the answer has to know of, whichever server answers; what
-    the wallet has not reached is SEQUENCE_MISMATCH. Absent means any.
+    """The sequence of a row that the answer has to include, on whichever server. A sequence that the
+    wallet has not reached is SEQUENCE_MISMATCH. Absent means any.
     """
     expiring_within_days: _builtins.int
     """How many days ahead `expiring` looks, 1 to 3,660. Absent means 7."""
@@ -315,7 +315,7 @@ Global___GetBalanceRequest: _TypeAlias = GetBalanceRequest  # noqa: Y015
 
 @_typing.final
 class Balance(_message.Message):
-    """What a wallet has at one moment. Amounts are decimals in its currency."""
+    """A wallet's credit at one moment. Amounts are decimals in its currency."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -354,8 +354,8 @@ class Balance(_message.Message):
     """As in Wallet."""
     @_builtins.property
     def by_category(self) -> _containers.RepeatedCompositeFieldContainer[Global___CategoryBalance]:
-        """The five figures by category: what was paid for, with the overdraft, and what was not. They
-        add up to those above.
+        """The five figures by category: `paid`, with the overdraft, and `promotional`. They add up to the
+        figures above.
         """
 
     @_builtins.property
@@ -366,7 +366,7 @@ class Balance(_message.Message):
 
     @_builtins.property
     def expiring(self) -> Global___ExpiringBalance:
-        """What expires unless it is used."""
+        """Credit that expires unless it is used."""
 
     def __init__(
         self,
@@ -408,15 +408,15 @@ class CategoryBalance(_message.Message):
     category: _builtins.str
     """`paid` or `promotional`."""
     balance: _builtins.str
-    """Its part of the balance."""
+    """The category's part of `balance`."""
     held: _builtins.str
-    """Its part of what is held."""
+    """The category's part of `held`."""
     pending: _builtins.str
-    """Its part of what is pending."""
+    """The category's part of `pending`."""
     available: _builtins.str
-    """Its part of what is available."""
+    """The category's part of `available`."""
     scoped: _builtins.str
-    """Its part of what only some consumptions can spend."""
+    """The category's part of `scoped`."""
     def __init__(
         self,
         *,
@@ -437,7 +437,7 @@ Global___CategoryBalance: _TypeAlias = CategoryBalance  # noqa: Y015
 
 @_typing.final
 class GrantBalance(_message.Message):
-    """What was left of one grant."""
+    """The rest of one grant."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -459,9 +459,9 @@ class GrantBalance(_message.Message):
     priority: _builtins.int
     """0 to 100, lower is drawn first."""
     remaining: _builtins.str
-    """What was left of it, with what was held."""
+    """The remaining credit, with the held part."""
     held: _builtins.str
-    """What open holds had set aside of it."""
+    """The part that open holds had set aside."""
     effective_at: _builtins.str
     """When it begins: RFC 3339 in UTC with three fraction digits."""
     expires_at: _builtins.str
@@ -504,7 +504,7 @@ Global___GrantBalance: _TypeAlias = GrantBalance  # noqa: Y015
 
 @_typing.final
 class ExpiringBalance(_message.Message):
-    """What expires unless it is used."""
+    """Credit that expires unless it is used."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1203,8 +1203,8 @@ class AdjustmentOperation(_message.Message):
     credit_grant_id: _builtins.str
     """Negative amounts only: id of the one grant to take from. Absent means burn order."""
     force: _builtins.bool
-    """Negative amounts only, admin keys only: true takes what there is and the rest as overdraft,
-    whatever the limit. Absent means false.
+    """Negative amounts only, admin keys only: true takes the credit that is there and the rest as
+    overdraft, beyond the limit if need be. Absent means false.
     """
     @_builtins.property
     def source(self) -> _credit_transaction_pb2.TransactionSource:
@@ -1243,7 +1243,7 @@ Global___AdjustmentOperation: _TypeAlias = AdjustmentOperation  # noqa: Y015
 
 @_typing.final
 class RefundOperation(_message.Message):
-    """Give back what a consumption of the same wallet spent, newest draw first."""
+    """Give back the credit that a consumption of the same wallet spent, newest draw first."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1257,7 +1257,7 @@ class RefundOperation(_message.Message):
     are at most what it spent. Absent means all that is not yet refunded.
     """
     force: _builtins.bool
-    """Admin keys only: true gives back what grants paid that were voided since, too. Absent means
+    """Admin keys only: true also gives back credit of grants that were voided since. Absent means
     false: such a refund is NOT_REFUNDABLE.
     """
     def __init__(
@@ -1418,7 +1418,7 @@ Global___PostingResult: _TypeAlias = PostingResult  # noqa: Y015
 
 @_typing.final
 class PostingError(_message.Message):
-    """Why one posting of several was refused; what a single one would have got as its error."""
+    """Why one posting of several was refused: the error that a single Post would get."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1640,7 +1640,7 @@ Global___ListIdempotencyKeysResponse: _TypeAlias = ListIdempotencyKeysResponse  
 
 @_typing.final
 class IdempotencyKey(_message.Message):
-    """An idempotency key that is in use, and what it names."""
+    """An idempotency key that is in use, and the posting that it names."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1931,7 +1931,7 @@ class HoldResponse(_message.Message):
     REPLAYED_FIELD_NUMBER: _builtins.int
     WALLET_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
-    """True where this answers what was done earlier under this key."""
+    """True where the call repeats an earlier one under the same key."""
     @_builtins.property
     def hold(self) -> Global___HeldCredit:
         """The hold after this; for a replay as it is now."""
@@ -2000,18 +2000,18 @@ class CaptureHoldRequest(_message.Message):
     count.
     """
     final: _builtins.bool
-    """True ends the hold: what is left is given back. Absent means false; a capture that leaves
-    nothing ends it too.
+    """True ends the hold and gives its rest back. Absent means false; a capture that leaves nothing
+    ends the hold too.
     """
     allow_more: _builtins.bool
-    """True lets the amount be more than is held, by what is available. Absent means false."""
+    """True lets the amount exceed the held credit, by up to the available credit. Absent means false."""
     meter_event_id: _builtins.str
     """The caller's id of the measured event, 1 to 128 characters. Absent means the hold's."""
     description: _builtins.str
     """What its rows are, for lists: 1 to 512 characters. Absent means the hold's."""
     @_builtins.property
     def usage(self) -> Global___Usage:
-        """What was consumed. Absent means what the hold says."""
+        """The usage. Absent means the hold's."""
 
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -2071,7 +2071,7 @@ Global___CaptureHoldRequest: _TypeAlias = CaptureHoldRequest  # noqa: Y015
 
 @_typing.final
 class CaptureHoldResponse(_message.Message):
-    """What a capture consumed, and what is left."""
+    """A capture's posting, and the hold after it."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2411,7 +2411,7 @@ Global___TransferRequest: _TypeAlias = TransferRequest  # noqa: Y015
 
 @_typing.final
 class TransferResponse(_message.Message):
-    """Both sides of a transfer; the nth row of one is what became of the nth of the other."""
+    """Both sides of a transfer. The nth row of one side belongs to the nth row of the other."""
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -233,15 +233,15 @@ class WalletServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CaptureHold(self, request, context):
-        """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
-        gave to the hold can be captured even if the grant has expired since.
+        """Consumes credit that a hold has set aside: all of it, or parts, one after the other. A capture
+        may use credit of a grant that has expired since the hold was made.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ReleaseHold(self, request, context):
-        """Ends a hold and gives back what is left of it.
+        """Ends a hold and gives back the rest of its credit.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,11 +263,11 @@ class WalletServiceServicer:
 
     def Transfer(self, request, context):
         """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
-        what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
-        Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
-        namespace of keys: the same key and request again answer both sides. Each side has the time of
-        its own wallet, which is never before that of the wallet's last posting.
+        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant.
+        A receiver has at most 1,000 open grants that came by transfer or are promotional; one more is
+        OUT_OF_RANGE. Credit keeps its category, priority, name and end. It is a posting of the sender,
+        in the same namespace of keys: the same key and request again answer both sides. Each side has
+        the time of its own wallet, which is never before that of the wallet's last posting.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

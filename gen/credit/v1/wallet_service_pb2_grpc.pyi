@@ -62,22 +62,22 @@ class WalletServiceStub:
     `balance`. It is a posting without rows, in the same namespace of keys.
     """
     CaptureHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.CaptureHoldRequest, _wallet_service_pb2.CaptureHoldResponse]
-    """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
-    gave to the hold can be captured even if the grant has expired since.
+    """Consumes credit that a hold has set aside: all of it, or parts, one after the other. A capture
+    may use credit of a grant that has expired since the hold was made.
     """
     ReleaseHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ReleaseHoldRequest, _wallet_service_pb2.HoldResponse]
-    """Ends a hold and gives back what is left of it."""
+    """Ends a hold and gives back the rest of its credit."""
     ExtendHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ExtendHoldRequest, _wallet_service_pb2.HoldResponse]
     """Gives a hold a later deadline."""
     GetHold: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.GetHoldRequest, _wallet_service_pb2.HeldCredit]
     """Answers one hold, as of now."""
     Transfer: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.TransferRequest, _wallet_service_pb2.TransferResponse]
     """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-    them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
-    what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
-    Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
-    namespace of keys: the same key and request again answer both sides. Each side has the time of
-    its own wallet, which is never before that of the wallet's last posting.
+    them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant.
+    A receiver has at most 1,000 open grants that came by transfer or are promotional; one more is
+    OUT_OF_RANGE. Credit keeps its category, priority, name and end. It is a posting of the sender,
+    in the same namespace of keys: the same key and request again answer both sides. Each side has
+    the time of its own wallet, which is never before that of the wallet's last posting.
     """
     ListHolds: _aio.UnaryUnaryMultiCallable[_wallet_service_pb2.ListHoldsRequest, _wallet_service_pb2.ListHoldsResponse]
     """Answers a page of a wallet's holds, as of now, newest first."""
@@ -209,8 +209,8 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.CaptureHoldRequest,
         context: _aio.ServicerContext[_wallet_service_pb2.CaptureHoldRequest, _abc.Awaitable[_wallet_service_pb2.CaptureHoldResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.CaptureHoldResponse]:
-        """Consumes of what a hold has set aside: all of it, or parts, one after the other. What a grant
-        gave to the hold can be captured even if the grant has expired since.
+        """Consumes credit that a hold has set aside: all of it, or parts, one after the other. A capture
+        may use credit of a grant that has expired since the hold was made.
         """
 
     @_abc_1.abstractmethod
@@ -219,7 +219,7 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _wallet_service_pb2.ReleaseHoldRequest,
         context: _aio.ServicerContext[_wallet_service_pb2.ReleaseHoldRequest, _abc.Awaitable[_wallet_service_pb2.HoldResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.HoldResponse]:
-        """Ends a hold and gives back what is left of it."""
+        """Ends a hold and gives back the rest of its credit."""
 
     @_abc_1.abstractmethod
     def ExtendHold(
@@ -244,11 +244,11 @@ class WalletServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_wallet_service_pb2.TransferRequest, _abc.Awaitable[_wallet_service_pb2.TransferResponse]],
     ) -> _abc.Awaitable[_wallet_service_pb2.TransferResponse]:
         """Moves credit from one wallet to another of the same currency and mode: a posting in each of
-        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant;
-        what would be one more than 1,000 open grants that came so or are promotional is OUT_OF_RANGE.
-        Credit keeps its category, priority, name and end. It is a posting of the sender, in the same
-        namespace of keys: the same key and request again answer both sides. Each side has the time of
-        its own wallet, which is never before that of the wallet's last posting.
+        them, or in neither. Equal credit that comes again becomes a part of the receiver's open grant.
+        A receiver has at most 1,000 open grants that came by transfer or are promotional; one more is
+        OUT_OF_RANGE. Credit keeps its category, priority, name and end. It is a posting of the sender,
+        in the same namespace of keys: the same key and request again answer both sides. Each side has
+        the time of its own wallet, which is never before that of the wallet's last posting.
         """
 
     @_abc_1.abstractmethod

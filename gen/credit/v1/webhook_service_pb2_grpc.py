@@ -26,8 +26,8 @@ if _version_not_supported:
 
 
 class WebhookServiceStub:
-    """Endpoints that events are sent to, and the log of what was sent. What belongs to a customer, the
-    customer's keys may read; all else needs a service or admin key of the endpoint's mode.
+    """Endpoints that receive events, and the log of deliveries. A customer's keys may read the
+    customer's own; all else needs a service or admin key of the endpoint's mode.
     """
 
     def __init__(self, channel):
@@ -94,13 +94,14 @@ class WebhookServiceStub:
 
 
 class WebhookServiceServicer:
-    """Endpoints that events are sent to, and the log of what was sent. What belongs to a customer, the
-    customer's keys may read; all else needs a service or admin key of the endpoint's mode.
+    """Endpoints that receive events, and the log of deliveries. A customer's keys may read the
+    customer's own; all else needs a service or admin key of the endpoint's mode.
     """
 
     def CreateWebhookEndpoint(self, request, context):
-        """Makes an endpoint and answers its secret, this once and never again. It gets what is written
-        from then on. Two calls make two endpoints. Needs a service or admin key.
+        """Makes an endpoint and answers its secret, this once and never again. The endpoint gets events
+        of rows that are written from then on. Two calls make two endpoints. Needs a service or admin
+        key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -121,8 +122,8 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateWebhookEndpoint(self, request, context):
-        """Changes what is given of an endpoint, for what is written from then on. Needs a service or
-        admin key.
+        """Changes the given fields of an endpoint. The change holds for rows that are written from then
+        on. Needs a service or admin key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -174,8 +175,8 @@ class WebhookServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReplayWebhookDeliveries(self, request, context):
-        """Sends again what failed at an endpoint, or all of it, since a moment. Needs a service or admin
-        key.
+        """Sends the failed deliveries of an endpoint again, or all of them, since a moment. Needs a
+        service or admin key.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -248,8 +249,8 @@ def add_WebhookServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class WebhookService:
-    """Endpoints that events are sent to, and the log of what was sent. What belongs to a customer, the
-    customer's keys may read; all else needs a service or admin key of the endpoint's mode.
+    """Endpoints that receive events, and the log of deliveries. A customer's keys may read the
+    customer's own; all else needs a service or admin key of the endpoint's mode.
     """
 
     @staticmethod
