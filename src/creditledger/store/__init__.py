@@ -3,7 +3,7 @@
 `Store` has three verbs: `commit` (the write path of postings), `write` (any other change) and
 `read` (one snapshot). What they run is in `store/registry/records.py`,
 `store/read/transaction_reads.py`, `store/read/lists.py`, `store/read/consumption.py` and the two
-writers; the tables are in `schema.py`, what checks them in `store/verify/verification.py`.
+writers; the tables are in `schema.py`, their checks in `store/verify/`.
 """
 
 from collections.abc import Callable, Iterator
@@ -126,12 +126,12 @@ def _is_postgres(url: str) -> bool:
 
 
 def check(url: str) -> None:
-    """Raises ValueError saying what is wrong with a database URL."""
+    """Raises ValueError that says what is wrong with a database URL."""
     _kind(url).check(url)
 
 
 def database_path(url: str) -> Path | None:
-    """The file of the database; None for one that is a server's."""
+    """The file of the database; None for a server."""
     return _kind(url).path(url)
 
 
@@ -147,7 +147,7 @@ def holds_secret(url: str) -> bool:
 
 
 def own_clock(url: str) -> Callable[[], int] | None:
-    """What postings take for now: this machine's clock, or None, the database's."""
+    """The clock that postings use: this machine's, or None for the database's."""
     return None if _is_postgres(url) else time.now
 
 
@@ -212,7 +212,7 @@ class Store:
         await self._database.open()
 
     async def close(self) -> None:
-        """Finish what is under way and let go of the database."""
+        """Finish the work under way and release the database."""
         await self._database.close()
 
     async def reconnect(self) -> None:

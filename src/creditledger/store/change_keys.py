@@ -1,8 +1,8 @@
-"""Idempotency keys of changes that are no wallet's, and a change made once under one.
+"""Idempotency keys of changes that belong to no wallet.
 
-A wallet's own keys are those of its postings, see engine/batch.py. Here a key belongs to an RPC, a
-mode and the operator or a customer. It is bound in the transaction of its change, and kept for
-ever: triggers (in the migration) refuse that a row is deleted. Functions of a connection in a write
+The keys of a wallet are those of its postings, see engine/batch.py. A key in this module belongs to
+an RPC, a mode, and the operator or a customer. The transaction of the change binds the key, and the
+key is kept for ever: triggers refuse to delete it. The functions take a connection in a write
 transaction.
 """
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 k = schema.change_keys.c
 
 _NAMES = ("customer_id", "livemode", "rpc", "idempotency_key", "request", "created_at", "asked_by")
-#: Of two at the same time one waits here until the other is committed, and then adds nothing.
+#: If two transactions bind one key, one waits for the other to commit and then inserts nothing.
 _BIND = text(
     f"INSERT INTO change_keys ({', '.join(_NAMES)})"  # noqa: S608 # constants
     f" VALUES ({', '.join(f':{name}' for name in _NAMES)}) ON CONFLICT DO NOTHING"
@@ -65,7 +65,7 @@ class Kept(NamedTuple):
 
 
 class Made(NamedTuple, Generic[T]):
-    """What became of a change."""
+    """The result of a change."""
 
     value: T
     replayed: bool  #: It was made before, under this key; nothing is written now.
@@ -96,7 +96,7 @@ def once(
 
 
 class Count(NamedTuple):
-    """How far a change in several transactions has come."""
+    """The progress of a change that takes several transactions."""
 
     done: int  #: How many of what it is about.
     place: str | None  #: Where it goes on; None: it is done.

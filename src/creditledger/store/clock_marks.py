@@ -1,8 +1,8 @@
-"""What the database knows of the ledger's clock: when it was last seen, and who accepted it.
+"""The ledger's clock in the database: when a server last read it, and who accepted it.
 
-A server that runs writes the time down now and then, and at once when it doubts the clock or trusts
-it again; a server that starts compares its clock with that. Functions of a connection on one
-snapshot or in one transaction.
+A running server writes the time down now and then, and at once when it doubts the clock or trusts
+it again. A server that starts compares its clock with that time. The functions take a connection on
+one snapshot or in one transaction.
 """
 
 from typing import NamedTuple
@@ -30,7 +30,7 @@ class ClockMark(NamedTuple):
 
 
 class Acceptance(NamedTuple):
-    """An operator's word that the clock is right, in the order of the columns."""
+    """An operator's statement that the clock is right, in the order of the columns."""
 
     number: int  #: Counted from 1.
     accepted_at: int  #: What the clock showed.
@@ -39,18 +39,18 @@ class Acceptance(NamedTuple):
 
 
 def mark(connection: Connection) -> ClockMark | None:
-    """The last one; None before the first."""
+    """The last mark; None before the first."""
     found = connection.execute(select(s.seen_at, s.doubted_at)).one_or_none()
     return None if found is None else ClockMark(*found)
 
 
 def write(connection: Connection, new: ClockMark) -> None:
-    """Put this one in the place of the last."""
+    """Replace the last mark by this one."""
     connection.execute(_WRITE, new._asdict())
 
 
 def last_acceptance(connection: Connection) -> Acceptance | None:
-    """The newest one."""
+    """The newest acceptance."""
     found = connection.execute(
         select(schema.clock_acceptances).order_by(a.number.desc()).limit(1)
     ).one_or_none()
@@ -58,7 +58,7 @@ def last_acceptance(connection: Connection) -> Acceptance | None:
 
 
 def acceptance(connection: Connection, number: int) -> Acceptance:
-    """That of this number, which is there."""
+    """The acceptance of this number, which exists."""
     query = select(schema.clock_acceptances).where(a.number == number)
     return Acceptance(*connection.execute(query).one())
 

@@ -1,7 +1,7 @@
-"""What a read was doing when its time was over: its statement, and the database's plan for it.
+"""The log line of a read that ran out of time: its statement and the plan of the database.
 
-Written to the log, so that an operator can tell a search that is too broad from a plan that is bad.
-What is searched for stays out of it: the statement has no values, and texts in a plan are left out.
+The line lets an operator tell a search that is too broad from a plan that is bad. It does not show
+what was searched for: the statement has no values, and texts in the plan are left out.
 """
 
 import re
@@ -24,7 +24,7 @@ LINES_MAX = 60
 
 
 def remember(engine: AsyncEngine) -> None:
-    """From now on connections of the engine know which statement they ran last."""
+    """Let the connections of the engine remember the statement that they ran last."""
     event.listen(engine.sync_engine, "before_cursor_execute", _note)
 
 
@@ -40,7 +40,7 @@ def running(info: Mapping[str, Any]) -> Running | None:
 
 
 def plan(connection: Connection, statement: Running) -> list[str]:
-    """How the database would run it, without running it."""
+    """The plan of the database for a statement, without running it."""
     text, values = statement
     explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
     rows = connection.exec_driver_sql(f"{explain} {text}", values).all()

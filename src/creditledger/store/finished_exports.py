@@ -1,7 +1,7 @@
 """Exports that were streamed to their end: their digests, kept for 24 hours.
 
-A client that has the file and its export id compares the two. Functions of a connection on one
-snapshot or in one transaction.
+A client compares the digest with that of its file. The functions take a connection on one snapshot
+or in one transaction.
 """
 
 from typing import NamedTuple

@@ -30,17 +30,17 @@ class Pool:
         try:
             yield connection
         finally:
-            # It is given back even if the one who had it leaves meanwhile.
+            # The connection is given back even if its borrower is canceled meanwhile.
             giving = asyncio.create_task(connection.close())
             giving.add_done_callback(self._given_back)
             await asyncio.shield(giving)
 
     async def renew(self) -> None:
-        """Connect anew for who comes from now on."""
+        """Use new connections from now on."""
         await self._engine.dispose()
 
     async def close(self) -> None:
-        """Wait until all are back, and disconnect: one that came back later would stay open."""
+        """Wait until all connections are back, then disconnect: a later one would stay open."""
         while self._lent:
             self._all_back.clear()
             await self._all_back.wait()

@@ -1,8 +1,7 @@
 """What one write transaction reads and writes, as values: the store's half of the write path.
 
-engine/ledger.py fills `Wanted`, a writer answers `Loaded` under the wallets' locks, the rules
-decide, and the writer stores `Changes`. Imports the model and errors; every database's writer
-speaks these.
+The engine fills `Wanted`, a writer answers `Loaded` under the wallets' locks, the rules decide,
+and the writer stores `Changes`. The writers of both databases use these classes.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -29,21 +28,21 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.overdraft import OverdraftDraw, Payer
 
-#: Operations whose postings are of a meter event: what reports one, and what pays for one later.
+#: Operations whose postings draw for a meter event: the report, and a settlement that pays later.
 PAYS_EVENT = (13, 14)
-#: What cancels one, and what goes on returning what was drawn for it.
+#: Operations that cancel a meter event, or return more of the credit that it drew.
 RETURNS_EVENT = (15, 16)
-#: What sets a spend limit, and what drops one, under a key.
+#: Operations that set a spend limit or drop one under a key.
 OF_LIMITS = (19, 20)
-#: What a read is told that found no connection free.
+#: The message of a read that finds no free connection.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
-#: What is wrong with a database URL of which nothing may be shown: what could not be read may be
-#: part of a password.
+#: The message for a database URL that cannot be read. It shows nothing of the URL, because any part
+#: may belong to a password.
 UNREADABLE = (
     "it is no database URL such as sqlite+aiosqlite:///./credit.db; special characters of a user"
     " or a password are written as %XX"
 )
-#: What a read is told that adds up more than the ledger lets in today.
+#: The message of a read whose sum is larger than the ledger accepts today.
 SUM_TOO_LARGE = "a sum passes what 64 bits hold; narrow it by time, customer or currency"
 
 
@@ -56,24 +55,24 @@ class StoreUnavailable(Exception):
 
 
 class WalletsLocked(Exception):
-    """Somebody else has locked a wallet for longer than a batch waits; nothing was written."""
+    """Another server locks a wallet for longer than a batch waits; nothing was written."""
 
 
 class CommitFailed(Exception):
     """COMMIT itself failed: whether the batch is in the ledger has to be looked up."""
 
     def __init__(self, error: BaseException, transaction: str | None = None) -> None:
-        """`transaction`: by which the database knows it; None where it was surely undone."""
+        """`transaction`: its id in the database; None if it was certainly undone."""
         super().__init__(error)
         self.transaction = transaction
 
 
 class DiskFailed(Exception):
-    """The disk did not do what it was told: nothing this process believes can be relied on."""
+    """The disk failed: the process cannot rely on anything that it keeps in memory."""
 
 
 class DroppedLimit(NamedTuple):
-    """A spend limit that is no more, as it was shown last."""
+    """A deleted spend limit, as it was shown last."""
 
     limit: SpendLimit
     spent: int
@@ -84,44 +83,50 @@ class DroppedLimit(NamedTuple):
 
 @dataclass(slots=True)
 class Loaded:
-    """What the database knows of what a batch wants; read after the wallets were locked."""
+    """What the database has of the things a batch wants; read after the wallets are locked."""
 
     clock: int  #: The ledger's time; on PostgreSQL by the database's clock, read after the locks.
     wallets: dict[str, Wallet] = field(default_factory=dict)  #: By wallet id.
-    #: Ids of wallets that are there, and that somebody else has locked: left out.
+    #: Ids of wallets that another server has locked; they are not in `wallets`.
     locked: frozenset[str] = frozenset()
     postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
-    originals: dict[tuple[int, int], Posting] = field(default_factory=dict)  #: To be refunded.
-    #: Other sides of transfers among `postings`, as far as their wallets are the batch's.
+    originals: dict[tuple[int, int], Posting] = field(
+        default_factory=dict
+    )  #: Postings to be refunded.
+    #: The other sides of transfers in `postings`, if their wallets belong to the batch.
     linked: dict[tuple[int, int], Posting] = field(default_factory=dict)
-    refunded: dict[tuple[int, int], int] = field(default_factory=dict)  #: Σ returned of them.
-    #: What their rows drew beyond the grants, by wallet and sequence, ...
+    refunded: dict[tuple[int, int], int] = field(
+        default_factory=dict
+    )  #: Σ refunded of `originals`.
+    #: Overdraft that rows of `originals` drew, by wallet and sequence.
     overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
-    payers: dict[int, list[Payer]] = field(default_factory=dict)  #: ... and who paid it back.
+    payers: dict[int, list[Payer]] = field(default_factory=dict)  #: Grants that paid it back.
     meters: frozenset[str] = frozenset()
-    inactive_meters: frozenset[str] = frozenset()  #: Those of them.
+    inactive_meters: frozenset[str] = frozenset()  #: A subset of `meters`.
     subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
-    dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)  #: Of the postings.
+    dimensions: dict[tuple[int, int], Dimension] = field(
+        default_factory=dict
+    )  #: Dimensions of the postings.
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
     refused: Refusal | None = None  #: Why none of the batch may be carried out.
-    #: Meter events that are named, or that paid postings among `originals` are of, and canceled
-    #: ones of which something is still to be returned; by wallet and number.
+    #: By wallet and number: events that commands name, events that `originals` paid for, and
+    #: canceled events whose credit is not yet returned in full.
     events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)
-    #: Of events that may be canceled, or go on being returned.
+    #: The payments of events that may be canceled or returned further.
     payments: dict[tuple[int, int], "Payments"] = field(default_factory=dict)
     #: Metadata of the grants whose terms change, by wallet and number.
     words: dict[tuple[int, int], Mapping[str, str]] = field(default_factory=dict)
-    #: Of the holds that commands and replays are about, by wallet and number.
+    #: Annotations of the holds that commands and replays name, by wallet and number.
     annotations: dict[tuple[int, int], Annotation] = field(default_factory=dict)
-    #: Limits that replays are about and that are no more, by wallet number and number.
+    #: Deleted limits that replays name, by wallet number and number.
     dropped: dict[tuple[int, int], DroppedLimit] = field(default_factory=dict)
     #: (grant number, posting number) of the grants that credited a receipt, oldest first, by wallet
     #: number and receipt.
     credited: dict[tuple[int, Receipt], list[tuple[int, int]]] = field(default_factory=dict)
 
     def named_holds(self, wanted: "Wanted") -> list[tuple[int, int]]:
-        """(wallet number, hold number) of holds that commands and replays are about."""
+        """(wallet number, hold number) of holds that commands and replays name."""
         own = {wallet.number for wallet in self.wallets.values()}
         found = {place for place in wanted.holds if place[0] in own}
         found |= {(p.wallet, p.hold) for p in self.postings.values() if p.hold is not None}
@@ -152,7 +157,7 @@ class Loaded:
         return sorted({(row.wallet, row.sequence) for row in rows if row.grant is None})
 
     def add_payers(self, payers: Iterable[Payer]) -> None:
-        """Take who paid overdrafts back; one may come more than once."""
+        """Take grants that paid overdrafts back; one may come more than once."""
         for payer in dict.fromkeys(payers):
             self.payers.setdefault(payer.wallet, []).append(payer)
 
@@ -161,7 +166,7 @@ class Loaded:
         return sorted({(one.wallet, one.grant) for some in self.payers.values() for one in some})
 
     def dropped_limits(self) -> list[tuple[int, int]]:
-        """Where what `dropped` has to hold is to be looked for."""
+        """(wallet number, limit number) of what `dropped` has to hold."""
         there = {(w.number, limit.number) for w in self.wallets.values() for limit in w.limits}
         named = {
             ids.resolve("spl", posting.source.get("spend_limit_id", ""))
@@ -186,7 +191,7 @@ class Loaded:
         return sorted(found)
 
     def returnable(self) -> dict[tuple[int, int], int]:
-        """Events of which something may be returned, and below which sequence."""
+        """Events whose credit may be returned, each with the sequence below which rows count."""
         return {
             place: NEVER if event.return_below is None else event.return_below
             for place, event in self.events.items()
@@ -209,7 +214,7 @@ class Loaded:
         )
 
     def dimensions_of(self, named: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Where the dimensions lie of those holds that there are."""
+        """(wallet number, dimension number) of the holds that exist."""
         holds = {wallet.number: wallet.holds for wallet in self.wallets.values()}
         return sorted(
             {(w, holds[w][number].dimension) for w, number in named if number in holds[w]}
@@ -251,23 +256,25 @@ def settlements(event: int, found: Iterable[tuple[int, int]]) -> Settlements:
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What a batch needs to be decided. Everything is a set: order plays no part here."""
+    """What a batch needs before it can be decided. The order plays no part."""
 
     wallets: frozenset[str]
     keys: frozenset[tuple[str, str]]  #: (wallet id, idempotency key)
     meters: frozenset[str]
     subscriptions: frozenset[str]
     originals: frozenset[tuple[int, int]]  #: (wallet number, posting number)
-    grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) that are named
-    holds: frozenset[tuple[int, int]]  #: (wallet number, hold number) named by what is about one
-    #: The dimensions the batch may write under, once the wallets and originals are loaded; one
-    #: may come more than once.
+    grants: frozenset[tuple[int, int]]  #: (wallet number, grant number) that commands name
+    holds: frozenset[tuple[int, int]]  #: (wallet number, hold number) that commands name
+    #: The dimensions that the batch may write under, known once the wallets and originals are
+    #: loaded. One may come more than once.
     dimensions: Callable[[Loaded], Iterable[tuple[int, Dimension]]]
     limited: frozenset[str] = frozenset()  #: Wallet ids whose spend limits may change.
-    revised: frozenset[tuple[int, int]] = frozenset()  #: Of `grants`: whose terms change.
-    receipts: frozenset[tuple[str, Receipt]] = frozenset()  #: By wallet id: what may be credited.
+    revised: frozenset[tuple[int, int]] = frozenset()  #: A subset of `grants`: their terms change.
+    receipts: frozenset[tuple[str, Receipt]] = (
+        frozenset()
+    )  #: By wallet id: receipts that may be credited.
     canceled: frozenset[tuple[int, int]] = frozenset()  #: (wallet number, event number)
-    #: Wallet ids of which canceled events matter that are still being returned.
+    #: Wallet ids whose canceled events may return more credit.
     returning: frozenset[str] = frozenset()
     unpaid: frozenset[str] = frozenset()  #: Wallet ids whose unpaid events may be canceled.
 
@@ -292,7 +299,7 @@ class CreditedReceipt(NamedTuple):
 
 
 class GrantPart(NamedTuple):
-    """Credit that became a part of a grant that was there, in the order of its columns."""
+    """Credit that a row added to an existing grant, in the order of its columns."""
 
     wallet: int
     sequence: int  #: Of the row that says how much it is.
@@ -336,44 +343,54 @@ SUMS = 13
 class Changes:
     """What a decided batch writes, in the order of dependence."""
 
-    touched: dict[int, Wallet] = field(default_factory=dict)  #: Counters moved on.
-    terms: dict[int, Wallet] = field(default_factory=dict)  #: Limit, status or metadata changed.
+    touched: dict[int, Wallet] = field(default_factory=dict)  #: Their counters have moved on.
+    terms: dict[int, Wallet] = field(
+        default_factory=dict
+    )  #: Their limit, status or metadata has changed.
     dimensions: list[tuple[int, int, Dimension]] = field(default_factory=list)
     postings: list[Posting] = field(default_factory=list)
     given: dict[tuple[int, int], Grant] = field(default_factory=dict)
-    #: Drawn on or returned to, with whether anything remained of it before the batch.
+    #: Grants drawn on or returned to, and whether credit remained before the batch.
     drawn: dict[tuple[int, int], tuple[Grant, bool]] = field(default_factory=dict)
     parts: list[GrantPart] = field(default_factory=list)
-    grown: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: By such parts.
+    grown: dict[tuple[int, int], Grant] = field(
+        default_factory=dict
+    )  #: Grants that `parts` added to.
     rows: list[Row] = field(default_factory=list)
     rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
-    holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: Made, or not as they were.
+    holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: New or changed.
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
-    #: Spend limits made, changed or moved on; None: gone.
+    #: Spend limits that are new, changed or moved on; None: deleted.
     limits: dict[tuple[int, int], SpendLimit | None] = field(default_factory=dict)
-    #: Of those that are gone, how they were shown last.
+    #: Deleted limits, as they were shown last.
     dropped: dict[tuple[int, int], DroppedLimit] = field(default_factory=dict)
-    revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: With other terms.
+    revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: Grants with other terms.
     grant_revisions: list[GrantRevision] = field(default_factory=list)  #: What they became.
-    repaid: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: Less left, without a row.
-    repayments: list[GrantRepayment] = field(default_factory=list)  #: How much they paid back.
+    repaid: dict[tuple[int, int], Grant] = field(
+        default_factory=dict
+    )  #: Grants that repaid overdraft without a row.
+    repayments: list[GrantRepayment] = field(default_factory=list)  #: Their repayments.
 
-    events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)  #: Made or paid.
-    #: By wallet and grant number: receipts credited; None: the grant's is free again.
+    events: dict[tuple[int, int], MeterEvent] = field(
+        default_factory=dict
+    )  #: New, paid or canceled.
+    #: Credited receipts by wallet and grant number; None: the receipt may be credited again.
     receipts: dict[tuple[int, int], CreditedReceipt | None] = field(default_factory=dict)
-    overdrawn: dict[int, Wallet] = field(default_factory=dict)  #: Overdrawn more, or less.
-    #: What rows drew beyond the grants, or gave back of that.
+    overdrawn: dict[int, Wallet] = field(
+        default_factory=dict
+    )  #: Wallets whose overdraft has changed.
+    #: Overdraft that rows drew or gave back.
     overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
-    payers: list[Payer] = field(default_factory=list)  #: Who paid it back.
+    payers: list[Payer] = field(default_factory=list)  #: Grants that paid it back.
     #: (wallet number, sequence) of rows that give back promotional credit for overdraft.
     overdraft_returns: list[tuple[int, int]] = field(default_factory=list)
 
     def closed(self) -> list[Wallet]:
-        """Wallets that the batch closed: what is closed changes no more."""
+        """Wallets that the batch closed. A closed wallet does not change again."""
         return [wallet for wallet in self.terms.values() if wallet.status is Status.CLOSED]
 
     def hold(self, wallet: int, posting: int | None, hold: Hold, now: int) -> None:
-        """Write the hold as it is from now on; by a posting, unless it is over by its deadline."""
+        """Write the hold as it is from now on. A hold that ends at its deadline has no posting."""
         self.holds[wallet, hold.number] = hold
         if posting is not None:
             self.revisions.append(Revision(wallet, posting, hold, now))

@@ -1,8 +1,8 @@
 """What a writer knows without reading it again: wallets with their open grants, and dimensions.
 
-A wallet is taken out while a batch works on it, since deciding moves it on, and comes back after
-COMMIT. Whether what is known still holds is the writer's business: SQLite has no other writer, on
-PostgreSQL the wallet's locked row tells. Used by both writers.
+A batch takes its wallets out, because deciding changes them, and puts them back after COMMIT. The
+writer knows whether a cached wallet is still right: SQLite has no other writer, and on PostgreSQL
+the locked row of the wallet tells.
 """
 
 from collections import OrderedDict
@@ -52,7 +52,7 @@ class Known:
             self.numbers = {}
 
     def forget(self) -> None:
-        """Everything is read again."""
+        """Forget everything, so that it is read again."""
         self.numbers = {}
         self._wallets.clear()
         self._values = 0
