@@ -1,8 +1,8 @@
-"""The rules by which receipts of a payment provider are held against the top-ups of the ledger.
+"""The rules that compare receipts of a payment provider with the top-ups of the ledger.
 
-Pure: what a file says (ops/receipt_files.py) and what is booked (store/read/topups.py) come in,
-findings come out. Amounts are integers of 10^-9 of their currency, the finest scale that there is,
-so those of a file and of any wallet compare exactly.
+The lines of a file (ops/receipt_files.py) and the booked rows (store/read/topups.py) come in, and
+findings come out. Amounts are integers of 10^-9 of their currency, the finest scale, so amounts of
+a file and of any wallet compare exactly.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,11 +22,11 @@ RECEIPTS_MAX = 2_000_000
 
 
 class CannotReconcile(Exception):
-    """There is nothing to compare, or it cannot be read. The text is a sentence for people."""
+    """Nothing can be compared. The text is a sentence for the operator."""
 
 
 class Outcome(StrEnum):
-    """What became of a receipt, or of a top-up that no receipt explains."""
+    """The result for a receipt, or for a top-up that no receipt explains."""
 
     MATCHED = "matched"  #: Paid once, credited once, and the same.
     MISSING = "missing"  #: Paid, and never credited.
@@ -42,7 +42,7 @@ GOOD = frozenset({Outcome.MATCHED, Outcome.UNPAID})
 
 @dataclass(slots=True)
 class ReportedReceipt:
-    """A payment as the file tells it, all its lines together."""
+    """A payment as the file reports it, all its lines together."""
 
     line: int  #: The first of its lines; the header is line 1.
     created_at: int  #: Milliseconds.
@@ -59,7 +59,7 @@ class ReportedReceipt:
 
     @property
     def kept(self) -> int:
-        """What has not been refunded."""
+        """The amount that has not been refunded."""
         return self.amount - self.refunded
 
 
@@ -86,12 +86,12 @@ class TopUp(NamedTuple):
 
     @property
     def amount(self) -> int:
-        """What was credited."""
+        """The credited amount."""
         return self.units * self.smallest
 
 
 class TakenBack(NamedTuple):
-    """A row by which credit left a wallet other than by being spent."""
+    """A row that took credit out of a wallet without spending it."""
 
     wallet: int
     grant: int | None
@@ -106,12 +106,12 @@ class ReconciledTime(NamedTuple):
     end: int
 
     def has(self, moment: int) -> bool:
-        """Whether it lies in it."""
+        """Whether a moment lies in the time."""
         return self.start <= moment < self.end
 
 
 class Difference(NamedTuple):
-    """What the file and the ledger say differently."""
+    """A fact on which the file and the ledger differ."""
 
     what: str
     file: str
@@ -119,7 +119,7 @@ class Difference(NamedTuple):
 
 
 class ReceiptFinding(NamedTuple):
-    """A receipt, or what is credited under an id that is none, and what is to be said of it."""
+    """The result for a receipt, or for top-ups whose receipt the file does not have."""
 
     outcome: Outcome
     receipt_id: str
@@ -137,7 +137,7 @@ Rates = Mapping[tuple[str, str], Fraction | None]
 def window_of(
     receipts: Iterable[ReportedReceipt], start: int | None, end: int | None
 ) -> ReconciledTime:
-    """From the first receipt to the last, but for what is said. Raises CannotReconcile."""
+    """From the first receipt to the last, unless stated. Raises CannotReconcile."""
     times = [receipt.created_at for receipt in receipts]
     if not times and (start is None or end is None):
         raise CannotReconcile("There is no payment in the file: say --start and --end.")
@@ -156,7 +156,7 @@ def text(amount: int, currency: str) -> str:
 
 @dataclass(slots=True)
 class Reconciliation:
-    """A file of receipts, and what of the ledger is held against it."""
+    """A file of receipts and the rows of the ledger that are compared with it."""
 
     receipts: Mapping[str, ReportedReceipt]
     window: ReconciledTime
@@ -170,7 +170,7 @@ class Reconciliation:
     _taken_back: dict[str, int] = field(default_factory=dict)
 
     def credit(self, top_up: TopUp) -> None:
-        """A row that credits. Raises CannotReconcile at more than can be kept."""
+        """Take a row that credits. Raises CannotReconcile beyond the number that can be kept."""
         name = top_up.receipt_id
         if name not in self.receipts:
             if not self.window.has(top_up.created_at):
@@ -187,7 +187,7 @@ class Reconciliation:
             self._nameless.append(top_up)
 
     def refunded(self) -> list[int]:
-        """The wallets of which has to be known what was taken back, when all is credited."""
+        """The wallets whose rows that took credit back are needed, once all top-ups are taken."""
         for name, top_ups in self._credited.items():
             receipt = self.receipts.get(name)
             if receipt is not None and receipt.refunded > 0:
@@ -197,7 +197,7 @@ class Reconciliation:
         return sorted({wallet for wallet, _ in self._places})
 
     def take_back(self, row: TakenBack) -> None:
-        """A row of those wallets: about the receipt that it names, else about its grant's."""
+        """Take a row of those wallets: it counts for its receipt, else for its grant's."""
         about = row.receipt_id or self._grants.get((row.wallet, row.grant), "")
         top_up = self._places.get((row.wallet, about))
         if top_up is not None:
@@ -265,7 +265,7 @@ class Reconciliation:
             )
 
     def _is_same(self, receipt: ReportedReceipt, top_up: TopUp) -> bool | None:
-        """Whether what was credited is what was paid for; None: nobody said at which rate."""
+        """Whether the credit is what the payment buys; None: the rate is not known."""
         sold = top_up.place.currency, receipt.currency
         if sold[0] == sold[1]:
             return top_up.amount == receipt.amount

@@ -2,12 +2,12 @@
 
 Figures are by kind, API key, product and grant.
 
-Every row belongs to one moment of account. It is when the row happened; of a grant that begins
-later than it was written, when it was written, for from then on the balance has it; and never
-before the end of a statement that was closed before the row was written. A statement of
-[start, end) opens with all rows before `start` and closes with all before `end`, so statements of
-consecutive periods chain whatever the periods are, and what is written later changes no closed one:
-it is a prior-period adjustment of the next. Pure; used by the API and by `verify`.
+Every row belongs to one moment of account. That is the moment at which the row happened. A grant
+that begins later than it was written counts from when it was written, because the balance has it
+from then on. No row counts before the end of a statement that was closed before the row was
+written. A statement of [start, end) opens with all rows before `start` and closes with all rows
+before `end`. So statements of consecutive periods chain, whatever the periods are. A row that is
+written later changes no closed statement: it is a prior-period adjustment of the next one.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from creditledger.domain.errors import InvalidField, ResultTooLarge, echo
 from creditledger.domain.model import Category, Kind
 from creditledger.domain.views import WalletPlace
 
-#: Grants, API keys, and products of one statement: so that it stays below what an answer may be.
+#: Grants, API keys and products of one statement: they keep it smaller than an answer may be.
 LINES_MAX = 5_000
 
-#: What the answer is as JSON, and what a closed statement keeps.
+#: The answer as JSON, and the content of a closed statement.
 Document = dict[str, Any]
 
 _MONTH = re.compile(r"(\d{4})-(0[1-9]|1[0-2])", re.ASCII)
@@ -48,7 +48,7 @@ COLUMNS: Mapping[str, int] = {
     "overdraft_repaid": -1,
     "prior_period": 1,
 }
-#: The same of overdraft: more of it is owed, or less.
+#: The same for overdraft: the wallet owes more of it, or less.
 OVERDRAFT_COLUMNS: Mapping[str, int] = {
     "drawn": 1,
     "refunded": -1,
@@ -69,7 +69,7 @@ _COLUMN_OF = {
 
 
 class DoesNotAddUp(Exception):
-    """Figures that must agree do not: something is wrong here, so nobody is told them."""
+    """Figures that must agree do not. The ledger has a fault, so the figures are not shown."""
 
 
 class Part(IntEnum):
@@ -82,7 +82,7 @@ class Part(IntEnum):
 
 
 class StatementMark(NamedTuple):
-    """A closed statement as far as later ones depend on it."""
+    """The fields of a closed statement that later ones depend on."""
 
     number: int  #: Counted from 1 within the wallet.
     starts_at: int
@@ -92,7 +92,7 @@ class StatementMark(NamedTuple):
 
 
 class Label(NamedTuple):
-    """What a row is told apart by in what was used; each is empty where the row has none."""
+    """What the figures of usage are grouped by; a field is empty if the row has none."""
 
     api_key_id: str = ""
     product_id: str = ""
@@ -100,7 +100,7 @@ class Label(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """What rows add up to that are alike."""
+    """The sums of rows of one part, grant and kind."""
 
     part: Part
     grant: int | None  #: None: overdraft.
@@ -125,7 +125,7 @@ class RowSums(NamedTuple):
 
 
 class UsageSums(NamedTuple):
-    """What the same rows add up to by what was used: those of usage and refunds."""
+    """The sums of rows of usage and refunds, by what was used."""
 
     part: Part
     kind: Kind
@@ -146,7 +146,7 @@ class UsageSums(NamedTuple):
 
 
 class Repaid(NamedTuple):
-    """What a grant paid back of overdraft as it began or ended: no row says so."""
+    """Overdraft that a grant repaid as it began or ended; no row records it."""
 
     part: Part
     grant: int
@@ -154,7 +154,7 @@ class Repaid(NamedTuple):
 
 
 class GrantFacts(NamedTuple):
-    """What a statement says of a grant beside its figures."""
+    """The facts of a grant that a statement shows beside its figures."""
 
     overdraft_paid: int  #: As it was given, by its first part.
     category: Category
@@ -166,25 +166,25 @@ class GrantFacts(NamedTuple):
 
 @dataclass(slots=True)
 class StatementLine:
-    """What there was, what moved it, and what there is."""
+    """An opening balance, the movements, and the closing balance that they give."""
 
     signs: Mapping[str, int]
     opening: int = 0
     moved: dict[str, int] = field(default_factory=dict)
 
     def add(self, column: str, amount: int) -> None:
-        """Move it by so much; of a column that takes away, an amount above 0 takes away."""
+        """Add a movement; in a column that takes away, an amount above 0 takes away."""
         self.moved[column] = self.moved.get(column, 0) + amount
 
     @property
     def closing(self) -> int:
-        """What there is at the end."""
+        """The closing balance."""
         return self.opening + sum(self.signs[name] * units for name, units in self.moved.items())
 
 
 @dataclass(slots=True)
 class Tally:
-    """How many rows, and the sum of their amounts."""
+    """The number of rows and the sum of their amounts."""
 
     count: int = 0
     amount: int = 0
@@ -192,7 +192,7 @@ class Tally:
 
 @dataclass(slots=True)
 class KeyLine:
-    """What was consumed under a label, and came back of that; later bookings net."""
+    """Consumption under a label and refunds of it; later bookings net."""
 
     count: int = 0
     consumed: int = 0
@@ -202,7 +202,7 @@ class KeyLine:
 
 @dataclass(slots=True)
 class ProductLine:
-    """What was consumed of a product, and came back of that; later bookings net."""
+    """Consumption of a product and refunds of it; later bookings net."""
 
     calls: int = 0
     quantity: int = 0
@@ -213,7 +213,7 @@ class ProductLine:
 
 @dataclass(slots=True)
 class Figures:
-    """All that a statement adds up."""
+    """All figures of a statement."""
 
     opening_balance: int
     by_kind: dict[Kind, Tally]
@@ -331,7 +331,7 @@ def _check(found: Figures) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Closing:
-    """What makes a statement a closed one."""
+    """The fields that only a closed statement has."""
 
     number: int  #: Counted from 1 within the wallet.
     closed_at: int
@@ -341,7 +341,7 @@ class Closing:
 
 @dataclass(frozen=True, slots=True)
 class About:
-    """Whose statement it is, of which period, of which rows."""
+    """The wallet, the period and the rows of a statement."""
 
     wallet_number: int
     wallet: WalletPlace
@@ -372,7 +372,7 @@ def month(text: str, zone: ZoneInfo, *, field: str) -> Bucket:
 
 
 def document(about: About, found: Figures) -> Document:
-    """The statement as its readers get it. Raises ResultTooLarge."""
+    """The statement as the API shows it. Raises ResultTooLarge."""
     shown = {number: line for number, line in found.grants.items() if line.opening or line.moved}
     if max(len(shown), len(found.by_api_key), len(found.by_product)) > LINES_MAX:
         raise ResultTooLarge(
@@ -408,7 +408,7 @@ def document(about: About, found: Figures) -> Document:
 
 
 def totals(about: About, found: Figures) -> Document:
-    """Of the document what is added up from rows."""
+    """The part of the document that is added up from rows."""
     text = about.amount
     return {
         "opening_balance": text(found.opening_balance),
@@ -475,7 +475,7 @@ def _grant(about: About, number: int, facts: GrantFacts) -> Document:
 
 
 def canonical(said: Document) -> str:
-    """The document as the one text that it is hashed as: sorted names, no blanks, UTF-8."""
+    """The canonical text of a document, which is hashed: sorted names, no blanks, UTF-8."""
     return json.dumps(said, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
 
 

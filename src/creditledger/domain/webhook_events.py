@@ -1,8 +1,8 @@
-"""Webhooks: what is told of the ledger, to whom, signed how, and tried how often.
+"""Webhooks: the events, their endpoints, their signatures and the times of their attempts.
 
-Pure. What an event is follows from rows alone: whether a posting crossed a threshold, or used up a
-grant, is the same however often and in whichever pieces the rows are read, so nothing is kept of
-what was told before. Times are milliseconds, amounts smallest units.
+Events follow from rows alone. A posting crosses a threshold or uses up a grant, however often and
+in whichever pieces the rows are read, so nothing about earlier events is kept. Times are
+milliseconds, amounts smallest units.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from creditledger.domain.model import Kind, Word
 ENDPOINTS_MAX, THRESHOLDS_MAX = 16, 10
 #: Of grant.expiring.
 EXPIRING_DAYS, EXPIRING_DAYS_MAX = 7, 90
-#: How long a secret that was rotated signs beside its successor.
+#: The time in which a rotated secret still signs beside its successor.
 OVERLAP_MS, OVERLAP_MS_MAX = clock.DAY, 7 * clock.DAY
 #: For how long an event is tried; the pauses between, which double, and by what part of itself a
 #: pause is shorter or longer, so that what failed together is not tried together.
@@ -36,7 +36,7 @@ _SPENDS = frozenset({Kind.USAGE, Kind.TRANSFER_OUT})
 
 
 class EventType(Word):
-    """What is told. Stored as its number."""
+    """The type of an event. Stored as its number."""
 
     TRANSACTION_CREATED = 1
     BALANCE_LOW = 2
@@ -51,12 +51,12 @@ class EventType(Word):
         return self.name.lower().replace("_", ".", 1)
 
 
-#: Those that a threshold belongs to.
+#: Types of events that a threshold causes.
 OF_BALANCE = frozenset({EventType.BALANCE_LOW, EventType.BALANCE_RECOVERED})
 
 
 class DeliveryStatus(Word):
-    """How the sending of an event stands. Stored as its number."""
+    """The state of a delivery. Stored as its number."""
 
     PENDING = 1
     DELIVERED = 2
@@ -64,7 +64,7 @@ class DeliveryStatus(Word):
 
 
 class Threshold(NamedTuple):
-    """A line that a balance crosses: an amount of a currency, or a part of what there was."""
+    """A balance that causes an event: an amount of a currency, or a part of the credit."""
 
     currency: str | None  #: Of the amount; None of a percentage.
     amount: int | None
@@ -72,7 +72,7 @@ class Threshold(NamedTuple):
 
     @property
     def key(self) -> str:
-        """What tells it from others."""
+        """The key that tells a threshold from the others."""
         return f"{self.percent}%" if self.percent else f"{self.currency} {self.amount}"
 
     def is_low(self, balance: int, reference: int) -> bool:
@@ -94,7 +94,7 @@ class Secret(str):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where events are sent."""
+    """An address that events are sent to."""
 
     number: int
     id: str
@@ -115,11 +115,11 @@ class Endpoint:
     updated_at: int
 
     def hears(self, customer_id: str, livemode: bool) -> bool:
-        """Whether it is told of a wallet of this customer and mode."""
+        """Whether it receives events of a wallet of this customer and mode."""
         return self.livemode == livemode and self.customer_id in (None, customer_id)
 
     def secrets(self, now: int) -> list[Secret]:
-        """All that sign at `now`."""
+        """All secrets that sign at `now`."""
         if self.previous_secret is None or self.previous_until is None:
             return [self.secret]
         return [self.secret, self.previous_secret] if now < self.previous_until else [self.secret]
@@ -143,12 +143,12 @@ def new_secret() -> Secret:
 
 
 def mask(secret: str) -> str:
-    """What is shown of a secret afterwards."""
+    """The part of a secret that is shown later."""
     return f"whsec_****{secret[-4:]}"
 
 
 def signature(body: bytes, keys: Iterable[str], now: int) -> str:
-    """The header that proves who sent the body, and when: `t=…,v1=…`, one v1 for each key.
+    """The header that proves the sender and the time: `t=…,v1=…`, one v1 for each key.
 
     v1 is the HMAC-SHA256, in hex, of the seconds of t, a dot, and the body.
     """
@@ -159,7 +159,7 @@ def signature(body: bytes, keys: Iterable[str], now: int) -> str:
 
 
 def next_attempt(now: int, give_up_at: int, chance: float) -> int | None:
-    """When to send again what has failed at `now`; None: not any more.
+    """The time of the next attempt after one failed at `now`; None: no more attempts.
 
     The pause is as long as it has been tried so far, which doubles it each time, within bounds;
     the last attempt is at the end of the day. `chance` is in [0, 1).
@@ -175,7 +175,7 @@ def next_attempt(now: int, give_up_at: int, chance: float) -> int | None:
 
 
 class BalanceMove(NamedTuple):
-    """What a row did to its wallet's balance."""
+    """The change that a row made to the balance of its wallet."""
 
     sequence: int
     posting: int
@@ -184,7 +184,7 @@ class BalanceMove(NamedTuple):
 
 
 class Crossing(NamedTuple):
-    """A posting took the balance over a threshold, one way or the other."""
+    """A posting that took the balance across a threshold, down or up."""
 
     threshold: Threshold
     low: bool  #: At it or below now; else above.
@@ -222,7 +222,7 @@ def crossings(
 
 
 class Drawn(NamedTuple):
-    """What a row did to a grant."""
+    """The change that a row made to a grant."""
 
     sequence: int
     kind: int
