@@ -122,7 +122,7 @@ def mask(secret: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class _KnownKey:
     """A key as it was read, and who calls with it."""
 
     caller: Caller
@@ -137,8 +137,8 @@ class Callers:
     def __init__(self, store: Store, clock: Callable[[], int]) -> None:
         self._store = store
         self._clock = clock
-        self._cache: dict[bytes, _Known] = {}  #: By the secret's hash.
-        self._reading: dict[bytes, asyncio.Task[_Known]] = {}  #: Under way, by the same.
+        self._cache: dict[bytes, _KnownKey] = {}  #: By the secret's hash.
+        self._reading: dict[bytes, asyncio.Task[_KnownKey]] = {}  #: Under way, by the same.
         self._forgotten = 0  #: How often `forget` was called.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
@@ -167,7 +167,7 @@ class Callers:
         self._reading = {}
         self._forgotten += 1
 
-    async def _read_once(self, hashed: bytes, now: int) -> _Known:
+    async def _read_once(self, hashed: bytes, now: int) -> _KnownKey:
         """The key as it is now, read once for all who wait for it."""
         reading = self._reading.get(hashed)
         if reading is None:
@@ -176,19 +176,19 @@ class Callers:
         # Who gives up, gives up for himself.
         return await asyncio.shield(reading)
 
-    def _read_is_over(self, hashed: bytes, done: "asyncio.Task[_Known]") -> None:
+    def _read_is_over(self, hashed: bytes, done: "asyncio.Task[_KnownKey]") -> None:
         if self._reading.get(hashed) is done:
             del self._reading[hashed]
         if not done.cancelled():
             done.exception()  # perhaps nobody waits for it any more
 
-    async def _read(self, hashed: bytes, now: int) -> _Known:
+    async def _read(self, hashed: bytes, now: int) -> _KnownKey:
         forgotten = self._forgotten
         found = await self._store.read(lambda c: records.key_by_hash(c, hashed), urgent=True)
         if found is None or not hmac.compare_digest(found[1], hashed):
             raise KeyInvalid("there is no such API key")
         key = found[0]
-        known = _Known(
+        known = _KnownKey(
             Caller(key.scope, key.customer_id, key.livemode, key.number, key.id, key.name),
             revoked=key.revoked_at is not None,
             expires_at=NEVER if key.expires_at is None else key.expires_at,

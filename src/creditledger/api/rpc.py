@@ -55,7 +55,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 
 #: For the ids of requests: nobody gains by guessing one, so the system is asked only once.
 _numbers = random.Random()  # noqa: S311 # as said
-_call: ContextVar["_Call"] = ContextVar("call")
+_call: ContextVar["_RpcCall"] = ContextVar("call")
 
 
 class Service:
@@ -223,7 +223,7 @@ class Boundary:
         message, is_change = described.input_type, intents.is_change(described)
 
         async def unary(given: Any, context: Context) -> Any:
-            call = _Call(method, context, local=local)
+            call = _RpcCall(method, context, local=local)
             try:
                 door.enter(context)
                 caller = await self._admit(call, answered)
@@ -306,9 +306,9 @@ class Boundary:
     @asynccontextmanager
     async def _called(
         self, method: str, message: Descriptor, answered: Any, context: Context
-    ) -> AsyncIterator["_Call"]:
+    ) -> AsyncIterator["_RpcCall"]:
         """A call that is answered by a stream."""
-        call = _Call(method, context, local=self._local)
+        call = _RpcCall(method, context, local=self._local)
         try:
             self._door.enter(context)
             await self._admit(call, answered)
@@ -320,7 +320,7 @@ class Boundary:
             raise
         call.succeeded()
 
-    async def _admit(self, call: "_Call", answered: Any) -> Caller:
+    async def _admit(self, call: "_RpcCall", answered: Any) -> Caller:
         """Who may make the call. Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
         caller = await self._callers.identify(call.metadata, local=call.local)
         call.key = caller.id
@@ -350,7 +350,7 @@ def _parse(handler: Any, data: bytes) -> Any:
         ) from None
 
 
-class _Call:
+class _RpcCall:
     """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
     __slots__ = (

@@ -114,7 +114,7 @@ def _livemode(request: pb.GetMyAccountRequest) -> bool | None:
     return fields.livemode(request)
 
 
-def _balance_query(request: pb.GetMyBalanceRequest) -> tuple[usage.Window, bool | None]:
+def _balance_query(request: pb.GetMyBalanceRequest) -> tuple[usage.UsageWindow, bool | None]:
     return usage.window(request), fields.livemode(request)
 
 
@@ -304,7 +304,7 @@ class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
 
     @rpc(_balance_query, scope=Scope.CUSTOMER)
     async def GetMyBalance(  # noqa: N802
-        self, asked: tuple[usage.Window, bool | None], caller: Caller
+        self, asked: tuple[usage.UsageWindow, bool | None], caller: Caller
     ) -> pb.GetMyBalanceResponse:
         """The USD wallet now, and usage by key. Raises CustomerKeyRequired, InvalidField."""
         window, livemode = asked

@@ -36,7 +36,7 @@ _UTC = ZoneInfo("UTC")
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
+class UsageWindow:
     """What was asked for; None where nothing was said."""
 
     since: int | None
@@ -54,9 +54,9 @@ class Window:
         return start, end
 
 
-def window(request: Message) -> Window:
+def window(request: Message) -> UsageWindow:
     """The window of a request."""
-    asked = Window(_moment(request, "since"), _moment(request, "until"))
+    asked = UsageWindow(_moment(request, "since"), _moment(request, "until"))
     if asked.since is not None and asked.until is not None:
         asked.at(asked.until)  # wrong by itself, for every caller
     return asked
@@ -73,7 +73,7 @@ def _moment(request: Message, name: str) -> int | None:
 class Query:
     """What usage is asked for."""
 
-    window: Window
+    window: UsageWindow
     cycle: str | None  #: The period by which it is grouped; None: not by time.
     by_model: bool
     by_api_key: bool

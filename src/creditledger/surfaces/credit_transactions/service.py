@@ -48,7 +48,7 @@ NO_WALLET_SCALE = 2
 
 
 @dataclass(frozen=True, slots=True)
-class _Window:
+class _TransactionWindow:
     """What List and Summary have in common."""
 
     livemode: bool | None
@@ -63,13 +63,13 @@ def _window(
     request: pb.CreditTransactionServiceListRequest
     | pb.CreditTransactionServiceSummaryRequest
     | pb.CreditTransactionServiceExportRequest,
-) -> _Window:
+) -> _TransactionWindow:
     start = fields.seconds(request, "start", field="start")
     end = fields.seconds(request, "end", field="end")
     if start is not None and end is not None and start > end:
         raise InvalidField("start must not be after end", param="start")
     reference = fields.optional_reference
-    return _Window(
+    return _TransactionWindow(
         livemode=fields.livemode(request),
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
@@ -80,10 +80,10 @@ def _window(
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _TransactionRows:
     """Which rows a list or an export is of."""
 
-    window: _Window
+    window: _TransactionWindow
     credit_grant_id: str | None
     source: str | None
     q: str | None
@@ -96,8 +96,8 @@ class _Rows:
 
 def _rows(
     request: pb.CreditTransactionServiceListRequest | pb.CreditTransactionServiceExportRequest,
-) -> _Rows:
-    return _Rows(
+) -> _TransactionRows:
+    return _TransactionRows(
         window=_window(request),
         credit_grant_id=fields.optional_reference(
             "cg", request, "credit_grant_id", field="credit_grant_id"
@@ -108,14 +108,14 @@ def _rows(
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
-    rows: _Rows
+class _TransactionList:
+    rows: _TransactionRows
     page: int
     page_size: int
     page_token: str | None
 
 
-def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
+def _list(request: pb.CreditTransactionServiceListRequest) -> _TransactionList:
     limited = request.HasField("limit")
     if limited and request.HasField("page_size") and request.page_size != request.limit:
         raise InvalidField("pageSize and limit are two names of one thing", param="limit")
@@ -123,7 +123,7 @@ def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
         raise InvalidField("page and page_token exclude each other", param="page_token")
     if request.HasField("page"):
         fields.number(request.page, least=1, most=PAGE_MAX, field="page")
-    return _List(
+    return _TransactionList(
         rows=_rows(request),
         page=request.page or 1,
         page_size=fields.page_size(
@@ -138,8 +138,8 @@ def _list(request: pb.CreditTransactionServiceListRequest) -> _List:
 
 
 @dataclass(frozen=True, slots=True)
-class _Export:
-    rows: _Rows
+class _TransactionExport:
+    rows: _TransactionRows
     format: Format
     columns: dict[str, Callable[[Shown], object]]
     zone: ZoneInfo
@@ -147,9 +147,9 @@ class _Export:
     digest_line: bool
 
 
-def _export(request: pb.CreditTransactionServiceExportRequest) -> _Export:
+def _export(request: pb.CreditTransactionServiceExportRequest) -> _TransactionExport:
     format_ = fields.word(request.format or "csv", FORMATS, field="format")
-    return _Export(
+    return _TransactionExport(
         rows=_rows(request),
         format=format_,
         columns=export_stream.columns(request.columns),
@@ -164,13 +164,13 @@ def _finished(request: pb.CreditTransactionServiceRetrieveExportRequest) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class _Summary:
-    window: _Window
+class _TransactionSummary:
+    window: _TransactionWindow
     currency: str | None
 
 
-def _summary(request: pb.CreditTransactionServiceSummaryRequest) -> _Summary:
-    return _Summary(
+def _summary(request: pb.CreditTransactionServiceSummaryRequest) -> _TransactionSummary:
+    return _TransactionSummary(
         window=_window(request),
         currency=fields.optional_currency(request, "currency_id", field="currency_id"),
     )
@@ -188,8 +188,8 @@ HEARTBEAT_SECONDS, HEARTBEAT_SECONDS_MAX = 15, 30
 
 
 @dataclass(frozen=True, slots=True)
-class _Watch:
-    window: _Window
+class _TransactionWatch:
+    window: _TransactionWindow
     credit_grant_id: str | None
     wallet_id: str | None
     after: str | None
@@ -200,11 +200,11 @@ class _Watch:
 def _watch(
     request: pb.CreditTransactionServiceWatchRequest
     | pb.CreditTransactionServiceWatchEventsRequest,
-) -> _Watch:
+) -> _TransactionWatch:
     reference = fields.optional_reference
     names = fields.optional_text(request, "kinds", field="kinds", most=fields.NAME_MAX)
-    return _Watch(
-        window=_Window(
+    return _TransactionWatch(
+        window=_TransactionWindow(
             livemode=fields.livemode(request),
             customer_id=reference("cus", request, "customer_id", field="customer_id"),
             subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
@@ -263,7 +263,7 @@ class CreditTransactionService(
 
     @rpc(_list, scope=Scope.CUSTOMER, names={"cursor": "page_token"})
     async def List(  # noqa: N802
-        self, wanted: _List, caller: Caller
+        self, wanted: _TransactionList, caller: Caller
     ) -> pb.CreditTransactionServiceListResponse:
         """A page, newest first. Raises InvalidField, ModeMismatch, NotFound, QueryTooBroad."""
         filters = _filters(wanted.rows.window, caller, wanted.rows)
@@ -304,7 +304,7 @@ class CreditTransactionService(
 
     @rpc(_summary, scope=Scope.CUSTOMER, names={"currency": "currency_id"})
     async def Summary(  # noqa: N802
-        self, wanted: _Summary, caller: Caller
+        self, wanted: _TransactionSummary, caller: Caller
     ) -> pb.CreditTransactionServiceSummaryResponse:
         """Consumption in a window, of one currency. Raises InvalidField(currency_id), NotFound."""
         filters = replace(_filters(wanted.window, caller), currency=wanted.currency)
@@ -344,7 +344,7 @@ class CreditTransactionService(
         )
 
     @rpc_stream(_export, scope=Scope.CUSTOMER, whole=True)
-    async def Export(self, wanted: _Export, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
+    async def Export(self, wanted: _TransactionExport, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
         """All rows, oldest first, as a file. Raises as List does, and Overloaded."""
         filters = _filters(wanted.rows.window, caller, wanted.rows)
         export = Export(wanted.format, wanted.columns, wanted.zone, wanted.dialect)
@@ -375,7 +375,7 @@ class CreditTransactionService(
 
     @rpc_stream(_watch, scope=Scope.CUSTOMER)
     async def Watch(  # noqa: N802
-        self, wanted: _Watch, caller: Caller
+        self, wanted: _TransactionWatch, caller: Caller
     ) -> AsyncGenerator[pb.CreditTransactionServiceWatchResponse]:
         """Rows as they come. Raises InvalidField(after), ModeMismatch, NotFound, Overloaded."""
         async with aclosing(self._seen(wanted, wanted.after, caller)) as all_seen:
@@ -385,7 +385,9 @@ class CreditTransactionService(
                     yield message
 
     @rpc_stream(_watch, scope=Scope.CUSTOMER)
-    async def WatchEvents(self, wanted: _Watch, caller: Caller) -> AsyncGenerator[HttpBody]:  # noqa: N802
+    async def WatchEvents(  # noqa: N802
+        self, wanted: _TransactionWatch, caller: Caller
+    ) -> AsyncGenerator[HttpBody]:
         """The same as Server-Sent Events; a browser that asks again says how far it has come."""
         after = current_header("last-event-id") or wanted.after
         async with aclosing(self._seen(wanted, after, caller)) as all_seen:
@@ -393,7 +395,9 @@ class CreditTransactionService(
                 for piece in await asyncio.to_thread(list, watching.events(seen)):
                     yield piece
 
-    def _seen(self, wanted: _Watch, after: str | None, caller: Caller) -> AsyncGenerator[Seen]:
+    def _seen(
+        self, wanted: _TransactionWatch, after: str | None, caller: Caller
+    ) -> AsyncGenerator[Seen]:
         mark = commit_order.START if after == BEGINNING else None
         if after is not None and mark is None:
             mark = Mark.parse(after, field="after")
@@ -407,7 +411,9 @@ class CreditTransactionService(
         return self._watches.stream(watch, caller.customer_id, self.still_there)
 
 
-def _filters(window: _Window, caller: Caller, rows: _Rows | None = None) -> Filters:
+def _filters(
+    window: _TransactionWindow, caller: Caller, rows: _TransactionRows | None = None
+) -> Filters:
     """What a caller may see of these. Raises ModeMismatch, NotFound, QueryTooBroad."""
     filters = Filters(
         livemode=caller.mode(window.livemode),
@@ -432,7 +438,7 @@ def _grant(id_: str | None) -> tuple[int, int] | None:
     return ids.resolve("cg", id_) or (0, 0)
 
 
-def _require_narrow(wanted: _Rows) -> None:
+def _require_narrow(wanted: _TransactionRows) -> None:
     window = wanted.window
     narrowed = (
         window.customer_id,

@@ -38,7 +38,7 @@ def _retrieve(request: pb.CreditGrantServiceRetrieveRequest) -> tuple[str, bool 
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
+class _GrantList:
     page: pages.Asked
     livemode: bool | None
     customer_id: str | None
@@ -48,14 +48,14 @@ class _List:
     expiring_before: int | None
 
 
-def _list(request: pb.CreditGrantServiceListRequest) -> _List:
+def _list(request: pb.CreditGrantServiceListRequest) -> _GrantList:
     given, reference = request.HasField, fields.optional_reference
     status = category = None
     if given("status"):
         status = fields.word(request.status, grant_messages.GRANT_STATUSES, field="status")
     if given("category"):
         category = fields.word(request.category, posting_messages.CATEGORIES, field="category")
-    return _List(
+    return _GrantList(
         page=pages.asked(request),
         livemode=fields.livemode(request),
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
@@ -67,13 +67,13 @@ def _list(request: pb.CreditGrantServiceListRequest) -> _List:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class _GrantTerms:
     id: str
     change: Callable[[str, Caller], GrantChange]
 
 
-def _change(request: pb.CreditGrantServiceUpdateRequest) -> _Change:
-    return _Change(request.id, grant_messages.change(request))
+def _change(request: pb.CreditGrantServiceUpdateRequest) -> _GrantTerms:
+    return _GrantTerms(request.id, grant_messages.change(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,17 +87,17 @@ def _void(request: pb.CreditGrantServiceVoidRequest) -> _Void:
 
 
 @dataclass(frozen=True, slots=True)
-class _Summary:
+class _GrantSummary:
     customer_id: str | None
     wallet_id: str | None
     days: int
     livemode: bool | None
 
 
-def _summary(request: pb.CreditGrantServiceSummaryRequest) -> _Summary:
+def _summary(request: pb.CreditGrantServiceSummaryRequest) -> _GrantSummary:
     reference = fields.optional_reference
     days = fields.optional(request, "within_days", DAYS)
-    return _Summary(
+    return _GrantSummary(
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
         days=fields.number(days, least=1, most=DAYS_MAX, field="within_days"),
@@ -106,16 +106,16 @@ def _summary(request: pb.CreditGrantServiceSummaryRequest) -> _Summary:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class _GrantRows:
     id: str
     newest_first: bool
     page: pages.Asked
 
 
-def _rows(request: pb.CreditGrantServiceListTransactionsRequest) -> _Rows:
+def _rows(request: pb.CreditGrantServiceListTransactionsRequest) -> _GrantRows:
     orders = {grant_messages.NEWEST: True, grant_messages.OLDEST: False}
     order = fields.optional(request, "order", grant_messages.NEWEST)
-    return _Rows(
+    return _GrantRows(
         id=fields.made("cg", request.id, field="id"),
         newest_first=fields.word(order, orders, field="order"),
         page=pages.asked(request),
@@ -146,7 +146,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
 
     @rpc(_list, scope=Scope.CUSTOMER)
     async def List(  # noqa: N802
-        self, wanted: _List, caller: Caller
+        self, wanted: _GrantList, caller: Caller
     ) -> pb.CreditGrantServiceListResponse:
         """A page, newest first. Raises NotFound, ModeMismatch, InvalidField, QueryTooBroad."""
         filters = GrantFilters(
@@ -174,7 +174,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
         )
 
     @rpc(_change, scope=Scope.SERVICE)
-    async def Update(self, asked: _Change, caller: Caller) -> pb.CreditGrant:  # noqa: N802
+    async def Update(self, asked: _GrantTerms, caller: Caller) -> pb.CreditGrant:  # noqa: N802
         """Raises NotFound, WalletClosed, GrantVoided, GrantExpired, InvalidField."""
         wallet_id = await self._wallet_id(asked.id)
         await self._of(asked.id, self._ledger.change(asked.change(wallet_id, caller)))
@@ -194,7 +194,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
 
     @rpc(_summary, scope=Scope.CUSTOMER)
     async def Summary(  # noqa: N802
-        self, wanted: _Summary, caller: Caller
+        self, wanted: _GrantSummary, caller: Caller
     ) -> pb.CreditGrantServiceSummaryResponse:
         """Sums by currency. Raises NotFound, ModeMismatch, MissingField."""
         filters = GrantFilters(
@@ -215,7 +215,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
 
     @rpc(_rows, scope=Scope.CUSTOMER)
     async def ListTransactions(  # noqa: N802
-        self, wanted: _Rows, caller: Caller
+        self, wanted: _GrantRows, caller: Caller
     ) -> pb.CreditGrantServiceListTransactionsResponse:
         """A page of a grant's rows. Raises NotFound, InvalidField(page_token)."""
         await self._grant(wanted.id, caller)

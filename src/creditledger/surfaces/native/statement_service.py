@@ -42,14 +42,14 @@ def _close(request: pb.StatementServiceCloseRequest) -> tuple[StatementPeriod, s
 
 
 @dataclass(frozen=True, slots=True)
-class _List:
+class _StatementList:
     wallet_id: str
     page: pages.Asked
 
 
-def _list(request: pb.StatementServiceListRequest) -> _List:
+def _list(request: pb.StatementServiceListRequest) -> _StatementList:
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
-    return _List(wallet_id, pages.asked(request))
+    return _StatementList(wallet_id, pages.asked(request))
 
 
 def _id(request: pb.StatementServiceRetrieveRequest) -> str:
@@ -130,7 +130,7 @@ class StatementService(Service, statement_service_pb2_grpc.StatementServiceServi
 
     @rpc(_list, scope=Scope.CUSTOMER)
     async def List(  # noqa: N802
-        self, wanted: _List, caller: Caller
+        self, wanted: _StatementList, caller: Caller
     ) -> pb.StatementServiceListResponse:
         """A page of a wallet's closed statements, newest first. Raises NotFound, InvalidField."""
         page = wanted.page

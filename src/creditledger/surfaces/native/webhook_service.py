@@ -43,7 +43,7 @@ SEAL_ROWS = 500
 
 
 @dataclass(frozen=True, slots=True)
-class _New:
+class _NewEndpoint:
     url: str
     description: str | None
     customer_id: str | None
@@ -54,7 +54,7 @@ class _New:
 
 
 @dataclass(frozen=True, slots=True)
-class _Change:
+class _EndpointChange:
     id: str
     url: str | None
     description: str | None
@@ -67,8 +67,8 @@ class _Change:
 # What is allowed of a URL depends on a setting, so the service checks it.
 
 
-def _new(request: pb.CreateWebhookEndpointRequest) -> _New:
-    new = _New(
+def _new(request: pb.CreateWebhookEndpointRequest) -> _NewEndpoint:
+    new = _NewEndpoint(
         url=fields.required(request.url, field="url"),
         description=fields.optional_text(request, "description", field="description"),
         customer_id=fields.optional_reference("cus", request, "customer_id", field="customer_id"),
@@ -83,8 +83,8 @@ def _new(request: pb.CreateWebhookEndpointRequest) -> _New:
     return new
 
 
-def _change(request: pb.UpdateWebhookEndpointRequest) -> _Change:
-    return _Change(
+def _change(request: pb.UpdateWebhookEndpointRequest) -> _EndpointChange:
+    return _EndpointChange(
         id=_id(request),
         url=fields.optional_text(request, "url", field="url", most=URL_MAX),
         description=fields.optional_text(request, "description", field="description"),
@@ -200,7 +200,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
 
     @rpc(_new, scope=Scope.SERVICE)
     async def CreateWebhookEndpoint(  # noqa: N802
-        self, new: _New, caller: Caller
+        self, new: _NewEndpoint, caller: Caller
     ) -> pb.CreateWebhookEndpointResponse:
         """The endpoint and its secret, which only this answer holds: a replay has none.
 
@@ -266,7 +266,7 @@ class WebhookService(Service, webhook_service_pb2_grpc.WebhookServiceServicer):
 
     @rpc(_change, scope=Scope.SERVICE)
     async def UpdateWebhookEndpoint(  # noqa: N802
-        self, wanted: _Change, caller: Caller
+        self, wanted: _EndpointChange, caller: Caller
     ) -> pb.WebhookEndpoint:
         """Raises NotFound, InvalidField, MissingField for thresholds that its events need."""
         url, now = wanted.url, self._clock()
