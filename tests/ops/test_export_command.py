@@ -14,8 +14,10 @@ from creditledger.ops import export_file
 from creditledger.ops.config import load
 from creditledger.ops.export_file import CannotExport, ExportRequest, check
 from tests.support.commands import creditledger
+from tests.support.setup import findings, finished
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from creditledger.ops.config import Config
@@ -23,13 +25,21 @@ if TYPE_CHECKING:
 ROWS = 600
 
 
+@pytest.fixture(scope="module")
+def filled(new_database: Callable[[], str]) -> Iterator[str]:
+    """A ledger of some hundred rows, to which nobody adds."""
+    url = new_database()
+    finished(fill(url, rows=ROWS, wallets=3, days=30, on_progress=lambda *_: None))
+    yield url
+    assert findings(url) == []
+
+
 @pytest.fixture
-async def config(database_url: str, monkeypatch: pytest.MonkeyPatch) -> Config:
-    """A ledger of some hundred rows, which are many steps."""
-    await fill(database_url, rows=ROWS, wallets=3, days=30, on_progress=lambda *_: None)
+def config(filled: str, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """The ledger, whose rows are many steps."""
     monkeypatch.setattr(export_file, "STEP_ROWS", 50)
     monkeypatch.setattr(export_file, "CHECKPOINT_ROWS", 100)
-    return load({"database_url": database_url})
+    return load({"database_url": filled})
 
 
 def asked(
