@@ -62,8 +62,8 @@ ERROR_TYPES = {
     429: "rate_limit_error",
     503: "overloaded_error",
 }
-#: Largest number of postings in a call.
-BATCH_MAX = 1_000
+#: Largest number of postings in a call, of rows in a page, of seconds that a search looks through.
+BATCH_MAX, LIMIT_MAX, SEARCH_SECONDS_MAX = 1_000, 100, 31 * 86_400
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +290,27 @@ def _served(
         RegistryServiceStub(channel),
         ApiKeyServiceStub(channel),
     )
+
+
+async def walk(
+    served: Served, key: str, *, limit: int = LIMIT_MAX, **query: str | int
+) -> list[Json]:
+    """All rows of a list by its tokens; count and page size are the same on each page."""
+    rows: list[Json] = []
+    token: dict[str, str] = {}
+    pages = 0
+    while True:
+        body = await served.body(TRANSACTIONS, key, limit=limit, **query, **token)
+        pages += 1
+        rows += body["list"]
+        paging = {"page": pages, "pageSize": limit}
+        if "next_page_token" not in body["paging"]:
+            assert body["paging"] == paging
+            assert body["count"] == len(rows)
+            return rows
+        assert len(body["list"]) == limit
+        token = {"page_token": body["paging"].pop("next_page_token")}
+        assert body["paging"] == paging
 
 
 # --- random traffic -------------------------------------------------------------------------------
