@@ -122,6 +122,17 @@ def test_only_the_command_prints() -> None:
     assert found == {"ops.cli.console"}
 
 
+def test_a_class_name_stands_once() -> None:
+    """A name in a conversation means one class of the project, whether it is private or not."""
+    places: dict[str, list[str]] = {}
+    for module, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name.lstrip("_"), []).append(f"{module}.{node.name}")
+
+    assert [found for found in places.values() if len(found) > 1] == []
+
+
 def test_lines_are_short() -> None:
     """Nothing that people read as code is wider than 100 columns."""
     found = [

@@ -58,7 +58,7 @@ def _is_sane(value: int | str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PageRequest:
     """The page of a list ordered by id that a request asks for."""
 
     size: int
@@ -79,12 +79,12 @@ class Asked:
         return int(before)
 
 
-def asked(request: Message, *, size_max: int = PAGE_SIZE_MAX) -> Asked:
+def asked(request: Message, *, size_max: int = PAGE_SIZE_MAX) -> PageRequest:
     """`page_size` and `page_token` of a request. Raises InvalidField for the size."""
     size = fields.page_size(
         request, "page_size", field="page_size", default=PAGE_SIZE, most=size_max
     )
-    return Asked(size, fields.optional(request, "page_token", None))
+    return PageRequest(size, fields.optional(request, "page_token", None))
 
 
 def cut(

@@ -344,7 +344,7 @@ class Ledger:
         An error before COMMIT wrote nothing: the batch is halved until the one command that
         causes it is alone. An error in COMMIT leaves open what happened: see `_recovered`.
         """
-        batch = _Batch(asked, self._backdating_ms_max, self._returned_ms)
+        batch = _CommandBatch(asked, self._backdating_ms_max, self._returned_ms)
         try:
             await self._store.commit(batch.wanted, batch.decide, wait=wait)
         except WalletsLocked:
@@ -391,7 +391,7 @@ class Ledger:
         places = list(range(len(asked)))
         connected = False
         while places and _now() < give_up:
-            batch = _Batch(
+            batch = _CommandBatch(
                 [asked[place] for place in places], self._backdating_ms_max, self._returned_ms
             )
             try:
@@ -470,7 +470,7 @@ def _now() -> float:
     return asyncio.get_running_loop().time()
 
 
-class _Batch:
+class _CommandBatch:
     """Commands decided together in one transaction, and their answers until it is committed."""
 
     def __init__(self, asked: list[_Item], backdating_ms_max: int, returned_ms: int) -> None:

@@ -57,7 +57,7 @@ class EventFilters:
     q: str | None = None
 
 
-class Bucket(NamedTuple):
+class EventBucket(NamedTuple):
     """The events of a stretch of time."""
 
     begins: int
@@ -171,7 +171,7 @@ def buckets(
     start: int,
     end: int,
     length: int,
-) -> list[Bucket]:
+) -> list[EventBucket]:
     """The meter's events of [start, end), added up by stretches of `length` ms since 1970 (UTC).
 
     Without those that were canceled.
@@ -192,7 +192,7 @@ def buckets(
     )
     if customer_id is not None:
         query = query.where(_w.customer_id == customer_id)
-    return [Bucket(*row) for row in connection.execute(query)]
+    return [EventBucket(*row) for row in connection.execute(query)]
 
 
 def owed(

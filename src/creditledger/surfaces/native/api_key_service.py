@@ -51,7 +51,7 @@ def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
 
 @dataclass(frozen=True, slots=True)
 class _KeyList:
-    page: pages.Asked
+    page: pages.PageRequest
     livemode: bool | None
     customer_id: str | None
 

@@ -21,7 +21,7 @@ DAYS, DAYS_MAX = 7, 3_660
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class BalanceRequest:
     """Which wallet, at which moment: now, if neither says so."""
 
     wallet_id: str
@@ -31,14 +31,14 @@ class Asked:
     days: int
 
 
-def asked(request: pb.GetBalanceRequest) -> Asked:
+def asked(request: pb.GetBalanceRequest) -> BalanceRequest:
     """What a request asks for."""
     as_of = fields.optional_time(request, "as_of", field="as_of")
     at_sequence = _sequence(request, "at_sequence")
     if as_of is not None and at_sequence is not None:
         raise InvalidField("at_sequence and as_of exclude each other", param="at_sequence")
     days = fields.optional(request, "expiring_within_days", DAYS)
-    return Asked(
+    return BalanceRequest(
         wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
         as_of=as_of,
         at_sequence=at_sequence,
@@ -52,7 +52,7 @@ def _sequence(request: pb.GetBalanceRequest, name: str) -> int | None:
     return None if value is None else fields.number(value, least=0, most=1 << 62, field=name)
 
 
-def read(connection: Connection, wanted: Asked, caller: Caller, now: int) -> pb.Balance:
+def read(connection: Connection, wanted: BalanceRequest, caller: Caller, now: int) -> pb.Balance:
     """The answer, of one snapshot. Raises NotFound, SequenceMismatch.
 
     A replica that has not heard of the sequence that is asked for leaves it to the primary.

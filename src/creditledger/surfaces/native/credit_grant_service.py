@@ -38,8 +38,8 @@ def _retrieve(request: pb.CreditGrantServiceRetrieveRequest) -> tuple[str, bool 
 
 
 @dataclass(frozen=True, slots=True)
-class _GrantList:
-    page: pages.Asked
+class _GrantListRequest:
+    page: pages.PageRequest
     livemode: bool | None
     customer_id: str | None
     wallet_id: str | None
@@ -48,14 +48,14 @@ class _GrantList:
     expiring_before: int | None
 
 
-def _list(request: pb.CreditGrantServiceListRequest) -> _GrantList:
+def _list(request: pb.CreditGrantServiceListRequest) -> _GrantListRequest:
     given, reference = request.HasField, fields.optional_reference
     status = category = None
     if given("status"):
         status = fields.word(request.status, grant_messages.GRANT_STATUSES, field="status")
     if given("category"):
         category = fields.word(request.category, posting_messages.CATEGORIES, field="category")
-    return _GrantList(
+    return _GrantListRequest(
         page=pages.asked(request),
         livemode=fields.livemode(request),
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
@@ -67,13 +67,13 @@ def _list(request: pb.CreditGrantServiceListRequest) -> _GrantList:
 
 
 @dataclass(frozen=True, slots=True)
-class _GrantTerms:
+class _GrantChangeRequest:
     id: str
     change: Callable[[str, Caller], GrantChange]
 
 
-def _change(request: pb.CreditGrantServiceUpdateRequest) -> _GrantTerms:
-    return _GrantTerms(request.id, grant_messages.change(request))
+def _change(request: pb.CreditGrantServiceUpdateRequest) -> _GrantChangeRequest:
+    return _GrantChangeRequest(request.id, grant_messages.change(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ def _summary(request: pb.CreditGrantServiceSummaryRequest) -> _GrantSummary:
 class _GrantRows:
     id: str
     newest_first: bool
-    page: pages.Asked
+    page: pages.PageRequest
 
 
 def _rows(request: pb.CreditGrantServiceListTransactionsRequest) -> _GrantRows:
@@ -146,7 +146,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
 
     @rpc(_list, scope=Scope.CUSTOMER)
     async def List(  # noqa: N802
-        self, wanted: _GrantList, caller: Caller
+        self, wanted: _GrantListRequest, caller: Caller
     ) -> pb.CreditGrantServiceListResponse:
         """A page, newest first. Raises NotFound, ModeMismatch, InvalidField, QueryTooBroad."""
         filters = GrantFilters(
@@ -174,7 +174,7 @@ class CreditGrantService(Service, credit_grant_service_pb2_grpc.CreditGrantServi
         )
 
     @rpc(_change, scope=Scope.SERVICE)
-    async def Update(self, asked: _GrantTerms, caller: Caller) -> pb.CreditGrant:  # noqa: N802
+    async def Update(self, asked: _GrantChangeRequest, caller: Caller) -> pb.CreditGrant:  # noqa: N802
         """Raises NotFound, WalletClosed, GrantVoided, GrantExpired, InvalidField."""
         wallet_id = await self._wallet_id(asked.id)
         await self._of(asked.id, self._ledger.change(asked.change(wallet_id, caller)))

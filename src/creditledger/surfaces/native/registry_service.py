@@ -101,7 +101,7 @@ def _customer_change(request: pb.UpdateCustomerRequest) -> _CustomerChange:
 
 @dataclass(frozen=True, slots=True)
 class _CustomerList:
-    page: pages.Asked
+    page: pages.PageRequest
     email: str | None
     q: str | None
     archived: bool
@@ -130,7 +130,7 @@ def _currency_id(request: pb.GetCurrencyRequest) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _SubscriptionList:
-    page: pages.Asked
+    page: pages.PageRequest
     customer_id: str | None
 
 
@@ -287,7 +287,7 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
 
     @rpc(pages.asked, scope=Scope.CUSTOMER)
     async def ListMeters(  # noqa: N802
-        self, asked: pages.Asked, _caller: Caller
+        self, asked: pages.PageRequest, _caller: Caller
     ) -> pb.ListMetersResponse:
         """Ordered by id."""
         filters = ("meters",)
@@ -355,7 +355,7 @@ class RegistryService(Service, registry_service_pb2_grpc.RegistryServiceServicer
 
     @rpc(pages.asked, scope=Scope.CUSTOMER)
     async def ListCurrencies(  # noqa: N802
-        self, asked: pages.Asked, _caller: Caller
+        self, asked: pages.PageRequest, _caller: Caller
     ) -> pb.ListCurrenciesResponse:
         """Ordered by code."""
         filters = ("currencies",)

@@ -44,7 +44,7 @@ def _close(request: pb.StatementServiceCloseRequest) -> tuple[StatementPeriod, s
 @dataclass(frozen=True, slots=True)
 class _StatementList:
     wallet_id: str
-    page: pages.Asked
+    page: pages.PageRequest
 
 
 def _list(request: pb.StatementServiceListRequest) -> _StatementList:

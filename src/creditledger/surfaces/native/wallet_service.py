@@ -81,7 +81,7 @@ def _wallet_id(request: pb.GetWalletRequest) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _WalletList:
-    page: pages.Asked
+    page: pages.PageRequest
     livemode: bool | None
     customer_id: str | None
     currency: str | None
@@ -140,19 +140,19 @@ def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
 
 
 @dataclass(frozen=True, slots=True)
-class _KeyList:
+class _WalletKeyList:
     """Which keys of a wallet."""
 
     wallet_id: str
     prefix: str
-    page: pages.Asked
+    page: pages.PageRequest
 
 
-def _key_list(request: pb.ListIdempotencyKeysRequest) -> _KeyList:
+def _key_list(request: pb.ListIdempotencyKeysRequest) -> _WalletKeyList:
     prefix = ""
     if request.HasField("prefix"):
         prefix = fields.idempotency_key(request.prefix, field="prefix")
-    return _KeyList(
+    return _WalletKeyList(
         fields.reference("wal", request.wallet_id, field="wallet_id"),
         prefix,
         pages.asked(request, size_max=KEYS_PAGE_MAX),
@@ -185,7 +185,7 @@ def _extend(request: pb.ExtendHoldRequest) -> _OfHold:
 @dataclass(frozen=True, slots=True)
 class _HoldList:
     wallet_id: str
-    page: pages.Asked
+    page: pages.PageRequest
     open: bool | None
 
 
@@ -244,7 +244,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         return posting_messages.wallet(view(await self._wallet(wallet_id, caller), self._clock()))
 
     @rpc(balances.asked, scope=Scope.CUSTOMER)
-    async def GetBalance(self, asked: balances.Asked, caller: Caller) -> pb.Balance:  # noqa: N802
+    async def GetBalance(self, asked: balances.BalanceRequest, caller: Caller) -> pb.Balance:  # noqa: N802
         """The wallet at a moment. Raises NotFound, SequenceMismatch, InvalidField."""
         now = self._clock()
 
@@ -374,7 +374,7 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
 
     @rpc(_key_list, scope=Scope.CUSTOMER)
     async def ListIdempotencyKeys(  # noqa: N802
-        self, asked: _KeyList, caller: Caller
+        self, asked: _WalletKeyList, caller: Caller
     ) -> pb.ListIdempotencyKeysResponse:
         """In the order of their bytes. Raises NotFound."""
         wallet = await self._wallet(asked.wallet_id, caller)

@@ -116,7 +116,7 @@ def _nothing(_request: pb.SealWebhookSecretsRequest) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _EndpointList:
-    page: pages.Asked
+    page: pages.PageRequest
     livemode: bool | None
     customer_id: str | None
 
@@ -132,7 +132,7 @@ def _endpoint_list(request: pb.ListWebhookEndpointsRequest) -> _EndpointList:
 @dataclass(frozen=True, slots=True)
 class _DeliveryList:
     id: str
-    page: pages.Asked
+    page: pages.PageRequest
     status: DeliveryStatus | None
 
 

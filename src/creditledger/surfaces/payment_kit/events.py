@@ -9,7 +9,7 @@ from creditledger.api import fields
 from creditledger.domain import clock as time
 from creditledger.domain import ids, money
 from creditledger.domain.errors import InvalidField, MissingField
-from creditledger.store.read.meter_events import Bucket, Reported
+from creditledger.store.read.meter_events import EventBucket, Reported
 from creditledger.surfaces.payment_kit import shapes
 
 #: What a request calls the attributes of the event that it reports.
@@ -59,10 +59,10 @@ def new_event(request: pb.PaymentKitServiceCreateMeterEventRequest) -> NewEvent:
     )
 
 
-def named_event(request: pb.PaymentKitServiceGetMeterEventRequest) -> shapes.Named:
+def named_event(request: pb.PaymentKitServiceGetMeterEventRequest) -> shapes.IdRequest:
     """An event by its id."""
     id_ = fields.made("me", request.id, field="id")
-    return shapes.Named(id_, fields.livemode(request))
+    return shapes.IdRequest(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +87,7 @@ def cancellation(request: pb.PaymentKitServiceCancelMeterEventRequest) -> Cancel
 class EventList:
     """The events to be listed."""
 
-    page: shapes.Page
+    page: shapes.NumberedPage
     event_name: str | None
     meter_id: str | None
     customer_id: str | None
@@ -157,7 +157,7 @@ def stats(request: pb.PaymentKitServiceGetMeterEventStatsRequest) -> Stats:
     )
 
 
-def bucket(one: Bucket, granularity: str, scale: int) -> pb.MeterEventBucket:
+def bucket(one: EventBucket, granularity: str, scale: int) -> pb.MeterEventBucket:
     """The sums of a minute, an hour or a day."""
     moment = time.text(one.begins)
     return pb.MeterEventBucket(

@@ -124,7 +124,7 @@ def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGra
 class Holders:
     """Whose credit is to be listed."""
 
-    page: shapes.Page
+    page: shapes.NumberedPage
     currency: str
     livemode: bool | None
 
@@ -203,17 +203,17 @@ def stats(days: Sequence[Given], currency: Currency) -> pb.PaymentKitServiceGetG
     )
 
 
-def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> shapes.Named:
+def named_grant(request: pb.PaymentKitServiceGetGrantRequest) -> shapes.IdRequest:
     """A grant by its id."""
     id_ = fields.made("cg", request.id, field="id")
-    return shapes.Named(id_, fields.livemode(request))
+    return shapes.IdRequest(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
 class GrantList:
     """The grants to be listed."""
 
-    page: shapes.Page
+    page: shapes.NumberedPage
     customer_id: str | None
     currency: str | None
     statuses: tuple[GrantStatus, ...]  #: Empty: all.

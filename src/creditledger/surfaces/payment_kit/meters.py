@@ -43,22 +43,22 @@ def new_meter(request: pb.PaymentKitServiceCreateMeterRequest) -> NewMeter:
     return NewMeter(meter, fields.livemode(request))
 
 
-def any_meter(request: pb.PaymentKitServiceGetMeterRequest) -> shapes.Named:
+def any_meter(request: pb.PaymentKitServiceGetMeterRequest) -> shapes.IdRequest:
     """A meter by its id or its event's name."""
-    return shapes.Named(fields.name(request.id, field="id"), fields.livemode(request))
+    return shapes.IdRequest(fields.name(request.id, field="id"), fields.livemode(request))
 
 
-def named_meter(request: Any) -> shapes.Named:
+def named_meter(request: Any) -> shapes.IdRequest:
     """A meter by its id."""
     id_ = fields.reference("mtr", request.id, field="id")
-    return shapes.Named(id_, fields.livemode(request))
+    return shapes.IdRequest(id_, fields.livemode(request))
 
 
 @dataclass(frozen=True, slots=True)
 class MeterList:
     """The meters to be listed."""
 
-    page: shapes.Page
+    page: shapes.NumberedPage
     event_name: str | None
     q: str | None
     livemode: bool | None
@@ -78,7 +78,7 @@ def meter_list(request: pb.PaymentKitServiceListMetersRequest) -> MeterList:
 class MeterChange:
     """What is to change of a meter: its fields by name."""
 
-    meter: shapes.Named
+    meter: shapes.IdRequest
     changed: dict[str, Any]
 
 

@@ -90,7 +90,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     @rpc(meter_messages.any_meter, scope=Scope.CUSTOMER)
     async def GetMeter(  # noqa: N802
-        self, wanted: shapes.Named, caller: Caller
+        self, wanted: shapes.IdRequest, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound."""
         livemode = caller.mode(wanted.livemode)
@@ -137,14 +137,14 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     @rpc(meter_messages.named_meter, scope=Scope.SERVICE, shared=True)
     async def ActivateMeter(  # noqa: N802
-        self, wanted: shapes.Named, caller: Caller
+        self, wanted: shapes.IdRequest, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound, ModeMismatch."""
         return await self._change(meter_messages.MeterChange(wanted, {"active": True}), caller)
 
     @rpc(meter_messages.named_meter, scope=Scope.SERVICE, shared=True)
     async def DeactivateMeter(  # noqa: N802
-        self, wanted: shapes.Named, caller: Caller
+        self, wanted: shapes.IdRequest, caller: Caller
     ) -> pb.CreditMeter:
         """Raises NotFound, ModeMismatch."""
         return await self._change(meter_messages.MeterChange(wanted, {"active": False}), caller)
@@ -252,7 +252,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     @rpc(event_messages.named_event, scope=Scope.CUSTOMER)
     async def GetMeterEvent(  # noqa: N802
-        self, wanted: shapes.Named, caller: Caller
+        self, wanted: shapes.IdRequest, caller: Caller
     ) -> pb.CreditMeterEvent:
         """Raises NotFound."""
         caller.mode(wanted.livemode)
@@ -314,7 +314,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         """Raises NotFound for the meter or another customer's id, QueryTooBroad."""
         livemode, customer_id = caller.mode(wanted.livemode), caller.own(wanted.customer_id)
 
-        def add_up(connection: Connection) -> tuple[int, list[meter_events.Bucket]]:
+        def add_up(connection: Connection) -> tuple[int, list[meter_events.EventBucket]]:
             one = meters.by_id(connection, wanted.meter_id)
             if one is None:
                 raise NotFound(f"no meter {echo(wanted.meter_id)}", param="meter_id")
@@ -443,7 +443,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
 
     @rpc(grant_messages.named_grant, scope=Scope.CUSTOMER)
     async def GetGrant(  # noqa: N802
-        self, wanted: shapes.Named, caller: Caller
+        self, wanted: shapes.IdRequest, caller: Caller
     ) -> pb.PaymentKitGrant:
         """Raises NotFound, ModeMismatch."""
         caller.mode(wanted.livemode)

@@ -17,7 +17,7 @@ CREATED_VIA = "api"
 
 
 @dataclass(frozen=True, slots=True)
-class Page:
+class NumberedPage:
     """The page of a list that a request asks for."""
 
     number: int
@@ -33,7 +33,7 @@ class Page:
         return pb.PaymentKitPaging(page=self.number, page_size=self.size)
 
 
-def page(request: Any) -> Page:
+def page(request: Any) -> NumberedPage:
     """`page`, and `pageSize` or `limit`. Raises InvalidField."""
     limited = request.HasField("limit")
     if limited and request.HasField("page_size") and request.page_size != request.limit:
@@ -47,11 +47,11 @@ def page(request: Any) -> Page:
     )
     number = request.page if request.HasField("page") else 1
     most = OFFSET_MAX // size + 1
-    return Page(fields.number(number, least=1, most=most, field="page"), size)
+    return NumberedPage(fields.number(number, least=1, most=most, field="page"), size)
 
 
 @dataclass(frozen=True, slots=True)
-class Named:
+class IdRequest:
     """One thing, by its id."""
 
     id: str
