@@ -37,6 +37,7 @@ from creditledger.store.read.transaction_reads import Filters
 from creditledger.store.registry import records
 from creditledger.store.registry.records import SuccessiveWallet
 from creditledger.surfaces.billing import usage
+from creditledger.surfaces.billing.rounding import Charge, apportion
 
 PAGE_SIZE, PAGE_SIZE_MAX = 50, 200
 #: What the list shows where no kind is asked for: the document's own.
@@ -173,7 +174,7 @@ class _Bill:
     quantities: tuple[int, ...]
     amount: int
     voucher: int
-    charge: billing_periods.Charge
+    charge: Charge
 
 
 class BillingService(Service, billing_service_pb2_grpc.BillingServiceServicer):
@@ -432,9 +433,7 @@ def _bills(
     place = (connection, wallets, wanted.start, wanted.end)
     for bucket, added in bill_sums.periods_of(*place, cycle=wanted.cycle, zone=wanted.zone):
         rows = _rows(added)
-        charges = billing_periods.apportion(
-            [(amount, voucher) for _, _, amount, voucher in rows], scale
-        )
+        charges = apportion([(amount, voucher) for _, _, amount, voucher in rows], scale)
         found += [
             _Bill(bucket, dimension, quantities, amount, voucher, charge)
             for (dimension, quantities, amount, voucher), charge in zip(rows, charges, strict=True)
