@@ -1,4 +1,4 @@
-"""How much one process does at the same time, and how much of that one customer may take."""
+"""Limits of what one process does at the same time, and of the share of one customer."""
 
 import asyncio
 from collections import Counter
@@ -7,22 +7,22 @@ from contextlib import asynccontextmanager, contextmanager
 
 from creditledger.domain.errors import Overloaded
 
-#: Reads of one customer that may wait for their turn.
+#: Calls of one customer that may wait for their turn.
 WAITING_MAX = 64
 
 
 class Places:
     """Places that long calls of one kind take for as long as they last.
 
-    A quarter of them is one customer's share, and a quarter is kept for callers who are no
+    One customer may take a quarter of them. Another quarter is reserved for callers without a
     customer: the operator's own services and administrators.
     """
 
     def __init__(self, what: str, *, retry_after: str) -> None:
-        """`what` they are, as the refusal calls them; `retry_after`: seconds."""
+        """`what`: the places' name in a refusal. `retry_after`: seconds."""
         self._what = what
         self._retry_after = retry_after
-        self._taken: Counter[str | None] = Counter()  #: By customer; None: who is no customer.
+        self._taken: Counter[str | None] = Counter()  #: By customer; None: callers without one.
 
     @contextmanager
     def one(self, most: int, customer_id: str | None) -> Iterator[None]:
@@ -51,16 +51,16 @@ class Places:
 
 
 class Turns:
-    """Lets so many calls of one customer go on at the same time; the others wait their turn."""
+    """Bounds the calls of one customer that run at the same time. The other calls wait."""
 
     def __init__(self, most: int) -> None:
         self._most = most
         self._turns: dict[str, asyncio.Semaphore] = {}
-        self._under_way: Counter[str] = Counter()  #: By customer, those who wait included.
+        self._under_way: Counter[str] = Counter()  #: By customer, with the waiting calls.
 
     @asynccontextmanager
     async def one(self, customer_id: str | None) -> AsyncIterator[None]:
-        """A turn, at once for who is no customer. Raises Overloaded where too many wait."""
+        """A turn, at once for a caller without a customer. Raises Overloaded if too many wait."""
         if customer_id is None:
             yield
             return

@@ -1,8 +1,8 @@
-"""What a field may hold: the one table of rules for everything that comes in.
+"""The rules for the values of fields, in one place for all requests.
 
-Each function answers the checked value or raises InvalidField / MissingField under the field's
-JSON name. They know nothing of the database: what can be wrong with a value by itself is wrong
-before anybody asks who calls. The proto comments state the same limits.
+Each function answers the checked value, or raises InvalidField or MissingField under the field's
+JSON name. The functions know nothing of the database, so a bad value is refused before the caller
+is known. The proto comments state the same limits.
 """
 
 import re
@@ -56,14 +56,14 @@ def livemode(message: Message) -> bool | None:
 
 
 def required(value: str, *, field: str) -> str:
-    """`value` unless it is empty, which is how proto3 spells absence."""
+    """`value`, unless it is empty: proto3 has no other absence."""
     if not value:
         raise MissingField(field)
     return value
 
 
 def not_empty(value: str, *, field: str) -> str:
-    """`value`, of something optional: to say nothing is to leave it out."""
+    """`value` of an optional field; a client leaves the field out instead of sending it empty."""
     if not value:
         raise InvalidField(f"{field} must not be empty; leave it out instead", param=field)
     return value
@@ -73,7 +73,7 @@ def text(value: str, *, field: str, most: int = TEXT_MAX) -> str:
     """1 to `most` characters, none of them a control character."""
     if len(value) > most:
         raise InvalidField(f"{field} has {len(value)} characters, at most {most}", param=field)
-    # What is printable holds none, and is quicker to see.
+    # A printable text has no control characters, and `isprintable` is faster than the pattern.
     if not value.isprintable() and _CONTROL.search(value):
         raise InvalidField(f"{field} must not hold control characters", param=field)
     return value or not_empty(value, field=field)
@@ -116,7 +116,7 @@ def optional_key(message: Message) -> str | None:
 
 
 def reference(prefix: str, value: str, *, field: str) -> str:
-    """An id of this kind, chosen or made by the ledger; whether it exists is another question."""
+    """An id of this kind, chosen by a client or made by the ledger. It need not exist."""
     if not ids.is_chosen(prefix, value):
         required(value, field=field)
         raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
@@ -124,7 +124,7 @@ def reference(prefix: str, value: str, *, field: str) -> str:
 
 
 def made(prefix: str, value: str, *, field: str) -> str:
-    """An id of this kind as the ledger makes them; whether it exists is another question."""
+    """An id of this kind as the ledger makes them. It need not exist."""
     if ids.resolve(prefix, value) is None:
         required(value, field=field)
         raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
@@ -156,7 +156,7 @@ def optional_currency(message: Message, name: str, *, field: str) -> str | None:
 
 
 def word(value: str, words: Mapping[str, T], *, field: str) -> T:
-    """What the word stands for; it must be one of `words`."""
+    """The value of a word; the word must be one of `words`."""
     found = words.get(value)
     if found is None:
         choices = ", ".join(words)
@@ -185,10 +185,10 @@ def numbers(values: Iterable[int], *, most: int, count_max: int, field: str) -> 
 def amount(value: str, *, field: str, signed: bool = False) -> str:
     """A decimal that moves something: not zero, and positive unless `signed`.
 
-    Its digits after the point are checked under the wallet's lock, where its scale is known.
+    The ledger checks the digits after the point under the wallet's lock, where it knows the scale.
     """
     if _POSITIVE.fullmatch(value):
-        return value  # the usual one, in one step
+        return value  # the usual amount takes one step
     money.check(required(value, field=field), field=field)
     if not value.strip("0."):
         raise InvalidField(f"{field} must not be zero", param=field)
@@ -224,7 +224,7 @@ def metadata(pairs: Mapping[str, str], *, field: str = "metadata") -> dict[str, 
 
 
 def email(value: str, *, field: str) -> str:
-    """Something with an @ in it; who receives mail there is not this service's business."""
+    """A text with an @ in it. The service does not check that anybody receives mail there."""
     text(required(value, field=field), field=field, most=EMAIL_MAX)
     local, at, domain = value.partition("@")
     if not (at and local and domain) or " " in value:

@@ -1,8 +1,8 @@
-"""Idempotency keys at the edge: the field, the header, and whose a key is.
+"""Idempotency keys at the edge: the field, the header, and the owner of a key.
 
-Every RPC that changes something takes a key, by the contract: its request has the field
-`idempotency_key`, or it has items that have keys of their own. The header says the same as the
-field, so that what is behind the edge knows the field alone.
+Every RPC that changes something takes a key. Its request has the field `idempotency_key`, or has
+items with keys of their own. A key in the header is put into the field, so the rest of the code
+knows the field only.
 """
 
 import hashlib
@@ -25,11 +25,11 @@ from creditledger.domain.errors import InvalidField, Refusal
 from creditledger.store.change_keys import Intent
 
 FIELD = "idempotency_key"
-#: As clients write it, and as it reaches the server.
+#: The header's name as clients write it, and as it reaches the server.
 HEADER = "Idempotency-Key"
 HEADER_NAME = HEADER.lower()
 
-#: Not compared: the key itself, and the mode, which says whose key it is.
+#: Fields that are not compared: the key itself, and the mode, which is part of the key's owner.
 _APART = frozenset({FIELD, "livemode"})
 #: Fields with values that have several spellings.
 _AMOUNTS = frozenset({"amount", "overdraft_limit"})
@@ -44,7 +44,7 @@ def method(path: str) -> MethodDescriptor:
 
 
 def is_change(one: MethodDescriptor) -> bool:
-    """Whether the RPC changes something: all do that no GET asks for, but those that only tell."""
+    """Whether the RPC changes something: its route is no GET, or its client streams."""
     if one.client_streaming:
         return True
     http = one.GetOptions().Extensions[annotations_pb2.http]
@@ -52,7 +52,7 @@ def is_change(one: MethodDescriptor) -> bool:
 
 
 def takes_key(one: MethodDescriptor) -> bool:
-    """Whether the request itself has a key: a batch, a stream or a meter event has not."""
+    """Whether the request itself has a key. A batch, a stream and a meter event have none."""
     return FIELD in one.input_type.fields_by_name
 
 
@@ -82,9 +82,10 @@ def refuse_header() -> NoReturn:
 
 
 def intent(one: MethodDescriptor, request: Message, caller: Caller, now: int) -> Intent | None:
-    """The change that a request asks for under its key; None where it has none.
+    """The change that a request asks for under its key; None without a key.
 
-    Not of what is a wallet's: those keys are the wallet's own. Raises InvalidField, ModeMismatch.
+    Changes of a wallet do not come here: their keys are the wallet's own. Raises InvalidField,
+    ModeMismatch.
     """
     if not request.HasField(FIELD):
         return None
@@ -103,7 +104,7 @@ def intent(one: MethodDescriptor, request: Message, caller: Caller, now: int) ->
 
 
 def _digests(request: Message) -> dict[str, str]:
-    """What tells requests apart, field by field, without what they hold.
+    """A digest of each given field, by which requests are compared.
 
     By value: an absent field equals an empty one, "1.0" equals "1.00".
     """
@@ -121,7 +122,7 @@ def _value(name: str, value: Any) -> Any:
         return [_value(name, one) for one in value]
     if isinstance(value, dict) and name != "metadata":
         return {key: _value(key, one) for key, one in value.items()}
-    # Where a value is not what it should be it is refused, and compared with nothing.
+    # A malformed value is refused later, so its form does not matter here.
     with suppress(Refusal):
         if name in _AMOUNTS:
             whole, _, fraction = money.check(value, field=name).partition(".")

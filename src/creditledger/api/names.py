@@ -1,8 +1,8 @@
-"""The names in a REST body that no field of the request has: refused, though Envoy drops them.
+"""Refuses names in a REST body that are no field of the request.
 
-Envoy's transcoder ignores what it does not know, so that a slip of the pen (`expiresAtt`) would
-make a grant without an end. Its script reads the body beside it and sends the distinct paths of
-names along, in one header; here they are held against the request's message.
+Envoy's transcoder ignores unknown names. A typing error (`expiresAtt`) would then make a grant
+without an end. So Envoy's script sends the distinct paths of names in the body along, in one
+header. This module compares them with the request's message.
 """
 
 import re
@@ -15,22 +15,23 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from creditledger.domain.errors import InvalidField, UnknownParameter
 
-#: Paths joined by ",", a path's names by "."; a name has A-Z a-z 0-9 _ and the others as %XX.
+#: Paths are joined by ",", the names of a path by ".". A name has A-Z a-z 0-9 _ as they are, and
+#: other characters as %XX.
 NAMES_HEADER = "x-creditledger-names"
-#: In the place of paths: the script could not read the body as JSON, or did not come to its end.
+#: Instead of paths: the script could not read the whole body as JSON.
 UNREAD = "!"
-#: In the place of paths: the body has more of them than the script counts.
+#: Instead of paths: the body has more paths than the script counts.
 TOO_MANY = "+"
 NAMES_MAX = 256
 
-#: Fields of requests that the vendor publishes and this service does not have, by message. They are
-#: accepted and dropped, since no amount depends on them; every other one is refused.
+#: Fields, by message, that the vendor publishes and this service lacks. The service accepts and
+#: drops them, since no amount depends on them. It refuses every other unknown field.
 DROPPED = MappingProxyType(
     {
-        # The digits of the meter's currency. They are the currency's own here, and an amount with
-        # more digits than those is refused.
+        # The digits of the meter's currency. Here each currency has its own digits, and the ledger
+        # refuses an amount with more digits.
         "credit.v1.PaymentKitServiceCreateMeterRequest": frozenset({"decimal"}),
-        # What to show beside an event.
+        # Details that a console shows beside an event.
         "credit.v1.PaymentKitServiceCreateMeterEventRequest": frozenset({"source_data"}),
     }
 )

@@ -1,7 +1,7 @@
 """Page tokens: a position in a list, bound to the filters it was made with.
 
-A token is opaque to clients and carries no right: the call that brings it is checked like any
-other. It holds what the list needs to go on and a digest of the filters.
+A token is opaque to clients and carries no right: a call with a token is checked like any other. A
+token holds the position and a digest of the filters.
 """
 
 import base64
@@ -19,10 +19,10 @@ from creditledger.domain.errors import InvalidField
 
 T = TypeVar("T")
 
-#: Of the lists that are ordered by id.
+#: Page sizes of the lists that are ordered by id.
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 
-#: Longer than any token this module makes: some name the transactions under way at that time.
+#: Longer than any token of this module. Some tokens list transactions under way at their time.
 TOKEN_CHARACTERS_MAX = 4_096
 
 
@@ -33,7 +33,7 @@ def token(filters: object, position: Sequence[int | str]) -> str:
 
 
 def position(text: str, filters: object, kinds: Sequence[type]) -> list[int | str]:
-    """What `token` was given, if it is of these filters and of values of these kinds.
+    """The position in a token of these filters, as values of these kinds.
 
     Raises InvalidField(page_token) for anything else.
     """
@@ -53,7 +53,7 @@ def position(text: str, filters: object, kinds: Sequence[type]) -> list[int | st
 
 
 def _is_sane(value: int | str) -> bool:
-    """Whether a database takes it: tokens are no secret, so anybody can make one up."""
+    """Whether a database takes the value: anybody can make up a token."""
     return value.isascii() if isinstance(value, str) else 0 <= value < 2**63
 
 
@@ -72,7 +72,7 @@ class PageRequest:
         return str(after)
 
     def before(self, filters: object) -> int | None:
-        """The same of a list ordered by number, newest first; None for the first page."""
+        """As `after`, for a list ordered by number, newest first; None for the first page."""
         if self.token is None:
             return None
         (before,) = position(self.token, filters, [int])
