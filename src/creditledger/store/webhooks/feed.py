@@ -34,9 +34,10 @@ from creditledger.store import schema
 from creditledger.store.dialects import pairs
 from creditledger.store.read.lists import is_kind
 from creditledger.store.read.transaction_reads import OF_POSTING
-from creditledger.store.webhooks.endpoints import e, endpoint_value, f, y
+from creditledger.store.webhooks.endpoints import endpoint_value
 
 x = schema.grant_parts.c
+e, f, y = schema.webhook_endpoints.c, schema.webhook_feed.c, schema.webhook_deliveries.c
 t, p, g, s = (
     schema.transactions.c,
     schema.postings.c,
