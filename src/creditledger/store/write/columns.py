@@ -318,13 +318,18 @@ def wallet_value(columns: Iterable[Any], scale: int) -> Wallet:
     return wallet
 
 
-_terms = itemgetter(*map(STATE_NAMES.index, WALLET_TERMS.names))
+#: Of each term its field, its place among STATE_NAMES, and how it is read.
+_TERMS = [
+    (name, STATE.names.index(name), dict(STATE.read).get(STATE.names.index(name)))
+    for name in WALLET_TERMS.names
+]
 
 
 def set_terms(wallet: Wallet, columns: Sequence[Any]) -> None:
     """Take over the terms of a wallet, of the columns STATE_NAMES."""
-    for name, value in WALLET_TERMS.by_field(_terms(columns)).items():
-        setattr(wallet, name, value)
+    for name, place, read in _TERMS:
+        value = columns[place]
+        setattr(wallet, name, value if read is None else read(value))
 
 
 def counters(wallet: Wallet) -> tuple[object, ...]:
