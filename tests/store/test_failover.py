@@ -256,7 +256,7 @@ async def test_an_outage_is_three_lines_of_the_log(own: Own, tmp_path: Path) -> 
             await local.webhooks.CreateWebhookEndpoint(hook)
             await asyncio.to_thread(own.kill)
             wallet = GetWalletRequest(wallet_id="wal_acme")
-            for number in range(40):
+            for number in range(80):
                 spent = post(f"spent {number}", "wal_acme", **grant("1"))
                 for call in (
                     network.wallets.Post(spent, metadata=service),
