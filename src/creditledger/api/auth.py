@@ -1,4 +1,4 @@
-"""Who calls, and what they may: API keys, their scopes, their mode.
+"""Callers and their rights: API keys, scopes, modes.
 
 A key's secret is `sk-` and 43 characters (256 random bits); the database holds its SHA-256 only,
 which needs no salt or stretching for a random secret. Keys are cached for two seconds, so that a
@@ -48,7 +48,7 @@ class OfCustomer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, as far as the ledger cares."""
+    """The caller of an RPC, with its rights."""
 
     scope: Scope
     customer_id: str | None  #: Of a customer key.
@@ -112,12 +112,12 @@ def new_secret() -> str:
 
 
 def secret_hash(secret: str) -> bytes:
-    """What is stored of a secret."""
+    """The hash of a secret, which the database stores."""
     return hashlib.sha256(secret.encode()).digest()
 
 
 def mask(secret: str) -> str:
-    """What is shown of a secret afterwards."""
+    """A secret as lists show it."""
     return f"sk-****{secret[-4:]}"
 
 

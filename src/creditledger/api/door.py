@@ -43,7 +43,7 @@ class Door:
             self._empty.set()
 
     async def wait_for(self, reading: Callable[[], Awaitable[M]]) -> M:
-        """What is read, unless the door closes first. Raises ShuttingDown then."""
+        """The result of `reading`. Raises ShuttingDown if the door closes first."""
         task = asyncio.current_task()
         assert task is not None
         if self._closed:

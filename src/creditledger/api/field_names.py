@@ -1,4 +1,4 @@
-"""What a request calls the attributes that a refusal names.
+"""Turns the attribute that a refusal names into a field of the request.
 
 The rules name an attribute of the value that they were given: `amount`, `usage.api_key_id`. Each
 surface has a table from attributes to the JSON names of its requests. A table has only the names

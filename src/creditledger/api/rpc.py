@@ -59,7 +59,7 @@ _call: ContextVar["_RpcCall"] = ContextVar("call")
 
 
 class Service:
-    """What every service has: it can tell who calls, and make a change once."""
+    """The base of every service: it knows the caller of a call and makes a change once."""
 
     def __init__(self, *, store: Store, callers: Callers, clock: Callable[[], int]) -> None:
         self.callers = callers
@@ -321,7 +321,7 @@ class Boundary:
         call.succeeded()
 
     async def _admit(self, call: "_RpcCall", answered: Any) -> Caller:
-        """Who may make the call. Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
+        """The caller, if it may. Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
         caller = await self._callers.identify(call.metadata, local=call.local)
         call.key = caller.id
         caller.require(answered.scope)
@@ -466,7 +466,7 @@ def forget_frames(error: BaseException | None) -> None:
 
 
 def current_caller() -> Caller:
-    """Who makes the call under way."""
+    """The caller of the call under way."""
     caller = _call.get().caller
     assert caller is not None, "the boundary lets nobody in unknown"
     return caller

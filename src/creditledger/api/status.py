@@ -25,7 +25,7 @@ _CUTS = ((MESSAGE_CHARACTERS_MAX, 400), (64, 400), (64, 64), (16, 4))
 
 
 def unforeseen(request_id: str) -> Internal:
-    """What a client is told of a bug."""
+    """The refusal that a client gets for a bug."""
     return Internal(f"internal error; the operator finds it in the log as {request_id}")
 
 

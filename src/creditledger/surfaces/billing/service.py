@@ -378,7 +378,7 @@ def _item(one: Transaction, rows_before: int) -> pb.BillingTransaction:
 def _account_balance(
     scale: int, wallet: Wallet | None, wallets: Sequence[SuccessiveWallet], now: int
 ) -> pb.AccountBalance:
-    """What the wallet that is not closed has, and what all of them ever took in and spent."""
+    """The credit of the open wallet, and the income and spending of all wallets."""
     available = threshold = 0
     if wallet is not None:
         available, threshold = standing(wallet, now).available, _threshold(wallet)
@@ -393,7 +393,7 @@ def _account_balance(
 
 
 def _threshold(wallet: Wallet) -> int:
-    """What its metadata says; metadata is free text, so what is no amount counts as 0."""
+    """The amount in the metadata. Metadata is free text, so any other text counts as 0."""
     said = wallet.metadata.get(THRESHOLD, "0")
     try:
         return max(0, money.parse(said, wallet.scale, field=THRESHOLD))
@@ -450,7 +450,7 @@ def _bills(
 
 
 def _order(dimension: Dimension) -> tuple[object, ...]:
-    """What a row of a bill is one of, in the order of rows within a bucket."""
+    """The key of a bill's row, in the order of rows within a bucket."""
     return (
         dimension.api_key_id,
         dimension.product_id,

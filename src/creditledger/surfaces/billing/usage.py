@@ -1,4 +1,4 @@
-"""What a customer used in a window, added up as it asks for it: shapes of the requests and sums.
+"""Usage of a customer in a window: shapes of the requests, and the sums.
 
 For the three calls of BillingService beside the list of transactions. What is added up, and when it
 happened, is the same as in bills: `store/read/bill_sums.py`.
@@ -37,7 +37,7 @@ _UTC = ZoneInfo("UTC")
 
 @dataclass(frozen=True, slots=True)
 class UsageWindow:
-    """What was asked for; None where nothing was said."""
+    """The window of a request; None where the request names none."""
 
     since: int | None
     until: int | None  #: Exclusive.
@@ -71,7 +71,7 @@ def _moment(request: Message, name: str) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """What usage is asked for."""
+    """The usage that a request asks for."""
 
     window: UsageWindow
     cycle: str | None  #: The period by which it is grouped; None: not by time.
@@ -104,7 +104,7 @@ def query(request: pb.GetMyUsageRequest) -> Query:
 
 @dataclass(slots=True)
 class Used:
-    """What was used: the figures of one group, exact."""
+    """The exact figures of one group."""
 
     amount: int = 0  #: > 0 where more was charged than refunded.
     input_tokens: int = 0
@@ -197,7 +197,7 @@ def by_api_key(
 
 
 def labels_of(api_key: str, keys: Iterable[ApiKey]) -> set[str]:
-    """What usages may say for a key that is named by its id or its masked form."""
+    """The labels in usages that mean a key, which the request names by id or masked form."""
     return {api_key, *(key.id for key in keys if key.mask == api_key)}
 
 

@@ -49,7 +49,7 @@ NO_WALLET_SCALE = 2
 
 @dataclass(frozen=True, slots=True)
 class _TransactionWindow:
-    """What List and Summary have in common."""
+    """Filters that List and Summary share."""
 
     livemode: bool | None
     customer_id: str | None
@@ -414,7 +414,7 @@ class CreditTransactionService(
 def _filters(
     window: _TransactionWindow, caller: Caller, rows: _TransactionRows | None = None
 ) -> Filters:
-    """What a caller may see of these. Raises ModeMismatch, NotFound, QueryTooBroad."""
+    """Filters of rows that the caller may see. Raises ModeMismatch, NotFound, QueryTooBroad."""
     filters = Filters(
         livemode=caller.mode(window.livemode),
         customer_id=caller.own(window.customer_id),

@@ -32,7 +32,7 @@ class BalanceRequest:
 
 
 def asked(request: pb.GetBalanceRequest) -> BalanceRequest:
-    """What a request asks for."""
+    """The moment of a wallet that a request asks for."""
     as_of = fields.optional_time(request, "as_of", field="as_of")
     at_sequence = _sequence(request, "at_sequence")
     if as_of is not None and at_sequence is not None:

@@ -463,7 +463,7 @@ def _id_of(one: pb.WebhookEndpoint | pb.WebhookDelivery) -> str:
 
 
 def _json(message: pb.WebhookEndpoint | pb.WebhookDelivery) -> str:
-    """What is kept of an answer; an endpoint's has no secret."""
+    """An answer as it is kept for a replay; an endpoint's has no secret."""
     text: str = json_format.MessageToJson(
         message, preserving_proto_field_name=True, indent=None, ensure_ascii=False
     )

@@ -52,7 +52,7 @@ PRICES_MAX = 20
 
 @dataclass(frozen=True, slots=True)
 class NewGrant:
-    """Credit to be given, and to whom."""
+    """A grant to be given, and its customer."""
 
     customer_id: str
     currency: str
@@ -239,7 +239,7 @@ def grant_list(request: pb.PaymentKitServiceListGrantsRequest) -> GrantList:
 
 @dataclass(frozen=True, slots=True)
 class GrantUpdate:
-    """What is to become of a grant."""
+    """A change of a grant."""
 
     id: str
     metadata: dict[str, str]
@@ -285,7 +285,7 @@ def whose(request: pb.PaymentKitServiceGetGrantSummaryRequest) -> Whose:
 
 @dataclass(frozen=True, slots=True)
 class Availability:
-    """What a wallet is asked to cover."""
+    """The amounts that a wallet is asked to cover."""
 
     customer_id: str | None
     currency: str
@@ -354,7 +354,7 @@ def grant(one: GivenGrant, currency: Currency) -> pb.PaymentKitGrant:
 
 
 def summary(wallets: list[Wallet], currencies: Mapping[str, Currency], clock: int) -> Struct:
-    """What the wallets' open grants have, by currency."""
+    """Sums of the wallets' open grants, by currency."""
     answer = Struct()
     for wallet in wallets:
         now = wallet.time(clock)

@@ -76,7 +76,7 @@ def meter_list(request: pb.PaymentKitServiceListMetersRequest) -> MeterList:
 
 @dataclass(frozen=True, slots=True)
 class MeterChange:
-    """What is to change of a meter: its fields by name."""
+    """A change of a meter: the new values by field."""
 
     meter: shapes.IdRequest
     changed: dict[str, Any]
