@@ -104,9 +104,10 @@ class ExportRequest:
     def name(self, config: Config) -> str:
         """What tells this export from others: a part is gone on with only by its own.
 
-        Parts on disk hold it, and this class's name is in it.
+        Parts on disk hold it, so it stays as older versions wrote it, whose class was Asked.
         """
-        return repr((config.database, replace(self, file=Path())))
+        request = repr(replace(self, file=Path())).replace(type(self).__name__, "Asked", 1)
+        return f"({config.database!r}, {request})"
 
 
 @dataclass(frozen=True, slots=True)
