@@ -165,6 +165,17 @@ def test_a_start_does_not_hide_a_leap(leap: int, state: State) -> None:
     assert put_right_before[:2] == (State.TRUSTED, START + 30 * MINUTE)
 
 
+@pytest.mark.parametrize("off", [-TOLERANCE_MS, 0, SECOND, TOLERANCE_MS])
+def test_a_doubted_clock_that_is_put_right_is_trusted(off: int) -> None:
+    """A clock within the tolerance is right, though the one that was doubted is near as well."""
+    leap = TOLERANCE_MS + 1
+    guard, verdict = started(START + leap, last_seen=START, doubted_at=START + leap)
+    assert verdict == (State.LEAPT, START, leap)
+
+    _, right = guard.read(Reading(START + MINUTE + off, MINUTE))
+    assert right == (State.TRUSTED, START + MINUTE + off, off)
+
+
 # --- clocks that move at random -------------------------------------------------------------------
 
 

@@ -81,10 +81,11 @@ class ClockGuard:
         return ClockGuard(reading)
 
     def _is_expected(self, reading: Reading, leap: int) -> bool:
-        if self.idle_ms_max is None:
+        doubted = self.doubted
+        # A clock that was doubted tells how much time has passed, as one that runs does.
+        goes_on = doubted is not None and _ahead(reading, doubted) >= -TOLERANCE_MS
+        if self.idle_ms_max is None or goes_on:
             return abs(leap) <= TOLERANCE_MS
-        if self.doubted is not None and _ahead(reading, self.doubted) >= -TOLERANCE_MS:
-            return False
         return -TOLERANCE_MS <= leap <= self.idle_ms_max
 
     def _is_correctable(self, leap: int) -> bool:
