@@ -333,9 +333,9 @@ class _OneWallet:
 
 @dataclass(frozen=True, slots=True)
 class Sweep(_OneWallet):
-    """What the sweeper asks for: what every command does first, and to go on returning.
+    """The sweeper's: write down what is over, then return more of a canceled meter event.
 
-    That is what was drawn for a canceled meter event and did not fit into one posting.
+    More is to be returned where what was drawn for the event did not fit into one posting.
     """
 
     wallet_id: str

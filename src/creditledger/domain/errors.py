@@ -332,7 +332,8 @@ class Internal(Refusal):
     reason, kind = "INTERNAL", ErrorKind.BUG
 
 
-#: The kind of every reason. The proxy alone says the first; no version says the second so far.
+#: The kind of every reason. The proxy alone says UNKNOWN_PATH, and turns refusals of its own into
+#: BODY_TOO_LARGE and DEADLINE_EXCEEDED; nothing says RATE_LIMITED so far.
 KINDS: Mapping[str, ErrorKind] = {
     "UNKNOWN_PATH": ErrorKind.UNKNOWN,
     "RATE_LIMITED": ErrorKind.TOO_MUCH,

@@ -1,7 +1,7 @@
 """The values of the ledger: what the rules decide on, the store keeps and the API prints.
 
-Times are milliseconds
-(UTC), amounts smallest units of the wallet's currency. Words of the field: docs/ledger.md.
+Times are milliseconds (UTC), amounts smallest units of the wallet's currency. docs/ledger.md
+explains the words of the field.
 """
 
 import copy
@@ -271,7 +271,9 @@ class Hold:
     deadline: int  #: The first moment without it.
     created_at: int
     dimension: int  #: Number of what its captures are added up by.
-    quantities: tuple[int, ...]  #: Of its usage; the first capture without an own counts them.
+    quantities: tuple[
+        int, ...
+    ]  #: Of its usage; the first capture that has none of its own counts them.
     meter_event_id: str | None
     ended: HoldEnd | None = None  #: None: open, or over by its deadline and not yet written down.
     ended_at: int | None = None
@@ -306,7 +308,7 @@ class MeterEvent:
     created_at: int
     paid_at: int | None  #: When nothing was unpaid any more; None before.
     canceled_at: int | None = None
-    #: Of a canceled one: what rows with a lower sequence drew for it is still to be returned. None:
+    #: If it is canceled: what rows below this sequence drew for it is still to be returned. None:
     #: nothing is.
     return_below: int | None = None
 
@@ -433,8 +435,8 @@ class Wallet:
             for number, part in hold.parts.items():
                 self.grants[number].held += part
 
-    def settle(self, now: int) -> None:
-        """Find out until when it is quiet, so that nobody adds up the grants before then."""
+    def look_ahead(self, now: int) -> None:
+        """Find the moment until which its figures stay: no grant is added up before then."""
         until, pending, held, scoped = NEVER, 0, 0, 0
         for hold in self.holds.values():
             if hold.ended is None:
@@ -472,7 +474,7 @@ class Wallet:
                     if grant.has_ended(now):
                         place = max(grant.ends_at or NEVER, hold.deadline), number
                         leaving[place] = leaving.get(place, 0) + part
-            # What the grant has paid back since was of what left it first.
+            # What the grant has paid back since comes off the part that leaves it first.
             lacking: dict[int, int] = {}
             for place in sorted(leaving):
                 left = leaving[place] + lacking.pop(place[1], 0)

@@ -38,8 +38,8 @@ HOURS_MAX = 744
 _NOT_BEGUN = 1 << 62
 #: What the calendar of bills calls them.
 _CALENDAR = {Period.DAY: "Day", Period.WEEK: "Week", Period.MONTH: "Month"}
-#: From where the last period ended to a moment that is in the next one, whatever the data of its
-#: zone says.
+#: Half a period. The end of a period and this much lies within the next one, whatever the data of
+#: the zone says.
 _HALF = {
     Period.DAY: 12 * clock.HOUR,
     Period.WEEK: 84 * clock.HOUR,

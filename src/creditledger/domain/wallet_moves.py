@@ -27,8 +27,8 @@ class Move(NamedTuple):
     grant: Grant | None
     effective_at: int | None  #: None: when it is written.
     fresh: bool = False  #: The grant is made by this move.
-    #: The overdraft that it gives back, owed by then or not: in bills that was paid, whatever the
-    #: category of what comes back.
+    #: The overdraft that the move gives back, whether that is still owed or not. Bills count it as
+    #: paid credit, whatever the category of the grant that takes it.
     overdraft: OverdraftDraw | None = None
     #: The move adds a part to the grant, and so much of it pays back overdraft; None: it does not.
     paid: int | None = None
@@ -62,7 +62,7 @@ def check_range(
             gained += move.grant.remaining > 0 and move.grant.is_bounded()
         elif move.paid:
             overdraft -= move.paid
-    # Only what raises a sum is refused: one of a ledger without this bound may be beyond it.
+    # Only what raises a sum is refused: a ledger from before this bound may have a sum beyond it.
     more = credited + overdraft
     if more > 0 and wallet.credited_amount + wallet.overdraft_used + more > money.TOTAL_MAX:
         raise OutOfRange("what the wallet was ever given and owes would pass 9·10^18")
@@ -193,7 +193,7 @@ def append(
         )
     wallet.posted_at = now
     if now >= wallet.quiet_until:
-        wallet.settle(now)
+        wallet.look_ahead(now)
     return rows
 
 

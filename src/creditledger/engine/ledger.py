@@ -1,4 +1,7 @@
-"""The committer: every posting, single or batched, goes through here, and here only.
+"""The committer: every posting, single or batched, goes through here.
+
+The one exception moves no credit: closing a statement writes its key as a posting
+(store/wallet_keys.py).
 
 Callers queue commands; the committer takes all that waits, decides them in arrival order inside
 one write transaction, and answers after COMMIT:
@@ -8,7 +11,7 @@ one write transaction, and answers after COMMIT:
 | 1 | begin                                | store, `Writer.commit`       |
 | 2 | lock the batch's wallets             | store                        |
 | 3 | read postings under the keys, grants | store, as `Loaded`           |
-| 4 | decide one after the other           | batch.py, by the rules    |
+| 4 | decide one after the other           | batch.py, by the rules       |
 | 5 | write                                | store, from `Changes`        |
 | 6 | commit, then answer                  | here                         |
 

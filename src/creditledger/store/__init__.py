@@ -1,9 +1,9 @@
 """The database, and the only place that speaks SQL.
 
 `Store` has three verbs: `commit` (the write path of postings), `write` (any other change) and
-`read` (one snapshot). What they run is in `store/registry/records.py`,
-`store/read/transaction_reads.py`, `store/read/lists.py`, `store/read/consumption.py` and the two
-writers; the tables are in `schema.py`, their checks in `store/verify/`.
+`read` (one snapshot). What they run is in the folders `write/`, `registry/`, `read/`, `statements/`
+and `webhooks/`; how they run it, in `sqlite/` and `postgres/`. The tables are in `schema.py`, their
+checks in `verify/`.
 """
 
 from collections.abc import Callable, Iterator

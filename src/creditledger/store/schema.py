@@ -35,6 +35,8 @@ from sqlalchemy import Text as _Text
 from sqlalchemy.schema import SchemaItem
 from sqlalchemy.types import UserDefinedType
 
+from creditledger.domain.commands import SETTLE
+
 CONVENTION = {
     "pk": "%(table_name)s_pk",
     "uq": "%(table_name)s_%(column_0_N_name)s_unique",
@@ -483,7 +485,7 @@ meter_events = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("paid_at", BigInteger),
     Column("canceled_at", BigInteger),
-    # Of a canceled one: what rows with a lower sequence drew for it is still to be returned.
+    # If it is canceled: what rows below this sequence drew for it is still to be returned.
     Column("return_below", BigInteger),
     PrimaryKeyConstraint("wallet_number", "number"),
     UniqueConstraint("wallet_number", "identifier"),
@@ -822,7 +824,7 @@ def _postings(to: MetaData, *key: SchemaItem) -> Table:
         postgresql_where=where,
     )
     #: What was paid later for a meter event.
-    settles = text("operation = 14")
+    settles = text(f"operation = {SETTLE}")
     Index(
         "postings_settlements",
         *(table.c.wallet_number, table.c.meter_event_id, table.c.first_sequence),

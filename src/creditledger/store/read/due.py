@@ -1,6 +1,6 @@
 """What is over and may not be written down yet, over all wallets: what the sweeper goes by.
 
-Found by two narrow indexes, in the order of time: a look reads what it answers and no more.
+Each kind has a narrow index in the order of time: a look reads what it answers and no more.
 """
 
 from collections.abc import Sequence

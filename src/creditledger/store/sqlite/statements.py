@@ -13,6 +13,7 @@ from functools import cache
 from itertools import chain
 from typing import Any
 
+from creditledger.domain.commands import SETTLE
 from creditledger.domain.model import RETURNED_ROWS_MAX, Wallet
 from creditledger.store.write import lookups
 from creditledger.store.write.changed_rows import Delete, Insert, Update, Write
@@ -33,7 +34,7 @@ _SOURCES = {
     lookups.SETTLEMENTS: f"""FROM KEYS CROSS JOIN postings AS s
       ON s.wallet_number = j.wallet AND s.number IN (
        SELECT p.number FROM postings AS p INDEXED BY postings_settlements
-       WHERE p.operation = 14 AND p.wallet_number = j.wallet AND p.meter_event_id = j.name
+       WHERE p.operation = {SETTLE} AND p.wallet_number = j.wallet AND p.meter_event_id = j.name
          AND p.first_sequence < j.below
        ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX})
     ORDER BY j.wallet, j.event, s.first_sequence DESC"""

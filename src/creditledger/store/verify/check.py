@@ -11,7 +11,10 @@ from creditledger.domain import commands, operations
 
 
 class Check(NamedTuple):
-    """A condition that is true of a damaged row, and what to say of that row."""
+    """A condition that is true of a damaged row, and what to say of that row.
+
+    Where proofs.py has a shorter proof of the pass, the proof has to ask for it as well.
+    """
 
     #: SQL. A comparison with a missing row gives NULL and finds nothing; another check finds that
     #: the row is missing.

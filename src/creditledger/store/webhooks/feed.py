@@ -22,6 +22,7 @@ from sqlalchemy import (
     update,
 )
 
+from creditledger.domain.model import HoldEnd
 from creditledger.domain.webhook_events import (
     GIVING,
     TRYING_MS,
@@ -46,7 +47,7 @@ t, p, g, s = (
 )
 
 #: Holds written down as over by their deadline, for `due`.
-EXPIRED_HOLDS = ("holds", "holds_expired", "deadline", "o.ended = 3")
+EXPIRED_HOLDS = ("holds", "holds_expired", "deadline", f"o.ended = {HoldEnd.EXPIRED}")
 
 PENDING = DeliveryStatus.PENDING.value
 

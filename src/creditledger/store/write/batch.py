@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from creditledger.domain import ids
+from creditledger.domain.commands import RETURN, SETTLE, DropLimit, SetLimit
 from creditledger.domain.errors import Refusal
 from creditledger.domain.model import (
     NEVER,
@@ -26,14 +27,15 @@ from creditledger.domain.model import (
     Status,
     Wallet,
 )
+from creditledger.domain.operations.meter_event import CancelEvent, ReportEvent
 from creditledger.domain.overdraft import OverdraftDraw, Payer
 
 #: Operations whose postings draw for a meter event: the report, and a settlement that pays later.
-PAYS_EVENT = (13, 14)
+PAYS_EVENT = (ReportEvent.code, SETTLE)
 #: Operations that cancel a meter event, or return more of the credit that it drew.
-RETURNS_EVENT = (15, 16)
+RETURNS_EVENT = (CancelEvent.code, RETURN)
 #: Operations that set a spend limit or drop one under a key.
-OF_LIMITS = (19, 20)
+OF_LIMITS = (SetLimit.code, DropLimit.code)
 #: The message of a read that finds no free connection.
 TOO_MANY_READS = "too many reads at once; the database's connections are all in use"
 #: The message for a database URL that cannot be read. It shows nothing of the URL, because any part
@@ -90,23 +92,20 @@ class Loaded:
     #: Ids of wallets that another server has locked; they are not in `wallets`.
     locked: frozenset[str] = frozenset()
     postings: dict[tuple[int, str], Posting] = field(default_factory=dict)  #: By wallet and key.
-    originals: dict[tuple[int, int], Posting] = field(
-        default_factory=dict
-    )  #: Postings to be refunded.
+    #: Postings to be refunded.
+    originals: dict[tuple[int, int], Posting] = field(default_factory=dict)
     #: The other sides of transfers in `postings`, if their wallets belong to the batch.
     linked: dict[tuple[int, int], Posting] = field(default_factory=dict)
-    refunded: dict[tuple[int, int], int] = field(
-        default_factory=dict
-    )  #: Σ refunded of `originals`.
+    #: Σ refunded of `originals`.
+    refunded: dict[tuple[int, int], int] = field(default_factory=dict)
     #: Overdraft that rows of `originals` drew, by wallet and sequence.
     overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
     payers: dict[int, list[Payer]] = field(default_factory=dict)  #: Grants that paid it back.
     meters: frozenset[str] = frozenset()
     inactive_meters: frozenset[str] = frozenset()  #: A subset of `meters`.
     subscriptions: dict[str, str] = field(default_factory=dict)  #: Id -> customer id.
-    dimensions: dict[tuple[int, int], Dimension] = field(
-        default_factory=dict
-    )  #: Dimensions of the postings.
+    #: Dimensions of the postings.
+    dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)
     numbers: dict[tuple[int, Dimension], int] = field(default_factory=dict)
     next_dimension: dict[int, int] = field(default_factory=dict)  #: By wallet.
     refused: Refusal | None = None  #: Why none of the batch may be carried out.
@@ -198,7 +197,9 @@ class Loaded:
             if event.canceled_at is None or event.return_below is not None
         }
 
-    def pay(self, found: Mapping[tuple[int, int], "Settlements"], postings: list[Posting]) -> None:
+    def add_payments(
+        self, found: Mapping[tuple[int, int], "Settlements"], postings: list[Posting]
+    ) -> None:
         """Take the postings that paid for events."""
         by_number = {(posting.wallet, posting.number): posting for posting in postings}
         for (wallet, event), (numbers, are_all) in found.items():
@@ -344,18 +345,16 @@ class Changes:
     """What a decided batch writes, in the order of dependence."""
 
     touched: dict[int, Wallet] = field(default_factory=dict)  #: Their counters have moved on.
-    terms: dict[int, Wallet] = field(
-        default_factory=dict
-    )  #: Their limit, status or metadata has changed.
+    #: Their limit, status or metadata has changed.
+    terms: dict[int, Wallet] = field(default_factory=dict)
     dimensions: list[tuple[int, int, Dimension]] = field(default_factory=list)
     postings: list[Posting] = field(default_factory=list)
     given: dict[tuple[int, int], Grant] = field(default_factory=dict)
     #: Grants drawn on or returned to, and whether credit remained before the batch.
     drawn: dict[tuple[int, int], tuple[Grant, bool]] = field(default_factory=dict)
     parts: list[GrantPart] = field(default_factory=list)
-    grown: dict[tuple[int, int], Grant] = field(
-        default_factory=dict
-    )  #: Grants that `parts` added to.
+    #: Grants that `parts` added to.
+    grown: dict[tuple[int, int], Grant] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
     rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
     holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: New or changed.
@@ -366,19 +365,15 @@ class Changes:
     dropped: dict[tuple[int, int], DroppedLimit] = field(default_factory=dict)
     revised: dict[tuple[int, int], Grant] = field(default_factory=dict)  #: Grants with other terms.
     grant_revisions: list[GrantRevision] = field(default_factory=list)  #: What they became.
-    repaid: dict[tuple[int, int], Grant] = field(
-        default_factory=dict
-    )  #: Grants that repaid overdraft without a row.
+    #: Grants that repaid overdraft without a row.
+    repaid: dict[tuple[int, int], Grant] = field(default_factory=dict)
     repayments: list[GrantRepayment] = field(default_factory=list)  #: Their repayments.
-
-    events: dict[tuple[int, int], MeterEvent] = field(
-        default_factory=dict
-    )  #: New, paid or canceled.
+    #: New, paid or canceled.
+    events: dict[tuple[int, int], MeterEvent] = field(default_factory=dict)
     #: Credited receipts by wallet and grant number; None: the receipt may be credited again.
     receipts: dict[tuple[int, int], CreditedReceipt | None] = field(default_factory=dict)
-    overdrawn: dict[int, Wallet] = field(
-        default_factory=dict
-    )  #: Wallets whose overdraft has changed.
+    #: Wallets whose overdraft has changed.
+    overdrawn: dict[int, Wallet] = field(default_factory=dict)
     #: Overdraft that rows drew or gave back.
     overdrafts: dict[tuple[int, int], OverdraftDraw] = field(default_factory=dict)
     payers: list[Payer] = field(default_factory=list)  #: Grants that paid it back.

@@ -177,7 +177,7 @@ def _payments(loaded: Loaded, wanted: Wanted) -> Loading[None]:
     found = {place: settlements(place[1], numbers) for place, numbers in settled.items()}
     pairs = [(wallet, n) for (wallet, _), (numbers, _) in found.items() for n in numbers]
     postings = yield from _postings(loaded, lookups.POSTINGS_BY_NUMBER, pairs)
-    loaded.pay(found, postings)
+    loaded.add_payments(found, postings)
     yield from _refunded(loaded, pairs, postings)
 
 

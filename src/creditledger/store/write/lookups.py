@@ -9,6 +9,7 @@ its statistics, so it is given the texts without them.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from creditledger.domain.commands import SETTLE
 from creditledger.domain.model import RETURNED_ROWS_MAX
 from creditledger.store.write.columns import (
     DIMENSION,
@@ -192,7 +193,7 @@ SETTLEMENTS = Lookup(
     "j.wallet, j.event, s.number, s.row_count",
     f"""FROM KEYS CROSS JOIN LATERAL (
      SELECT p.number, p.row_count, p.first_sequence FROM postings AS p
-     WHERE p.operation = 14 AND p.wallet_number = j.wallet AND p.meter_event_id = j.name
+     WHERE p.operation = {SETTLE} AND p.wallet_number = j.wallet AND p.meter_event_id = j.name
        AND p.first_sequence < j.below
      ORDER BY p.first_sequence DESC LIMIT {RETURNED_ROWS_MAX}) AS s
     ORDER BY j.wallet, j.event, s.first_sequence DESC""",  # noqa: S608 # a constant

@@ -367,6 +367,7 @@ class PaymentKitService(Service, payment_kit_service_pb2_grpc.PaymentKitServiceS
         livemode, key = caller.mode(new.livemode), new.key
         by_header = current_header(HEADER_NAME) is not None
         names = grant_messages.FIELD_NAMES | {"idempotency_key": HEADER if by_header else FIELD}
+        # Texts keep the names of Post, which this API's clients have always seen.
         with renamed(names, in_text=FIELD_NAMES[GiveGrant]):
             posting = await self._give(new, key or ids.random("key"), livemode, caller)
         place = posting.wallet, posting.rows[0].sequence
