@@ -198,8 +198,13 @@ LONG_MESSAGE = "é" * 400
 @given(
     message=st.text(),
     param=st.none() | st.text(min_size=1),
-    metadata=st.dictionaries(st.text(string.ascii_lowercase, max_size=20), st.text(), max_size=9),
+    metadata=st.dictionaries(
+        st.text(string.ascii_lowercase, max_size=20).filter(lambda key: key != "param"),
+        st.text(),
+        max_size=9,
+    ),
 )
+@example(message="", param=None, metadata={"message": "", "self": ""})
 @example(message=LONG_MESSAGE, param=None, metadata={"fields": "metadata," * 44})
 @example(
     message="\U0001f600" * 999, param="x" * 999, metadata=dict.fromkeys("abcdefghi", "é" * 999)

@@ -593,7 +593,7 @@ async def test_running_periods_of_limits_get_their_ends(
 
 def test_a_refund_that_lowered_what_others_owed_stays_as_booked() -> None:
     """The grant that had paid the refunded draw then paid the oldest draws that were owed."""
-    line = import_module(f"{versions.__name__}.{WHO_PAID}").Line(1)
+    line = import_module(f"{versions.__name__}.{WHO_PAID}").OverdraftLine(1)
     line.draw(sequence=1, posting=1, amount=5)
     line.draw(sequence=2, posting=2, amount=5)
     line.pay(grant=3, amount=5, row=3)
@@ -607,7 +607,7 @@ def test_a_refund_that_lowered_what_others_owed_stays_as_booked() -> None:
 
 def test_a_refund_of_what_is_owed_is_gone_past() -> None:
     """The end of the refunded draw is forgiven, and later grants pay the other draws."""
-    line = import_module(f"{versions.__name__}.{WHO_PAID}").Line(1)
+    line = import_module(f"{versions.__name__}.{WHO_PAID}").OverdraftLine(1)
     for number in (1, 2, 3):
         line.draw(sequence=number, posting=number, amount=5)
     line.give_back(sequence=4, posting=2, amount=3)

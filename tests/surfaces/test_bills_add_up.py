@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
 #: Names that are data of the system, not zones: not every one has them.
-ZONES = sorted(zone for zone in available_timezones() if zone[0].isupper())
+ZONES = sorted(zone for zone in available_timezones() if zone[0].isupper() and time.is_zone(zone))
 #: Of the ledgers: when the traffic of each begins. Within 35 days of each, clocks are changed in
 #: Europe or America, on Lord Howe Island, or nowhere.
 BEGINNINGS = ("2026-04-06", "2026-11-03", "2026-10-05", "2026-07-20")

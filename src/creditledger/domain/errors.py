@@ -48,7 +48,7 @@ class Refusal(Exception):
     reason: ClassVar[str]
     kind: ClassVar[ErrorKind]
 
-    def __init__(self, message: str, *, param: str | None = None, **metadata: str) -> None:
+    def __init__(self, message: str, /, *, param: str | None = None, **metadata: str) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
