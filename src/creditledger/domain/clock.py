@@ -1,6 +1,6 @@
 """Time, as integer milliseconds since 1970-01-01 UTC, and its text on the wire.
 
-The one place that reads the system's clock. Everything inside takes `now` as an argument.
+Only this module reads the system's clock. Everything inside takes `now` as an argument.
 """
 
 import re
@@ -15,19 +15,19 @@ SECOND = 1_000
 MINUTE = 60 * SECOND
 HOUR = 60 * MINUTE
 DAY = 24 * HOUR
-#: Every zone's offset is a multiple of a quarter of an hour, so buckets of any zone are whole ones.
+#: The offset of each zone is a multiple of 15 minutes, so the buckets of a zone are whole quarters.
 QUARTER = 15 * MINUTE
 
-#: Names that systems have for what they are set to: no zones, and not the same on two machines.
+#: Names for the setting of one machine. They are no zones, and differ from machine to machine.
 _NO_ZONES = frozenset({"localtime", "Factory", "posixrules"})
 _ZONES = available_timezones() - _NO_ZONES
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 # beside moments that are UTC already
+_NAIVE_EPOCH = datetime(1970, 1, 1)  # noqa: DTZ001 # compared with moments that are UTC already
 _MS = timedelta(milliseconds=1)
 _MINUTE = timedelta(minutes=1)
 #: The times that can be stored and shown, [first, end): years 1 to 9999 in UTC.
 FIRST, END = -62_135_596_800_000, 253_402_300_800_000
-#: The minutes of a day.
+#: The 1,440 minutes of a day as text.
 _CLOCK = [f"{hour:02d}:{minute:02d}" for hour in range(24) for minute in range(60)]
 _RFC3339 = re.compile(
     r"(\d{4})-(\d\d)-(\d\d)[Tt](\d\d):(\d\d):(\d\d)(?:\.(\d{1,9}))?([Zz]|[+\- ]\d\d:\d\d)", re.ASCII
@@ -39,7 +39,8 @@ def now() -> int:
     return time.time_ns() // 1_000_000
 
 
-#: Nobody sets it, and it counts on while the machine sleeps. On macOS the other one does as well.
+#: A clock that cannot be set and that counts while the machine sleeps. On macOS, CLOCK_MONOTONIC
+#: counts through sleep too.
 _ELAPSED: int = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 
 
@@ -49,14 +50,14 @@ def elapsed() -> int:
 
 
 def shown(milliseconds: int) -> str:
-    """`text` of what a clock shows, which may be no time that can be stored."""
+    """`text` of a clock's reading, limited to [FIRST, END)."""
     return text(min(max(milliseconds, FIRST), END - 1))
 
 
 def parse(text: str, *, field: str) -> int:
     """Milliseconds of an RFC 3339 time with zone; digits below a millisecond are cut off.
 
-    A blank before the offset is read as "+", which is what a query string makes of it.
+    A blank before the offset is read as "+", because a query string turns "+" into a blank.
     Raises InvalidField for anything else, a date that does not exist, and years outside 1 to 9999.
     """
     match = _RFC3339.fullmatch(text)
@@ -91,7 +92,7 @@ def _date(day: int) -> str:
     return moment(day * DAY).date().isoformat()
 
 
-# All rows of a batch have one time, so it is printed once; wallets show when they were made.
+# All rows of a batch share one time, so the cache formats it once. Wallets repeat `created_at`.
 @lru_cache(maxsize=16_384)
 def text(milliseconds: int) -> str:
     """RFC 3339 in UTC with three fraction digits: 2026-05-21T14:08:11.000Z."""
@@ -111,8 +112,8 @@ def local(milliseconds: int, zone: ZoneInfo) -> datetime | None:
 def text_in(milliseconds: int, zone: ZoneInfo) -> str:
     """`text`, by the clocks of a zone and with its offset: 2026-05-21T16:08:11.000+02:00.
 
-    In UTC where that is no RFC 3339 time: the local year would not be 1 to 9999, or the offset is
-    not in whole minutes, as before the zone had a standard time.
+    In UTC where RFC 3339 cannot express the local time: the local year is outside 1 to 9999, or
+    the offset is not in whole minutes, as in years before the zone had a standard time.
     """
     there = None if zone.key == "UTC" else local(milliseconds, zone)
     if there is None or (there.utcoffset() or timedelta()) % _MINUTE:
@@ -133,10 +134,10 @@ def zone(name: str, *, field: str) -> ZoneInfo:
 
 
 def is_zone(name: str) -> bool:
-    """Whether this is the IANA name of a zone that there is here."""
+    """Whether this is the IANA name of a zone that this machine knows."""
     return name in _ZONES
 
 
 def stored_zone(name: str) -> ZoneInfo:
-    """The zone of a name that was stored: UTC where it is no zone, or none any more."""
+    """The zone of a stored name; UTC where this machine knows no such zone."""
     return ZoneInfo(name if is_zone(name) else "UTC")

@@ -1,9 +1,9 @@
-"""The guard of the ledger's clock: whether a reading of it can be believed, and what the time is.
+"""The clock guard decides whether to trust a reading of the ledger's clock, and what the time is.
 
-Pure: readings in, verdicts out. A reading pairs the ledger's clock with the time that passed by a
-clock that nobody sets and that counts on while the machine sleeps. So a machine that slept and a
-ledger that was idle see no leap, and a clock that was set does. What follows from a verdict is in
-store/ledger_clock.py and in docs/ledger.md, "The clock".
+Pure: readings in, verdicts out. A reading pairs the ledger's clock with a second clock, which
+cannot be set and counts while the machine sleeps. So the guard sees no leap after sleep or idle
+time, and sees a leap when the ledger's clock is set. For the consequences of a verdict see
+store/ledger_clock.py and docs/ledger.md, "The clock".
 """
 
 from dataclasses import dataclass, replace
@@ -12,12 +12,12 @@ from typing import NamedTuple
 
 from creditledger.domain import clock
 
-#: What is no leap: a leap second, a failover to a server whose clock differs a little, a reading
-#: that lay in a busy process for a while.
+#: A difference up to this is no leap. It allows for a leap second, a failover to a server whose
+#: clock differs a little, and a delay between the two readings in a busy process.
 TOLERANCE_MS = 10 * clock.SECOND
-#: A longer leap is implausible: nobody's clock is corrected by more than that unnoticed.
+#: A longer leap is implausible: operators notice a correction of more than that.
 LEAP_MS_MAX = 24 * clock.HOUR
-#: A clock that leapt is taken after it has been steady for so long.
+#: The guard accepts a clock that leapt after it has been steady for this long.
 STEADY_MS = 10 * clock.MINUTE
 
 
@@ -25,41 +25,41 @@ class Reading(NamedTuple):
     """The ledger's clock at one moment; both in milliseconds."""
 
     clock: int  #: Since 1970.
-    elapsed: int  #: Since any moment, by a clock that nobody sets.
+    elapsed: int  #: Since any moment, by a clock that cannot be set.
 
 
 class State(Enum):
-    """What the guard makes of the clock."""
+    """The guard's judgement of the clock."""
 
     TRUSTED = "trusted"
-    LEAPT = "leapt"  #: The ledger's time goes on without it until it is steady.
+    LEAPT = "leapt"  #: The ledger's time goes on without the clock until the clock is steady.
     IMPLAUSIBLE = "implausible"  #: Commands are refused.
 
 
 class Verdict(NamedTuple):
-    """What a reading means."""
+    """The judgement of one reading. All times in milliseconds."""
 
     state: State
-    now: int  #: The ledger's time: the clock where it is trusted, else what it should show.
-    leap: int  #: How far the clock is ahead of what it should show; negative is behind.
+    now: int  #: The ledger's time: the clock if it is trusted, else the expected time.
+    leap: int  #: The clock's lead over the expected time; negative: it is behind.
 
     @property
     def shown(self) -> int:
-        """What the clock shows."""
+        """The time that the clock shows."""
         return self.now if self.state is State.TRUSTED else self.now + self.leap
 
 
 @dataclass(frozen=True, slots=True)
 class ClockGuard:
-    """What is known of the clock so far. Made by `begin`; `read` answers the next one."""
+    """What the guard knows of the clock. `begin` makes the first; `read` answers the next."""
 
-    anchor: Reading  #: The clock is expected to go on from here.
-    #: How far ahead of the anchor the clock may be, which is then the last time that the ledger was
-    #: seen; None once a clock is trusted.
+    anchor: Reading  #: The guard expects the clock to go on from here.
+    #: Until a clock is trusted, the anchor is the ledger's last written time, and the clock may be
+    #: this far ahead of it. None once a clock is trusted.
     idle_ms_max: int | None = None
     #: While `idle_ms_max` is set: a clock that an earlier server doubted, and that goes on.
     doubted: Reading | None = None
-    candidate: Reading | None = None  #: Since when a clock that leapt has been steady.
+    candidate: Reading | None = None  #: The first reading since which a clock that leapt is steady.
 
     def read(self, reading: Reading) -> tuple["ClockGuard", Verdict]:
         """The guard after this reading, and what the reading means."""
@@ -77,23 +77,23 @@ class ClockGuard:
         return self, Verdict(State.LEAPT, now, leap)
 
     def accept(self, reading: Reading) -> "ClockGuard":
-        """The guard after somebody has said that this reading is right."""
+        """The guard after an operator has confirmed this reading."""
         return ClockGuard(reading)
 
     def _is_expected(self, reading: Reading, leap: int) -> bool:
         doubted = self.doubted
-        # A clock that was doubted tells how much time has passed, as one that runs does.
+        # A doubted clock that goes on measures the time that has passed, like any running clock.
         goes_on = doubted is not None and _ahead(reading, doubted) >= -TOLERANCE_MS
         if self.idle_ms_max is None or goes_on:
             return abs(leap) <= TOLERANCE_MS
         return -TOLERANCE_MS <= leap <= self.idle_ms_max
 
     def _is_correctable(self, leap: int) -> bool:
-        # At a start, a clock behind the last time may be the one that is right.
+        # At a start, the last written time may be wrong, and the clock behind it right.
         return abs(leap) <= LEAP_MS_MAX or (self.idle_ms_max is not None and leap < 0)
 
     def _trusting(self, reading: Reading) -> "ClockGuard":
-        # The anchor moves seldom, so that a clock that runs too fast is noticed as a leap.
+        # The anchor moves seldom, so that the drift of a fast clock adds up to a leap.
         if self.idle_ms_max is not None or not 0 <= self._passed(reading) < STEADY_MS:
             return ClockGuard(reading)
         return self if self.candidate is None else ClockGuard(self.anchor)
@@ -109,14 +109,14 @@ def begin(
     doubted_at: int | None = None,
     idle_ms_max: int,
 ) -> ClockGuard:
-    """The guard of a server that starts, before its first reading, which this is, is judged.
+    """The guard of a server that starts. `reading` is the server's first, not yet judged.
 
     `last_seen`: the ledger's time when a server last wrote it down; None of a new ledger.
-    `doubted_at`: what the clock showed at that moment, where that server did not believe it.
+    `doubted_at`: the clock's time at that moment, if that server did not trust it.
     """
     if last_seen is None:
         return ClockGuard(reading)
-    # One that was doubted because it was behind is judged like any other clock at a start.
+    # A clock that was doubted for being behind is judged like any other clock at a start.
     if doubted_at is None or not last_seen < doubted_at <= reading.clock + TOLERANCE_MS:
         return ClockGuard(Reading(last_seen, reading.elapsed), idle_ms_max)
     # The doubted clock has gone on, so it says how much time has passed since.
@@ -125,5 +125,5 @@ def begin(
 
 
 def _ahead(reading: Reading, of: Reading) -> int:
-    """How far the clock is ahead of where it would be had it gone on from `of`."""
+    """The clock's lead, in milliseconds, over a clock that went on from `of`."""
     return reading.clock - of.clock - (reading.elapsed - of.elapsed)

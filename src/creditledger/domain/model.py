@@ -1,7 +1,7 @@
-"""The values of the ledger: what the rules decide on, the store keeps and the API prints.
+"""The values of the ledger. The rules decide on them, the store keeps them, the API prints them.
 
-Times are milliseconds (UTC), amounts smallest units of the wallet's currency. docs/ledger.md
-explains the words of the field.
+Times are milliseconds since 1970 (UTC). Amounts are smallest units of the wallet's currency.
+docs/ledger.md explains the words of the field.
 """
 
 import copy
@@ -13,23 +13,23 @@ from typing import NamedTuple
 
 from creditledger.domain import clock
 
-#: Open grants a wallet may have that came by transfer or were given as promotional ones. Credit
-#: that was paid, refunds and adjustments are always taken, so they have no bound.
+#: Open grants that a wallet may have from transfers and promotional gifts, counted together.
+#: Paid grants, refunds and adjustments are never refused, so they have no bound.
 OPEN_GRANTS_MAX = 1_000
-#: Open holds a wallet may have: they are read with it.
+#: Open holds that a wallet may have. Each command reads all of them with the wallet.
 OPEN_HOLDS_MAX = 1_000
-#: How long promotional credit lasts that a refund gives back after its grant has ended.
+#: Lifetime of promotional credit that a refund gives back after its grant has ended.
 RETURNED_MS = 30 * clock.DAY
-#: How long after it was made or extended a hold may last.
+#: Longest time from the making or the last extension of a hold to its deadline.
 HOLD_MS_MAX = 7 * clock.DAY
-#: Meter events a wallet may have that are not paid in full: they are read with it, and one command
-#: that brings credit pays them all.
+#: Meter events of a wallet that are not paid in full. Each command reads them with the wallet, and
+#: one command that brings credit may pay all of them.
 UNPAID_EVENTS_MAX = 1_000
-#: Rows that one posting writes to return what was drawn for a canceled meter event; a draw that
-#: needs more is returned whole.
+#: Rows that one posting writes to return the draws of a canceled meter event. A posting returns a
+#: draw whole, even if that draw alone needs more rows.
 RETURNED_ROWS_MAX = 1_000
-#: Rolling hours are counted in so many parts. What was spent stays until its whole part is out of
-#: the hours: they may last a sixtieth longer than a limit says, and never let more through.
+#: Parts of a rolling period. Spending counts until its whole part has left the period. So the
+#: period may last a sixtieth longer than the limit says, and it never lets more through.
 ROLLING_PARTS = 60
 #: The priority of a grant that names none; 0 is spent first, 100 last.
 PRIORITY_DEFAULT = 50
@@ -48,7 +48,7 @@ class Word(IntEnum):
 
 
 class Kind(Word):
-    """Why a transaction moved credit, in the words of the billing list. Stored as its number."""
+    """Why a transaction moved credit, in the words of the billing list."""
 
     TOPUP = 1
     SUBSCRIPTION_RENEW = 2
@@ -62,7 +62,7 @@ class Kind(Word):
 
 
 class Type(Word):
-    """What a transaction is, in the words of the credit-transaction API. Stored as its number."""
+    """What a transaction is, in the words of the credit-transaction API."""
 
     GRANT = 1
     CONSUMPTION = 2
@@ -71,17 +71,14 @@ class Type(Word):
 
 
 class Category(Word):
-    """Whether a grant was paid for. Stored as its number."""
+    """Whether a grant was paid for."""
 
     PAID = 1
     PROMOTIONAL = 2
 
 
 class Origin(Word):
-    """What made a grant: an operation `grant`, an adjustment, or the ledger by itself.
-
-    Stored as its number.
-    """
+    """What made a grant: an operation `grant`, an adjustment, or the ledger by itself."""
 
     GIVEN = 1
     ADJUSTMENT = 2
@@ -98,10 +95,7 @@ class Status(Word):
 
 
 class Period(Word):
-    """What a spend limit is for: a calendar's day, week or month, the last hours, or for ever.
-
-    Stored as its number.
-    """
+    """The period of a spend limit: a calendar day, week or month, the last hours, or for ever."""
 
     DAY = 1
     WEEK = 2
@@ -111,26 +105,23 @@ class Period(Word):
 
 
 class HoldEnd(Word):
-    """How a hold ended: all of it captured or the rest given back, given back, or by its deadline.
-
-    Stored as its number.
-    """
+    """How a hold ended: by a capture (all of it, or a final one), a release, or its deadline."""
 
     CAPTURED = 1
     RELEASED = 2
     EXPIRED = 3
 
 
-#: What credit is spent on: meter, product and category, as far as they are named.
+#: What credit is spent on: (meter, product, category). None or "": not named.
 Purpose = tuple[str | None, str, str]
-#: Of what names none of the three: no scope covers it.
+#: The purpose of spending that names none of the three. No scope covers it.
 NO_PURPOSE: Purpose = (None, "", "")
 
 
 class GrantScope(NamedTuple):
-    """What a grant pays for: of each list that is not empty, one has to be named.
+    """What a grant pays for: the purpose has to match each list that is not empty.
 
-    At least one is not; each is sorted and holds nothing twice.
+    At least one list is not empty. Each list is sorted and without duplicates.
     """
 
     meter_ids: tuple[str, ...] = ()
@@ -138,7 +129,7 @@ class GrantScope(NamedTuple):
     categories: tuple[str, ...] = ()
 
     def covers(self, purpose: Purpose) -> bool:
-        """Whether it pays for this."""
+        """Whether the grant pays for this purpose."""
         meter, product, category = purpose
         return (
             (not self.meter_ids or meter in self.meter_ids)
@@ -155,7 +146,7 @@ class Receipt(NamedTuple):
 
 
 class GrantStatus(Word):
-    """What a grant is at a moment. Nowhere stored."""
+    """What a grant is at a moment. Computed, never stored."""
 
     PENDING = 1
     GRANTED = 2
@@ -165,7 +156,7 @@ class GrantStatus(Word):
 
 
 class GrantTerms(NamedTuple):
-    """What revisions change of a grant, its metadata aside."""
+    """The terms of a grant that revisions change. Its metadata is stored apart."""
 
     name: str | None
     priority: int
@@ -175,11 +166,11 @@ class GrantTerms(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class Grant:
-    """A lot of credit given once: `remaining` changes in its life, and its terms by revisions."""
+    """A lot of credit, given once. Postings change `remaining`, revisions change the terms."""
 
     number: int  #: Sequence of the row that created it; 0 until that row is appended.
-    amount: int  #: Given, in smallest units, with all its parts. > 0.
-    overdraft_paid: int  #: Part of it that paid back an overdraft as it was given. <= amount.
+    amount: int  #: Credit given, all parts included. > 0.
+    overdraft_paid: int  #: Part of `amount` that repaid overdraft at the giving. <= amount.
     remaining: int  #: Not yet drawn. 0 <= remaining <= amount.
     category: Category
     priority: int  #: 0 to 100, lower is spent first.
@@ -188,14 +179,14 @@ class Grant:
     expires_at: int | None  #: ... to here, excluded; None is never.
     created_at: int
     scope: GrantScope | None = None  #: None: it pays for everything.
-    voided_at: int | None = None  #: Taken back then, so that it ended; before expires_at.
+    voided_at: int | None = None  #: When it was taken back, which ends it; before expires_at.
     revision: int = 0  #: How often its terms have changed.
-    repaid: int = 0  #: Part of it that paid back overdraft as it began or ended.
+    repaid: int = 0  #: Part of `amount` that repaid overdraft when the grant began or ended.
     returned: bool = False  #: Promotional credit that came back after its grant had ended.
     origin: Origin = Origin.GIVEN
-    #: Of what the ledger made: digest of the metadata that it was made with; None: it has none.
+    #: Digest of the metadata of a grant that the ledger made by itself; None: no metadata.
     words: str | None = None
-    held: int = 0  #: What open holds have set aside of it, as `Wallet.holds` says. <= remaining.
+    held: int = 0  #: Σ parts of this grant in the open holds of `Wallet.holds`. <= remaining.
 
     def burn_key(self) -> tuple[int, int, int, int, int, int]:
         """The burn order, a total order: docs/ledger.md, "Burn order"."""
@@ -215,7 +206,7 @@ class Grant:
         return self.origin is Origin.TRANSFER
 
     def terms(self) -> GrantTerms:
-        """What revisions change, as it is."""
+        """The current terms."""
         return GrantTerms(self.name, self.priority, self.expires_at, self.voided_at)
 
     def is_open(self, now: int) -> bool:
@@ -228,17 +219,20 @@ class Grant:
 
     @property
     def ends_at(self) -> int | None:
-        """The first moment without it; None is never."""
+        """The first moment after the grant; None is never."""
         return self.expires_at if self.voided_at is None else self.voided_at
 
     def has_ended(self, now: int) -> bool:
-        """Whether its time is over, or it was voided: a wallet's time is never before that."""
+        """Whether the grant has expired or was voided. `now` is the wallet's time.
+
+        `voided_at` is not compared: the wallet's time is never before it.
+        """
         return self.voided_at is not None or (
             self.expires_at is not None and self.expires_at <= now
         )
 
     def status(self, now: int) -> GrantStatus:
-        """What it is at `now`, a moment of its wallet."""
+        """The status at `now`, the wallet's time."""
         if self.voided_at is not None:
             return GrantStatus.VOIDED
         if self.has_ended(now):
@@ -249,13 +243,12 @@ class Grant:
 
 
 class Annotation(NamedTuple):
-    """What a posting says for people and for its caller. That of a hold is its first posting's."""
+    """Description and metadata of a posting. A hold has those of the posting that made it."""
 
     description: str | None = None
     metadata: Mapping[str, str] = {}  # a Mapping: nobody writes to it
 
 
-#: Of what says nothing.
 NO_ANNOTATION = Annotation()
 
 
@@ -263,32 +256,32 @@ NO_ANNOTATION = Annotation()
 class Hold:
     """Credit set aside for a consumption to come, until its deadline."""
 
-    number: int  #: Of the posting that made it; 0 until that is written.
+    number: int  #: Number of the posting that made it; 0 until that posting is written.
     amount: int  #: Set aside in the beginning. > 0.
-    captured: int  #: Consumed of it, or beyond it, so far.
+    captured: int  #: Consumed by captures so far, more than was held included.
     parts: dict[int, int]  #: What is still set aside, by grant number, in the order it is drawn.
-    beyond: int  #: What is still set aside of what no grant covers.
-    deadline: int  #: The first moment without it.
+    beyond: int  #: What is still set aside of the overdraft.
+    deadline: int  #: The first moment after the hold.
     created_at: int
-    dimension: int  #: Number of what its captures are added up by.
+    dimension: int  #: Number of the dimension of its captures.
     quantities: tuple[
         int, ...
-    ]  #: Of its usage; the first capture that has none of its own counts them.
+    ]  #: Of its usage. The first capture counts them, unless it has usage of its own.
     meter_event_id: str | None
-    ended: HoldEnd | None = None  #: None: open, or over by its deadline and not yet written down.
+    ended: HoldEnd | None = None  #: None: open, or past its deadline and not yet written as ended.
     ended_at: int | None = None
 
     @property
     def left(self) -> int:
-        """What is still set aside, if its time is not over."""
+        """What is still set aside, the deadline left out of account."""
         return sum(self.parts.values()) + self.beyond
 
     def is_open(self, now: int) -> bool:
-        """Whether it can be captured at `now`."""
+        """Whether a capture can use the hold at `now`."""
         return self.ended is None and now < self.deadline
 
     def end(self, now: int) -> tuple[HoldEnd | None, int | None]:
-        """How and when it has ended by `now`, whether that is written down or not."""
+        """How and when it ended by `now`, written or not; (None, None) of an open hold."""
         if self.ended is None and self.deadline <= now:
             return HoldEnd.EXPIRED, self.deadline
         return self.ended, self.ended_at
@@ -296,20 +289,20 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class MeterEvent:
-    """What a meter counted for a wallet: paid as far as there was credit, the rest by and by."""
+    """What a meter counted for a wallet. Credit at the report pays first, later credit the rest."""
 
-    number: int  #: Of the posting that reported it; 0 until that is written.
-    identifier: str  #: The reporter's name for it: the posting's idempotency key.
+    number: int  #: Number of the posting that reported it; 0 until that posting is written.
+    identifier: str  #: The reporter's name for the event: the posting's idempotency key.
     meter_id: str
     subscription_id: str | None
-    value: int  #: What it is to cost. > 0.
-    unpaid: int  #: What of it no credit has been drawn for yet. 0 <= unpaid <= value.
+    value: int  #: The price of the event. > 0.
+    unpaid: int  #: The part of `value` without a draw so far. 0 <= unpaid <= value.
     happened_at: int
     created_at: int
-    paid_at: int | None  #: When nothing was unpaid any more; None before.
+    paid_at: int | None  #: When `unpaid` became 0; None before.
     canceled_at: int | None = None
-    #: If it is canceled: what rows below this sequence drew for it is still to be returned. None:
-    #: nothing is.
+    #: Of a canceled event: the draws of rows below this sequence are still to be returned. None:
+    #: all draws are returned.
     return_below: int | None = None
 
     @property
@@ -321,32 +314,32 @@ class MeterEvent:
 
     @property
     def consumed(self) -> int:
-        """What has been drawn for it so far; of a canceled one all comes back."""
+        """Credit drawn for the event so far; 0 once canceled, because all draws come back."""
         return 0 if self.canceled_at is not None else self.value - self.unpaid
 
     @property
     def updated_at(self) -> int:
-        """When it was canceled, else when it was paid wholly, else when it was reported."""
+        """When it was canceled, else when it was paid in full, else when it was reported."""
         changes = (self.canceled_at, self.paid_at)
         return next((at for at in changes if at is not None), self.created_at)
 
 
 @dataclass(slots=True, eq=False)
 class SpendLimit:
-    """How much may be spent of a wallet in a period, by everybody or by one API key."""
+    """How much of a wallet's credit one API key, or all keys together, may spend in a period."""
 
     number: int  #: Counted from 1 within the wallet.
     amount: int  #: Smallest units. >= 0.
     api_key_id: str | None  #: Only usage with this label; None: all spending.
     period: Period
-    time_zone: str | None  #: Whose days, weeks and months; None of other periods.
-    hours: int | None  #: Of a rolling period, else None.
+    time_zone: str | None  #: IANA zone of a calendar's periods; None of other periods.
+    hours: int | None  #: Length of a rolling period; None of other periods.
     created_at: int
     updated_at: int
-    since: int  #: The wallet's sequence when it was made: later rows count.
-    counted_from: int  #: Where the period began when it last counted something.
-    parts: dict[int, int]  #: What was spent less what was refunded of it, by where a part begins.
-    counted_until: int | None  #: Where that period ends; None: no calendar's, it moves on or lasts.
+    since: int  #: The wallet's sequence when the limit was made. Only later rows count.
+    counted_from: int  #: Start of the period that last counted something.
+    parts: dict[int, int]  #: Spent less refunded, by the start of each part of the period.
+    counted_until: int | None  #: End of that period; None of a rolling one and of a lifetime.
 
     def covers(self, api_key_id: str) -> bool:
         """Whether spending under this label counts."""
@@ -359,10 +352,9 @@ def _counters() -> list[int]:
 
 @dataclass(slots=True)
 class Wallet:
-    """A wallet under its lock: its row and its grants with something left, as one value.
+    """A wallet under its lock: its row, and its grants with something left, as one value.
 
-    The rules read it and `append` changes it; nobody else does. `sequence`, `running_balance` and
-    the counters are those of its last transaction.
+    `sequence`, `running_balance` and the counters are those of its last transaction.
     """
 
     number: int
@@ -382,38 +374,38 @@ class Wallet:
     posted_at: int = 0  #: When it was last posted to, with rows or without; 0 before the first.
     moved_sequence: int = 0  #: The last transaction that is no expiration; 0 before the first.
     usage_count: int = 0  #: Transactions of kind usage so far.
-    usage_amount: int = 0  #: Σ of their amounts. <= 0.
-    usage_quantity: int = 0  #: Σ of all quantities of usage, each posting's once.
-    unmetered_amount: int = 0  #: Σ |amount| of those whose posting has no usage.
+    usage_amount: int = 0  #: Σ amounts of transactions of kind usage. <= 0.
+    usage_quantity: int = 0  #: Σ quantities of usage; each posting counts once.
+    unmetered_amount: int = 0  #: Σ |amount| of kind usage where the posting has no usage.
     topup_amount: int = 0  #: Σ amounts of kind topup. >= 0.
     refund_amount: int = 0  #: Σ amounts of kind refund. >= 0.
-    credited_amount: int = 0  #: Σ of all amounts > 0: what it was ever given. >= 0.
+    credited_amount: int = 0  #: Σ of all amounts > 0: what the wallet was ever given. >= 0.
     unpaid_amount: int = 0  #: Σ unpaid of its meter events. >= 0.
-    limits_made: int = 0  #: Spend limits ever made: where there are none, none are read.
-    last_posting: int = 0  #: Number of its last posting, which count from 1 in each wallet.
+    limits_made: int = 0  #: Spend limits ever made. 0: the loader reads none.
+    last_posting: int = 0  #: Number of its last posting. Each wallet counts postings from 1.
     kind_counts: list[int] = field(default_factory=_counters)  #: By Kind, usage left at 0.
     grants: dict[int, Grant] = field(default_factory=dict)  #: By number: open, and referred to.
-    burning: list[Grant] = field(default_factory=list)  #: Those with something left, burn order.
-    #: Before this moment no grant of `burning` begins or ends, no hold ends, and what has ended is
-    #: written down; 0: not known.
+    burning: list[Grant] = field(default_factory=list)  #: Grants with something left, burn order.
+    #: Before this moment no grant of `burning` begins or ends and no hold ends, and all earlier
+    #: ends are written down. 0: not known.
     quiet_until: int = 0
-    pending: int = 0  #: Σ remaining of those that have not begun, while it is quiet.
-    held: int = 0  #: Σ left of the open holds, while it is quiet.
-    scoped: int = 0  #: Σ not held of the open grants with a scope, while it is quiet.
+    pending: int = 0  #: Σ remaining of grants that have not begun; valid until quiet_until.
+    held: int = 0  #: Σ left of the open holds; valid until quiet_until.
+    scoped: int = 0  #: Σ not held of the open grants with a scope; valid until quiet_until.
     scopes: int = 0  #: How many grants of `burning` have a scope.
     holds: dict[int, Hold] = field(default_factory=dict)  #: By number: open, and referred to.
     unpaid: dict[int, MeterEvent] = field(default_factory=dict)  #: By number, oldest first.
-    limits: tuple[SpendLimit, ...] = ()  #: In the order in which they were made.
-    revision: int = 0  #: How many postings and changes there have been: what readers compare.
-    #: Grants pay overdraft back as they begin and end, if that is after this moment.
+    limits: tuple[SpendLimit, ...] = ()  #: Oldest first.
+    revision: int = 0  #: Number of postings and changes so far. Readers compare it.
+    #: Grants that begin or end after this moment pay overdraft back at that point.
     repays_from: int = 0
-    overdrawn: int = 0  #: All that was ever drawn beyond grants; see overdraft.py ...
-    repaid_to: int = 0  #: ... up to where that is paid back ...
-    #: ... and what of the rest refunds gave back: [begins, ends), in order.
+    overdrawn: int = 0  #: Σ ever drawn beyond grants: the length of the line in overdraft.py.
+    repaid_to: int = 0  #: The place of that line up to which it is paid back.
+    #: Stretches of the line after that place that refunds gave back: [begins, ends), in order.
     forgiven: list[tuple[int, int]] = field(default_factory=list)
 
     def add(self, grant: Grant) -> None:
-        """Take a grant read or made into the wallet's books."""
+        """Add a grant, loaded or new, to the wallet."""
         self.grants[grant.number] = grant
         if grant.remaining:
             insort(self.burning, grant, key=Grant.burn_key)
@@ -421,12 +413,12 @@ class Wallet:
             self.quiet_until = 0
 
     def use_up(self, grant: Grant) -> None:
-        """Nothing is left of it."""
+        """Take a grant without anything left out of the burn order."""
         self.burning.remove(grant)
         self.scopes -= grant.scope is not None
 
     def fill(self, grants: Iterable[Grant], holds: Iterable[Hold] = ()) -> None:
-        """Take all grants with something left, and all open holds, at once: sorted once."""
+        """Set all grants with something left, and all open holds. Sorts once."""
         self.burning = sorted(grants, key=Grant.burn_key)
         self.grants = {grant.number: grant for grant in self.burning}
         self.scopes = sum(grant.scope is not None for grant in self.burning)
@@ -436,7 +428,10 @@ class Wallet:
                 self.grants[number].held += part
 
     def look_ahead(self, now: int) -> None:
-        """Find the moment until which its figures stay: no grant is added up before then."""
+        """Compute `quiet_until` and the sums that stay valid until then.
+
+        Until that moment, reads need not add up the grants.
+        """
         until, pending, held, scoped = NEVER, 0, 0, 0
         for hold in self.holds.values():
             if hold.ended is None:
@@ -459,9 +454,9 @@ class Wallet:
         self.quiet_until, self.pending, self.held, self.scoped = until, pending, held, scoped
 
     def ending(self, now: int) -> dict[tuple[int, int], int]:
-        """What leaves grants whose time is over, by the moment at which it does and grant number.
+        """The amounts that leave ended grants, by (moment, grant number).
 
-        What a hold has set aside of a grant leaves with the hold, if that ends later.
+        The part of a grant that a hold has set aside leaves when the hold ends, if that is later.
         """
         ended = [grant for grant in self.burning if grant.has_ended(now)]
         leaving: dict[tuple[int, int], int] = {}
@@ -474,7 +469,7 @@ class Wallet:
                     if grant.has_ended(now):
                         place = max(grant.ends_at or NEVER, hold.deadline), number
                         leaving[place] = leaving.get(place, 0) + part
-            # What the grant has paid back since comes off the part that leaves it first.
+            # Overdraft that the grant repaid after its end reduces its earliest part first.
             lacking: dict[int, int] = {}
             for place in sorted(leaving):
                 left = leaving[place] + lacking.pop(place[1], 0)
@@ -484,17 +479,17 @@ class Wallet:
         return leaving
 
     def lapsed(self, now: int) -> list[Hold]:
-        """Holds whose deadline has passed and that nobody has written down as ended."""
+        """Holds that are past their deadline and not yet written as ended."""
         if now < self.quiet_until:
             return []
         return [h for h in self.holds.values() if h.ended is None and h.deadline <= now]
 
     def time(self, clock: int) -> int:
-        """`now` of this wallet: its time never runs backwards."""
+        """The wallet's time, which never runs backwards."""
         return clock if clock > self.posted_at else self.posted_at
 
     def copy(self) -> "Wallet":
-        """A wallet to try something on."""
+        """A copy to try a command on."""
         grants = {number: copy.copy(grant) for number, grant in self.grants.items()}
         return replace(
             self,
@@ -508,20 +503,20 @@ class Wallet:
 
 
 class Repayment(NamedTuple):
-    """What a grant pays back of overdraft at the moment at which it begins or ends."""
+    """Overdraft that a grant pays back when it begins or ends."""
 
     moment: int
     grant: Grant
-    start: int  #: What the grant had repaid before.
+    start: int  #: `repaid` of the grant before this repayment.
     amount: int  #: > 0.
 
 
 def repayments(wallet: Wallet, now: int) -> list[Repayment]:
-    """What grants pay back by `now` and nobody has written down, in order of time.
+    """The repayments due by `now` that are not yet written, in order of time.
 
-    A grant without a scope pays when it begins, and once more out of what would expire when it
-    ends; a voided one was taken back and pays nothing. At one moment grants that end pay before
-    grants that begin, each in burn order. The wallet's last posting wrote down what was before it.
+    A grant without a scope pays when it begins. It pays again when it ends, out of the credit that
+    would expire. A voided grant pays nothing. At the same moment, grants that end pay before grants
+    that begin, each in burn order. Each posting writes the repayments that are due by its time.
     """
     if not wallet.overdraft_used or now < wallet.quiet_until:
         return []
@@ -552,7 +547,7 @@ def repayments(wallet: Wallet, now: int) -> list[Repayment]:
 
 
 class Standing(NamedTuple):
-    """What a wallet's owner may know of its credit at one moment."""
+    """The sums of a wallet's credit at one moment."""
 
     balance: int
     held: int
@@ -562,7 +557,7 @@ class Standing(NamedTuple):
 
 
 def standing(wallet: Wallet, clock: int) -> Standing:
-    """The wallet's figures at `clock`: what has expired counts as gone, swept or not."""
+    """The wallet's sums at `clock`. Expired credit counts as gone, swept or not."""
     now = wallet.time(clock)
     balance, pending, held = wallet.running_balance, wallet.pending, wallet.held
     scoped = wallet.scoped
@@ -579,13 +574,13 @@ def standing(wallet: Wallet, clock: int) -> Standing:
                 pending += grant.remaining
             elif grant.scope is not None:
                 scoped += grant.remaining - grant.held + freed.get(grant.number, 0)
-        # What pays overdraft back as its grant ends does not expire.
+        # Credit that repays overdraft when its grant ends does not expire.
         balance += sum(paid.amount for paid in repayments(wallet, now) if paid.grant.has_ended(now))
     return Standing(balance, held, pending, balance - held - pending - scoped, scoped)
 
 
 def given_back(wallet: Wallet, now: int) -> Mapping[int, int]:
-    """What holds that are over by their deadline have set aside, by grant: it is free again."""
+    """The credit that lapsed holds free again, by grant number."""
     freed: dict[int, int] = {}
     for hold in wallet.lapsed(now):
         for number, part in hold.parts.items():
@@ -616,7 +611,7 @@ class WalletView(NamedTuple):
 
 
 def overdraft_used(wallet: Wallet, clock: int) -> int:
-    """The overdraft at `clock`: what grants have paid back by then is gone, written or not."""
+    """The overdraft at `clock`, less all repayments by then, written or not."""
     used = wallet.overdraft_used
     if used:
         used -= sum(paid.amount for paid in repayments(wallet, wallet.time(clock)))
@@ -649,9 +644,9 @@ def view(wallet: Wallet, clock: int) -> WalletView:
 
 
 class Dimension(NamedTuple):
-    """What rows are added up by: kind, what was metered and for whom, at which prices.
+    """The attributes that roll-ups group rows by: kind, meter, subscription, usage and prices.
 
-    Stored once per wallet under a number; rows and roll-ups refer to it.
+    Each wallet stores a dimension once, under a number. Rows and roll-ups refer to that number.
     """
 
     kind: int
@@ -677,13 +672,13 @@ class Row(NamedTuple):
     posting: int
     kind: int
     type: int
-    grant: int | None  #: Number of the grant it gave to or drew on; None is overdraft.
+    grant: int | None  #: Number of the grant that it adds to or draws on; None is overdraft.
     amount: int
     running_balance: int
     created_at: int
     effective_at: int | None  #: None: at created_at.
     dimension: int
-    kind_count: int | None  #: Rows of this kind up to this one; None for usage, counted beside.
+    kind_count: int | None  #: Rows of this kind up to this row; None of usage: see usage_count.
     usage_count: int
     usage_amount: int
     usage_quantity: int
@@ -692,7 +687,7 @@ class Row(NamedTuple):
 
 @dataclass(slots=True)
 class Posting:
-    """What a command became: its request, as far as its rows do not tell, and its rows."""
+    """A command as it is written: its rows, and the parts of the request that rows do not hold."""
 
     wallet: int
     number: int

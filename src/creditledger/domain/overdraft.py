@@ -1,10 +1,10 @@
 """Which credit paid which overdraft back: oldest draw first.
 
-All that a wallet ever drew beyond its grants lies on one line, draw behind draw. `Wallet.overdrawn`
-is the line's length, `Wallet.repaid_to` the place up to which it is paid back. A repayment pays the
-next stretch of the line, so it names the draws that it pays by two numbers, however many they are.
-A refund of a draw that is not paid back forgives its end: later repayments go past what is
-forgiven. Pure, on a wallet under its lock: no I/O, clock, randomness.
+All draws of a wallet beyond its grants lie on one line, in order. `Wallet.overdrawn` is the line's
+length. `Wallet.repaid_to` is the place up to which it is paid back. A repayment pays the next
+stretch of the line, so two numbers name the draws that it pays, however many they are. A refund of
+a draw that is not paid back forgives the end of the draw: later repayments skip that part. Pure,
+on a wallet under its lock: no I/O, clock, randomness.
 """
 
 from bisect import insort
@@ -23,7 +23,7 @@ class OverdraftDraw:
     sequence: int  #: Of the row.
     start: int
     amount: int  #: > 0.
-    forgiven: int = 0  #: Of its end, what refunds gave back before it was paid back.
+    forgiven: int = 0  #: Length of its end that refunds gave back before it was paid back.
 
     @property
     def end(self) -> int:
@@ -32,25 +32,25 @@ class OverdraftDraw:
 
 
 class Payer(NamedTuple):
-    """A grant that paid the places [start, until) back, but for what was forgiven in between."""
+    """A grant that paid back the places [start, until), without the forgiven ones in between."""
 
     wallet: int
     start: int
     until: int
     amount: int  #: > 0.
     grant: int
-    row: int | None  #: The row that gave the credit; None: the grant paid as it began or ended.
+    row: int | None  #: The row that gave the credit; None: the grant paid when it began or ended.
 
 
 def draw(wallet: Wallet, sequence: int, amount: int) -> OverdraftDraw:
-    """The wallet draws so much beyond its grants, by the row `sequence`."""
+    """Draw `amount` beyond the wallet's grants, by the row `sequence`."""
     drawn = OverdraftDraw(wallet.number, sequence, wallet.overdrawn, amount)
     wallet.overdrawn += amount
     return drawn
 
 
 def pay(wallet: Wallet, grant: int, amount: int, row: int | None) -> Payer:
-    """The grant pays so much of the oldest draws back."""
+    """Pay `amount` of the oldest draws back with the grant."""
     start = until = wallet.repaid_to
     left = amount
     for begins, ends in wallet.forgiven:
@@ -66,7 +66,7 @@ def pay(wallet: Wallet, grant: int, amount: int, row: int | None) -> Payer:
 
 
 def forgive(wallet: Wallet, drawn: OverdraftDraw, amount: int) -> None:
-    """A refund gives back so much of the draw's end, which nothing has paid back."""
+    """Forgive the last `amount` of a draw, which is refunded and not paid back."""
     ends = drawn.end - drawn.forgiven
     assert ends - amount >= max(drawn.start, wallet.repaid_to)
     drawn.forgiven += amount
@@ -75,29 +75,29 @@ def forgive(wallet: Wallet, drawn: OverdraftDraw, amount: int) -> None:
 
 
 def _forget(wallet: Wallet) -> None:
-    """Where nothing is owed, the line is behind the wallet."""
+    """Skip the rest of the line if nothing on it is owed."""
     owed = wallet.overdrawn - wallet.repaid_to
     if owed == sum(ends - begins for begins, ends in wallet.forgiven):
         wallet.repaid_to, wallet.forgiven = wallet.overdrawn, []
 
 
 def forgiving(wallet: Wallet) -> tuple[int, int] | None:
-    """(wallet number, place) behind which something is forgiven that later repayments go past."""
+    """(wallet number, place) after which a stretch is forgiven that later repayments skip."""
     owed = wallet.overdrawn - wallet.repaid_to
     return (wallet.number, wallet.repaid_to) if owed > wallet.overdraft_used else None
 
 
 def unpaid(wallet: Wallet, drawn: OverdraftDraw, returned: int) -> int:
-    """What nothing has paid back of the draw, `returned` of which refunds gave back before."""
+    """The part of a draw that is not paid back. Refunds already gave `returned` of it back."""
     return max(0, drawn.end - returned - max(drawn.start, wallet.repaid_to))
 
 
 def paid_by(
     drawn: OverdraftDraw, returned: int, amount: int, payers: Iterable[Payer]
 ) -> Iterator[tuple[int, int]]:
-    """(grant number, part) of those that paid the draw's places back: the newest `amount`.
+    """(grant number, part) of the grants that paid back the newest `amount` places of the draw.
 
-    `returned` places of its end are left out: refunds gave them back before, or forgive them now.
+    The last `returned` places are left out: refunds gave them back before, or forgive them now.
     """
     ends = drawn.end - returned
     begins = ends - amount

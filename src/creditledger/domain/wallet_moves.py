@@ -1,6 +1,6 @@
-"""Moves: what a posting does to a wallet, whether it fits, and carrying it out.
+"""Moves are the changes of a posting to a wallet. This module checks and applies them.
 
-The rules decide on moves; `append` carries them out on the wallet value and answers its rows. Pure:
+The rules decide on moves. `append` applies them to the wallet value and answers their rows. Pure:
 no I/O, clock, randomness.
 """
 
@@ -11,7 +11,7 @@ from creditledger.domain.errors import OutOfRange
 from creditledger.domain.model import OPEN_GRANTS_MAX, Grant, Kind, Repayment, Row, Type, Wallet
 from creditledger.domain.overdraft import OverdraftDraw
 
-# Looking a word up in its list costs more than all else that is done with it.
+# Plain ints: reading `Enum.value` is the hottest cost here.
 _TOPUP, _REFUND, _USAGE, _EXPIRY = (
     kind.value for kind in (Kind.TOPUP, Kind.REFUND, Kind.USAGE, Kind.EXPIRY)
 )
@@ -19,18 +19,18 @@ _EXPIRATION = Type.EXPIRATION.value
 
 
 class Move(NamedTuple):
-    """One transaction to be: so much, to or from this grant; grant None is the overdraft."""
+    """One transaction to write: an amount to or from a grant; grant None is the overdraft."""
 
     kind: int  #: Of Kind.
     type: int  #: Of Type.
     amount: int
     grant: Grant | None
     effective_at: int | None  #: None: when it is written.
-    fresh: bool = False  #: The grant is made by this move.
-    #: The overdraft that the move gives back, whether that is still owed or not. Bills count it as
-    #: paid credit, whatever the category of the grant that takes it.
+    fresh: bool = False  #: This move makes the grant.
+    #: The overdraft draw that the move gives back, still owed or not. Bills count the move as paid
+    #: credit, whatever the category of the grant that takes it.
     overdraft: OverdraftDraw | None = None
-    #: The move adds a part to the grant, and so much of it pays back overdraft; None: it does not.
+    #: Of a move that adds a part to a grant: how much of it repays overdraft. None of other moves.
     paid: int | None = None
 
 
@@ -44,9 +44,9 @@ def check_range(
 ) -> None:
     """Raises OutOfRange if a sum over the wallet's rows would pass its limit.
 
-    `held`: what a new hold sets aside, to be used later. What a wallet was ever given, with what is
-    overdrawn, bounds what it ever gave, and so every sum over its rows: of a kind, a grant, a time.
-    What is used is bounded further where bills count in more digits than the currency has.
+    `held`: the amount that a new hold sets aside. All credit ever given plus the overdraft bounds
+    all credit ever spent. So it bounds every sum over the wallet's rows: of a kind, a grant, a
+    time. Usage has a smaller limit where bills count in more digits than the currency has.
     """
     credited, overdraft, used, gained = 0, 0, held, 0
     for move in moves:
@@ -58,11 +58,11 @@ def check_range(
             overdraft -= move.amount
         elif move.fresh:
             overdraft -= move.grant.overdraft_paid
-            # A new grant that goes into the overdraft whole leaves nothing open.
+            # A new grant that repays overdraft with all its credit is not open.
             gained += move.grant.remaining > 0 and move.grant.is_bounded()
         elif move.paid:
             overdraft -= move.paid
-    # Only what raises a sum is refused: a ledger from before this bound may have a sum beyond it.
+    # Only moves that raise a sum are refused: an older ledger may have a sum beyond the bound.
     more = credited + overdraft
     if more > 0 and wallet.credited_amount + wallet.overdraft_used + more > money.TOTAL_MAX:
         raise OutOfRange("what the wallet was ever given and owes would pass 9·10^18")
@@ -80,9 +80,9 @@ def check_range(
 
 
 def expirations(wallet: Wallet, now: int) -> list[Move]:
-    """The moves that take what expired: by the moment it did, then by grant.
+    """The moves that take expired credit, ordered by the moment of expiry, then by grant.
 
-    What a hold has set aside of a grant expires with the hold, if that ends later.
+    The part of a grant that a hold has set aside expires with the hold, if that ends later.
     """
     if now < wallet.quiet_until:
         return []
@@ -94,7 +94,7 @@ def expirations(wallet: Wallet, now: int) -> list[Move]:
 
 
 def repay(wallet: Wallet, due: list[Repayment]) -> None:
-    """Carry out what grants pay back. No row says so: the balance is what it was."""
+    """Apply repayments. They write no row, because the balance does not change."""
     for _, grant, _, amount in due:
         grant.remaining -= amount
         grant.repaid += amount
@@ -107,7 +107,7 @@ def repay(wallet: Wallet, due: list[Repayment]) -> None:
 
 
 def undo(wallet: Wallet, due: list[Repayment]) -> None:
-    """Take back what `repay` did: the command that it was for is refused."""
+    """Reverse `repay` after its command was refused."""
     for _, grant, _, amount in due:
         was_used_up = not grant.remaining
         grant.remaining += amount
@@ -126,10 +126,10 @@ def append(
     quantity: int | None,
     now: int,
 ) -> list[Row]:
-    """Carry the moves out on the wallet and answer their rows.
+    """Apply the moves to the wallet and answer their rows.
 
     `quantity`: Σ of the posting's quantities, counted on its first row; None if it has no usage.
-    Asserts what the schema constrains too: 0 <= remaining <= amount, no time running backwards.
+    Asserts two constraints of the schema: 0 <= remaining <= amount, and time in order.
     """
     assert now >= wallet.posted_at
     rows = []
@@ -198,7 +198,7 @@ def append(
 
 
 def _change(wallet: Wallet, grant: Grant, amount: int, now: int) -> None:
-    """Draw on a grant, or return to it, keeping the list of what has something left."""
+    """Change what remains of a grant, and keep `Wallet.burning` up to date."""
     empty_before = not grant.remaining
     grant.remaining += amount
     assert grant.held <= grant.remaining <= grant.amount
