@@ -1,4 +1,4 @@
-"""What may be asked of a wallet, as values: postings, changes, and the sweep.
+"""The requests to a wallet, as values: postings, changes, and the sweep.
 
 A posting is a `Command` around one operation; `domain/operations/` has a file for each. Amounts are
 still text here, because their scale is known only under the wallet's lock.
@@ -27,20 +27,19 @@ from creditledger.domain.model import (
 from creditledger.domain.overdraft import OverdraftDraw, Payer
 from creditledger.domain.wallet_moves import Move
 
-#: Metadata a wallet may have, as a request may bring.
+#: Limits of a wallet's metadata; those of a request are the same.
 METADATA_KEYS_MAX = 50
 METADATA_BYTES_MAX = 8_192
 #: How far ahead a client's clock may run.
 AHEAD_MS_MAX = 60 * clock.SECOND
 
-#: Codes of postings that the ledger makes by itself: for expirations due, ...
+#: Codes of postings that the ledger makes by itself. This one writes expirations that are due.
 EXPIRE = 5
-#: ... in the wallet that a transfer credits, ...
+#: The posting of a transfer in the wallet that receives.
 RECEIVE = 12
-#: ... to pay what a meter event was still owed, ...
+#: Pays an unpaid meter event.
 SETTLE = 14
-#: ... and to return more of what a canceled event drew, or to cancel the unpaid events of a wallet
-#: that is closed.
+#: Returns more draws of a canceled event, or cancels the unpaid events of a wallet that is closed.
 RETURN = 16
 
 #: Wallet number and number within the wallet.
@@ -49,7 +48,7 @@ Place = tuple[int, int]
 
 @dataclass(slots=True)
 class Wants:
-    """What has to be loaded to decide commands."""
+    """What the store has to load to decide commands."""
 
     wallets: set[str] = field(default_factory=set)
     keys: set[tuple[str, str]] = field(default_factory=set)  #: (wallet id, idempotency key)
@@ -62,21 +61,21 @@ class Wants:
     canceled: set[Place] = field(default_factory=set)  #: Meter events.
     receipts: set[tuple[str, Receipt]] = field(default_factory=set)  #: By wallet id.
     limited: set[str] = field(default_factory=set)  #: Wallet ids whose spend limits may change.
-    #: Wallet ids of which canceled events matter that are still being returned.
+    #: Wallet ids whose canceled events with draws still to return have to be loaded.
     returning: set[str] = field(default_factory=set)
     #: Wallet ids whose unpaid events may be canceled.
     unpaid: set[str] = field(default_factory=set)
 
 
 def add_place(places: set[Place], prefix: str, id_: str) -> None:
-    """Add where this id leads, if it can be one."""
+    """Add the place that this id names, if the id is well-formed."""
     place = ids.resolve(prefix, id_)
     if place is not None:
         places.add(place)
 
 
 class Named(Protocol):
-    """What was loaded of what commands name, before it is known what else has to be."""
+    """What is loaded in the first step of loading: the things that commands name."""
 
     @property
     def wallets(self) -> Mapping[str, Wallet]: ...
@@ -88,7 +87,7 @@ class Named(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A posting whose draws may be returned: its rows, oldest first, and what was returned."""
+    """A posting whose draws may be returned: its rows, oldest first, and the returned amount."""
 
     rows: Sequence[Row]
     dimension: Dimension | None  #: None of a posting without rows.
@@ -106,7 +105,7 @@ class Credited(NamedTuple):
 
 
 class EventPayments(NamedTuple):
-    """What was drawn for a meter event and is not returned, newest posting first."""
+    """Postings that drew for a meter event, newest first, with draws not yet returned."""
 
     originals: Sequence[Original]
     are_all: bool  #: Whether there are no older ones.
@@ -114,7 +113,7 @@ class EventPayments(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class References:
-    """What the commands of a batch refer to, as far as it exists, as it is by now."""
+    """The existing things that the commands of a batch refer to, in their current state."""
 
     meters: frozenset[str] = frozenset()
     subscriptions: Mapping[str, str] = field(default_factory=dict)  #: Id -> customer id.
@@ -122,12 +121,12 @@ class References:
     inactive_meters: frozenset[str] = frozenset()  #: Those of the meters that count nothing new.
     #: By wallet number and receipt, oldest first: the grants that have credited it.
     credited: dict[tuple[int, Receipt], list[Credited]] = field(default_factory=dict)
-    #: Who paid the overdrafts of the originals back, by wallet number.
+    #: Grants that paid back the overdrafts of the originals, by wallet number.
     payers: Mapping[int, Sequence[Payer]] = field(default_factory=dict)
     dimensions: Mapping[Place, Dimension] = field(default_factory=dict)
     annotations: Mapping[Place, Annotation] = field(default_factory=dict)  #: Of holds.
     events: Mapping[Place, MeterEvent] = field(default_factory=dict)
-    #: What was drawn for an event that may be canceled.
+    #: The payments of an event that may be canceled.
     payments: Callable[[Wallet, MeterEvent], EventPayments] = lambda _, __: EventPayments([], True)
 
 
@@ -145,12 +144,12 @@ class Usage(NamedTuple):
     price_precision: int
 
 
-#: Of what names no usage.
+#: Stands for a command without usage.
 PLAIN_USAGE = Usage("", "", "", "", 1, (), (), (), 1)
 
 
 class Case(NamedTuple):
-    """A command to be decided: on which wallet, when, and what is known of what it names."""
+    """A command to decide, with its wallet, the time, and the things that the command names."""
 
     command: "Command"
     wallet: Wallet
@@ -158,48 +157,48 @@ class Case(NamedTuple):
     now: int  #: The wallet's time.
     known: References
     backdating_ms_max: int
-    #: How long promotional credit lasts that comes back after its grant has ended.
+    #: Lifetime of promotional credit that comes back after its grant has ended.
     returned_ms: int
     receiver: Wallet | None = None  #: Of a transfer; None if the caller may post to no such one.
     received_at: int = 0  #: The receiver's time.
 
 
 class Decision(NamedTuple):
-    """What a posting does to a wallet: its moves, and what becomes of what it names."""
+    """The effects of a posting: its moves, and the new state of the things that it names."""
 
     moves: list[Move]
-    dimension: Dimension  #: What its rows are added up by.
+    dimension: Dimension  #: The dimension of its rows.
     source: Mapping[str, str] = {}  # a Mapping: nobody writes to it
     quantities: tuple[int, ...] = ()  #: What was consumed, of a posting with usage.
     meter_event_id: str | None = None
     refund_of: int | None = None  #: Number of the posting that it refunds.
-    words: Annotation | None = None  #: What its posting says instead of the command's own words.
-    #: Smallest units that spend limits must have left, and what a hold sets aside no longer for
-    #: which API key.
+    words: Annotation | None = None  #: Replaces the command's own description and metadata.
+    #: `spends`: smallest units that spend limits must have left. `frees`: (API key, smallest
+    #: units) that a hold no longer sets aside.
     spends: int = 0
     frees: tuple[str, int] = "", 0
-    returned: Sequence[tuple[Row, int]] = ()  #: So much of what these rows drew comes back.
-    held: Hold | None = None  #: The hold as it was.
-    hold: Hold | None = None  #: The hold as it is then; its number is 0 if the posting makes it.
+    returned: Sequence[tuple[Row, int]] = ()  #: (row that drew, amount that comes back).
+    held: Hold | None = None  #: The hold before the posting.
+    hold: Hold | None = None  #: The hold after it; its number is 0 if the posting makes it.
     revised: Grant | None = None  #: The grant that gets new terms, ...
     terms: GrantTerms | None = None  #: ... and these terms.
-    event: MeterEvent | None = None  #: As it is then; its number is 0 if the posting reports it.
-    receipt: Receipt | None = None  #: What the grant that is made credits.
+    event: MeterEvent | None = None  #: The event after it; number 0 if the posting reports it.
+    receipt: Receipt | None = None  #: The receipt that the new grant credits.
     received: "Decision | None" = None  #: What a transfer does to the other wallet.
-    is_done: bool = False  #: Another posting did it: nothing is written.
+    is_done: bool = False  #: Another posting already did this. Nothing is written.
 
 
 class Operation:
     """What a posting does. Each operation is a file of `domain/operations/`."""
 
     __slots__ = ()
-    code: ClassVar[int]  #: As it is stored.
-    word: ClassVar[str]  #: The name that clients know it by.
+    code: ClassVar[int]  #: The stored code.
+    word: ClassVar[str]  #: The name that clients see.
     has_amount: ClassVar[bool] = True
-    #: Whether the time that the command says is that of its rows; a grant checks its own.
+    #: Whether `effective_at` of the command is the time of its rows. A grant checks its own time.
     has_time: ClassVar[bool] = True
     has_rows_answered: ClassVar[bool] = True  #: Its rows take room in the answer.
-    amount: str | None  #: If it has one. None: all that there is.
+    amount: str | None  #: Of an operation that has an amount. None: all that is left.
 
     @property
     def receiver_id(self) -> str | None:
@@ -208,15 +207,15 @@ class Operation:
 
     @property
     def is_forced(self) -> bool:
-        """Whether it does what only admin keys may."""
+        """Whether it needs an admin key."""
         return False
 
     def want(self, wallet_id: str, wants: Wants) -> None:
-        """What it names."""
+        """Add the things that it names."""
 
     @property
     def dimension(self) -> Dimension:
-        """What its rows are added up by, where the request says it."""
+        """The dimension of its rows, if the request alone determines it."""
         raise NotImplementedError
 
     def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
@@ -230,7 +229,7 @@ class Operation:
         return money.parse(self.amount, scale, field="amount")
 
     def terms(self, command: "Command") -> dict[str, object]:
-        """The attributes of the command that neither rows nor columns of the posting tell."""
+        """The attributes of the command that neither rows nor columns of the posting hold."""
         fields: dict[str, object] = {}
         for name in attributes(type(self)):
             value = getattr(self, name)
@@ -244,7 +243,7 @@ class Operation:
         return fields
 
     def told(self, command: "Command") -> dict[str, object]:
-        """The other attributes, but for its amount."""
+        """The attributes, without the amount, that rows and columns of the posting hold."""
         return {
             "description": command.description,
             "note": command.note,
@@ -269,23 +268,23 @@ class Operation:
         return None
 
     def check(self, case: Case) -> None:
-        """Raises NotFound or MeterInactive for what it names and may not."""
+        """Raises NotFound or MeterInactive for a named thing that cannot be used."""
 
     def decide(self, case: Case) -> Decision:
-        """What it does, or its Refusal. Touches nothing."""
+        """The decision. Raises a Refusal. Changes nothing."""
         raise NotImplementedError
 
 
 def attributes(operation: type[Operation]) -> tuple[str, ...]:
-    """Names of what is said of an operation."""
+    """Names of an operation's attributes."""
     return operation.__slots__
 
 
 class Command(NamedTuple):
-    """One posting as a client asked for it, shape checked, not yet decided.
+    """One posting as a client requested it: its shape is checked, it is not yet decided.
 
-    Amounts are still text: their scale is known only under the wallet's lock. `source` of the
-    operation is what was given; a missing actor is filled in from `actor` when it is written.
+    Amounts are still text: their scale is known only under the wallet's lock. The operation's
+    `source` is the client's; the decision takes a missing actor from `actor`.
     """
 
     wallet_id: str
@@ -293,14 +292,14 @@ class Command(NamedTuple):
     operation: Operation
     livemode: bool | None  #: The mode its wallet must have; None: either.
     posted_by: int | None  #: Number of the API key that posts; None: the command line.
-    actor: str  #: Its name: who did it, where the request does not say.
+    actor: str  #: Name of that key: the actor, unless the request names one.
     description: str | None = None
     note: str | None = None
     metadata: Mapping[str, str] = {}  # a Mapping: nobody writes to it
     effective_at: int | None = None
     expected_sequence: int | None = None
     validate_only: bool = False
-    backdating_free: bool = False  #: Admin keys and import reach behind the 35 days.
+    backdating_free: bool = False  #: Admin keys and import may backdate beyond the 35 days.
 
     @property
     def wallet_ids(self) -> tuple[str, ...]:
@@ -316,7 +315,7 @@ class Command(NamedTuple):
 
 
 class _OneWallet:
-    """What is asked of one wallet and is no posting."""
+    """A request to one wallet that is not a posting."""
 
     __slots__ = ()
     wallet_id: str
@@ -333,13 +332,13 @@ class _OneWallet:
 
 @dataclass(frozen=True, slots=True)
 class Sweep(_OneWallet):
-    """The sweeper's: write down what is over, then return more of a canceled meter event.
+    """The sweeper's request: write down ends that are due, then return more of a canceled event.
 
-    More is to be returned where what was drawn for the event did not fit into one posting.
+    More is to be returned where the draws of the event did not fit into one posting.
     """
 
     wallet_id: str
-    #: While something in the wallet has been due for less than this, nothing is written.
+    #: Nothing is written while something in the wallet became due less than this time ago.
     grace_ms: int = 0
 
     def want(self, wants: Wants) -> None:
@@ -371,7 +370,7 @@ class Change(_OneWallet):
 
 @dataclass(frozen=True, slots=True)
 class WalletChange(Change):
-    """What UpdateWallet asks for; None leaves as it is. Empty metadata values remove their key."""
+    """A change of a wallet's terms. None leaves a term. An empty metadata value removes its key."""
 
     code, word = 17, "wallet_change"
     wallet_id: str
@@ -379,12 +378,12 @@ class WalletChange(Change):
     overdraft_limit: str | None = None
     status: Status | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    cancel_unpaid: bool = False  #: Meter events that are not paid do not keep it from being closed.
+    cancel_unpaid: bool = False  #: Closing cancels unpaid meter events, which else prevent it.
     idempotency_key: str | None = None
     changed_by: int | None = None  #: Number of the API key that asks; None: the command line.
 
     def want(self, wants: Wants) -> None:
-        """Of a wallet that is to be closed its events, too."""
+        """For a wallet to be closed, add its events too."""
         Change.want(self, wants)
         if self.status is Status.CLOSED:
             wants.returning.add(self.wallet_id)
@@ -406,9 +405,9 @@ class WalletChange(Change):
 
 @dataclass(frozen=True, slots=True)
 class GrantChange(Change):
-    """What is to change of a grant; None leaves as it is, an empty value removes its metadata key.
+    """A change of a grant's terms. None leaves a term. An empty metadata value removes its key.
 
-    Not `expires_at` and `never_expires` at once.
+    `expires_at` and `never_expires` exclude each other.
     """
 
     code, word = 18, "grant_change"
@@ -495,17 +494,17 @@ class DropLimit(LimitChange):
         return {"spend_limit_id": self.spend_limit_id}
 
 
-#: To close a statement under a key is a posting without rows, too.
+#: Closing a statement under a key is also a posting without rows.
 CLOSE = (21, "statement")
 CHANGE_NAMES = dict(
     [*((one.code, one.word) for one in (WalletChange, GrantChange, SetLimit, DropLimit)), CLOSE]
 )
-#: What the ledger may be asked for.
+#: Every request to the ledger.
 Asked = Command | Change | Sweep
 
 
 def present(fields: Mapping[str, object]) -> dict[str, object]:
-    """Absent and empty are the same: what is neither given nor stored is left out."""
+    """The fields without absent and empty ones, which count as the same."""
     return {name: value for name, value in fields.items() if value not in (None, {}, [])}
 
 

@@ -1,7 +1,7 @@
-"""The rules of spend limits: what counts against one, when it is too much, and when it begins anew.
+"""The rules of spend limits: what counts against a limit, when it refuses, and when it resets.
 
-Pure, on a wallet under its lock. What was spent is kept with the limit, by the part of its period
-in which it was written, so that no rows are added up to decide.
+Pure, on a wallet under its lock. A limit keeps the amount spent in each part of its period, so a
+decision adds up no rows.
 """
 
 import copy
@@ -28,34 +28,34 @@ from creditledger.domain.model import (
 
 _USAGE = Kind.USAGE.value
 
-#: A client may sleep for so long in one call; for longer it should decide by `resets_at`.
+#: A client may sleep this long in one call. For a longer wait it should decide by `resets_at`.
 RETRY_AFTER_SECONDS_MAX = 300
-#: Limits a wallet may have: each posting that spends asks all of them.
+#: Limits that a wallet may have. Each posting that spends checks all of them.
 LIMITS_MAX = 20
 #: The longest rolling period: 31 days.
 HOURS_MAX = 744
-#: Of a limit that is being made.
+#: `counted_from` of a limit that is being made.
 _NOT_BEGUN = 1 << 62
-#: What the calendar of bills calls them.
+#: The names of these periods in billing_periods.py.
 _CALENDAR = {Period.DAY: "Day", Period.WEEK: "Week", Period.MONTH: "Month"}
-#: Half a period. The end of a period and this much lies within the next one, whatever the data of
-#: the zone says.
+#: About half a period. The end of a period plus this lies within the next period, whatever the zone
+#: data says.
 _HALF = {
     Period.DAY: 12 * clock.HOUR,
     Period.WEEK: 84 * clock.HOUR,
     Period.MONTH: 14 * clock.DAY,
 }
 
-#: What open holds of a wallet have set aside, by the API key that it is for; None is all of it.
+#: The amount that open holds of a wallet have set aside, by API key; None: the sum of all keys.
 Held = Mapping[str | None, int]
 
 
 class _Window(NamedTuple):
     """The period at one moment, in milliseconds."""
 
-    start: int  #: What was written from here on counts.
-    part: int  #: Where the part begins in which the moment lies.
-    end: int | None  #: The first moment that is not in it; None: it moves on, or lasts for ever.
+    start: int  #: Rows written from here on count.
+    part: int  #: Start of the part that contains the moment.
+    end: int | None  #: The first moment after the period; None: it rolls, or lasts for ever.
 
 
 class LimitView(NamedTuple):
@@ -98,9 +98,9 @@ def _window(limit: SpendLimit, moment: int) -> _Window:
 
 
 def held(wallet: Wallet, label: Callable[[Hold], str], now: int) -> dict[str | None, int]:
-    """What open holds have set aside at `now`; `label` says for which API key one is.
+    """What open holds have set aside at `now`, by API key. `label` answers the key of a hold.
 
-    Of a wallet with limits: nobody asks it of another one.
+    Empty for a wallet without limits.
     """
     found: dict[str | None, int] = {}
     if not wallet.limits:
@@ -120,7 +120,7 @@ def view(wallet: Wallet, limit: SpendLimit, set_aside: Held, now: int) -> LimitV
     if limit.period is Period.ROLLING and counted:
         assert limit.hours is not None
         hours = limit.hours * clock.HOUR
-        # The first part goes whole, and no earlier than its last moment is out of the hours.
+        # The oldest part leaves whole, when its last moment has left the period.
         resets_at = min(counted) + hours // ROLLING_PARTS + hours
     return LimitView(
         limit=limit,
@@ -128,7 +128,7 @@ def view(wallet: Wallet, limit: SpendLimit, set_aside: Held, now: int) -> LimitV
         wallet=wallet.number,
         scale=wallet.scale,
         spent=sum(counted.values()),
-        # An event has no label; what is unpaid of it will be spent as soon as there is credit.
+        # An event has no API key. Its unpaid rest is spent as soon as there is credit.
         held=set_aside.get(limit.api_key_id, 0)
         + (wallet.unpaid_amount if limit.api_key_id is None else 0),
         resets_at=resets_at,
@@ -137,13 +137,13 @@ def view(wallet: Wallet, limit: SpendLimit, set_aside: Held, now: int) -> LimitV
 
 @dataclass(slots=True)
 class Spending:
-    """What the postings of a batch spend and set aside, against the limits of their wallets."""
+    """Counts what the postings of a batch spend and set aside against the limits of the wallets."""
 
-    #: By wallet number and number: what is spent and held is labelled by.
+    #: By (wallet number, dimension number). A dimension has the API key.
     dimensions: Mapping[tuple[int, int], Dimension]
-    #: Limits made or moved on, by wallet number and number; None: dropped.
+    #: Limits made or changed, by (wallet number, limit number); None: dropped.
     moved: dict[tuple[int, int], SpendLimit | None]
-    #: By wallet number: at which moment holds had set aside what, as `Held`.
+    #: By wallet number: a moment, and what holds had set aside then, as `Held`.
     _held: dict[int, tuple[int, dict[str | None, int]]] = field(default_factory=dict)
 
     def require(
@@ -155,10 +155,10 @@ class Spending:
         now: int,
         frees: tuple[str, int] = ("", 0),
     ) -> None:
-        """Raises SpendLimitExceeded where a limit leaves less than `amount`, to be spent or held.
+        """Raises SpendLimitExceeded if a limit leaves less than `amount`, to be spent or held.
 
-        `frees`: what a hold sets aside no longer, and its API key. Of several limits the one that
-        leaves least is named, then the oldest.
+        `frees`: (API key, amount) that a hold no longer sets aside. Of several limits, the error
+        names the limit that leaves least, then the oldest.
         """
         set_aside = self._set_aside(wallet, now)
         worst: tuple[int, int, LimitView] | None = None
@@ -176,14 +176,14 @@ class Spending:
             raise _exceeded(wallet, *worst, now=now)
 
     def hold(self, wallet: Wallet, before: Hold | None, after: Hold) -> None:
-        """A hold that `require` let pass has become this."""
+        """Count a hold that `require` let pass: `before` became `after`."""
         more = after.left - (before.left if before else 0)
         _, set_aside = self._held[wallet.number]
         for key in (self._label(wallet, after), None):
             set_aside[key] = set_aside.get(key, 0) + more
 
     def count(self, wallet: Wallet, posting: Posting, dimension: Dimension, *, now: int) -> None:
-        """Count what the rows of a posting spent, if that is what they did."""
+        """Count the amount that a posting spent. Only usage counts."""
         amount = sum(row.amount for row in posting.rows)
         if dimension.kind != _USAGE or not amount:
             return
@@ -201,7 +201,7 @@ class Spending:
         *,
         now: int,
     ) -> None:
-        """Count less of what these rows spent: so much of each has been returned."""
+        """Count less for these rows: (row, amount of it that was returned)."""
         for limit in wallet.limits:
             if not limit.covers(dimension.api_key_id):
                 continue
@@ -220,7 +220,7 @@ class Spending:
         limit, changed = _put(wallet, change, now)
         if changed:
             self.moved[wallet.number, limit.number] = limit
-        # As it is at this point of the batch: what follows may set it anew.
+        # The view is of this point of the batch: a later command may change the limit.
         return self.seen(wallet, limit, now), changed
 
     def drop(self, wallet: Wallet, change: DropLimit, now: int) -> LimitView:
@@ -279,7 +279,7 @@ def _exceeded(
 
 
 def _give_back(limit: SpendLimit, amount: int, part: int) -> None:
-    """Count less of what was spent in this part, if that still counts."""
+    """Count less in this part, if the part still counts."""
     if part in limit.parts:
         limit.parts[part] -= amount
         assert limit.parts[part] >= 0
@@ -288,7 +288,7 @@ def _give_back(limit: SpendLimit, amount: int, part: int) -> None:
 
 
 def _begin(limit: SpendLimit, now: int) -> _Window:
-    """Forget what no longer counts."""
+    """Drop the parts that no longer count. Answers the current period."""
     window = _window(limit, now)
     limit.counted_from, limit.counted_until = window.start, window.end
     for start in [start for start in limit.parts if start < window.start]:

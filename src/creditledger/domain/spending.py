@@ -1,6 +1,6 @@
-"""The rules that operations share: when one is refused, and what is drawn from which grants.
+"""The rules that operations share: refusals, and how much is drawn from which grants.
 
-Pure: a rule reads a wallet under its lock and answers values, or raises a Refusal. It touches
+Pure: a rule reads a wallet under its lock. It answers values or raises a Refusal, and changes
 nothing. The rules in prose: docs/ledger.md.
 """
 
@@ -40,12 +40,12 @@ from creditledger.domain.wallet_moves import Move, check_range
 USAGE, CONSUMPTION = Kind.USAGE.value, Type.CONSUMPTION.value
 _ACTIVE = Status.ACTIVE
 _NOTHING: Mapping[int, int] = {}
-#: What expired is added up by.
+#: The dimension of expirations.
 EXPIRY = Dimension(Kind.EXPIRY.value, Type.EXPIRATION.value)
 
 
 def validate(case: Case) -> None:
-    """Refuse the command for what it says or names, whatever the wallet has.
+    """Check what the command says and names. The wallet's credit does not matter here.
 
     Raises, in this order of precedence: SequenceMismatch; WalletClosed, WalletFrozen; NotFound,
     MeterInactive; InvalidField for a time.
@@ -68,10 +68,10 @@ def validate(case: Case) -> None:
 
 
 def decide(case: Case) -> Decision:
-    """The command's own moves, in order, and what else it does. `validate` has to come first.
+    """The decision on a command that `validate` let pass. Its moves are in order.
 
-    What has expired by now is `wallet_moves.expirations`. Raises the refusals of the operation,
-    then OutOfRange.
+    Expirations that are due are not part of it: see `wallet_moves.expirations`. Raises the refusals
+    of the operation, then OutOfRange.
     """
     decision = case.command.operation.decide(case)
     received = decision.received
@@ -84,7 +84,7 @@ def decide(case: Case) -> Decision:
 
 
 def _expect_sequence(wallet: Wallet, expected: int) -> None:
-    """Raises SequenceMismatch if a row other than an expiration follows it."""
+    """Raises SequenceMismatch unless row `expected` exists and only expirations follow it."""
     if expected > wallet.sequence or wallet.moved_sequence > expected:
         raise SequenceMismatch(
             f"the wallet is at sequence {wallet.sequence}, not {expected}",
@@ -108,7 +108,7 @@ def check_backdating(case: Case, moment: int, field: str) -> None:
 
 
 def want_metered(wants: Wants, meter_id: str | None, subscription_id: str | None) -> None:
-    """What `check_metered` needs."""
+    """Add what `check_metered` needs."""
     if meter_id is not None:
         wants.meters.add(meter_id)
     if subscription_id is not None:
@@ -140,13 +140,13 @@ def named_grant(wallet: Wallet, id_: str, *, param: str, within: str = "") -> Gr
 
 
 def purpose(meter_id: str | None, usage: Usage | None) -> Purpose:
-    """What the credit is for: which scopes cover it."""
+    """What the credit is spent on. Scopes are compared with it."""
     used = usage or PLAIN_USAGE
     return meter_id, used.product_id, used.category
 
 
 def used(meter_id: str | None, subscription_id: str | None, usage: Usage | None) -> Dimension:
-    """What the rows of a consumption are added up by."""
+    """The dimension of a consumption's rows."""
     said = usage or PLAIN_USAGE
     return Dimension(
         USAGE,
@@ -176,11 +176,11 @@ def draw(
     kind: int = USAGE,
     type_: int = CONSUMPTION,
 ) -> list[Move]:
-    """Take `amount` in burn order of what no hold has set aside, the rest as overdraft.
+    """Draw `amount` in burn order from credit that no hold has set aside, the rest as overdraft.
 
-    `room` is what may be taken of all but the grants whose scope covers `spent_on`, which are for
-    nothing else. Without it, that is what is available with the overdraft the wallet may use; the
-    sum over all grants is needed only where the grants met on the way do not settle it.
+    `room` bounds the draw on grants without a scope and the overdraft. Grants whose scope covers
+    `spent_on` are not bounded. Default: the available credit plus the overdraft limit; the sum over
+    all grants is computed only where the grants on the way do not decide it.
     """
     moves = []
     missing = amount
@@ -216,9 +216,9 @@ def draw(
 
 
 def _room_for(wallet: Wallet, amount: int, spent_on: Purpose, now: int) -> int:
-    """What may be taken of credit without a scope. Raises InsufficientCredit if that is too little.
+    """The room of a draw on credit without a scope. Raises InsufficientCredit.
 
-    Grants whose scope covers `spent_on` are added to it, but make up for nothing overdrawn.
+    Grants whose scope covers `spent_on` count towards `amount`, but do not offset an overdraft.
     """
     available = standing(wallet, now).available
     most = _with_scoped(wallet, available, spent_on, now)
@@ -228,23 +228,23 @@ def _room_for(wallet: Wallet, amount: int, spent_on: Purpose, now: int) -> int:
 
 
 def room_left(wallet: Wallet, available: int) -> int:
-    """How much of what is for everything may be spent, overdraft included."""
+    """How much credit without a scope may be spent, overdraft included."""
     return max(0, available + wallet.overdraft_limit)
 
 
 def spendable(wallet: Wallet, spent_on: Purpose, now: int) -> int:
-    """What may be spent on this, overdraft aside."""
+    """The credit that may be spent on `spent_on`, without the overdraft limit."""
     return _with_scoped(wallet, standing(wallet, now).available, spent_on, now)
 
 
 def _with_scoped(wallet: Wallet, available: int, spent_on: Purpose, now: int) -> int:
     own = covering(wallet, spent_on, now)
-    # What is overdrawn beyond the limit, which may have been lowered, takes nothing of these.
+    # An overdraft beyond the limit, which may have been lowered, does not reduce scoped credit.
     return own + max(available, -wallet.overdraft_limit) if own else available
 
 
 def covering(wallet: Wallet, spent_on: Purpose, now: int) -> int:
-    """What is free of the open grants whose scope covers this."""
+    """The free credit of the open grants whose scope covers `spent_on`."""
     if not wallet.scopes:
         return 0
     freed = given_back(wallet, now)
@@ -256,7 +256,7 @@ def covering(wallet: Wallet, spent_on: Purpose, now: int) -> int:
 
 
 def insufficient(wallet: Wallet, required: int, available: int) -> InsufficientCredit:
-    """The refusal of what the wallet cannot pay."""
+    """The refusal of an amount that the wallet cannot pay."""
     need, have = money.text(required, wallet.scale), money.text(available, wallet.scale)
     return InsufficientCredit(
         f"{need} {wallet.currency} are required, {have} are available",
@@ -280,7 +280,7 @@ def new_grant(
     scope: GrantScope | None = None,
     origin: Origin = Origin.GIVEN,
 ) -> Grant:
-    """A grant that pays back what is overdrawn first, if it can be spent at once on everything."""
+    """A new grant. It repays overdraft first if it has begun and has no scope."""
     starts = now if effective_at is None else effective_at
     paid = min(overdraft_used, amount) if starts <= now and scope is None else 0
     return Grant(
