@@ -1,8 +1,8 @@
 """Grants that the ledger makes by itself, for a transfer or a refund: each a new one, or a part.
 
-Credit that arrives in many small pieces would leave as many open grants. So a piece becomes a part
-of an open grant that the ledger made and that is equal in all that tells grants apart. Its row
-stays its own.
+Credit that arrives in many small pieces would make as many open grants. So a piece becomes a part
+of an open grant that the ledger made and that has equal terms and metadata. Each piece keeps its
+own row.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ _MADE = (Origin.REFUND, Origin.TRANSFER)
 
 
 def words_digest(metadata: Mapping[str, str]) -> str | None:
-    """What tells metadata apart: 128 bits; None where there is none."""
+    """A 128-bit digest of the metadata; None if it is empty."""
     if not metadata:
         return None
     text = json.dumps(dict(metadata), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -28,7 +28,7 @@ def words_digest(metadata: Mapping[str, str]) -> str | None:
 
 
 class Arrivals:
-    """What one posting makes in a wallet; what it makes first takes what comes after it."""
+    """The grants that one posting makes in a wallet. Later pieces become parts of earlier ones."""
 
     def __init__(self, wallet: Wallet, now: int) -> None:
         self._open: dict[_Likeness, Grant] = {}
@@ -44,7 +44,7 @@ class Arrivals:
             return
         likeness = _likeness(grant)
         found = self._open.get(likeness)
-        # As in the wallet, the first in burn order takes parts; what is new is behind it.
+        # The first grant in burn order takes parts, as in the wallet. New grants come after it.
         if found is None or not found.number or grant.burn_key() < found.burn_key():
             self._open[likeness] = grant
             self._amounts.pop(likeness, None)
@@ -64,7 +64,7 @@ class Arrivals:
         return Move(kind, type_, grant.amount, grant, effective_at, fresh=True)
 
     def _takes_parts(self, grant: Grant) -> bool:
-        # A grant whose terms were changed is what somebody made of it.
+        # A grant with changed terms takes no parts: its terms were chosen for its own credit.
         return grant.origin in _MADE and not grant.revision and grant.is_open(self._now)
 
 

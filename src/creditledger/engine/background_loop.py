@@ -1,4 +1,4 @@
-"""The one loop of everything that a server does without being asked."""
+"""The loop that runs every background task of a server."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from creditledger.domain.errors import OutcomeUnknown, Unavailable
 
 log = structlog.get_logger()
 
-#: What a pause grows to while step after step fails, unless the interval is longer.
+#: The longest pause while steps fail, unless the interval is longer.
 FAILED_SECONDS_MAX = 5.0
 
 
 class BackgroundLoop:
     """A task that does a step again and again, with a pause between.
 
-    A step answers how many seconds the pause lasts, 0 for none; None: the interval. `wake` ends the
-    pause. A step that raises is logged, and doubles the pause until a step succeeds; `wake` does
-    not end that one.
+    A step answers the length of the pause in seconds; 0: no pause, None: the interval. `wake` ends
+    the pause. A step that raises is logged and doubles the pause until a step succeeds. `wake` does
+    not end the pause after a failure.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class BackgroundLoop:
     ) -> None:
         """`failure`: the log's word for a step that raises.
 
-        `gather_seconds`: what follows the first wake in this time shares its step.
+        `gather_seconds`: wakes within this time after the first wake share its step.
         """
         self._name = name
         self._step = step
@@ -52,7 +52,7 @@ class BackgroundLoop:
         self._woken.set()
 
     async def stop(self) -> None:
-        """End, in the middle of a step or of a pause; nothing happens where it never began."""
+        """End, even in the middle of a step or a pause. Does nothing if the loop never began."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):

@@ -1,6 +1,6 @@
-"""The journal of a batch: carries decisions out on the wallets, and gathers what is to be written.
+"""The journal of a batch applies decisions to the wallets, and gathers the rows to write.
 
-No I/O: it changes the wallets that were loaded, and the `Changes` that the store then writes.
+No I/O: it changes the loaded wallets, and the `Changes` that the store then writes.
 """
 
 from collections import ChainMap, Counter
@@ -55,7 +55,7 @@ _PROMOTIONAL = Category.PROMOTIONAL
 
 @dataclass(slots=True)
 class Journal:
-    """What was loaded, moved on posting by posting, and what has to be written of it."""
+    """The loaded state, which each posting changes, and the changes to write."""
 
     loaded: Loaded
     changes: Changes = field(default_factory=Changes)
@@ -84,19 +84,19 @@ class Journal:
         )
 
     def dimension_of(self, posting: Posting) -> Dimension | None:
-        """What the posting's rows are added up by, if it has some."""
+        """The dimension of the posting's rows; None without rows."""
         if not posting.rows:
             return None
         return self.loaded.dimensions[posting.wallet, posting.rows[0].dimension]
 
     def expire(self, wallet: Wallet, now: int, *, dry: bool = False) -> int:
-        """Write down what is over in the wallet; how many expirations that were."""
+        """Write down expirations and lapsed holds. Answers the number of expirations."""
         ended = wallet_moves.expirations(wallet, now)
         lapsed = holds.lapse(wallet, now) if wallet.holds else []
         if lapsed and not dry:
             for one in lapsed:
                 self.changes.hold(wallet.number, None, one, now)
-            # What was true at a deadline stays true, whatever the clock does next.
+            # The wallet's time passes the deadline, so the lapse holds even if the clock goes back.
             self.moved(wallet, max(wallet.posted_at, *(one.deadline for one in lapsed)))
         if ended:
             self._write_expiry(wallet, ended, now, dry=dry)
@@ -109,9 +109,9 @@ class Journal:
     def write(
         self, wallet: Wallet, posting: Posting, decision: Decision, now: int, *, dry: bool = False
     ) -> None:
-        """Carry the decision out and write the posting. `dry`: on a copy of the wallet, unwritten.
+        """Apply the decision and write the posting. `dry`: on a copy of the wallet, unwritten.
 
-        What has expired by now has to be written down before.
+        Expirations that are due have to be written first.
         """
         moves, before, after = decision.moves, decision.held, decision.hold
         if not dry:
@@ -152,9 +152,9 @@ class Journal:
 
     @contextmanager
     def repaid(self, wallet: Wallet, now: int, *, dry: bool = False) -> Iterator[int]:
-        """Carry out what grants pay back by `now`; undone where what follows is refused.
+        """Apply the repayments due by `now`. An exception in the `with` block undoes them.
 
-        Answers how many repayments that were.
+        Answers the number of repayments.
         """
         due, sequence = repayments(wallet, now), wallet.sequence
         if not due:
@@ -176,7 +176,7 @@ class Journal:
             del payers[known:]
 
     def _payers(self, wallet: Wallet) -> list[overdraft.Payer]:
-        """Who paid the wallet's overdrafts back, as far as that is read or written by now."""
+        """The grants that paid the wallet's overdrafts back, loaded or of this batch."""
         return self.loaded.payers.setdefault(wallet.number, [])
 
     def _repay(self, wallet: Wallet, due: list[Repayment]) -> list[overdraft.Payer]:
@@ -205,7 +205,7 @@ class Journal:
         self.moved(wallet, now)
 
     def settle(self, wallet: Wallet, now: int, *, dry: bool = False) -> None:
-        """Pay what is available to the wallet's unpaid events: the end of whatever is written."""
+        """Pay the wallet's unpaid events with available credit. Every write ends with this."""
         if not wallet.unpaid:
             return
         for decision in meter_events.settle(wallet, now=now):
@@ -221,12 +221,12 @@ class Journal:
         self.changes.touched[wallet.number] = wallet
 
     def moved(self, wallet: Wallet, at: int) -> None:
-        """The wallet has changed without a row: its time, and what others know of it."""
+        """Record a change without a row: the wallet's time becomes `at`, its revision grows."""
         wallet.posted_at = at
         self.touch(wallet)
 
     def touch(self, wallet: Wallet) -> None:
-        """The wallet has moved: servers that keep it in memory have to see that."""
+        """Raise the wallet's revision, so that servers that keep it in memory see the change."""
         wallet.revision += 1
         self.changes.touched[wallet.number] = wallet
 

@@ -1,8 +1,8 @@
-"""Commands whose wallets somebody else has locked: they wait here, and nobody waits with them.
+"""Commands whose wallets another server has locked. They wait here, so other commands go on.
 
-A wallet is locked by another server's batch for as long as that takes, or by one that was stopped
-in the middle for as long as the database bears it. Meanwhile the committer goes on with all other
-wallets and tries these again, a few times a second. No I/O.
+A batch of another server locks a wallet until it commits. If that server stops in the middle, the
+lock lasts until the database ends its transaction. Meanwhile the committer goes on with all other
+wallets, and tries these again every PAUSE_SECONDS. No I/O.
 """
 
 from collections import deque
@@ -12,21 +12,21 @@ from typing import Generic, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
-#: How often it is tried whether the wallets are free again.
+#: Pause between two tries of the locked wallets.
 PAUSE_SECONDS = 0.02
 #: How long a command waits for its wallet.
 WAIT_SECONDS_MAX = 5.0
 
 
 class Waiting(NamedTuple, Generic[T]):
-    """A command, and until when it waits. Seconds of the event loop's clock."""
+    """A command and the end of its wait, in seconds of the event loop's clock."""
 
     item: T
     until: float
 
 
 class LockedWallets(Generic[T]):
-    """What waits, by the id of the wallet that it waits for, each in the order of its arrival."""
+    """Waiting commands by the id of their locked wallet, in the order of arrival."""
 
     def __init__(self, wallet_max: int, whole_max: int) -> None:
         self._wallet_max = wallet_max  #: Commands that may wait for one wallet ...
@@ -40,7 +40,7 @@ class LockedWallets(Generic[T]):
         return bool(self._waiting)
 
     def find(self, wallet_ids: Iterable[str]) -> str | None:
-        """The first of these that others wait for already: who comes later comes behind them."""
+        """The first of these wallets with waiting commands. Later commands queue behind them."""
         return next((one for one in wallet_ids if one in self._waiting), None)
 
     def has_room(self, wallet_id: str) -> bool:
@@ -49,7 +49,7 @@ class LockedWallets(Generic[T]):
         return waiting < self._wallet_max and self.count < self._whole_max
 
     def add(self, wallet_id: str, item: T, now: float) -> None:
-        """One more waits, for as long as anybody does."""
+        """Queue a command for this wallet, for at most WAIT_SECONDS_MAX."""
         if not self._waiting:
             self.next_try = now + PAUSE_SECONDS
         self._append(wallet_id, Waiting(item, now + WAIT_SECONDS_MAX))
@@ -100,11 +100,11 @@ class LockedWallets(Generic[T]):
                     too_long.append(one.item)
                 elif wallet_id == tried_id:
                     kept.append(one)
-                else:  # of two wallets the other one now
+                else:  # the other wallet of a transfer is locked
                     self._append(wallet_id, one)
             at += count
             self.count += len(kept)
-            # To the end, so that each has its turn where there are more than one turn takes.
+            # To the end, so that each wallet has its turn if there are more than one turn takes.
             rest = self._waiting.pop(tried_id)
             if kept or rest:
                 self._waiting[tried_id] = kept + rest
@@ -112,7 +112,7 @@ class LockedWallets(Generic[T]):
         return too_long
 
     def take_all(self) -> list[T]:
-        """All of them, who wait no more."""
+        """Remove and answer all waiting commands."""
         found = [one.item for waiting in self._waiting.values() for one in waiting]
         self._waiting, self._tried, self.count = {}, {}, 0
         return found

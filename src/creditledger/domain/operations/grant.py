@@ -1,4 +1,4 @@
-"""GiveGrant: give a lot of credit. And the terms of a grant that was given, as they change."""
+"""GiveGrant gives a lot of credit. `changed` and `revise` change the terms of a grant."""
 
 from bisect import insort
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ from creditledger.domain.model import (
 from creditledger.domain.spending import check_backdating, new_grant
 from creditledger.domain.wallet_moves import Move
 
-#: Kinds of grants that a payment is credited by.
+#: Kinds of grants that credit a payment.
 PAYMENTS = (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW)
 
 
@@ -47,12 +47,12 @@ class GiveGrant(Operation):
     expires_at: int | None
     source: Mapping[str, str]
     scope: GrantScope | None = None
-    expires_after: Duration | None = None  #: Instead of expires_at: from when it begins.
-    allow_repeated_receipt: bool = False  #: The receipt may have been credited before.
+    expires_after: Duration | None = None  #: Instead of expires_at; counts from the beginning.
+    allow_repeated_receipt: bool = False  #: Accept a receipt that another grant has credited.
 
     @property
     def receipt(self) -> Receipt | None:
-        """What was paid for it, if it says so: a wallet credits that once."""
+        """The payment for the grant, if the source names it. A wallet credits a receipt once."""
         receipt_id = self.source.get("receipt_id")
         if not receipt_id or self.category is not Category.PAID or self.kind not in PAYMENTS:
             return None
@@ -150,9 +150,9 @@ class GiveGrant(Operation):
 
 
 def changed(grant: Grant, change: GrantChange, *, now: int) -> GrantTerms:
-    """The terms that would be.
+    """The terms after the change.
 
-    Raises GrantVoided and GrantExpired where it is too late for a priority or an end, and
+    Raises GrantVoided and GrantExpired if it is too late for a new priority or end, and
     InvalidField(expires_at) for an end that has passed or is not after the beginning.
     """
     after = grant.terms()
@@ -186,7 +186,7 @@ def require_running(grant: Grant, now: int) -> None:
 
 
 def revise(wallet: Wallet, grant: Grant, after: GrantTerms) -> None:
-    """Give the grant new terms, and its place in the burn order by them."""
+    """Give the grant new terms, and sort it anew into the burn order."""
     if grant.remaining:
         wallet.burning.remove(grant)
     grant.name, grant.priority, grant.expires_at, grant.voided_at = after

@@ -1,7 +1,7 @@
 """Holds: setting credit aside, capturing it, giving it back, a later deadline.
 
-A hold takes in burn order from what is free. What it has of a grant stays its own until the hold
-ends, even after the grant has. `book` and `lapse` keep the wallet's books.
+A hold takes free credit in burn order. It keeps its part of a grant until the hold ends, even after
+the grant has ended. `book` and `lapse` apply holds to the wallet.
 """
 
 from collections.abc import Iterator, Mapping
@@ -66,7 +66,7 @@ class PlaceHold(Operation):
 
     code, word = 6, "hold"
     amount: str
-    deadline: int | None  #: One of the two, or neither: the default.
+    deadline: int | None  #: Not together with ttl_ms. Neither: TTL_MS_DEFAULT.
     ttl_ms: int | None
     meter_id: str | None = None
     meter_event_id: str | None = None
@@ -75,7 +75,7 @@ class PlaceHold(Operation):
 
     @property
     def dimension(self) -> Dimension:
-        """What its captures are added up by."""
+        """The dimension of its captures."""
         return used(self.meter_id, self.subscription_id, self.usage)
 
     def want(self, wallet_id: str, wants: Wants) -> None:
@@ -123,7 +123,7 @@ class PlaceHold(Operation):
 
 
 class OnHold(Operation):
-    """What is done with a hold that is there."""
+    """An operation on an existing hold."""
 
     __slots__ = ()
     hold_id: str
@@ -133,14 +133,14 @@ class OnHold(Operation):
         add_place(wants.holds, "hld", self.hold_id)
 
     def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
-        """Of what is captured, and of what expires as the hold ends."""
+        """That of the capture, and that of credit that expires when the hold ends."""
         hold = self._find(wallet)
         if hold is not None:
             yield wallet.number, EXPIRY
             yield wallet.number, self.captured(named.dimensions[wallet.number, hold.dimension])
 
     def captured(self, original: Dimension) -> Dimension:
-        """What its rows are added up by; `original`: what the hold says."""
+        """The dimension of its rows. `original`: the hold's dimension."""
         return original
 
     def _find(self, wallet: Wallet) -> Hold | None:
@@ -168,7 +168,7 @@ class OnHold(Operation):
         raise NotImplementedError
 
     def become(self, before: Hold, after: Hold, original: Dimension, moves: list[Move]) -> Decision:
-        """The hold changes, and so much is drawn."""
+        """The decision that changes the hold and carries out the draws `moves`."""
         return Decision(
             moves,
             self.captured(original),
@@ -192,13 +192,13 @@ class Capture(OnHold):
     usage: Usage | None = None
 
     def captured(self, original: Dimension) -> Dimension:
-        """That of its own usage where it says one."""
+        """The dimension of its own usage, if it has one; else the hold's."""
         if self.usage is None:
             return original
         return used(original.meter_id, original.subscription_id, self.usage)
 
     def terms(self, command: Command) -> dict[str, object]:
-        """Its words, too: its posting may say what the hold says."""
+        """Its words, too: its posting may show the hold's words instead."""
         own = {"description": command.description, "metadata": dict(command.metadata)}
         return OnHold.terms(self, command) | own
 
@@ -212,10 +212,9 @@ class Capture(OnHold):
         return {"note": posting.note}
 
     def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
-        """Draw on what the hold has, then on what it lacked, then on what is available.
+        """Draw on the hold's parts, then on its overdraft part, then on available credit.
 
-        Raises CaptureTooLarge, and, where it may take more than is held, InsufficientCredit and
-        WalletFrozen.
+        Raises CaptureTooLarge. With `allow_more`: InsufficientCredit, WalletFrozen.
         """
         wallet, now = case.wallet, case.now
         spent_on = original.meter_id, original.product_id, original.category
@@ -237,8 +236,7 @@ class Capture(OnHold):
         if missing:
             lacked = min(beyond, missing)
             beyond -= lacked
-            # Credit may have come since: what the hold lacked is taken of that before it is
-            # overdrawn.
+            # Credit may have arrived after the hold. The hold's overdraft part takes that first.
             most = lacked + room_left(wallet, standing(wallet, now).available)
             for move in draw(wallet, missing, spent_on, now=now, room=most):
                 place = None if move.grant is None else move.grant.number
@@ -283,7 +281,7 @@ class Release(OnHold):
     hold_id: str
 
     def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
-        """Nothing is set aside any more."""
+        """End the hold. Nothing stays set aside."""
         return self.become(hold, _ended(hold, HoldEnd.RELEASED, case.now), original, [])
 
 
@@ -325,20 +323,21 @@ def lapse(wallet: Wallet, now: int) -> list[Hold]:
     over = wallet.lapsed(now)
     for hold in over:
         _become(wallet, _ended(hold, HoldEnd.EXPIRED, hold.deadline))
-    # Of what these held, grants that ended may have paid overdraft back: none holds more by now.
+    # Ended grants may have repaid overdraft with credit that these holds had set aside. So `held`
+    # can exceed `remaining` until all of them have lapsed.
     for number in {number for hold in over for number in hold.parts}:
         assert wallet.grants[number].held <= wallet.grants[number].remaining
     return [wallet.holds[hold.number] for hold in over]
 
 
 def book(wallet: Wallet, after: Hold) -> None:
-    """Carry out what was decided of a hold: the wallet's books say what it says."""
+    """Apply a decided hold to the wallet."""
     for number in _become(wallet, after):
         assert wallet.grants[number].held <= wallet.grants[number].remaining
 
 
 def _become(wallet: Wallet, after: Hold) -> Mapping[int, int]:
-    """Put the hold in the place of what it was; the grants of which it holds or held parts."""
+    """Replace the hold by `after`. Answers the grants of which it holds or held parts."""
     before = wallet.holds.get(after.number)
     parts = (before.parts if before else {}) | after.parts
     for number in parts:
@@ -353,9 +352,9 @@ def _become(wallet: Wallet, after: Hold) -> Mapping[int, int]:
 def given_up(
     wallet: Wallet, before: Hold, moves: list[Move], now: int
 ) -> tuple[list[Repayment], list[Move]]:
-    """What leaves grants that ended meanwhile as the hold ends: what it did not capture of them.
+    """The part of ended grants that the hold did not capture: repayments and expirations.
 
-    It pays overdraft back as at the end of any grant; the rest expires.
+    This part repays overdraft first, as at the end of any grant. The rest expires.
     """
     taken = {move.grant.number: -move.amount for move in moves if move.grant is not None}
     used, repaid, expired = wallet.overdraft_used, [], []

@@ -2,8 +2,8 @@
 
 An event draws what the wallet can pay when it is reported. The rest is neither in the balance nor
 overdraft: it waits for credit, the oldest event first. Canceling an event returns its draws, the
-newest first. An event may have been paid by any number of postings, so one posting returns a
-bounded part of it, and the event says where the next one goes on.
+newest first. Any number of postings may have paid an event, so one posting returns a bounded part
+of it. `MeterEvent.return_below` says where the next posting goes on.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,13 +42,13 @@ from creditledger.domain.spending import (
 )
 from creditledger.domain.wallet_moves import Move
 
-#: What returns the draws of an event, which has no usage, is added up by.
+#: The dimension of rows that return the draws of an event. An event has no usage.
 CANCELED = Dimension(Kind.REFUND.value, Type.ADJUSTMENT.value)
 
 
 @dataclass(frozen=True, slots=True)
 class ReportEvent(Operation):
-    """Spend for what a meter counted, as far as there is credit; the rest is owed."""
+    """Spend for a meter's count, as far as there is credit. The rest stays unpaid."""
 
     code, word = 13, "meter_event"
     amount: str
@@ -89,7 +89,7 @@ class ReportEvent(Operation):
         part = max(0, min(amount, most))
         if part < amount and len(wallet.unpaid) >= UNPAID_EVENTS_MAX:
             raise OutOfRange(f"a wallet has at most {UNPAID_EVENTS_MAX} unpaid meter events")
-        # What is owed is used, once it is paid.
+        # The unpaid rest becomes usage when it is paid.
         usage_max = billing_periods.usage_max(wallet.scale)
         if wallet.unpaid_amount + amount - wallet.usage_amount > usage_max:
             raise OutOfRange("what the wallet ever used and owes would pass what bills can say")
@@ -146,20 +146,20 @@ class CancelEvent(Operation):
 
 
 def settle(wallet: Wallet, *, now: int) -> Iterator[Decision]:
-    """What the wallet's credit pays of its events, oldest first, by a posting each.
+    """The payments of the wallet's unpaid events, oldest event first, one posting each.
 
-    Each has to be carried out before the next is asked for. Only what is available pays, with the
-    grants whose scope covers the meter, no overdraft; a wallet that may not spend pays nothing.
+    The caller has to apply each decision before it takes the next. Available credit pays, and
+    grants whose scope covers the meter; overdraft does not. Only an active wallet pays.
     """
     if wallet.status is not Status.ACTIVE:
         return
-    dry = set()  # meters whose events get nothing: the first one had it all
+    dry = set()  # meters whose events get nothing more: no credit for them is left
     for event in list(wallet.unpaid.values()):
         if event.meter_id in dry:
             continue
         spent_on = event.meter_id, "", ""
         room = max(0, standing(wallet, now).available)
-        # What was used in all must stay a number that bills can say.
+        # Bills must be able to show the total usage.
         usable = billing_periods.usage_max(wallet.scale) + wallet.usage_amount
         part = min(event.unpaid, covering(wallet, spent_on, now) + room, usable)
         if part > 0:
@@ -176,7 +176,7 @@ def settle(wallet: Wallet, *, now: int) -> Iterator[Decision]:
 
 
 def settled(event: MeterEvent) -> Dimension:
-    """What the rows that pay for the event are added up by."""
+    """The dimension of the rows that pay for the event."""
     return used(event.meter_id, event.subscription_id, None)
 
 
@@ -187,7 +187,7 @@ def _paid(event: MeterEvent, part: int, now: int) -> MeterEvent:
 
 
 def book(wallet: Wallet, after: MeterEvent) -> None:
-    """Carry out what was decided of an event: the wallet's books say what it says."""
+    """Apply a decided event to the wallet."""
     before = wallet.unpaid.get(after.number)
     wallet.unpaid_amount += after.unpaid - (before.unpaid if before else 0)
     if after.unpaid:
@@ -198,10 +198,10 @@ def book(wallet: Wallet, after: MeterEvent) -> None:
 
 
 def give_event_back(case: Case, event: MeterEvent) -> Decision:
-    """Cancel the event, or go on with one that is canceled.
+    """Cancel the event, or return more draws of an event that is already canceled.
 
-    What a voided grant paid is given back too, as by a refund that is forced: nothing of the event
-    may have happened.
+    Draws on a voided grant come back too, as by a forced refund, because a canceled event must
+    leave no cost.
     """
     payments = case.known.payments(case.wallet, event)
     moves = list[Move]()
@@ -230,7 +230,7 @@ def give_event_back(case: Case, event: MeterEvent) -> Decision:
 
 
 def outstanding(event: MeterEvent, payments: EventPayments) -> Iterator[Draw]:
-    """What is still to be returned, newest draw first."""
+    """The draws that are still to be returned, newest first."""
     for original in payments.originals:
         spent = -sum(row.amount for row in original.rows)
         for draw_ in unreturned(original, spent - original.refunded):

@@ -1,7 +1,7 @@
-"""Refund: return what a posting consumed. And how draws are returned, which meter events share.
+"""Refund: return what a posting consumed. Meter events share its functions that return draws.
 
-What is given back is never better than what was spent. It goes back to the grant that was drawn on;
-if that has ended, it comes back as credit like it.
+Returned credit is never better than the spent credit. It goes back to the grant that was drawn on.
+If that grant has ended, it comes back as a new grant of like terms.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -58,7 +58,7 @@ class Refund(Operation):
         add_place(wants.originals, "pst", self.posting_id)
 
     def dimensions(self, wallet: Wallet, named: Named) -> Iterator[tuple[int, Dimension]]:
-        """That of the posting, as a refund; and of what expires as it comes back."""
+        """The posting's dimension as a refund, and that of credit that expires at its return."""
         yield wallet.number, EXPIRY
         place = ids.resolve("pst", self.posting_id)
         posting = named.originals.get(place) if place else None
@@ -113,18 +113,18 @@ class Refund(Operation):
             moves,
             _returned(dimension),
             refund_of=number,
-            # All rows of a posting are of one moment, so the first one stands for them.
+            # All rows of a posting have the same time, so the first row stands for all.
             returned=[(original.rows[0], sum(move.amount for move in moves))],
         )
 
 
 def _returned(original: Dimension) -> Dimension:
-    """What returns rows of this dimension is added up by."""
+    """The dimension of rows that return rows of `original`."""
     return original._replace(kind=_REFUND, type=_ADJUSTMENT, meter_id=None, subscription_id=None)
 
 
 def _is_canceled(case: Case, original: Original) -> bool:
-    """Whether it paid for a meter event that is canceled by now."""
+    """Whether the posting paid for a meter event that is canceled."""
     return original.meter_event_id is not None and any(
         event.canceled_at is not None
         for (wallet, _), event in case.known.events.items()
@@ -137,12 +137,12 @@ class Draw(NamedTuple):
 
     row: Row
     amount: int  #: > 0
-    returned: int  #: What was returned of the row before.
+    returned: int  #: Amount of the row that earlier refunds returned.
     overdraft: OverdraftDraw | None  #: Of a row that drew beyond the grants.
 
 
 def unreturned(original: Original, amount: int) -> Iterator[Draw]:
-    """`amount` of the draws of a posting, newest first, after those returned before."""
+    """The newest `amount` of a posting's draws, newest first, without those already returned."""
     returned = original.refunded
     for row in reversed(original.rows):
         skipped = min(returned, -row.amount)
@@ -159,9 +159,9 @@ def unreturned(original: Original, amount: int) -> Iterator[Draw]:
 def give_back(
     case: Case, draws: Iterable[Draw], *, force: bool
 ) -> Iterator[tuple[Draw, list[Move]]]:
-    """Return these draws: each with its moves, which are in order but not yet carried out.
+    """Decide the return of these draws. Yields each draw with its moves, in order, not yet applied.
 
-    Raises NotRefundable for what a voided grant paid, unless `force`.
+    Raises NotRefundable for a draw on a voided grant, unless `force`.
     """
     back = _GivingBack(case, force=force)
     payers = case.known.payers.get(case.wallet.number, ())
@@ -176,7 +176,7 @@ def give_back(
 
 
 class _Terms(NamedTuple):
-    """Of the credit that comes back where a grant does not take it."""
+    """The terms of a new grant for credit that the original grant cannot take back."""
 
     category: Category
     priority: int
@@ -199,7 +199,7 @@ class _GivingBack:
         self._reopened: list[Grant] = []  #: Used up before. What comes later may go there too.
 
     def to_grant(self, drawn_on: Grant, amount: int) -> None:
-        """Back to the grant that was drawn on or, if it has ended, as credit like it."""
+        """Return to the grant that was drawn on or, if it has ended, to a grant of like terms."""
         self._require_not_voided(drawn_on)
         if not drawn_on.has_ended(self._now) or self._is_over(drawn_on):
             self._move(amount, drawn_on)
@@ -209,13 +209,13 @@ class _GivingBack:
             self._give(self._terms(drawn_on), amount)
 
     def to_overdraft(self, one: Draw, drawn: OverdraftDraw, payers: Sequence[Payer]) -> None:
-        """What nothing has paid back is owed no more; the rest comes back as what paid it."""
+        """Reduce the overdraft by the unpaid part; the rest returns to the grants that paid it."""
         owed = min(one.amount, overdraft.unpaid(self._wallet, drawn, one.returned))
         if owed:
             self._move(owed, None, overdraft=drawn)
             self._overdraft_used -= owed
         rest = one.amount - owed
-        # One row for all payers in succession that come back in the same way.
+        # Successive payers with the same terms share one row.
         pieces: list[tuple[Grant | _Terms, int]] = []
         for number, part in overdraft.paid_by(drawn, one.returned + owed, rest, payers):
             payer = self._wallet.grants[number]
@@ -223,7 +223,7 @@ class _GivingBack:
             if self._is_over(payer):
                 pieces.append((payer, part))
                 continue
-            # As good as the one that paid, whose own part was never spendable.
+            # The terms of the payer, but a new grant: the payer's part was never spendable.
             terms = self._terms(payer)
             before = 0
             if pieces and pieces[-1][0] == terms:
@@ -250,7 +250,7 @@ class _GivingBack:
             )
 
     def _is_over(self, grant: Grant) -> bool:
-        """Whether it came back once already, and its end has passed: it gets no new one."""
+        """Whether the grant is itself returned credit that has expired. It gets no new end."""
         return grant.returned and grant.voided_at is None and grant.has_ended(self._now)
 
     def _terms(self, like: Grant) -> _Terms:
@@ -291,7 +291,7 @@ def _full_hour(moment: int) -> int:
 
 
 def over_at_once(moves: list[Move], now: int) -> list[Move]:
-    """What expires as a refund gives it back: its grant's end has passed."""
+    """The expirations of credit that a refund returns to a grant that has ended."""
     return [
         Move(EXPIRY.kind, EXPIRY.type, -move.amount, move.grant, None)
         for move in moves

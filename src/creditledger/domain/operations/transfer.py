@@ -1,7 +1,7 @@
-"""Transfer: credit that goes from one wallet to another, as it is.
+"""Transfer: move credit from one wallet to another, with its terms.
 
-What travels is credit that is there: open, held by nobody, never overdraft. Each draw becomes a
-grant of the same terms in the other wallet, or a part of one.
+Only available credit moves: from open grants, not held, never overdraft. Each draw becomes a grant
+of the same terms in the other wallet, or a part of one.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.spending import draw, insufficient
 
-#: What the two sides are added up by.
+#: The dimensions of the two sides.
 SENT = Dimension(Kind.TRANSFER_OUT.value, Type.ADJUSTMENT.value)
 RECEIVED = Dimension(Kind.TRANSFER_IN.value, Type.ADJUSTMENT.value)
 
@@ -92,8 +92,8 @@ class Transfer(Operation):
     def decide(self, case: Case) -> Decision:
         """As many moves of the receiver as of the sender, one for one. Raises InsufficientCredit.
 
-        Each side has its own time: the time of one may be ahead of the clock. What has ended at the
-        receiver's time stays with the sender: it would be lost there.
+        Each side has its own time, which may be ahead of the clock. A grant that has ended at the
+        receiver's time stays with the sender, because its credit would be lost there.
         """
         sender, amount = case.wallet, case.amount
         receiver, received_at = case.receiver, case.received_at
@@ -119,7 +119,7 @@ class Transfer(Operation):
                 remaining=part - paid,
                 effective_at=received_at,
                 created_at=received_at,
-                # What it has been is the other one's history.
+                # The history stays with the sender's grant.
                 revision=0,
                 held=0,
                 repaid=0,
@@ -132,7 +132,7 @@ class Transfer(Operation):
 
 
 def _travelling(sender: Wallet, *, sent_at: int, received_at: int) -> tuple[Wallet, int]:
-    """The sender with the grants that may travel, and what of their credit is available."""
+    """The sender with the grants that may move, and the available part of their credit."""
     available = standing(sender, sent_at).available
     if received_at <= sent_at:
         return sender, available

@@ -1,4 +1,4 @@
-"""VoidGrant: take back what is left of a grant, and let nobody have it any more."""
+"""VoidGrant: take back what is left of a grant, and end the grant."""
 
 from dataclasses import dataclass
 
