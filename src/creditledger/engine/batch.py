@@ -1,4 +1,4 @@
-"""A batch of commands: what has to be loaded to decide it, and the one way each of them goes.
+"""A batch of commands: what the store has to load for it, and how each command is decided.
 
 A posting is replayed, or it is validated, decided, fitted into the answer, and written after what
 has expired by then; at last meter events are settled. `domain/operations/` says what an operation
@@ -70,7 +70,7 @@ from creditledger.store import Changes, DroppedLimit, Loaded, Wanted
 ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
 #: What a transaction takes in an answer beside its texts: ids, numbers and times, rounded up.
 ROW_BYTES = 640
-#: What the ledger itself asks for as it returns more of a canceled event.
+#: The ledger's own command to return more of a canceled event.
 _OWN = Command("", "", CancelEvent(""), None, None, "")
 
 
@@ -515,7 +515,7 @@ class Batch:
         return None if wallet is None or livemode not in (None, wallet.livemode) else wallet
 
 
-#: What is done with each kind of what may be asked.
+#: The method for each kind of request.
 _VERBS: dict[type, Callable[[Batch, Any, Budget], Outcome]] = {
     Command: Batch.post,
     WalletChange: Batch.change_wallet,

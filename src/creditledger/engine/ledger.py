@@ -15,9 +15,9 @@ one write transaction, and answers after COMMIT:
 | 5 | write                                | store, from `Changes`        |
 | 6 | commit, then answer                  | here                         |
 
-While one batch commits the next one gathers, and what has reached the process by then joins it.
-A wallet that somebody else has locked for long is left out of its batch: what concerns it waits by
-itself (locked_wallets.py), in order, and all others go on.
+While one batch commits, the next one gathers all commands that reach the process. A batch leaves
+out a wallet that another server has locked for long. The commands of that wallet wait apart, in
+order (locked_wallets.py), and all others go on.
 """
 
 import asyncio
@@ -66,7 +66,7 @@ BATCH_MAX = 1_000
 #: may wait for them.
 GATHER_TURNS = 20
 GATHER_SECONDS_MAX = 0.02
-#: How long a batch whose COMMIT failed is looked for before its callers are told.
+#: Time to find out the fate of a batch whose COMMIT failed, before its callers get an error.
 RECOVERY_SECONDS_MAX = 5.0
 
 
