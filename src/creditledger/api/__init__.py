@@ -1,5 +1,5 @@
 """The edge that all surfaces share: it knows gRPC and the generated messages.
 
-`fields.py` checks values, `messages/` turns messages into values and back, `auth.py` says who calls
-and what they may, and `rpc.py` puts an RPC together from these.
+`fields.py` checks values. `messages/` turns messages into values and back. `auth.py` identifies the
+caller and its rights. `rpc.py` puts an RPC together from these.
 """

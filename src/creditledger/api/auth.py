@@ -1,8 +1,8 @@
 """Callers and their rights: API keys, scopes, modes.
 
-A key's secret is `sk-` and 43 characters (256 random bits); the database holds its SHA-256 only,
-which needs no salt or stretching for a random secret. Keys are cached for two seconds, so that a
-revocation by another server holds within that; a revocation by this one holds at once.
+A key's secret is `sk-` and 43 characters (256 random bits). The database holds its SHA-256 only; a
+random secret needs no salt or stretching. Keys are cached for two seconds, so a revocation by
+another server takes effect within two seconds. A revocation by this server takes effect at once.
 """
 
 import asyncio
@@ -29,16 +29,16 @@ from creditledger.store import Store
 from creditledger.store.registry import records
 
 CACHE_MS_MAX = 2_000
-#: Distinct keys kept; beyond, the cache starts anew.
+#: Keys in the cache; a full cache is cleared.
 CACHED_MAX = 10_000
 
 _SECRET = re.compile(r"sk-[A-Za-z0-9_-]{16,128}", re.ASCII)
-#: What may surround a header's value. No others: a transport writes what is not ASCII to its log.
+#: Characters that may surround a header's value. No others: a transport logs non-ASCII values.
 _BLANKS = " \t"
 
 
 class OfCustomer(Protocol):
-    """A wallet, or what says of which customer and mode its wallet is."""
+    """A wallet, or a value that has the customer and mode of its wallet."""
 
     @property
     def customer_id(self) -> str: ...
@@ -53,25 +53,26 @@ class Caller:
     scope: Scope
     customer_id: str | None  #: Of a customer key.
     livemode: bool | None  #: The mode it acts in; None: both (the command line's own socket).
-    number: int | None  #: Of its key; None without one.
+    number: int | None  #: The number of its key; None: it has no key.
     id: str
     name: str
 
     def require(self, scope: Scope) -> None:
-        """Raises ScopeDenied if the caller may less than `scope`."""
+        """Raises ScopeDenied if the caller's scope is below `scope`."""
         if self.scope < scope:
             raise ScopeDenied(f"this call needs a key of scope {scope.word}")
 
     def require_live(self) -> None:
         """Raises ModeMismatch if the caller has a test key.
 
-        What live and test mode share is part of live operation: only a live key changes it.
+        Live and test mode share some things. Live operation needs them, so only a live key may
+        change them.
         """
         if self.livemode is False:
             raise ModeMismatch("live and test mode share this: only a live key changes it")
 
     def mode(self, livemode: bool | None, *, field: str = "livemode") -> bool:
-        """The mode a call acts in. Raises ModeMismatch if it names the one the key lacks."""
+        """The mode in which a call acts. Raises ModeMismatch for a mode that the key lacks."""
         if self.livemode is None:
             return True if livemode is None else livemode
         if livemode is not None and livemode != self.livemode:
@@ -80,21 +81,21 @@ class Caller:
         return self.livemode
 
     def customer(self) -> str:
-        """ "me". Raises CustomerKeyRequired."""
+        """The customer that "me" stands for. Raises CustomerKeyRequired."""
         if self.customer_id is None:
             raise CustomerKeyRequired("this call speaks of the key's own customer: use its key")
         return self.customer_id
 
     def may_see(self, customer_id: str) -> bool:
-        """Whether this customer's affairs exist for the caller."""
+        """Whether the caller may see this customer's data."""
         return self.customer_id in (None, customer_id)
 
     def may_see_wallet(self, wallet: OfCustomer) -> bool:
-        """Whether the wallet, and what is on it, exist for the caller."""
+        """Whether the caller may see the wallet and its contents."""
         return self.may_see(wallet.customer_id) and self.livemode in (None, wallet.livemode)
 
     def own(self, customer_id: str | None, *, field: str = "customer_id") -> str | None:
-        """The customer a list is narrowed to. Raises NotFound for another one's id."""
+        """The only customer that a list shows; None: all. Raises NotFound for another's id."""
         if self.customer_id is None or customer_id is None:
             return customer_id or self.customer_id
         if customer_id != self.customer_id:
@@ -102,7 +103,7 @@ class Caller:
         return customer_id
 
 
-#: Who comes through the Unix socket beside the database: the file's mode lets its owner in only.
+#: The caller behind the Unix socket beside the database: the file's mode admits its owner only.
 LOCAL = Caller(Scope.ADMIN, None, None, None, "local", "command line")
 
 
@@ -117,13 +118,13 @@ def secret_hash(secret: str) -> bytes:
 
 
 def mask(secret: str) -> str:
-    """A secret as lists show it."""
+    """A secret as lists show it: its last four characters."""
     return f"sk-****{secret[-4:]}"
 
 
 @dataclass(frozen=True, slots=True)
 class _KnownKey:
-    """A key as it was read, and who calls with it."""
+    """A key as the database had it at `read_at`, and its caller."""
 
     caller: Caller
     revoked: bool
@@ -138,11 +139,13 @@ class Callers:
         self._store = store
         self._clock = clock
         self._cache: dict[bytes, _KnownKey] = {}  #: By the secret's hash.
-        self._reading: dict[bytes, asyncio.Task[_KnownKey]] = {}  #: Under way, by the same.
+        self._reading: dict[
+            bytes, asyncio.Task[_KnownKey]
+        ] = {}  #: Reads under way, by the same hash.
         self._forgotten = 0  #: How often `forget` was called.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
-        """The caller of an RPC; `local`: it came in through the owner's Unix socket.
+        """The caller of an RPC; `local`: the call came through the owner's Unix socket.
 
         Raises KeyMissing, KeyInvalid.
         """
@@ -161,26 +164,26 @@ class Callers:
         return known.caller
 
     def forget(self, key_id: str) -> None:
-        """Read this key anew before its next use."""
+        """Drop the key from the cache, so that its next use reads it from the database."""
         self._cache = {h: one for h, one in self._cache.items() if one.caller.id != key_id}
-        # Nor does anybody wait any more for one that is being read now.
+        # A read under way may have the old state of the key: later calls must not wait for it.
         self._reading = {}
         self._forgotten += 1
 
     async def _read_once(self, hashed: bytes, now: int) -> _KnownKey:
-        """The key as it is now, read once for all who wait for it."""
+        """The key as the database has it; calls at the same time share one read."""
         reading = self._reading.get(hashed)
         if reading is None:
             reading = self._reading[hashed] = asyncio.create_task(self._read(hashed, now))
             reading.add_done_callback(lambda done: self._read_is_over(hashed, done))
-        # Who gives up, gives up for himself.
+        # Shielded: a call that is cancelled does not cancel the read that others wait for.
         return await asyncio.shield(reading)
 
     def _read_is_over(self, hashed: bytes, done: "asyncio.Task[_KnownKey]") -> None:
         if self._reading.get(hashed) is done:
             del self._reading[hashed]
         if not done.cancelled():
-            done.exception()  # perhaps nobody waits for it any more
+            done.exception()  # marks it as retrieved: perhaps no call waits for it any more
 
     async def _read(self, hashed: bytes, now: int) -> _KnownKey:
         forgotten = self._forgotten
@@ -194,7 +197,7 @@ class Callers:
             expires_at=NEVER if key.expires_at is None else key.expires_at,
             read_at=now,
         )
-        # What was read while a key was being revoked may be the key as it was before.
+        # A read that overlaps a revocation may have the key's old state, so it is not cached.
         if forgotten == self._forgotten:
             if len(self._cache) >= CACHED_MAX:
                 self._cache.clear()

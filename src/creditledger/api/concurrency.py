@@ -12,24 +12,21 @@ WAITING_MAX = 64
 
 
 class Places:
-    """Places that long calls of one kind take for as long as they last.
+    """Places for long calls of one kind; a call holds a place for as long as it lasts.
 
     One customer may take a quarter of them. Another quarter is reserved for callers without a
     customer: the operator's own services and administrators.
     """
 
     def __init__(self, what: str, *, retry_after: str) -> None:
-        """`what`: the places' name in a refusal. `retry_after`: seconds."""
+        """`what`: the name of the calls in a refusal. `retry_after`: seconds."""
         self._what = what
         self._retry_after = retry_after
         self._taken: Counter[str | None] = Counter()  #: By customer; None: callers without one.
 
     @contextmanager
     def one(self, most: int, customer_id: str | None) -> Iterator[None]:
-        """A place, if fewer than `most` are taken and the customer has some left.
-
-        Raises Overloaded.
-        """
+        """Take a place. Raises Overloaded if `most` are taken, or the customer's share is."""
         quarter, taken = max(1, most // 4), self._taken.total()
         if taken >= most:
             raise self._refusal(f"{most} {self._what}")

@@ -10,7 +10,7 @@ M = TypeVar("M")
 
 
 class Door:
-    """Knows how many calls are under way, and once closed refuses new ones."""
+    """Counts the calls under way. Once closed, it refuses new ones."""
 
     def __init__(self) -> None:
         self._under_way = 0
@@ -22,7 +22,8 @@ class Door:
     async def close(self) -> None:
         """Refuse new calls; end when none is under way.
 
-        Streams are read no further: what has been read is answered, then they end UNAVAILABLE.
+        Streams are read no further. The requests already read get their answers, then the stream
+        ends UNAVAILABLE.
         """
         self._closed = True
         for task in self._reading:
@@ -31,7 +32,7 @@ class Door:
             await self._empty.wait()
 
     def enter(self, context: Any) -> None:
-        """Count the call until its status has left, not only its handler. Raises ShuttingDown."""
+        """Count the call until its status is sent, after its handler ended. Raises ShuttingDown."""
         if self._closed:
             raise ShuttingDown
         self._under_way += 1

@@ -1,8 +1,8 @@
 """Turns the attribute that a refusal names into a field of the request.
 
-The rules name an attribute of the value that they were given: `amount`, `usage.api_key_id`. Each
-surface has a table from attributes to the JSON names of its requests. A table has only the names
-that differ.
+A rule names an attribute of the value that it checks: `amount`, `usage.api_key_id`. Each surface
+has a table from attributes to the JSON names of its requests. A table has only the names that
+differ.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from creditledger.domain.errors import IdempotencyKeyReused, Refusal
 
-#: JSON names by attribute. An attribute of an attribute, `usage.quantities`, may have an entry of
-#: its own. Without one, the entry of `usage` names it.
+#: JSON names by attribute. A nested attribute, `usage.quantities`, may have an entry of its own;
+#: without such an entry, the entry of `usage` names it.
 FieldNames = Mapping[str, str]
 
 
@@ -34,7 +34,7 @@ def rename(refusal: Refusal, names: FieldNames, *, in_text: FieldNames | None = 
 
 @contextmanager
 def renamed(names: FieldNames, *, in_text: FieldNames | None = None) -> Iterator[None]:
-    """Refusals raised inside name fields of the request, see `rename`."""
+    """A block whose refusals name fields of the request, see `rename`."""
     try:
         yield
     except Refusal as refusal:

@@ -56,7 +56,7 @@ def livemode(message: Message) -> bool | None:
 
 
 def required(value: str, *, field: str) -> str:
-    """`value`, unless it is empty: proto3 has no other absence."""
+    """`value`. Raises MissingField if it is empty: in proto3 empty means absent."""
     if not value:
         raise MissingField(field)
     return value
@@ -70,7 +70,7 @@ def not_empty(value: str, *, field: str) -> str:
 
 
 def text(value: str, *, field: str, most: int = TEXT_MAX) -> str:
-    """1 to `most` characters, none of them a control character."""
+    """A text of 1 to `most` characters without control characters."""
     if len(value) > most:
         raise InvalidField(f"{field} has {len(value)} characters, at most {most}", param=field)
     # A printable text has no control characters, and `isprintable` is faster than the pattern.
@@ -85,7 +85,7 @@ def optional_text(message: Message, name: str, *, field: str, most: int = TEXT_M
 
 
 def texts(values: Iterable[str], *, count_max: int, field: str) -> tuple[str, ...]:
-    """Up to `count_max` of `text` of 1 to 128 characters; sorted, each once."""
+    """Up to `count_max` texts of 1 to 128 characters; sorted, each once."""
     found = tuple(values)
     if len(found) > count_max:
         raise InvalidField(f"{field} has {len(found)} values, at most {count_max}", param=field)
@@ -95,7 +95,7 @@ def texts(values: Iterable[str], *, count_max: int, field: str) -> tuple[str, ..
 
 
 def name(value: str, *, field: str = "name") -> str:
-    """`text` of 1 to 128 characters that must be there."""
+    """A required text of 1 to 128 characters."""
     return text(required(value, field=field), field=field, most=NAME_MAX)
 
 
@@ -116,7 +116,7 @@ def optional_key(message: Message) -> str | None:
 
 
 def reference(prefix: str, value: str, *, field: str) -> str:
-    """An id of this kind, chosen by a client or made by the ledger. It need not exist."""
+    """A well-formed id of this kind, chosen by a client or made by the ledger; it may not exist."""
     if not ids.is_chosen(prefix, value):
         required(value, field=field)
         raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
@@ -124,7 +124,7 @@ def reference(prefix: str, value: str, *, field: str) -> str:
 
 
 def made(prefix: str, value: str, *, field: str) -> str:
-    """An id of this kind as the ledger makes them. It need not exist."""
+    """An id of this kind in the form that the ledger makes; it may not exist."""
     if ids.resolve(prefix, value) is None:
         required(value, field=field)
         raise InvalidField(f"{field} must be an id {prefix}_…, not {echo(value)}", param=field)
@@ -156,7 +156,7 @@ def optional_currency(message: Message, name: str, *, field: str) -> str | None:
 
 
 def word(value: str, words: Mapping[str, T], *, field: str) -> T:
-    """The value of a word; the word must be one of `words`."""
+    """The value of a word. Raises InvalidField if the word is not in `words`."""
     found = words.get(value)
     if found is None:
         choices = ", ".join(words)
@@ -183,12 +183,12 @@ def numbers(values: Iterable[int], *, most: int, count_max: int, field: str) -> 
 
 
 def amount(value: str, *, field: str, signed: bool = False) -> str:
-    """A decimal that moves something: not zero, and positive unless `signed`.
+    """A decimal other than zero, and positive unless `signed`.
 
     The ledger checks the digits after the point under the wallet's lock, where it knows the scale.
     """
     if _POSITIVE.fullmatch(value):
-        return value  # the usual amount takes one step
+        return value  # fast path for the usual amounts
     money.check(required(value, field=field), field=field)
     if not value.strip("0."):
         raise InvalidField(f"{field} must not be zero", param=field)

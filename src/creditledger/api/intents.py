@@ -25,11 +25,11 @@ from creditledger.domain.errors import InvalidField, Refusal
 from creditledger.store.change_keys import Intent
 
 FIELD = "idempotency_key"
-#: The header's name as clients write it, and as it reaches the server.
+#: The header's name as clients write it, and as the server receives it.
 HEADER = "Idempotency-Key"
 HEADER_NAME = HEADER.lower()
 
-#: Fields that are not compared: the key itself, and the mode, which is part of the key's owner.
+#: Fields that a replay does not compare: the key, and the mode, which is part of the key's owner.
 _APART = frozenset({FIELD, "livemode"})
 #: Fields with values that have several spellings.
 _AMOUNTS = frozenset({"amount", "overdraft_limit"})
@@ -57,10 +57,10 @@ def takes_key(one: MethodDescriptor) -> bool:
 
 
 def take(one: MethodDescriptor, request: Message, given: Iterable[str]) -> None:
-    """Put the header into the request's field. `given`: the header, each time it is there.
+    """Put the header into the request's field. `given`: all values of the header.
 
-    Raises InvalidField for a header that is no key or differs from the field, and where each item
-    of the request has a key of its own.
+    Raises InvalidField for a header that is no key or differs from the field, and for a request
+    whose items have keys of their own.
     """
     values = list(dict.fromkeys(given))
     if not takes_key(one):
@@ -82,10 +82,9 @@ def refuse_header() -> NoReturn:
 
 
 def intent(one: MethodDescriptor, request: Message, caller: Caller, now: int) -> Intent | None:
-    """The change that a request asks for under its key; None without a key.
+    """The change that a request makes under its idempotency key; None: it has no key.
 
-    Changes of a wallet do not come here: their keys are the wallet's own. Raises InvalidField,
-    ModeMismatch.
+    Not for changes of a wallet: their keys belong to the wallet. Raises InvalidField, ModeMismatch.
     """
     if not request.HasField(FIELD):
         return None
@@ -104,9 +103,9 @@ def intent(one: MethodDescriptor, request: Message, caller: Caller, now: int) ->
 
 
 def _digests(request: Message) -> dict[str, str]:
-    """A digest of each given field, by which requests are compared.
+    """A digest of each field; a replay compares requests by them.
 
-    By value: an absent field equals an empty one, "1.0" equals "1.00".
+    The digests are of values: an absent field equals an empty one, "1.0" equals "1.00".
     """
     said = MessageToDict(request, preserving_proto_field_name=True)
     found = {}

@@ -1,8 +1,8 @@
 """Refuses names in a REST body that are no field of the request.
 
 Envoy's transcoder ignores unknown names. A typing error (`expiresAtt`) would then make a grant
-without an end. So Envoy's script sends the distinct paths of names in the body along, in one
-header. This module compares them with the request's message.
+without an end. So Envoy's script adds a header with the distinct paths of names in the body. This
+module compares them with the request's message.
 """
 
 import re
@@ -15,8 +15,8 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
 from creditledger.domain.errors import InvalidField, UnknownParameter
 
-#: Paths are joined by ",", the names of a path by ".". A name has A-Z a-z 0-9 _ as they are, and
-#: other characters as %XX.
+#: "," joins paths, "." joins the names of a path. A-Z a-z 0-9 _ stand for themselves in a name;
+#: other characters are %XX.
 NAMES_HEADER = "x-creditledger-names"
 #: Instead of paths: the script could not read the whole body as JSON.
 UNREAD = "!"
@@ -43,7 +43,7 @@ _SHOWN_MAX = 128
 def check(message: Descriptor, paths: str) -> None:
     """Raises UnknownParameter for the first path that the message does not have.
 
-    And InvalidField for a body that the script could not read to its end.
+    Raises InvalidField for a body that the script could not read to its end.
     """
     if paths == UNREAD:
         raise InvalidField("the body is not a JSON object")
@@ -58,7 +58,7 @@ def check(message: Descriptor, paths: str) -> None:
 
 
 def _known(message: Descriptor, names: list[str]) -> int:
-    """How many of the names, from the first on, lead somewhere; all of them if nothing is wrong."""
+    """How many of the names, from the first on, the message knows; all of them for a valid path."""
     for place, name in enumerate(names):
         if name in DROPPED.get(message.full_name, ()):
             return len(names)
@@ -67,7 +67,8 @@ def _known(message: Descriptor, names: list[str]) -> int:
             return place
         inner = field.message_type
         if inner is None or inner.GetOptions().map_entry or inner.file.package == "google.protobuf":
-            return len(names)  # what is inside is the caller's, or no object, which Envoy refuses
+            # A free-form object has the caller's names. Envoy refuses a value that is no object.
+            return len(names)
         message = inner
     return len(names)
 

@@ -22,7 +22,8 @@ T = TypeVar("T")
 #: Page sizes of the lists that are ordered by id.
 PAGE_SIZE, PAGE_SIZE_MAX = 20, 100
 
-#: Longer than any token of this module. Some tokens list transactions under way at their time.
+#: Longer than any token of this module. The longest tokens list the transactions that were under
+#: way at their time.
 TOKEN_CHARACTERS_MAX = 4_096
 
 
@@ -53,7 +54,7 @@ def position(text: str, filters: object, kinds: Sequence[type]) -> list[int | st
 
 
 def _is_sane(value: int | str) -> bool:
-    """Whether a database takes the value: anybody can make up a token."""
+    """Whether a database takes the value; a client may have made the token up."""
     return value.isascii() if isinstance(value, str) else 0 <= value < 2**63
 
 
@@ -65,7 +66,7 @@ class PageRequest:
     token: str | None
 
     def after(self, filters: object) -> str:
-        """The id behind which the page begins, "" for the first one. Raises InvalidField."""
+        """The id after which the page begins, "" for the first page. Raises InvalidField."""
         if self.token is None:
             return ""
         (after,) = position(self.token, filters, [str])
@@ -90,7 +91,7 @@ def asked(request: Message, *, size_max: int = PAGE_SIZE_MAX) -> PageRequest:
 def cut(
     items: Sequence[T], size: int, filters: object, position_of: Callable[[T], Sequence[int | str]]
 ) -> tuple[Sequence[T], str | None]:
-    """The page, and the token of the next one: there is one if more than `size` items are given."""
+    """The page and the token of the next page. More than `size` items mean a next page."""
     page = items[:size]
     return page, token(filters, position_of(page[-1])) if len(items) > size else None
 

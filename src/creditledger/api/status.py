@@ -15,22 +15,23 @@ DOMAIN = "creditledger"
 #: The trailers that Envoy turns into the REST answer; it strips their like from requests.
 ERROR_HEADER = "x-creditledger-error"
 STATUS_HEADER = "x-creditledger-status"
-#: By which Envoy asks another server, now and until this one is healthy again.
+#: The header makes Envoy retry at another server, and avoid this one until it is healthy again.
 ELSEWHERE_HEADER = "x-envoy-immediate-health-check-fail"
-#: Headers this long pass every proxy.
+#: Every usual proxy passes headers of this length.
 HEADER_BYTES_MAX = 2_000
 MESSAGE_CHARACTERS_MAX = 400
-#: Characters of the message and of each value of the metadata, tried until the header holds them.
+#: Limits in characters for the message and each value of the metadata. The first that fits the
+#: header applies.
 _CUTS = ((MESSAGE_CHARACTERS_MAX, 400), (64, 400), (64, 64), (16, 4))
 
 
 def unforeseen(request_id: str) -> Internal:
-    """The refusal that a client gets for a bug."""
+    """The refusal that hides an unexpected error from the client."""
     return Internal(f"internal error; the operator finds it in the log as {request_id}")
 
 
 def message(refusal: Refusal) -> str:
-    """The refusal's text, at a length that every header takes."""
+    """The refusal's text, cut to a length that fits a header."""
     return refusal.message[:MESSAGE_CHARACTERS_MAX]
 
 
@@ -50,7 +51,7 @@ def rest_body(refusal: Refusal, request_id: str) -> str:
         }
         present = {name: value for name, value in error.items() if value is not None}
         body = json.dumps({"error": present}, separators=(",", ":"))
-        if len(body) <= HEADER_BYTES_MAX:  # escaped, a character may take twelve bytes
+        if len(body) <= HEADER_BYTES_MAX:  # an escaped character takes up to twelve bytes
             break
     return body
 

@@ -26,7 +26,7 @@ _KIND_WORDS = {kind.value: kind.word for kind in Kind}
 def change(
     request: pb.CreditGrantServiceUpdateRequest,
 ) -> Callable[[str, Caller], GrantChange]:
-    """What is to change of a grant, once its wallet's id is known and who asks."""
+    """The change of a grant, as a function of the wallet's id and the caller."""
     given = request.HasField
     grant_id = fields.made("cg", request.id, field="id")
     name = fields.optional_text(request, "name", field="name", most=fields.NAME_MAX)
@@ -52,7 +52,7 @@ def change(
 
 
 def void(request: pb.CreditGrantServiceVoidRequest) -> Callable[[str, Caller], Command]:
-    """The posting that voids a grant, once its wallet's id is known and who asks."""
+    """The posting that voids a grant, as a function of the wallet's id and the caller."""
     key = fields.idempotency_key(request.idempotency_key)
     operation = VoidGrant(fields.made("cg", request.id, field="id"))
     description = fields.optional_text(request, "description", field="description")
@@ -132,7 +132,7 @@ def summary(sums: Mapping[str, GrantSums], days: int) -> pb.CreditGrantServiceSu
 def moved(
     posting_id: str, number: int, wallet: WalletPlace, rows: list[Moved]
 ) -> pb.CreditGrantServiceListPostingGrantsResponse:
-    """Which grants a posting moved; `number` is its wallet's."""
+    """The grants that a posting moved; `number`: the wallet's number."""
     overdraft = sum(one.amount for one in rows if one.grant is None)
     return pb.CreditGrantServiceListPostingGrantsResponse(
         posting_id=posting_id,

@@ -17,7 +17,7 @@ from creditledger.engine.batch import Posted
 
 
 def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Command]:
-    """The hold a request asks for, once it is known who asks."""
+    """The hold that a request asks for, as a function of the caller."""
     given = request.HasField
     operation = PlaceHold(
         amount=fields.amount(request.amount, field="amount"),
@@ -39,7 +39,7 @@ def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Co
 
 
 def annotation(request: Any) -> Annotation:
-    """What the request says for people and for its caller."""
+    """The request's description and metadata."""
     return Annotation(
         fields.optional_text(request, "description", field="description"),
         fields.metadata(request.metadata),
@@ -47,7 +47,7 @@ def annotation(request: Any) -> Annotation:
 
 
 def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
-    """What is to be captured of which hold."""
+    """The capture that a request asks for."""
     given = request.HasField
     return Capture(
         hold_id=hold_id(request),
@@ -62,14 +62,14 @@ def capture(request: wallet_service_pb2.CaptureHoldRequest) -> Capture:
 
 
 def _captured(request: wallet_service_pb2.CaptureHoldRequest) -> str:
-    """More than 0; or 0, of a capture that ends the hold."""
+    """The amount, more than 0; a final capture may also capture 0."""
     if request.final:
         return fields.limit(fields.required(request.amount, field="amount"), field="amount")
     return fields.amount(request.amount, field="amount")
 
 
 def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
-    """Until when which hold is to last."""
+    """The new deadline of a hold, as a moment or as a duration."""
     deadline = fields.optional_time(request, "deadline", field="deadline")
     ttl_ms = _ttl(request)
     if deadline is None and ttl_ms is None:
@@ -115,7 +115,7 @@ def _ttl(request: Any) -> int | None:
 
 
 def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
-    """What making, releasing or extending a hold answers."""
+    """The answer to making, releasing or extending a hold."""
     return wallet_service_pb2.HoldResponse(
         hold=_hold(answer, now),
         replayed=answer.replayed,
@@ -124,7 +124,7 @@ def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
 
 
 def capture_answer(answer: Posted, now: int) -> wallet_service_pb2.CaptureHoldResponse:
-    """What a capture answers."""
+    """The answer to a capture."""
     return wallet_service_pb2.CaptureHoldResponse(
         posting=posting_messages.posted(answer), hold=_hold(answer, now)
     )
@@ -145,7 +145,7 @@ def hold(
     annotation: Annotation,
     now: int,
 ) -> wallet_service_pb2.HeldCredit:
-    """A hold at `now`; `number` is its wallet's, `dimension` what its captures are added up by."""
+    """A hold at `now`; `number`: the wallet's number; `dimension`: that of its captures."""
     ended, ended_at = one.end(now)
     return wallet_service_pb2.HeldCredit(
         id=ids.compose("hld", number, one.number),

@@ -1,7 +1,7 @@
 """Messages to values and back, for wallets, postings and credit transactions.
 
-`command` and its like check the shape of what comes in, by `fields.py`; the others print. Nothing
-here asks the database.
+`command` and its like check the shape of a request, by `fields.py`. The other functions make
+messages of values. Nothing here reads the database.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -41,16 +41,16 @@ from creditledger.engine.batch import Posted
 GRANT_KINDS = {k.word: k for k in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT)}
 CATEGORIES = {c.word: c for c in Category}
 STATUSES = {s.word: s for s in Status}
-#: The keys of `source`, by kind of grant; what each kind shows, and may be given.
+#: The keys of `source`, by kind of grant: requests may have no others, and answers show these.
 SOURCE_KEYS = {
     Kind.TOPUP: ("provider", "receipt_id", "method"),
     Kind.SUBSCRIPTION_RENEW: ("provider", "receipt_id"),
     Kind.ADMIN_CREDIT: ("actor",),
 }
 
-#: Meters, products or categories that a scope may name.
+#: How many meters, products or categories a scope may name at most.
 SCOPE_MAX = 20
-#: Usages longer than this, quantities aside, are not kept.
+#: A usage that is longer than this without its quantities is not cached.
 PRICED_BYTES_MAX = 1_024
 
 _KIND_WORDS = {kind.value: kind.word for kind in Kind}
@@ -59,10 +59,10 @@ _STATUS_WORDS = {status: status.word for status in Status}
 
 
 def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Command]:
-    """The posting a request asks for, once it is known who asks.
+    """The posting that a request asks for, as a function of the caller.
 
-    Raises InvalidField, MissingField under the names of the JSON; given its caller, ScopeDenied
-    where it needs more than the scope that all postings do.
+    Raises InvalidField, MissingField under the JSON names. The function raises ScopeDenied if a
+    forced posting comes from a key that is not an admin's.
     """
     given = request.HasField
     key = fields.idempotency_key(request.idempotency_key)
@@ -84,7 +84,7 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
     def asked_by(caller: Caller) -> Command:
         if operation.is_forced:
             caller.require(Scope.ADMIN)
-        # By place: names cost as much again as all the rest of making it.
+        # Positional: keyword arguments would double the cost of this call.
         return Command(
             wallet_id,
             key,
@@ -132,7 +132,7 @@ def _consume(message: wallet_service_pb2.ConsumptionOperation) -> Consume:
 
 
 def usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -> Usage:
-    """What was consumed; `field` is where the request says it."""
+    """The usage of a consumption; `field`: the path of the message in the request."""
     quantities = fields.numbers(
         message.quantities[:],
         most=fields.QUANTITY_MAX,
@@ -145,7 +145,7 @@ def usage(message: wallet_service_pb2.Usage, field: str = "consumption.usage") -
 
 
 def expected_usage(message: wallet_service_pb2.Usage, field: str) -> Usage:
-    """What is to be consumed: its quantities need not be known yet."""
+    """The usage that a hold expects; its quantities may be absent."""
     if message.quantities:
         return usage(message, field)
     return _usage(message, (), field, prices_max=fields.QUANTITIES_MAX)
@@ -154,8 +154,8 @@ def expected_usage(message: wallet_service_pb2.Usage, field: str) -> Usage:
 def _usage(
     message: wallet_service_pb2.Usage, quantities: tuple[int, ...], field: str, *, prices_max: int
 ) -> Usage:
-    # Whose key, which product and its prices come again and again. Without the quantities their
-    # bytes are the same, and cost less to compare than the fields to read and check.
+    # The key, the product and the prices repeat from call to call. Their bytes without the
+    # quantities are then equal, and a look in the cache costs less than checking the fields again.
     message.ClearField("quantities")
     serialized = message.SerializeToString()
     priced = _priced if len(serialized) <= PRICED_BYTES_MAX else _priced.__wrapped__
@@ -240,7 +240,7 @@ def _give(message: wallet_service_pb2.GrantOperation) -> GiveGrant:
 
 
 def _expires_after(message: wallet_service_pb2.GrantOperation) -> durations.Duration | None:
-    """How long the grant lasts, if that is said instead of when it ends."""
+    """How long the grant lasts, if the request has a duration instead of an end."""
     given = message.HasField
     zone_field = "grant.time_zone"
     if not given("expires_after"):
@@ -255,7 +255,7 @@ def _expires_after(message: wallet_service_pb2.GrantOperation) -> durations.Dura
 
 
 def _scope(message: wallet_service_pb2.GrantScope, *, field: str) -> GrantScope | None:
-    """What a grant is to pay for; empty lists are as none, and without any it is everything."""
+    """The scope of a grant; None, if all lists are empty: the grant pays for everything."""
 
     def labels(name: str) -> tuple[str, ...]:
         return fields.texts(getattr(message, name), count_max=SCOPE_MAX, field=f"{field}.{name}")
@@ -267,7 +267,7 @@ def _scope(message: wallet_service_pb2.GrantScope, *, field: str) -> GrantScope 
 
 
 def scope(found: GrantScope | None) -> wallet_service_pb2.GrantScope | None:
-    """What a grant pays for, as it is shown."""
+    """The message of a grant's scope."""
     return None if found is None else wallet_service_pb2.GrantScope(**found._asdict())
 
 
@@ -292,16 +292,16 @@ def _refund(message: wallet_service_pb2.RefundOperation) -> Refund:
     )
 
 
-#: The operations of `Post`, each with what makes it of its message.
+#: The functions that read the operations of `Post` from their messages.
 _READERS: dict[type[Operation], Callable[[Any], Operation]] = {
     Consume: _consume,
     GiveGrant: _give,
     Adjust: _adjust,
     Refund: _refund,
 }
-#: The same by the field of the request that has the message.
+#: The same functions by the request's field that holds the message.
 _BY_FIELD = {operation.word: read for operation, read in _READERS.items()}
-#: What `Post` calls the attributes of its operations; those of the command keep their names.
+#: The JSON names in `Post` of the operations' attributes. The command's own attributes have none.
 FIELD_NAMES: dict[type, FieldNames] = {
     operation: {name: f"{operation.word}.{name}" for name in attributes(operation)}
     for operation in _READERS
@@ -314,7 +314,7 @@ FIELD_NAMES[GiveGrant] = {
 
 
 def _source(message: Any, allowed: tuple[str, ...], *, field: str) -> dict[str, str]:
-    """The keys given of `source`; one that its kind does not have is named, not dropped."""
+    """The keys of `source` that the request has. Raises InvalidField for a key not in `allowed`."""
     if not message.HasField("source"):
         return {}
     found = {}
@@ -330,7 +330,7 @@ def _source(message: Any, allowed: tuple[str, ...], *, field: str) -> dict[str, 
 
 
 class WalletLike(Protocol):
-    """What a transaction's message says of its wallet."""
+    """The attributes of a wallet that a transaction's message shows."""
 
     @property
     def id(self) -> str: ...
@@ -345,21 +345,21 @@ class WalletLike(Protocol):
 
 
 def source(posting: Posting) -> Mapping[str, str]:
-    """The posting's source as it is shown."""
+    """The posting's source, as its message shows it."""
     return views.source(posting.source, posting.wallet, posting.refund_of, posting.linked)
 
 
 def transaction(
     row: Row, posting: Posting, dimension: Dimension, wallet: WalletLike
 ) -> credit_transaction_pb2.CreditTransaction:
-    """One credit transaction, not expanded. Ids are empty where nothing was written."""
+    """One credit transaction, not expanded. A dry run's ids are empty."""
     posting_id = ids.compose("pst", row.wallet, row.posting) if row.posting else ""
     found = _transaction(row, posting_id, posting, dimension, wallet)
     return credit_transaction_pb2.CreditTransaction(**found)
 
 
 def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
-    """The transaction with what its ids stand for."""
+    """The transaction together with the objects that its ids name."""
     message = transaction(found.row, found.posting, found.dimension, found.wallet)
     name, email = found.customer
     message.customer.CopyFrom(
@@ -440,22 +440,22 @@ def wallet(view: WalletView) -> wallet_service_pb2.Wallet:
 
 
 def posted(answer: Posted) -> wallet_service_pb2.Posting:
-    """What a posting answers."""
+    """The answer to a posting."""
     return wallet_service_pb2.Posting(**_posted(answer))
 
 
 def results(answers: Iterable[Posted | Refusal]) -> wallet_service_pb2.BatchPostResponse:
-    """What a batch answers."""
+    """The answer to a batch."""
     return wallet_service_pb2.BatchPostResponse(results=[_result(answer) for answer in answers])
 
 
 def result(answer: Posted | Refusal) -> wallet_service_pb2.StreamPostResponse:
-    """What a posting of a stream answers."""
+    """The answer to one posting of a stream."""
     return wallet_service_pb2.StreamPostResponse(result=_result(answer))
 
 
-# Fields by name: given all at once, protobuf builds a message and those inside it in place; of each
-# message made before, it would take a copy. An empty map costs it as much as ten texts.
+# These functions answer dicts of fields. From nested dicts protobuf builds the inner messages in
+# place; it would copy inner messages. An empty map costs as much as ten strings, so it is left out.
 
 
 def _result(answer: Posted | Refusal) -> Any:
@@ -515,7 +515,7 @@ def _transaction(
         "effective_at": created_at if row.effective_at is None else clock.text(row.effective_at),
         "note": posting.note,
     }
-    # A grant that a dry run would make has no id, whichever of its rows would make it.
+    # A grant that a dry run would make has no id in any of its rows.
     if row.grant is not None and (written or row.grant < posting.rows[0].sequence):
         found["credit_grant_id"] = ids.compose("cg", row.wallet, row.grant)
     if posting.metadata:

@@ -16,7 +16,7 @@ _CALENDAR = (Period.DAY, Period.WEEK, Period.MONTH)
 
 
 def set_limit(request: pb.SetSpendLimitRequest) -> SetLimit:
-    """The limit a request asks for."""
+    """The limit that a request sets."""
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
     amount = fields.required(request.amount, field="amount")
     word = fields.required(request.period, field="period")
@@ -55,7 +55,7 @@ def _hours(request: pb.SetSpendLimitRequest, period: Period) -> int | None:
 
 
 def drop_limit(request: pb.DeleteSpendLimitRequest) -> DropLimit:
-    """The limit a request wants to be no more."""
+    """The limit that a request deletes."""
     return DropLimit(
         wallet_id=fields.reference("wal", request.wallet_id, field="wallet_id"),
         livemode=None,
@@ -65,12 +65,12 @@ def drop_limit(request: pb.DeleteSpendLimitRequest) -> DropLimit:
 
 
 def wallet_id(request: pb.ListSpendLimitsRequest) -> str:
-    """The wallet whose limits are asked for."""
+    """The wallet whose limits a request lists."""
     return fields.reference("wal", request.wallet_id, field="wallet_id")
 
 
 def limits(wallet: Wallet, labels: Mapping[int, str], moment: int) -> pb.ListSpendLimitsResponse:
-    """The wallet's limits at `moment`; `labels` by number of the dimensions of its open holds."""
+    """The wallet's limits at `moment`; `labels`: by number of the dimensions of its open holds."""
     now = wallet.time(moment)
     set_aside = held(wallet, lambda hold: labels[hold.dimension], now)
     seen = (view(wallet, one, set_aside, now) for one in wallet.limits)

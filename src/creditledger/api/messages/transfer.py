@@ -15,7 +15,7 @@ from creditledger.engine.batch import Posted
 
 
 def transfer(request: wallet_service_pb2.TransferRequest) -> Callable[[Caller], Command]:
-    """The transfer a request asks for, once it is known who asks."""
+    """The transfer that a request asks for, as a function of the caller."""
     key = fields.idempotency_key(request.idempotency_key)
     sender = fields.reference("wal", request.from_wallet_id, field="from_wallet_id")
     receiver = fields.reference("wal", request.to_wallet_id, field="to_wallet_id")
@@ -50,7 +50,7 @@ def transfer(request: wallet_service_pb2.TransferRequest) -> Callable[[Caller], 
 
 
 def answer(posted: Posted) -> wallet_service_pb2.TransferResponse:
-    """What a transfer answers."""
+    """The answer to a transfer."""
     assert posted.received is not None
     return wallet_service_pb2.TransferResponse(
         sent=posting_messages.posted(posted), received=posting_messages.posted(posted.received)

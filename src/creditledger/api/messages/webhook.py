@@ -1,6 +1,6 @@
 """Messages of webhooks to values and back.
 
-What is sent is the JSON of a message of the contract, printed as Envoy prints it over REST.
+An event's body is a message of the contract as JSON, printed as Envoy prints answers over REST.
 """
 
 import json
@@ -31,14 +31,14 @@ from creditledger.store.webhooks.endpoints import Delivery
 
 EVENT_TYPES = {one.word: one for one in EventType}
 STATUSES = {one.word: one for one in DeliveryStatus}
-#: A request holds so many at most; one type twice is once.
+#: The most values that `events` of a request may have, repetitions included.
 _EVENTS_MAX = len(EVENT_TYPES)
 
-# --- what comes in --------------------------------------------------------------------------------
+# --- requests -------------------------------------------------------------------------------------
 
 
 class Line(NamedTuple):
-    """A threshold as it was given: an amount's digits are checked where its currency is known."""
+    """A threshold of a request. The service, which reads the currency, checks the digits."""
 
     amount: str | None
     currency: str | None
@@ -46,14 +46,14 @@ class Line(NamedTuple):
 
 
 def url(given: str, *, allow_private: bool) -> str:
-    """Where events are to be sent."""
+    """The URL to which events are sent."""
     return webhook_addresses.check(
         fields.required(given, field="url"), allow_private=allow_private, field="url"
     )
 
 
 def events(given: Sequence[str]) -> tuple[EventType, ...]:
-    """Types of events, in their order, each once."""
+    """Types of events, sorted, each once."""
     if len(given) > _EVENTS_MAX:
         raise InvalidField(f"events has {len(given)} values, at most {_EVENTS_MAX}", param="events")
     found = {fields.word(one, EVENT_TYPES, field=f"events[{i}]") for i, one in enumerate(given)}
@@ -61,7 +61,7 @@ def events(given: Sequence[str]) -> tuple[EventType, ...]:
 
 
 def thresholds(given: Sequence[pb.WebhookThreshold]) -> tuple[Line, ...]:
-    """Thresholds, each an amount with its currency or a percentage."""
+    """Thresholds: each is an amount with its currency, or a percentage."""
     if len(given) > THRESHOLDS_MAX:
         raise InvalidField(
             f"thresholds has {len(given)} values, at most {THRESHOLDS_MAX}", param="thresholds"
@@ -83,7 +83,7 @@ def _line(one: pb.WebhookThreshold, field: str) -> Line:
 
 
 def require_thresholds(types: Sequence[EventType], count: int) -> None:
-    """Raises MissingField where a balance could cross nothing."""
+    """Raises MissingField for balance events without a threshold."""
     if OF_BALANCE.intersection(types) and not count:
         raise MissingField("thresholds")
 
@@ -91,7 +91,7 @@ def require_thresholds(types: Sequence[EventType], count: int) -> None:
 def expiring_days(
     request: pb.CreateWebhookEndpointRequest | pb.UpdateWebhookEndpointRequest,
 ) -> int | None:
-    """How many days before its end a grant is about to expire."""
+    """How many days before a grant's end the endpoint hears of it."""
     if not request.HasField("expiring_days"):
         return None
     return fields.number(
@@ -99,7 +99,7 @@ def expiring_days(
     )
 
 
-# --- what goes out --------------------------------------------------------------------------------
+# --- answers --------------------------------------------------------------------------------------
 
 
 def _moment(at: int | None) -> str | None:
@@ -140,7 +140,7 @@ def threshold(one: Threshold, scale: int) -> pb.WebhookThreshold:
 
 
 def delivery(one: Delivery, *, whole: bool = False) -> pb.WebhookDelivery:
-    """How the sending of an event stands; `whole`: and what is sent."""
+    """The state of an event's delivery; `whole`: with the event's body."""
     pending = one.status is DeliveryStatus.PENDING
     found = pb.WebhookDelivery(
         id=ids.compose("evt", one.wallet, one.number),
@@ -160,7 +160,7 @@ def delivery(one: Delivery, *, whole: bool = False) -> pb.WebhookDelivery:
     return found
 
 
-# --- what is sent ---------------------------------------------------------------------------------
+# --- bodies of events -----------------------------------------------------------------------------
 
 
 def _body(
@@ -169,7 +169,7 @@ def _body(
     event = pb.WebhookEvent(
         id=id_, type=type_.word, created_at=clock.text(moment), livemode=livemode, data=data
     )
-    # As envoy.yaml has it.
+    # envoy.yaml prints answers in the same way.
     found = json_format.MessageToDict(event, always_print_fields_with_no_presence=True)
     return json.dumps(found, separators=(",", ":"), ensure_ascii=False)
 
@@ -183,7 +183,7 @@ def created(id_: str, one: Transaction) -> str:
 
 
 def crossed(id_: str, one: Crossing, number: int, wallet: WalletPlace, moment: int) -> str:
-    """The event of a balance that crossed a threshold; `number` is its wallet's."""
+    """The event of a balance that crossed a threshold; `number`: the wallet's number."""
     type_ = EventType.BALANCE_LOW if one.low else EventType.BALANCE_RECOVERED
     balance = pb.WebhookBalance(
         wallet_id=wallet.id,
@@ -203,7 +203,7 @@ def of_grant(id_: str, type_: EventType, one: GivenGrant, moment: int) -> str:
 
 
 def expired(id_: str, one: HeldCredit, number: int) -> str:
-    """The event of a hold that is over by its deadline; `number` is its wallet's."""
+    """The event of a hold whose deadline has passed; `number`: the wallet's number."""
     hold, wallet, dimension, annotation = one
     shown = hold_messages.hold(hold, wallet, number, dimension, annotation, hold.deadline)
     data = pb.WebhookEventData(hold=shown)
