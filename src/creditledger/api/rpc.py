@@ -159,9 +159,8 @@ def rpc_stream(
 class Boundary:
     """The edge between the services and gRPC: who may call, errors, request ids, the log.
 
-    A server to register services with. What it is given it wraps, once, and hands on: an
-    interceptor would be asked at every call. Messages reach it as bytes: nothing is made of them
-    before the caller is known.
+    Services register with it as with a server. It wraps each method once, since an interceptor
+    would cost at every call. Messages arrive as bytes and are parsed once the caller is known.
 
     `local`: its server is the one that only the database's owner can reach. The peer that gRPC
     names would not tell: behind a native server, calls of the network come over a Unix socket too.
@@ -255,7 +254,7 @@ class Boundary:
                 try:
                     async with aclosing(handler.unary_stream(request, context)) as answers:
                         async for answer in answers:
-                            # What was read before the key ended is not told after it.
+                            # A key that ended meanwhile gets no more of the answer.
                             await self._callers.identify(call.metadata, local=call.local)
                             call.answering = True
                             yield answer
@@ -361,7 +360,7 @@ class _RpcCall:
     def __init__(self, method: str, context: Context, *, local: bool) -> None:
         self._method, self._context, self.local = method, context, local
         self._began = time.perf_counter()
-        # gRPC makes it anew each time it is asked.
+        # Kept here: gRPC builds the metadata anew at each call of this method.
         self.metadata: Iterable[tuple[str, str]] = context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
         self.request_id = _request_id(self.metadata)
         self.key: str | None = None  #: Of the caller, once known.
@@ -389,7 +388,7 @@ class _RpcCall:
         await self._context.send_initial_metadata(headers)
 
     def is_rest(self) -> bool:
-        """Whether it came to the proxy over REST."""
+        """Whether the call came to the proxy over REST."""
         return any(name == REST_HEADER for name, _ in self.metadata)
 
     def succeeded(self) -> None:
@@ -433,7 +432,7 @@ class _RpcCall:
 
 
 def _unless_bytes(serializer: Any) -> Any:
-    """A serializer that leaves what is bytes as it is."""
+    """A serializer that passes bytes on unchanged."""
     return lambda answer: answer if type(answer) is bytes else serializer(answer)
 
 
@@ -447,7 +446,7 @@ def _request_id(metadata: Iterable[tuple[str, str]]) -> str:
 
 
 def _unread() -> Refusal:
-    """Of a stream whose client read nothing for too long."""
+    """The refusal for a stream whose client read nothing for too long."""
     return Overloaded(
         f"nothing of the stream was read for {UNREAD_SECONDS_MAX:g} s", retry_after="1"
     )

@@ -18,7 +18,7 @@ from creditledger.ops.config import Config
 def verify(config: Config, as_json: AsJson = False) -> None:
     """Check every invariant of the ledger on one snapshot, whether a server runs or not.
 
-    Prints the first wrong row of each check that fails; exit code 1 if there is one. Also lists
+    Prints the first wrong row of each check that fails; exit code 1 if a check fails. Also lists
     receipts that were credited more than once before the ledger refused that.
     """
     from creditledger.ops import database
