@@ -18,5 +18,5 @@ os.execv(sys.argv[2], sys.argv[2:])
 
 
 def launch(command: list[str]) -> list[str]:
-    """The command, a path first, as one that ends with this process."""
+    """The command (its first item is a path), wrapped so that it ends with this process."""
     return [sys.executable, "-c", _DIE_WITH_PARENT, str(os.getpid()), *command]

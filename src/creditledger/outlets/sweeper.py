@@ -26,7 +26,7 @@ log = structlog.get_logger()
 #: Grants or holds looked up at a time, and wallets swept in one batch: a wallet has at most 1,000
 #: open grants, and as a rule one of them is due.
 PAGE, BATCH = 500, 50
-#: How long it waits where the ledger is busy, twice as long each time.
+#: The first pause while the ledger is busy; each further pause is twice as long.
 PAUSE_SECONDS, PAUSE_SECONDS_MAX = 0.5, 30.0
 
 
@@ -43,7 +43,7 @@ class Sweeper:
         grace_ms: int = 0,
         is_trusted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """`grace_ms`: how long something has to be due; `is_trusted`: whether the clock is."""
+        """`grace_ms`: the time after which due work is done; `is_trusted`: whether the clock is."""
         self._store = store
         self._ledger = ledger
         self._clock = clock

@@ -57,12 +57,12 @@ class Seen:
 
 @dataclass(slots=True)
 class Watch:
-    """What one reader wants of the ledger, and what he has seen of it."""
+    """The filters of one reader, and the reader's position in the ledger."""
 
     filters: Filters
     after: Mark | None  #: None: behind what is there when it begins.
     wallet_id: str | None
-    kinds: Collection[int]  #: None of them: all.
+    kinds: Collection[int]  #: Empty: all.
     heartbeat_seconds: float
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
     _dimensions: dict[tuple[int, int], Dimension] = field(default_factory=dict)

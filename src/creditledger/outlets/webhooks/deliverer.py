@@ -62,7 +62,7 @@ _HEADERS = (("Content-Type", "application/json"), ("User-Agent", "creditledger")
 
 
 class _NotAllowed(Exception):
-    """The endpoint's name leads to an address that is not to be called."""
+    """The endpoint's name resolves to an address that must not be called."""
 
 
 class _Network(httpcore.AsyncNetworkBackend):
@@ -99,7 +99,7 @@ class _Network(httpcore.AsyncNetworkBackend):
         raise failed
 
     async def _addresses(self, host: str, port: int) -> list[str]:
-        """What the name leads to. Raises OSError, UnicodeError."""
+        """The addresses of the name. Raises OSError, UnicodeError."""
         await self._look_ups.acquire()
         loop = asyncio.get_running_loop()
         done: asyncio.Future[list[str]] = loop.create_future()
@@ -229,7 +229,7 @@ class Deliverer:
         return self._last != 0 and len(self._sending) < 4 * self._places
 
     async def forget(self) -> int:
-        """Take away what is older than it is kept for; how many."""
+        """Delete the deliveries that are past their retention; answers how many."""
         before, forgotten = self._clock() - self._retention_ms, 0
         while True:
             count = await self._store.write(lambda c: webhook_feed.forget(c, before, FORGET_ROWS))

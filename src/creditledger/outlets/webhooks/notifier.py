@@ -68,7 +68,7 @@ class _NewDeliveries:
     def add(
         self, endpoint: Endpoint, place: Place, body: Callable[[str], str], kept_from: int = 0
     ) -> None:
-        """One more; `body`: what is sent under this id."""
+        """One more; `body`: the event's body for an id."""
         self.last += 1
         id_ = ids.compose("evt", place.wallet, self.last)
         self.new.append(New(self.last, endpoint.number, place, body(id_), kept_from))
