@@ -68,7 +68,7 @@ class PrivatePostgres:
 
     @property
     def pid(self) -> int:
-        """Of its first process, which all others belong to."""
+        """The id of its first process, the parent of all its others."""
         pid: int = self._server.get_pid()
         return pid
 

@@ -33,7 +33,7 @@ async def walk(
     livemode: bool,
     on_progress: Callable[[int, int], None],
 ) -> None:
-    """Everything of the ledger that is compared. Raises CannotStart, CannotReconcile."""
+    """Read everything of the ledger that is compared. Raises CannotStart, CannotReconcile."""
     await require_schema(config)
     last = await look(config, topups.last_wallet)
     times = [receipt.created_at for receipt in compared.receipts.values()]
@@ -66,7 +66,7 @@ def words(said: str) -> frozenset[str]:
 
 
 def zone(name: str) -> ZoneInfo:
-    """What `--time-zone` names. Raises CannotReconcile."""
+    """The zone that `--time-zone` names. Raises CannotReconcile."""
     try:
         return clock.zone(name, field="--time-zone")
     except InvalidField as error:
@@ -74,7 +74,7 @@ def zone(name: str) -> ZoneInfo:
 
 
 def moment(said: str | None, name: str) -> int | None:
-    """A moment that an option says. Raises CannotReconcile."""
+    """The moment that an option names. Raises CannotReconcile."""
     try:
         return None if said is None else clock.parse(said, field=name)
     except InvalidField as error:
@@ -82,7 +82,7 @@ def moment(said: str | None, name: str) -> int | None:
 
 
 def rates(said: Iterable[str]) -> Rates:
-    """What the options `--rate` say. Raises CannotReconcile."""
+    """The rates of the options `--rate`. Raises CannotReconcile."""
     found: dict[tuple[str, str], Fraction | None] = {}
     for one in said:
         match = _RATE.fullmatch(one)

@@ -12,7 +12,7 @@ from creditledger.engine.clock_watch import ClockWatch
 
 
 def _nothing(_: pb.GetClockRequest) -> None:
-    """There is nothing to be said."""
+    """The request has no fields."""
 
 
 def _accepted_by(request: pb.AcceptClockRequest) -> str | None:

@@ -170,7 +170,7 @@ def bucket(one: EventBucket, granularity: str, scale: int) -> pb.MeterEventBucke
 
 @dataclass(frozen=True, slots=True)
 class Owed:
-    """Whose debt is asked for."""
+    """The filters of a pending amount."""
 
     subscription_id: str | None
     customer_id: str | None

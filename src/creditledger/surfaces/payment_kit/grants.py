@@ -122,7 +122,7 @@ def are_alike(one: pb.PaymentKitGrant, other: pb.PaymentKitGrant, asked: GiveGra
 
 @dataclass(frozen=True, slots=True)
 class Holders:
-    """Whose credit is to be listed."""
+    """The filters of a list of grant holders."""
 
     page: shapes.NumberedPage
     currency: str
@@ -140,7 +140,7 @@ def holders(request: pb.PaymentKitServiceListGrantHoldersRequest) -> Holders:
 
 @dataclass(frozen=True, slots=True)
 class GrantStats:
-    """Which grants are to be added up."""
+    """The grants that a request adds up."""
 
     currency: str
     category: Category | None
@@ -264,7 +264,7 @@ def grant_update(request: pb.PaymentKitServiceUpdateGrantRequest) -> GrantUpdate
 
 @dataclass(frozen=True, slots=True)
 class Whose:
-    """Whose grants are asked for."""
+    """The customer of a summary of grants."""
 
     customer_id: str | None
     livemode: bool | None
