@@ -301,7 +301,7 @@ _READERS: dict[type[Operation], Callable[[Any], Operation]] = {
 }
 #: The same functions by the request's field that holds the message.
 _BY_FIELD = {operation.word: read for operation, read in _READERS.items()}
-#: The JSON names in `Post` of the operations' attributes. The command's own attributes have none.
+#: The JSON names in `Post` of operations' attributes. Attributes of the command keep their names.
 FIELD_NAMES: dict[type, FieldNames] = {
     operation: {name: f"{operation.word}.{name}" for name in attributes(operation)}
     for operation in _READERS
