@@ -139,9 +139,8 @@ class Callers:
         self._store = store
         self._clock = clock
         self._cache: dict[bytes, _KnownKey] = {}  #: By the secret's hash.
-        self._reading: dict[
-            bytes, asyncio.Task[_KnownKey]
-        ] = {}  #: Reads under way, by the same hash.
+        #: Reads under way, by the same hash.
+        self._reading: dict[bytes, asyncio.Task[_KnownKey]] = {}
         self._forgotten = 0  #: How often `forget` was called.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
