@@ -4,6 +4,7 @@ A posting is a `Command` around one operation; `domain/operations/` has a file f
 still text here, because their scale is known only under the wallet's lock.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, NamedTuple, Protocol
@@ -188,7 +189,7 @@ class Decision(NamedTuple):
     is_done: bool = False  #: Another posting already did this. Nothing is written.
 
 
-class Operation:
+class Operation(ABC):
     """What a posting does. Each operation is a file of `domain/operations/`."""
 
     __slots__ = ()
@@ -270,9 +271,9 @@ class Operation:
     def check(self, case: Case) -> None:
         """Raises NotFound or MeterInactive for a named thing that cannot be used."""
 
+    @abstractmethod
     def decide(self, case: Case) -> Decision:
         """The decision. Raises a Refusal. Changes nothing."""
-        raise NotImplementedError
 
 
 def attributes(operation: type[Operation]) -> tuple[str, ...]:
@@ -347,7 +348,7 @@ class Sweep(_OneWallet):
         wants.returning.add(self.wallet_id)
 
 
-class Change(_OneWallet):
+class Change(_OneWallet, ABC):
     """A change of terms. Under an idempotency key it becomes a posting without rows."""
 
     __slots__ = ()
@@ -363,9 +364,9 @@ class Change(_OneWallet):
         if self.idempotency_key is not None:
             wants.keys.add((self.wallet_id, self.idempotency_key))
 
+    @abstractmethod
     def terms(self, scale: int) -> dict[str, object]:
         """The fields of the request. Raises InvalidField for an amount's digits."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, slots=True)

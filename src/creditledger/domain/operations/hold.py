@@ -4,6 +4,7 @@ A hold takes free credit in burn order. It keeps its part of a grant until the h
 the grant has ended. `book` and `lapse` apply holds to the wallet.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
@@ -163,9 +164,9 @@ class OnHold(Operation):
             )
         return self.decide_on(case, hold, case.known.dimensions[case.wallet.number, hold.dimension])
 
+    @abstractmethod
     def decide_on(self, case: Case, hold: Hold, original: Dimension) -> Decision:
         """Do it with this hold."""
-        raise NotImplementedError
 
     def become(self, before: Hold, after: Hold, original: Dimension, moves: list[Move]) -> Decision:
         """The decision that changes the hold and carries out the draws `moves`."""
