@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import selectors
 from typing import TYPE_CHECKING
 
 from creditledger.domain.errors import Unavailable
@@ -16,18 +17,23 @@ class QuickLoop(asyncio.SelectorEventLoop):
     """Its clock jumps to the next timer instead of waiting for it."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self._now = 0.0
-        self._wait = self._selector.select  # type: ignore[attr-defined] # asyncio's own
-        self._selector.select = self._jump  # type: ignore[attr-defined]
+        self._ready_files = ReadyFiles()
+        super().__init__(self._ready_files)
 
     def time(self) -> float:
         """Seconds since the loop was made."""
-        return self._now
+        return self._ready_files.waited
 
-    def _jump(self, timeout: float | None = None) -> object:
-        self._now += timeout or 0
-        return self._wait(0)
+
+class ReadyFiles(selectors.SelectSelector):
+    """Adds up how long it was asked to wait, and waits for nothing."""
+
+    waited = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """The files that are ready already."""
+        self.waited += timeout or 0
+        return super().select(0)
 
 
 def run(main: Callable[[], Awaitable[None]]) -> None:
