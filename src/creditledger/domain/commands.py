@@ -211,7 +211,7 @@ class Operation(ABC):
         """Whether it needs an admin key."""
         return False
 
-    def want(self, wallet_id: str, wants: Wants) -> None:
+    def want(self, wallet_id: str, wants: Wants) -> None:  # noqa: B027 # none, if it names none
         """Add the things that it names."""
 
     @property
@@ -268,7 +268,7 @@ class Operation(ABC):
         """The meter event that its answer shows again on a replay."""
         return None
 
-    def check(self, case: Case) -> None:
+    def check(self, case: Case) -> None:  # noqa: B027 # nothing, if it names nothing
         """Raises NotFound or MeterInactive for a named thing that cannot be used."""
 
     @abstractmethod
