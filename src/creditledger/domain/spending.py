@@ -7,7 +7,15 @@ nothing. The rules in prose: docs/ledger.md.
 from collections.abc import Mapping
 
 from creditledger.domain import clock, ids, money
-from creditledger.domain.commands import AHEAD_MS_MAX, PLAIN_USAGE, Case, Decision, Usage, Wants
+from creditledger.domain.commands import (
+    AHEAD_MS_MAX,
+    PLAIN_USAGE,
+    Case,
+    Decision,
+    Operation,
+    Usage,
+    Wants,
+)
 from creditledger.domain.errors import (
     InsufficientCredit,
     InvalidField,
@@ -107,27 +115,43 @@ def check_backdating(case: Case, moment: int, field: str) -> None:
         raise InvalidField(f"{field} is more than {days} days ago", param=field)
 
 
-def want_metered(wants: Wants, meter_id: str | None, subscription_id: str | None) -> None:
-    """Add what `check_metered` needs."""
-    if meter_id is not None:
-        wants.meters.add(meter_id)
-    if subscription_id is not None:
-        wants.subscriptions.add(subscription_id)
+class Metered(Operation):
+    """An operation that spends for a meter, a subscription, or usage."""
 
+    __slots__ = ()
+    meter_id: str | None
+    subscription_id: str | None
+    usage: Usage | None = None
 
-def check_metered(case: Case, meter_id: str | None, subscription_id: str | None) -> None:
-    """Raises NotFound, MeterInactive for a meter or the customer's subscription."""
-    known = case.known
-    if meter_id is not None:
-        if meter_id not in known.meters:
-            raise NotFound(f"no meter {echo(meter_id)}", param="meter_id")
-        if meter_id in known.inactive_meters:
-            raise MeterInactive(f"meter {echo(meter_id)} is inactive", param="meter_id")
-    of_customer = case.wallet.customer_id
-    if subscription_id is not None and known.subscriptions.get(subscription_id) != of_customer:
-        raise NotFound(
-            f"no subscription {echo(subscription_id)} of this customer", param="subscription_id"
-        )
+    @property
+    def dimension(self) -> Dimension:
+        """The dimension of what it spends."""
+        return used(self.meter_id, self.subscription_id, self.usage)
+
+    def want(self, wallet_id: str, wants: Wants) -> None:
+        """Meter and subscription."""
+        if self.meter_id is not None:
+            wants.meters.add(self.meter_id)
+        if self.subscription_id is not None:
+            wants.subscriptions.add(self.subscription_id)
+
+    def spends(self, amount: int | None) -> bool:
+        """A frozen wallet gives nothing."""
+        return True
+
+    def check(self, case: Case) -> None:
+        """Raises NotFound, MeterInactive for a meter or the customer's subscription."""
+        meter_id, subscription_id, known = self.meter_id, self.subscription_id, case.known
+        if meter_id is not None:
+            if meter_id not in known.meters:
+                raise NotFound(f"no meter {echo(meter_id)}", param="meter_id")
+            if meter_id in known.inactive_meters:
+                raise MeterInactive(f"meter {echo(meter_id)} is inactive", param="meter_id")
+        of_customer = case.wallet.customer_id
+        if subscription_id is not None and known.subscriptions.get(subscription_id) != of_customer:
+            raise NotFound(
+                f"no subscription {echo(subscription_id)} of this customer", param="subscription_id"
+            )
 
 
 def named_grant(wallet: Wallet, id_: str, *, param: str, within: str = "") -> Grant:

@@ -50,7 +50,7 @@ class Adjust(Operation):
 
     @property
     def dimension(self) -> Dimension:
-        """What its rows are added up by."""
+        """The dimension of its rows."""
         return _DEBIT if self.amount.startswith("-") else _CREDIT
 
     def want(self, wallet_id: str, wants: Wants) -> None:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass
 
-from creditledger.domain.commands import Case, Command, Decision, Operation, Usage, Wants
+from creditledger.domain.commands import Case, Command, Decision, Operation, Usage
 from creditledger.domain.model import Dimension, Posting
-from creditledger.domain.spending import check_metered, draw, purpose, used, want_metered
+from creditledger.domain.spending import Metered, draw, purpose
 
 
 @dataclass(frozen=True, slots=True)
-class Consume(Operation):
+class Consume(Metered):
     """Spend credit for what was used."""
 
     code, word = 2, "consumption"
@@ -17,15 +17,6 @@ class Consume(Operation):
     meter_event_id: str | None = None
     subscription_id: str | None = None
     usage: Usage | None = None
-
-    @property
-    def dimension(self) -> Dimension:
-        """What its rows are added up by."""
-        return used(self.meter_id, self.subscription_id, self.usage)
-
-    def want(self, wallet_id: str, wants: Wants) -> None:
-        """Meter and subscription."""
-        want_metered(wants, self.meter_id, self.subscription_id)
 
     def terms(self, command: Command) -> dict[str, object]:
         """Nothing: rows and their dimension tell all of it."""
@@ -45,14 +36,6 @@ class Consume(Operation):
         return Operation.told_by(posting, dimension) | _told(
             posting.rows[0].effective_at, posting.meter_event_id, posting.quantities, dimension
         )
-
-    def spends(self, amount: int | None) -> bool:
-        """A frozen wallet gives nothing."""
-        return True
-
-    def check(self, case: Case) -> None:
-        """Meter and subscription are there."""
-        check_metered(case, self.meter_id, self.subscription_id)
 
     def decide(self, case: Case) -> Decision:
         """Draw the amount. Raises InsufficientCredit."""

@@ -47,14 +47,13 @@ from creditledger.domain.spending import (
     CONSUMPTION,
     EXPIRY,
     USAGE,
-    check_metered,
+    Metered,
     draw,
     insufficient,
     purpose,
     room_left,
     spendable,
     used,
-    want_metered,
 )
 from creditledger.domain.wallet_moves import Move
 
@@ -62,7 +61,7 @@ TTL_MS_DEFAULT = 10 * clock.MINUTE
 
 
 @dataclass(frozen=True, slots=True)
-class PlaceHold(Operation):
+class PlaceHold(Metered):
     """Set credit aside, in burn order, until a deadline."""
 
     code, word = 6, "hold"
@@ -73,23 +72,6 @@ class PlaceHold(Operation):
     meter_event_id: str | None = None
     subscription_id: str | None = None
     usage: Usage | None = None
-
-    @property
-    def dimension(self) -> Dimension:
-        """The dimension of its captures."""
-        return used(self.meter_id, self.subscription_id, self.usage)
-
-    def want(self, wallet_id: str, wants: Wants) -> None:
-        """Meter and subscription."""
-        want_metered(wants, self.meter_id, self.subscription_id)
-
-    def spends(self, amount: int | None) -> bool:
-        """A frozen wallet gives nothing."""
-        return True
-
-    def check(self, case: Case) -> None:
-        """Meter and subscription are there."""
-        check_metered(case, self.meter_id, self.subscription_id)
 
     def decide(self, case: Case) -> Decision:
         """Set aside what a consumption could take.

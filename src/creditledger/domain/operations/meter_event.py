@@ -33,12 +33,11 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.operations.refund import Draw, give_back, unreturned
 from creditledger.domain.spending import (
-    check_metered,
+    Metered,
     covering,
     draw,
     spendable,
     used,
-    want_metered,
 )
 from creditledger.domain.wallet_moves import Move
 
@@ -47,22 +46,13 @@ CANCELED = Dimension(Kind.REFUND.value, Type.ADJUSTMENT.value)
 
 
 @dataclass(frozen=True, slots=True)
-class ReportEvent(Operation):
+class ReportEvent(Metered):
     """Spend for a meter's count, as far as there is credit. The rest stays unpaid."""
 
     code, word = 13, "meter_event"
     amount: str
     meter_id: str
     subscription_id: str | None = None
-
-    @property
-    def dimension(self) -> Dimension:
-        """What its rows are added up by."""
-        return used(self.meter_id, self.subscription_id, None)
-
-    def want(self, wallet_id: str, wants: Wants) -> None:
-        """Meter and subscription."""
-        want_metered(wants, self.meter_id, self.subscription_id)
 
     def terms(self, command: Command) -> dict[str, object]:
         """All but the amount: it may have no row that would tell."""
@@ -71,14 +61,6 @@ class ReportEvent(Operation):
             "subscription_id": self.subscription_id,
             "effective_at": command.effective_at,
         }
-
-    def spends(self, amount: int | None) -> bool:
-        """A frozen wallet gives nothing."""
-        return True
-
-    def check(self, case: Case) -> None:
-        """Meter and subscription are there."""
-        check_metered(case, self.meter_id, self.subscription_id)
 
     def decide(self, case: Case) -> Decision:
         """Draw as a consumption, but no more than the wallet can pay. Raises OutOfRange."""
@@ -122,7 +104,7 @@ class CancelEvent(Operation):
 
     @property
     def dimension(self) -> Dimension:
-        """What its rows are added up by."""
+        """The dimension of its rows."""
         return CANCELED
 
     def want(self, wallet_id: str, wants: Wants) -> None:
