@@ -91,12 +91,6 @@ class UnknownParameter(Refusal):
     reason, kind = "UNKNOWN_PARAMETER", ErrorKind.MALFORMED
 
 
-class BodyTooLarge(Refusal):
-    """A request larger than the server reads."""
-
-    reason, kind = "BODY_TOO_LARGE", ErrorKind.TOO_LARGE
-
-
 class ResultTooLarge(Refusal):
     """An answer that would be larger than the limit; known before anything is written."""
 
@@ -320,22 +314,17 @@ class OutcomeUnknown(Refusal):
     reason, kind = "OUTCOME_UNKNOWN", ErrorKind.TOO_LATE
 
 
-class DeadlineExceeded(Refusal):
-    """The caller's deadline passed before the work began; nothing was written."""
-
-    reason, kind = "DEADLINE_EXCEEDED", ErrorKind.TOO_LATE
-
-
 class Internal(Refusal):
     """Something unforeseen; the text is in the log under the request id."""
 
     reason, kind = "INTERNAL", ErrorKind.BUG
 
 
-#: The kind of every reason. The proxy alone says UNKNOWN_PATH, and turns refusals of its own into
-#: BODY_TOO_LARGE and DEADLINE_EXCEEDED; nothing says RATE_LIMITED so far.
+#: The kind of every reason. The proxy alone says the first three. Nothing says RATE_LIMITED so far.
 KINDS: Mapping[str, ErrorKind] = {
     "UNKNOWN_PATH": ErrorKind.UNKNOWN,
+    "BODY_TOO_LARGE": ErrorKind.TOO_LARGE,
+    "DEADLINE_EXCEEDED": ErrorKind.TOO_LATE,
     "RATE_LIMITED": ErrorKind.TOO_MUCH,
     **{one.reason: one.kind for one in Refusal.__subclasses__()},
 }
