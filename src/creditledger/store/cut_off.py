@@ -9,8 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import structlog
-from sqlalchemy import Connection, event
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy import Connection, Engine, event
 
 log = structlog.get_logger()
 
@@ -23,9 +22,9 @@ _TEXT = re.compile(r"'(?:[^']|'')*'")
 LINES_MAX = 60
 
 
-def remember(engine: AsyncEngine) -> None:
+def remember(engine: Engine) -> None:
     """Let the connections of the engine remember the statement that they ran last."""
-    event.listen(engine.sync_engine, "before_cursor_execute", _note)
+    event.listen(engine, "before_cursor_execute", _note)
 
 
 def _note(

@@ -13,7 +13,7 @@ class Pool:
     """The connections of one engine."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        cut_off.remember(engine)
+        cut_off.remember(engine.sync_engine)
         self._engine = engine
         self._lent = 0
         self._all_back = asyncio.Event()

@@ -9,23 +9,16 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
-from sqlalchemy.exc import DatabaseError, OperationalError
-from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy.exc import DatabaseError
 
-from creditledger.domain.errors import Overloaded, QueryTooBroad, ResultTooLarge
-from creditledger.store import cut_off
 from creditledger.store.ledger_clock import LedgerClock
-from creditledger.store.pool import Pool
 from creditledger.store.sqlite import writer as sqlite_writer
+from creditledger.store.sqlite.readers import Readers
 from creditledger.store.write.batch import (
-    SUM_TOO_LARGE,
-    TOO_MANY_READS,
     CannotOpen,
     Changes,
     Loaded,
@@ -162,9 +155,9 @@ class SQLite:
         file = path(url)
         self._lock = sqlite_writer.lock(file)
         self._writer = sqlite_writer.SqliteWriter(file, clock)
-        self._readers = Pool(sqlite_writer.reader_engine(file, readers))
+        self._readers = Readers(file, readers)
         # Who calls must be known whatever else is read.
-        self._urgent = Pool(sqlite_writer.reader_engine(file, 1))
+        self._urgent = Readers(file, 1)
 
     async def open(self) -> None:
         """Connect."""
@@ -206,37 +199,4 @@ class SQLite:
 
         Raises QueryTooBroad when it takes longer than `seconds`, Overloaded.
         """
-        try:
-            async with (self._urgent if urgent else self._readers).connection() as connection:
-                return await _within(seconds, connection, query)
-        except PoolTimeout:
-            raise Overloaded(TOO_MANY_READS, retry_after="1") from None
-
-
-def _tell(seconds: float, connection: Connection) -> None:
-    """Write to the log what was cut off, and its plan."""
-    statement = cut_off.running(connection.info)
-    lines = [] if statement is None else cut_off.plan(connection, statement)
-    cut_off.tell(seconds, statement, lines)
-
-
-async def _within(
-    seconds: float, connection: AsyncConnection, query: Callable[[Connection], T]
-) -> T:
-    raw = (await connection.get_raw_connection()).driver_connection
-    assert raw is not None
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(seconds, lambda: loop.create_task(raw.interrupt()))
-    try:
-        return await connection.run_sync(query)
-    except OperationalError as error:
-        if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
-            await connection.run_sync(partial(_tell, seconds))
-            raise QueryTooBroad(
-                f"the query took longer than {seconds:g} s; narrow it by time or customer"
-            ) from None
-        if str(error.orig) == "integer overflow":
-            raise ResultTooLarge(SUM_TOO_LARGE) from error
-        raise
-    finally:
-        timer.cancel()
+        return await (self._urgent if urgent else self._readers).read(query, seconds)

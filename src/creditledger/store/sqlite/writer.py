@@ -18,7 +18,6 @@ from urllib.parse import quote
 from filelock import FileLock, Timeout
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import NullPool, StaticPool
 
 from creditledger.store.ledger_clock import LedgerClock, refusal
@@ -39,8 +38,6 @@ T = TypeVar("T")
 
 #: Readers wait this long for the moment in which the journal is being reset.
 BUSY_TIMEOUT_MS = 5_000
-#: How long a read waits for a connection.
-POOL_SECONDS_MAX = 5
 
 
 class DatabaseLocked(Exception):
@@ -109,40 +106,16 @@ def reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _read_only(driver: str, path: Path) -> URL:
+def _read_only(path: Path) -> URL:
     # Not as text: SQLAlchemy would undo the quoting that SQLite's own URI needs.
     query = {"mode": "ro", "uri": "true"}
-    return URL.create(driver, database=f"file:{quote(str(path))}", query=query)
-
-
-def reader_engine(path: Path, connections: int) -> AsyncEngine:
-    """An engine whose transactions are snapshots and whose connections refuse to write."""
-    engine = create_async_engine(
-        _read_only("sqlite+aiosqlite", path),
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=POOL_SECONDS_MAX,
-        connect_args={"isolation_level": None},
-    )
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def _(connection: sqlite3.Connection, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in (f"busy_timeout={BUSY_TIMEOUT_MS}", "query_only=ON", "wal_autocheckpoint=0"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def _(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
-
-    return engine
+    return URL.create("sqlite", database=f"file:{quote(str(path))}", query=query)
 
 
 def reading_engine(path: Path) -> Engine:
-    """A synchronous reader for commands that look at a database, running server or not."""
+    """Connections that cannot write, server or not, and whose transactions are snapshots."""
     engine = create_engine(
-        _read_only("sqlite", path),
+        _read_only(path),
         poolclass=NullPool,
         # One thread at a time uses a connection, but not always the one that opened it.
         connect_args={"isolation_level": None, "check_same_thread": False},
