@@ -18,6 +18,7 @@ from credit.v1.wallet_service_pb2_grpc import add_WalletServiceServicer_to_serve
 
 from creditledger.api.auth import Callers
 from creditledger.api.door import Door
+from creditledger.api.methods import Methods
 from creditledger.api.rpc import Boundary
 from creditledger.engine.ledger import Ledger
 from creditledger.surfaces.native.wallet_service import WalletService
@@ -317,9 +318,10 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
         backdating_ms_max=BACKDATING_MS_MAX,
         on_disk_failure=lambda: pytest.fail("the disk failed"),
     )
-    server = grpc.aio.server()
+    server, methods = grpc.aio.server(), Methods()
+    server.add_generic_rpc_handlers([methods])
     callers = Callers(store, clock)
-    taken: Any = Taken(Boundary(server, Door(), callers, local=True))
+    taken: Any = Taken(Boundary(methods, Door(), callers, local=True))
     service = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
     add_WalletServiceServicer_to_server(service, taken)
     server.add_insecure_port(f"unix:{socket}")

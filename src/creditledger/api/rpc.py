@@ -29,6 +29,7 @@ from creditledger.api.auth import Caller, Callers
 from creditledger.api.concurrency import Turns
 from creditledger.api.door import Door
 from creditledger.api.field_names import FieldNames, rename
+from creditledger.api.methods import Methods
 from creditledger.api.names import NAMES_HEADER, check
 from creditledger.api.status import Context, abort, unforeseen
 from creditledger.domain.errors import InvalidField, Overloaded, Refusal
@@ -172,7 +173,7 @@ class Boundary:
 
     def __init__(
         self,
-        server: grpc.aio.Server,
+        server: Methods,
         door: Door,
         callers: Callers,
         *,

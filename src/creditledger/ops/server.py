@@ -282,8 +282,9 @@ class Server:
             for add, service in registered:
                 add(service, entrance.boundary)
             # These answer every caller, to the end.
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, entrance.server)
-            reflection.enable_server_reflection(names, entrance.server)
+            methods: Any = entrance.methods
+            health_pb2_grpc.add_HealthServicer_to_server(self._health, methods)
+            reflection.enable_server_reflection(names, methods)
 
     def local_channel(self) -> grpc.aio.Channel:
         """A channel to this server through its socket, with the rights of an admin."""

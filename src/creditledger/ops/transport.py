@@ -22,6 +22,7 @@ import grpc
 
 from creditledger.api.auth import Callers
 from creditledger.api.door import Door
+from creditledger.api.methods import Methods
 from creditledger.api.rpc import Boundary
 from creditledger.ops.config import CannotStart, Config, Transport, spelled
 from creditledger.ops.sockets import require_private, target
@@ -56,6 +57,7 @@ class Entrance:
     """A server, not yet started, and how to end it."""
 
     server: grpc.aio.Server
+    methods: Methods
     boundary: Boundary  #: Where the ledger's services are registered.
     door: Door
     #: Of a server that ends its connections before the last answers have left.
@@ -146,9 +148,10 @@ def _entrance(
     turns: int = 1,
     flush_seconds: float = 0.0,
 ) -> Entrance:
-    door = Door()
-    boundary = Boundary(server, door, callers, local=local, reads_ahead=reads_ahead, turns=turns)
-    return Entrance(server, boundary, door, flush_seconds)
+    door, methods = Door(), Methods()
+    server.add_generic_rpc_handlers([methods])
+    boundary = Boundary(methods, door, callers, local=local, reads_ahead=reads_ahead, turns=turns)
+    return Entrance(server, methods, boundary, door, flush_seconds)
 
 
 async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:

@@ -14,7 +14,6 @@ from sqlalchemy import (
     CTE,
     BigInteger,
     Boolean,
-    Connection,
     Dialect,
     Text,
     TextClause,
@@ -177,12 +176,12 @@ def pairs(dialect: str) -> CTE:
     return _PAIRS[dialect].columns(*numbers).cte("place")
 
 
-def by_index(connection: Connection, table: str, index: str) -> TextClause:
+def by_index(dialect: str, table: str, index: str) -> TextClause:
     """The table, to be read by that index.
 
     SQLite has to be told: to it all grants of a wallet are as few as those that are open.
     """
-    return text(f"{table} INDEXED BY {index}" if connection.dialect.name == "sqlite" else table)
+    return text(f"{table} INDEXED BY {index}" if dialect == "sqlite" else table)
 
 
 def fold(q: str) -> str:

@@ -157,7 +157,7 @@ def _held(connection: Connection, times: Mapping[int, int]) -> dict[tuple[int, i
         return held
     rows: Iterable[Any] = connection.execute(
         select(*map(column, ("wallet_number", "parts", "deadline")))
-        .select_from(by_index(connection, "holds", "holds_open"))
+        .select_from(by_index(connection.dialect.name, "holds", "holds_open"))
         .where(column("wallet_number", BigInteger).in_(list(times)), column("ended").is_(None))
     )
     for wallet, parts, deadline in rows:

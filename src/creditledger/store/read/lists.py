@@ -39,7 +39,6 @@ from creditledger.store.dialects import (
     holds,
     is_snapshot,
     receipt_of,
-    snapshot,
     was_in,
 )
 from creditledger.store.read.consumption import count_over_all, dimension_sums
@@ -48,8 +47,11 @@ from creditledger.store.read.transaction_reads import (
     OF_POSTING,
     Filters,
     Span,
+    Wallets,
     expand,
     span,
+    transactions,
+    wallets_and_snapshot,
     wallets_of,
 )
 from creditledger.store.write.columns import dump
@@ -91,8 +93,7 @@ class Page:
 
 def page(connection: Connection, filters: Filters, *, size: int, offset: int) -> Page:
     """The page after `offset` rows. Raises OffsetTooLarge where no counter leads that deep."""
-    pin = connection.execute(select(snapshot())).scalar_one()
-    wallets = wallets_of(connection, filters)
+    wallets, pin = wallets_and_snapshot(connection, filters)
     if is_replica(connection) and (wallets is None or len(wallets) > 1):
         _require_whole(connection, pin)
     plain = conditions(filters) is None
@@ -103,9 +104,7 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
         ]
         count = sum(map(len, spans))
         if len(spans) == 1:
-            through = spans[0].last - offset
-            keys = _keys_of(connection, [Span(spans[0].wallet, spans[0].first, through)], size + 1)
-            return _page(connection, keys, size, count, pin)
+            return _page_of(connection, spans[0], spans[0].last - offset, size, count, pin)
     else:
         spans = None
         count = _count(connection, filters, wallets)
@@ -136,6 +135,11 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
             span(connection, number, last, filters.start, cursor.created_at + 1)
             for number, last, _ in wallets
         ]
+        if len(spans) == 1 and spans[0].wallet == cursor.wallet:
+            # Rows of one wallet are written in the order of sequence: none before the cursor's row
+            # is younger than the snapshot.
+            through = min(spans[0].last, cursor.sequence - 1)
+            return _page_of(connection, spans[0], through, size, cursor.count, cursor.pin)
         keys = _keys_of(connection, spans, size + 1, rest)
     else:
         query = _matching(filters, wallets).where(t.created_at <= cursor.created_at, rest)
@@ -154,9 +158,7 @@ def _require_whole(connection: Connection, pin: str) -> None:
         raise ReplicaBehind
 
 
-def _require_seen(
-    connection: Connection, wallets: list[tuple[int, int, str]] | None, cursor: Cursor
-) -> None:
+def _require_seen(connection: Connection, wallets: Wallets | None, cursor: Cursor) -> None:
     """Raises ReplicaBehind unless this read of a replica sees all that the walk still has to give.
 
     Its first page may be from the primary, or from another replica.
@@ -186,6 +188,21 @@ def _page(connection: Connection, keys: list[_Key], size: int, count: int, pin: 
     shown, more = keys[:size], len(keys) > size
     cursor = Cursor(pin, count, *shown[-1]) if more else None
     return Page(count, expand(connection, _places(shown)), cursor)
+
+
+def _page_of(
+    connection: Connection, window: Span, through: int, size: int, count: int, pin: str
+) -> Page:
+    """The page of one wallet's rows that begins at `through`: no sequence is missing."""
+    first = max(window.first, through - size + 1)
+    shown = (
+        transactions(connection, Span(window.wallet, first, through)) if through >= first else []
+    )
+    cursor = None
+    if shown and first > window.first:
+        last = shown[-1].row
+        cursor = Cursor(pin, count, last.created_at, last.wallet, last.sequence)
+    return Page(count, shown, cursor)
 
 
 def _places(keys: Iterable[_Key]) -> list[tuple[int, int]]:
@@ -300,7 +317,7 @@ def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
     return column.op(">>")(literal_column(str(shift))).op("&")(literal_column("31"))
 
 
-def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> Select[Any]:
+def _matching(filters: Filters, wallets: Wallets | None) -> Select[Any]:
     """Keys of the rows the filters match, newest first."""
     query = matching(filters, wallets, ORDER)
     return query.order_by(*(column.desc() for column in ORDER))
@@ -308,7 +325,7 @@ def _matching(filters: Filters, wallets: list[tuple[int, int, str]] | None) -> S
 
 def matching(
     filters: Filters,
-    wallets: list[tuple[int, int, str]] | None,
+    wallets: Wallets | None,
     columns: Iterable[ColumnElement[Any]],
 ) -> Select[Any]:
     """These columns of the rows that the filters match, in no order."""
@@ -328,9 +345,7 @@ def matching(
     return query
 
 
-def _count(
-    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
-) -> int:
+def _count(connection: Connection, filters: Filters, wallets: Wallets | None) -> int:
     counted_by_dimension = replace(
         filters, meter_id=None, subscription_id=None, start=None, end=None
     )

@@ -8,6 +8,7 @@ Lists are in `lists.py`, sums in `consumption.py`.
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain
 from typing import Any
 
@@ -26,10 +27,10 @@ from sqlalchemy import (
     text,
 )
 
-from creditledger.domain.model import Annotation, Dimension, Posting, Row, SpendLimit, Wallet
+from creditledger.domain.model import NEVER, Annotation, Dimension, Posting, Row, SpendLimit, Wallet
 from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import pairs
+from creditledger.store.dialects import pairs, snapshot
 from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
 from creditledger.store.write.columns import (
     DIMENSION,
@@ -82,6 +83,10 @@ class Filters:
     q: str | None = None
     start: int | None = None
     end: int | None = None
+
+    def names_wallets(self) -> bool:
+        """Whether the filters narrow to some wallets of the mode."""
+        return (self.customer_id, self.subscription_id, self.grant) != (None, None, None)
 
 
 def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any]:
@@ -158,10 +163,19 @@ def _transaction(columns: Sequence[Any]) -> Transaction:
 
 def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
     """The transaction of this wallet number and sequence, expanded."""
-    found = connection.execute(
-        _EXPANDED.where(t.wallet_number == wallet, t.sequence == sequence)
-    ).one_or_none()
-    return None if found is None else _transaction(found)
+    return next(iter(transactions(connection, Span(wallet, sequence, sequence))), None)
+
+
+_TRANSACTIONS = _EXPANDED.where(
+    t.wallet_number == bindparam("wallet"),
+    t.sequence.between(bindparam("first"), bindparam("last")),
+).order_by(t.sequence.desc())
+
+
+def transactions(connection: Connection, of: "Span") -> list[Transaction]:
+    """All transactions of the span, expanded, newest first."""
+    values = {"wallet": of.wallet, "first": of.first, "last": of.last}
+    return list(map(_transaction, connection.execute(_TRANSACTIONS, values)))
 
 
 def idempotency_keys(
@@ -183,6 +197,11 @@ def idempotency_keys(
     return [(key, number) for key, number in found]
 
 
+_POSTING = select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_NAMES)).where(
+    p.wallet_number == bindparam("wallet"), p.idempotency_key == bindparam("key")
+)
+
+
 def posting(
     connection: Connection, wallet: int, key: str
 ) -> tuple[Posting, Dimension | None] | None:
@@ -190,27 +209,16 @@ def posting(
 
     A hold, its release and its extension have no rows, nor has a capture of 0.
     """
-    found = connection.execute(
-        select(p.first_sequence, p.row_count, *(p[name] for name in POSTING_NAMES)).where(
-            p.wallet_number == wallet, p.idempotency_key == key
-        )
-    ).one_or_none()
+    found = connection.execute(_POSTING, {"wallet": wallet, "key": key}).one_or_none()
     if found is None:
         return None
     first, count, *columns = found
     whole = posting_value(columns)
     if not count:
         return whole, None
-    transactions = [
-        _transaction(columns)
-        for columns in connection.execute(
-            _EXPANDED.where(
-                t.wallet_number == wallet, t.sequence.between(first, first + count - 1)
-            ).order_by(t.sequence)
-        )
-    ]
-    whole.rows = [one.row for one in transactions]
-    return whole, transactions[0].dimension
+    newest_first = transactions(connection, Span(wallet, first, first + count - 1))
+    whole.rows = [one.row for one in reversed(newest_first)]
+    return whole, newest_first[-1].dimension
 
 
 #: What is shown of a hold.
@@ -234,9 +242,11 @@ _HOLDS = (
 
 def hold(connection: Connection, wallet: int, number: int) -> HeldCredit | None:
     """The hold of this wallet number and number."""
-    query = _HOLDS.where(h.wallet_number == wallet, h.number == number)
-    found = connection.execute(query).one_or_none()
+    found = connection.execute(_ONE_HOLD, {"wallet": wallet, "number": number}).one_or_none()
     return None if found is None else _hold(found)
+
+
+_ONE_HOLD = _HOLDS.where(h.wallet_number == bindparam("wallet"), h.number == bindparam("number"))
 
 
 def holds(
@@ -249,14 +259,18 @@ def holds(
     now: int,
 ) -> list[HeldCredit]:
     """A page of the wallet's holds, newest first, and one more if there is a next one."""
-    query = _HOLDS.where(h.wallet_number == wallet)
-    if before is not None:
-        query = query.where(h.number < before)
+    query = _page_of_holds(is_open)
+    values = {"wallet": wallet, "before": NEVER if before is None else before, "now": now}
+    return list(map(_hold, connection.execute(query, values | {"count": size + 1})))
+
+
+@cache
+def _page_of_holds(is_open: bool | None) -> Select[Any]:
+    query = _HOLDS.where(h.wallet_number == bindparam("wallet"), h.number < bindparam("before"))
     if is_open is not None:
-        still = and_(h.ended.is_(None), h.deadline > now)
+        still = and_(h.ended.is_(None), h.deadline > bindparam("now"))
         query = query.where(still if is_open else not_(still))
-    query = query.order_by(h.number.desc()).limit(size + 1)
-    return list(map(_hold, connection.execute(query)))
+    return query.order_by(h.number.desc()).limit(bindparam("count"))
 
 
 def _hold(columns: Sequence[Any]) -> HeldCredit:
@@ -269,13 +283,16 @@ def _hold(columns: Sequence[Any]) -> HeldCredit:
     )
 
 
+_LIMITS = (
+    select(*LIMIT.of(schema.spend_limits.c))
+    .where(schema.spend_limits.c.wallet_number == bindparam("wallet"))
+    .order_by(schema.spend_limits.c.number)
+)
+
+
 def limits(connection: Connection, wallet: Wallet) -> tuple[tuple[SpendLimit, ...], dict[int, str]]:
     """The wallet's spend limits, oldest first, and for which API key its open holds are."""
-    table = schema.spend_limits.c
-    query = (
-        select(*LIMIT.of(table)).where(table.wallet_number == wallet.number).order_by(table.number)
-    )
-    found = tuple(LIMIT.value(columns) for columns in connection.execute(query))
+    found = tuple(map(LIMIT.value, connection.execute(_LIMITS, {"wallet": wallet.number})))
     if not (found and wallet.holds):
         return found, {}
     labels = select(d.number, d.api_key_id).where(
@@ -356,24 +373,56 @@ def span(
     return Span(wallet, first, through)
 
 
-_WALLETS = select(w.number, s.sequence, w.currency).join_from(schema.wallets, schema.wallet_states)
-
-
-def wallets_of(connection: Connection, filters: Filters) -> list[tuple[int, int, str]] | None:
-    """(number, last sequence, currency) of the wallets in scope; None: all of the mode."""
-    query = _WALLETS.where(w.livemode == filters.livemode)
-    named = False
-    if filters.customer_id is not None:
-        query, named = query.where(w.customer_id == filters.customer_id), True
-    if filters.subscription_id is not None:
+@cache
+def _wallets(
+    *, customer: bool, subscription: bool, grant: bool, currency: bool
+) -> Select[*tuple[Any, ...]]:
+    """The wallets that a list is narrowed to by these, and the snapshot that it reads."""
+    query = (
+        select(w.number, s.sequence, w.currency, snapshot())
+        .join_from(schema.wallets, schema.wallet_states)
+        .where(w.livemode == bindparam("livemode"))
+    )
+    if customer:
+        query = query.where(w.customer_id == bindparam("customer_id"))
+    if subscription:
         owner = select(schema.subscriptions.c.customer_id).where(
-            schema.subscriptions.c.id == filters.subscription_id
+            schema.subscriptions.c.id == bindparam("subscription_id")
         )
-        query, named = query.where(w.customer_id == owner.scalar_subquery()), True
-    if filters.grant is not None:
-        query, named = query.where(w.number == filters.grant[0]), True
-    if not named:
-        return None
-    if filters.currency is not None:
-        query = query.where(w.currency == filters.currency)
-    return [tuple(row) for row in connection.execute(query)]
+        query = query.where(w.customer_id == owner.scalar_subquery())
+    if grant:
+        query = query.where(w.number == bindparam("grant"))
+    if currency:
+        query = query.where(w.currency == bindparam("currency"))
+    return query
+
+
+_SNAPSHOT = select(snapshot())
+#: The number, the last sequence and the currency of each of some wallets.
+Wallets = list[tuple[int, int, str]]
+
+
+def wallets_of(connection: Connection, filters: Filters) -> Wallets | None:
+    """The wallets in scope; None: all of the mode."""
+    return wallets_and_snapshot(connection, filters)[0] if filters.names_wallets() else None
+
+
+def wallets_and_snapshot(connection: Connection, filters: Filters) -> tuple[Wallets | None, str]:
+    """The same, and what `snapshot` says of this read; of no wallets it says nothing."""
+    if not filters.names_wallets():
+        return None, connection.execute(_SNAPSHOT).scalar_one()
+    query = _wallets(
+        customer=filters.customer_id is not None,
+        subscription=filters.subscription_id is not None,
+        grant=filters.grant is not None,
+        currency=filters.currency is not None,
+    )
+    values = {
+        "livemode": filters.livemode,
+        "customer_id": filters.customer_id,
+        "subscription_id": filters.subscription_id,
+        "grant": filters.grant and filters.grant[0],
+        "currency": filters.currency,
+    }
+    found = connection.execute(query, values).all()
+    return [(row[0], row[1], row[2]) for row in found], found[0][3] if found else ""

@@ -5,8 +5,9 @@ A create that repeats an existing thing answers that thing; one that differs rai
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -14,13 +15,15 @@ from sqlalchemy import (
     Boolean,
     ColumnElement,
     Connection,
-    Result,
     Row,
     Select,
     Table,
     and_,
+    bindparam,
     column,
+    exists,
     insert,
+    literal_column,
     or_,
     select,
     tuple_,
@@ -178,10 +181,12 @@ def refuse_archived(one: Customer, what: str) -> None:
         )
 
 
+_CURRENCY = select(schema.currencies).where(schema.currencies.c.code == bindparam("code"))
+
+
 def currency(connection: Connection, code: str) -> Currency | None:
     """The currency of this code."""
-    table = schema.currencies
-    row = connection.execute(select(table).where(table.c.code == code)).one_or_none()
+    row = connection.execute(_CURRENCY, {"code": code}).one_or_none()
     return None if row is None else Currency(row.code, row.scale, row.name)
 
 
@@ -215,64 +220,107 @@ def require_currency(connection: Connection, code: str) -> Currency:
     return found
 
 
-_WALLETS = (
-    select(
-        schema.currencies.c.scale,
-        *WALLET.of(schema.wallets.c),
-        *(schema.wallet_states.c[name] for name in STATE_NAMES),
+@cache
+def _wallets(dialect: str) -> Select[*tuple[Any, ...]]:
+    """Whether there are open holds, the currency's scale, and the columns of `wallet_value`."""
+    holds = by_index(dialect, "holds", "holds_open")
+    ours = literal_column("wallet_number") == schema.wallets.c.number
+    has_holds = exists(select(1).select_from(holds).where(ours, column("ended").is_(None)))
+    states = (schema.wallet_states.c[name] for name in STATE_NAMES)
+    return (
+        select(has_holds, schema.currencies.c.scale, *WALLET.of(schema.wallets.c), *states)
+        .join_from(schema.wallets, schema.currencies)
+        .join(schema.wallet_states)
     )
-    .join_from(schema.wallets, schema.currencies)
-    .join(schema.wallet_states)
-)
 
 
-def _whole(connection: Connection, rows: Sequence[Row[Any]]) -> list[Wallet]:
+@cache
+def _wallet(dialect: str) -> Select[*tuple[Any, ...]]:
+    return _wallets(dialect).where(schema.wallets.c.id == bindparam("id"))
+
+
+@cache
+def _open_grants(dialect: str, *, one: bool) -> Select[*tuple[Any, ...]]:
+    return (
+        select(_OWNER, *map(column, GRANT.names))
+        .select_from(by_index(dialect, "grants", "grants_open"))
+        .where(_of_wallets(one=one), column("open", Boolean))
+    )
+
+
+@cache
+def _open_holds(dialect: str, *, one: bool) -> Select[*tuple[Any, ...]]:
+    return (
+        select(_OWNER, *map(column, HOLD.names))
+        .select_from(by_index(dialect, "holds", "holds_open"))
+        .where(_of_wallets(one=one), column("ended").is_(None))
+    )
+
+
+_OWNER = column("wallet_number", BigInteger)
+
+
+def _of_wallets(*, one: bool) -> ColumnElement[bool]:
+    # One is what most reads ask for, and a list is spelled anew at each call.
+    return (
+        bindparam("wallet") == _OWNER if one else _OWNER.in_(bindparam("wallets", expanding=True))
+    )
+
+
+def _numbers(wallets: Sequence[int]) -> dict[str, Any]:
+    return {"wallet": wallets[0]} if len(wallets) == 1 else {"wallets": wallets}
+
+
+def _whole(connection: Connection, rows: Iterable[Row[*tuple[Any, ...]]]) -> list[Wallet]:
+    """The wallets with their open grants, and with their open holds where there are any."""
     found: dict[int, Wallet] = {}
+    holding = []
     columns: list[Any]
-    for scale, *columns in rows:
+    for has_holds, scale, *columns in rows:
         one = wallet_value(columns, scale)
         found[one.number] = one
-    ours = column("wallet_number", BigInteger).in_(list(found))
-    grants: Result[Any] = connection.execute(
-        select(column("wallet_number"), *map(column, GRANT.names))
-        .select_from(by_index(connection, "grants", "grants_open"))
-        .where(ours, column("open", Boolean))
-    )
-    holds: Result[Any] = connection.execute(
-        select(column("wallet_number"), *map(column, HOLD.names))
-        .select_from(by_index(connection, "holds", "holds_open"))
-        .where(ours, column("ended").is_(None))
-    )
-    given: dict[int, list[Grant]] = {number: [] for number in found}
-    for number, *columns in grants:
-        given[number].append(GRANT.value(columns))
-    set_aside: dict[int, list[Hold]] = {number: [] for number in found}
-    for number, *columns in holds:
-        set_aside[number].append(HOLD.value(columns))
+        if has_holds:
+            holding.append(one.number)
+    dialect = connection.dialect.name
+    grants: dict[int, list[Grant]] = {number: [] for number in found}
+    holds: dict[int, list[Hold]] = {number: [] for number in found}
+    if found:
+        query = _open_grants(dialect, one=len(found) == 1)
+        for number, *columns in connection.execute(query, _numbers(list(found))):
+            grants[number].append(GRANT.value(columns))
+    if holding:
+        query = _open_holds(dialect, one=len(holding) == 1)
+        for number, *columns in connection.execute(query, _numbers(holding)):
+            holds[number].append(HOLD.value(columns))
     for number, one in found.items():
-        one.fill(given[number], set_aside[number])
+        one.fill(grants[number], holds[number])
     return list(found.values())
 
 
 def wallet(connection: Connection, id_: str) -> Wallet | None:
     """The wallet of this id with its open grants and holds."""
-    rows = connection.execute(_WALLETS.where(schema.wallets.c.id == id_)).all()
-    return next(iter(_whole(connection, rows)), None)
+    return next(
+        iter(_whole(connection, connection.execute(_wallet(connection.dialect.name), {"id": id_}))),
+        None,
+    )
 
 
 def wallets_numbered(connection: Connection, numbers: Sequence[int]) -> list[Wallet]:
     """The wallets of these numbers with their open grants and holds."""
     if not numbers:
         return []
-    rows = connection.execute(_WALLETS.where(schema.wallets.c.number.in_(numbers))).all()
+    rows = connection.execute(
+        _wallets(connection.dialect.name).where(schema.wallets.c.number.in_(numbers))
+    ).all()
     return _whole(connection, rows)
 
 
 def wallet_id(connection: Connection, number: int) -> str | None:
     """The id of the wallet of this number."""
-    table = schema.wallets
-    found = connection.execute(select(table.c.id).where(table.c.number == number))
-    return found.scalar_one_or_none()
+    return connection.execute(_WALLET_ID, {"number": number}).scalar_one_or_none()
+
+
+_WALLET_ID = select(schema.wallets.c.id).where(schema.wallets.c.number == bindparam("number"))
 
 
 def _in_succession(customer_id: str, currency: str, livemode: bool) -> ColumnElement[bool]:
@@ -290,7 +338,7 @@ def wallet_of(
     With its open grants and holds.
     """
     rows = connection.execute(
-        _WALLETS.where(
+        _wallets(connection.dialect.name).where(
             _in_succession(customer_id, currency, livemode), schema.wallets.c.closed_at.is_(None)
         )
     ).all()
@@ -398,7 +446,7 @@ def wallets(
 ) -> list[Wallet]:
     """A page, and one more if there is a next one."""
     table = schema.wallets
-    query = _WALLETS
+    query = _wallets(connection.dialect.name)
     if not_closed:
         query = query.where(table.c.closed_at.is_(None))
     if livemode is not None:
@@ -478,10 +526,12 @@ def create_wallet(
     return found
 
 
+_KEY_BY_HASH = select(schema.api_keys).where(schema.api_keys.c.secret_hash == bindparam("hash"))
+
+
 def key_by_hash(connection: Connection, secret_hash: bytes) -> tuple[ApiKey, bytes] | None:
     """The API key whose secret has this hash, with the stored hash."""
-    table = schema.api_keys
-    row = connection.execute(select(table).where(table.c.secret_hash == secret_hash)).one_or_none()
+    row = connection.execute(_KEY_BY_HASH, {"hash": secret_hash}).one_or_none()
     return None if row is None else (_api_key(row), row.secret_hash)
 
 
