@@ -360,47 +360,47 @@ def transaction(
 
 def expanded(found: Transaction) -> credit_transaction_pb2.CreditTransaction:
     """The transaction together with the objects that its ids name."""
-    message = transaction(found.row, found.posting, found.dimension, found.wallet)
+    row, of = found.row, found.wallet
+    posting_id = ids.compose("pst", row.wallet, row.posting)
+    # One constructor from one dictionary: a message made part by part takes twice as long.
+    shown = _transaction(row, posting_id, found.posting, found.dimension, of)
     name, email = found.customer
-    message.customer.CopyFrom(
-        credit_transaction_pb2.TransactionCustomer(
-            id=found.wallet.customer_id, name=name, email=email
-        )
-    )
-    message.object = "credit_transaction"
-    message.credit_amount = message.amount
-    message.payment_currency.CopyFrom(_currency(found.wallet, found.currency_name))
+    shown |= {
+        "object": "credit_transaction",
+        "credit_amount": shown["amount"],
+        "customer": {"id": of.customer_id, "name": name, "email": email},
+        "payment_currency": {
+            "id": of.currency,
+            "name": found.currency_name,
+            "symbol": of.currency,
+            "decimal": of.scale,
+            "type": "credit",
+        },
+    }
     if found.dimension.meter_id is not None and found.meter is not None:
         name, event_name, unit = found.meter
-        message.meter.CopyFrom(
-            credit_transaction_pb2.TransactionMeter(
-                id=found.dimension.meter_id, name=name, event_name=event_name, unit=unit
-            )
-        )
-        message.meter_event_name, message.meter_unit = event_name, unit
+        shown["meter"] = {
+            "id": found.dimension.meter_id,
+            "name": name,
+            "event_name": event_name,
+            "unit": unit,
+        }
+        shown["meter_event_name"], shown["meter_unit"] = event_name, unit
     if found.event is not None:
-        message.meter_event.CopyFrom(_event(found.event, found))
+        shown["meter_event"] = _event(found.event, found)
     if found.dimension.subscription_id is not None:
-        message.subscription.id = found.dimension.subscription_id
+        shown["subscription"] = {"id": found.dimension.subscription_id}
     if found.grant is not None:
         grant = found.grant
-        message.credit_grant.CopyFrom(
-            credit_transaction_pb2.TransactionGrant(
-                id=ids.compose("cg", found.row.wallet, grant.number),
-                name=grant.name,
-                category=grant.category.word,
-                priority=grant.priority,
-                amount=money.text(grant.amount, found.wallet.scale),
-                expires_at=None if grant.expires_at is None else clock.text(grant.expires_at),
-            )
-        )
-    return message
-
-
-def _currency(of: WalletLike, name: str) -> credit_transaction_pb2.TransactionCurrency:
-    return credit_transaction_pb2.TransactionCurrency(
-        id=of.currency, name=name, symbol=of.currency, decimal=of.scale, type="credit"
-    )
+        shown["credit_grant"] = {
+            "id": shown["credit_grant_id"],
+            "name": grant.name,
+            "category": grant.category.word,
+            "priority": grant.priority,
+            "amount": money.text(grant.amount, of.scale),
+            "expires_at": None if grant.expires_at is None else clock.text(grant.expires_at),
+        }
+    return credit_transaction_pb2.CreditTransaction(**shown)
 
 
 def _event(one: MeterEvent, of: Transaction) -> credit_transaction_pb2.TransactionMeterEvent:

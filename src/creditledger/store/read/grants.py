@@ -8,7 +8,6 @@ grant were at a past moment is in `wallet_history.py`.
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
@@ -34,7 +33,7 @@ from creditledger.store import schema
 from creditledger.store.dialects import by_index, exact_sum, fold, holds
 from creditledger.store.read.transaction_reads import OF_POSTING, expand
 from creditledger.store.registry import records
-from creditledger.store.write.columns import GRANT, PLACE, POSTING_NAMES, load, posting_value, split
+from creditledger.store.write.columns import GRANT, PLACE, POSTING_NAMES, Parts, load, posting_value
 
 t, p, w, s, g = (
     schema.transactions.c,
@@ -67,7 +66,7 @@ class GrantFilters:
 
 
 #: What is shown of a grant.
-_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+_SHOWN = Parts(
     (g.wallet_number, s.posted_at, t.kind),
     GRANT.of(g),
     PLACE,
@@ -76,7 +75,7 @@ _SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
     [p[name] for name in POSTING_NAMES],
 )
 _GRANTS = (
-    select(*chain.from_iterable(_SHOWN))
+    select(*_SHOWN.columns)
     .join_from(schema.grants, schema.wallets, w.number == g.wallet_number)
     .join(schema.wallet_states, s.wallet_number == g.wallet_number)
     .join(schema.currencies, schema.currencies.c.code == w.currency)
@@ -104,7 +103,7 @@ def grant(connection: Connection, wallet: int, number: int, *, clock: int) -> Gi
 def _given(connection: Connection, rows: Iterable[Sequence[Any]], clock: int) -> list[GivenGrant]:
     found = []
     for columns in rows:
-        wallet, kept, place, revision, (name, email), posted = split(columns, _SHOWN)
+        wallet, kept, place, revision, (name, email), posted = _SHOWN.split(columns)
         number, posted_at, kind = wallet
         changed_at, metadata = revision
         one, posting = GRANT.value(kept), posting_value(posted)

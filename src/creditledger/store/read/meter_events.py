@@ -6,10 +6,9 @@ by the writers.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, NamedTuple
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, false, func, or_, select
+from sqlalchemy import Connection, Select, and_, false, func, or_, select
 
 from creditledger.domain.model import MeterEvent
 from creditledger.domain.registry import Currency, Meter
@@ -17,7 +16,7 @@ from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
 from creditledger.store.dialects import exact_sum, fold, has_value, holds
 from creditledger.store.registry import meters, records
-from creditledger.store.write.columns import EVENT, PLACE, load, split
+from creditledger.store.write.columns import EVENT, PLACE, Parts, load
 
 _e, _w, _p = schema.meter_events.c, schema.wallets.c, schema.postings.c
 _m, _k, _c = schema.meters.c, schema.currencies.c, schema.customers.c
@@ -76,7 +75,7 @@ def _events(*columns: Any) -> Select[Any]:
 
 _OF_POSTING = and_(_p.wallet_number == _e.wallet_number, _p.number == _e.number)
 #: What is shown of an event.
-_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+_SHOWN = Parts(
     EVENT.of(_e),
     (_e.wallet_number, _p.metadata, _k.name),
     PLACE,
@@ -84,7 +83,7 @@ _SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
     (_m.name, _m.event_name, _m.unit),
 )
 _REPORTED = (
-    _events(*chain.from_iterable(_SHOWN))
+    _events(*_SHOWN.columns)
     .join(schema.postings, _OF_POSTING)
     .join(schema.customers, _c.id == _w.customer_id)
     .join(schema.currencies, _k.code == _w.currency)
@@ -92,7 +91,7 @@ _REPORTED = (
 
 
 def _reported(columns: Sequence[Any]) -> Reported:
-    event, (number, metadata, currency), where, (name, email), meter = split(columns, _SHOWN)
+    event, (number, metadata, currency), where, (name, email), meter = _SHOWN.split(columns)
     place = WalletPlace(*where)
     meter_name, event_name, unit = meter
     return Reported(

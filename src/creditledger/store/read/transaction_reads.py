@@ -6,10 +6,9 @@ Lists are in `lists.py`, sums in `consumption.py`.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import chain
 from typing import Any
 
 from sqlalchemy import (
@@ -22,12 +21,21 @@ from sqlalchemy import (
     and_,
     bindparam,
     func,
+    literal_column,
     not_,
     select,
     text,
 )
 
-from creditledger.domain.model import NEVER, Annotation, Dimension, Posting, Row, SpendLimit, Wallet
+from creditledger.domain.model import (
+    NEVER,
+    Annotation,
+    Dimension,
+    Posting,
+    Row,
+    SpendLimit,
+    Wallet,
+)
 from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
 from creditledger.store import schema
 from creditledger.store.dialects import pairs, snapshot
@@ -41,9 +49,9 @@ from creditledger.store.write.columns import (
     PLACE,
     POSTING_NAMES,
     ROW,
+    Parts,
     load,
     posting_value,
-    split,
 )
 
 t, p, d, w, s, g, h, e = (
@@ -63,7 +71,8 @@ OF_POSTING = and_(p.wallet_number == t.wallet_number, p.number == t.posting_numb
 #: The event that a posting reports, pays or cancels. The id of a plain consumption is the caller's
 #: own word, and names no event.
 _OF_EVENT = and_(
-    p.operation.in_(PAYS_EVENT + RETURNS_EVENT),
+    # Spelled out: SQLAlchemy would write a list of values anew at each call.
+    p.operation.in_([literal_column(str(int(one))) for one in PAYS_EVENT + RETURNS_EVENT]),
     e.wallet_number == p.wallet_number,
     e.identifier == p.meter_event_id,
 )
@@ -101,7 +110,7 @@ def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any
 
 
 #: What a list shows of a credit transaction, each part a value or a group of columns.
-_SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
+_SHOWN = Parts(
     ROW.of(t),
     [p[name] for name in POSTING_NAMES],
     DIMENSION.of(d),
@@ -116,7 +125,7 @@ _SHOWN: tuple[Sequence[ColumnElement[Any]], ...] = (
 
 def _expanded(rows: FromClause) -> Select[Any]:
     """Credit transactions with all that a list shows of each; `rows` is their table, or a join."""
-    return select(*chain.from_iterable(_SHOWN)).select_from(
+    return select(*_SHOWN.columns).select_from(
         rows.join(schema.postings, OF_POSTING)
         .join(
             schema.dimensions,
@@ -142,23 +151,28 @@ def _expanded(rows: FromClause) -> Select[Any]:
 _EXPANDED = _expanded(schema.transactions)
 
 
-def _transaction(columns: Sequence[Any]) -> Transaction:
-    found, posting, dimension, place, customer, currency, meter, grant, event = split(
-        columns, _SHOWN
-    )
-    row = Row(*found)
-    name, email = customer
-    return Transaction(
-        row,
-        posting_value(posting),
-        DIMENSION.value(dimension),
-        WalletPlace(*place),
-        customer=(name, email),
-        currency_name=currency[0],
-        meter=None if meter[0] is None else TransactionMeter(*meter),
-        grant=None if row.grant is None else GRANT.value(grant),
-        event=None if event[0] is None else EVENT.value(event),
-    )
+def _transactions(rows: Iterable[Sequence[Any]]) -> list[Transaction]:
+    # Most rows of a page have the same wallet, meter and grants, and few dimensions.
+    dimension_of, grant_of = cache(DIMENSION.value), cache(GRANT.value)
+    place_of, meter_of = cache(lambda columns: WalletPlace(*columns)), cache(TransactionMeter._make)
+    found = []
+    for columns in rows:
+        row, posting, dimension, place, customer, (currency,), meter, grant, event = _SHOWN.split(
+            columns
+        )
+        one = Transaction(
+            Row(*row),
+            posting_value(posting),
+            dimension_of(dimension),
+            place_of(place),
+            customer=customer,
+            currency_name=currency,
+            meter=None if meter[0] is None else meter_of(meter),
+            grant=None if grant[0] is None else grant_of(grant),
+            event=None if event[0] is None else EVENT.value(event),
+        )
+        found.append(one)
+    return found
 
 
 def transaction(connection: Connection, wallet: int, sequence: int) -> Transaction | None:
@@ -175,7 +189,7 @@ _TRANSACTIONS = _EXPANDED.where(
 def transactions(connection: Connection, of: "Span") -> list[Transaction]:
     """All transactions of the span, expanded, newest first."""
     values = {"wallet": of.wallet, "first": of.first, "last": of.last}
-    return list(map(_transaction, connection.execute(_TRANSACTIONS, values)))
+    return _transactions(connection.execute(_TRANSACTIONS, values))
 
 
 def idempotency_keys(
@@ -222,14 +236,14 @@ def posting(
 
 
 #: What is shown of a hold.
-_HELD: tuple[Sequence[ColumnElement[Any]], ...] = (
+_HELD = Parts(
     HOLD.of(h),
     PLACE,
     (p.description, p.metadata),
     DIMENSION.of(d),
 )
 _HOLDS = (
-    select(*chain.from_iterable(_HELD))
+    select(*_HELD.columns)
     .join_from(schema.holds, schema.wallets, w.number == h.wallet_number)
     .join(schema.currencies, schema.currencies.c.code == w.currency)
     .join(
@@ -274,7 +288,7 @@ def _page_of_holds(is_open: bool | None) -> Select[Any]:
 
 
 def _hold(columns: Sequence[Any]) -> HeldCredit:
-    held, place, (description, words), dimension = split(columns, _HELD)
+    held, place, (description, words), dimension = _HELD.split(columns)
     return HeldCredit(
         HOLD.value(held),
         WalletPlace(*place),
@@ -316,8 +330,7 @@ def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Tr
         return []
     found = {}
     query = _EXPANDED_AT[connection.dialect.name]
-    for columns in connection.execute(query, {"pairs": json.dumps(places)}):
-        one = _transaction(columns)
+    for one in _transactions(connection.execute(query, {"pairs": json.dumps(places)})):
         found[one.row.wallet, one.row.sequence] = one
     return [found[place] for place in places]
 

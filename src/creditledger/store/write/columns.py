@@ -8,7 +8,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from itertools import takewhile
+from itertools import accumulate, chain, takewhile
 from operator import attrgetter, itemgetter
 from types import UnionType
 from typing import Any, Generic, NamedTuple, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -48,6 +48,8 @@ V = TypeVar("V")
 # --- forms ----------------------------------------------------------------------------------------
 
 _encode = json.JSONEncoder(separators=(",", ":"), sort_keys=True, ensure_ascii=False).encode
+#: `json.loads` also looks for blanks around the value, which takes longer than most values do.
+_decode = json.JSONDecoder().raw_decode
 
 
 def dump(value: Mapping[str, object] | tuple[int, ...]) -> str | None:
@@ -61,7 +63,7 @@ def load(text: str | None, nothing: T) -> T:
     """What `dump` wrote."""
     if text is None:
         return nothing
-    value: T = json.loads(text)
+    value: T = _decode(text)[0]
     return value
 
 
@@ -90,7 +92,7 @@ def _scope(scope: GrantScope | None) -> str | None:
 def _read_scope(text: str | None) -> GrantScope | None:
     if text is None:
         return None
-    return GrantScope(**{name: tuple(found) for name, found in json.loads(text).items()})
+    return GrantScope(**{name: tuple(found) for name, found in _decode(text)[0].items()})
 
 
 def _word(kind: type[Word]) -> _Form:
@@ -106,11 +108,13 @@ _FORMS: Mapping[tuple[object, bool], _Form] = {
     # SQLite knows no booleans.
     (bool, False): _Form(None, bool),
     (tuple[int, ...], True): _Form(_integers, lambda text: tuple(load(text, ()))),
-    (tuple[int, ...], False): _Form(json.dumps, lambda text: tuple(json.loads(text))),
+    (tuple[int, ...], False): _Form(json.dumps, lambda text: tuple(_decode(text)[0])),
     (Mapping[str, str], True): _Form(dump, lambda text: load(text, {})),
-    (Mapping[str, str], False): _Form(lambda words: json.dumps(dict(words)), json.loads),
+    (Mapping[str, str], False): _Form(
+        lambda words: json.dumps(dict(words)), lambda text: _decode(text)[0]
+    ),
     (Mapping[str, object], True): _Form(dump, lambda text: load(text, {})),
-    (dict[int, int], False): _Form(_pairs, lambda text: dict(json.loads(text))),
+    (dict[int, int], False): _Form(_pairs, lambda text: dict(_decode(text)[0])),
     (GrantScope, True): _Form(_scope, _read_scope),
 }
 
@@ -223,13 +227,18 @@ class Columns(Generic[V]):
         return values
 
 
-def split(columns: Sequence[Any], parts: Iterable[Sequence[object]]) -> list[Sequence[Any]]:
-    """The columns of a row by the parts that were selected, one after the other."""
-    found, place = [], 0
-    for part in parts:
-        found.append(columns[place : place + len(part)])
-        place += len(part)
-    return found
+class Parts:
+    """The columns of a SELECT, group after group, and its rows by these groups."""
+
+    def __init__(self, *parts: Sequence[ColumnElement[Any]]) -> None:
+        self.columns = list(chain.from_iterable(parts))
+        ends = list(accumulate(map(len, parts)))
+        self._slices = [slice(end - len(part), end) for part, end in zip(parts, ends, strict=True)]
+
+    def split(self, row: Iterable[Any]) -> list[tuple[Any, ...]]:
+        """What the row has of each group."""
+        columns = tuple(row)
+        return [columns[part] for part in self._slices]
 
 
 # --- the tables -----------------------------------------------------------------------------------
