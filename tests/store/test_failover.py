@@ -38,7 +38,7 @@ from creditledger.domain.errors import (
 from creditledger.domain.model import Period, Status
 from creditledger.domain.operations import Transfer
 from creditledger.engine import ledger as committer
-from creditledger.store import CannotOpen, Store, StoreUnavailable
+from creditledger.store import CannotOpen, Store, StoreUnavailable, readers
 from creditledger.store.outage import Outage
 from creditledger.store.postgres import database as postgres
 from creditledger.store.read import commit_order
@@ -588,7 +588,7 @@ async def test_a_lock_that_somebody_else_keeps(
 @pytest.mark.only("postgresql")
 async def test_a_pool_that_is_used_up(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """More reads than there are connections wait a while and are told OVERLOADED, not for ever."""
-    monkeypatch.setattr(postgres, "POOL_SECONDS_MAX", 0.1)
+    monkeypatch.setattr(readers, "WAIT_SECONDS_MAX", 0.1)
     store = Store(database_url, readers=1)
     await store.open()
     begun, end = asyncio.Event(), asyncio.Event()

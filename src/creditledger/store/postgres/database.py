@@ -7,6 +7,7 @@ writer.py); registry writes, reads and reads of a replica have a pool each.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
 from typing import Any, TypeVar
 
 import asyncpg
@@ -28,20 +29,19 @@ from creditledger.domain.errors import (
 from creditledger.store import cut_off
 from creditledger.store.cut_off import Running
 from creditledger.store.ledger_clock import LedgerClock
-from creditledger.store.pool import Pool
+from creditledger.store.postgres.pool import Pool
+from creditledger.store.postgres.readers import SessionReader, too_broad
 from creditledger.store.postgres.writer import (
-    DISCARD_PLANS,
     LOCK_SECONDS_MAX,
     LOST,
     WALLET_LOCK_MS_MAX,
-    Plans,
     PostgresWriter,
     is_not_now,
 )
-from creditledger.store.read.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind
+from creditledger.store.read.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind, marked
+from creditledger.store.readers import Readers
 from creditledger.store.write.batch import (
     SUM_TOO_LARGE,
-    TOO_MANY_READS,
     UNREADABLE,
     CannotOpen,
     Changes,
@@ -159,19 +159,8 @@ _WRITING = {
 }
 
 
-def _engine(url: str, size: int, isolation: str, connect_args: dict[str, Any]) -> AsyncEngine:
-    return create_async_engine(
-        url,
-        pool_size=size,
-        max_overflow=0,
-        pool_timeout=POOL_SECONDS_MAX,
-        isolation_level=isolation,
-        connect_args=connect_args,
-    )
-
-
-def _reader(
-    url: str, size: int, seconds: float, connect_seconds_max: float = CONNECT_SECONDS_MAX
+def _reading(
+    url: str, seconds: float, connect_seconds_max: float = CONNECT_SECONDS_MAX
 ) -> AsyncEngine:
     reading = _settings(
         "reading",
@@ -180,8 +169,15 @@ def _reader(
         statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
         default_transaction_read_only="on",
     )
-    engine = _engine(url, size, "REPEATABLE READ", reading)
+    engine = create_async_engine(
+        url, poolclass=NullPool, isolation_level="REPEATABLE READ", connect_args=reading
+    )
+    cut_off.remember(engine.sync_engine)
     return engine.execution_options(postgresql_readonly=True)
+
+
+def _readers(engine: AsyncEngine, count: int) -> Readers:
+    return Readers(partial(SessionReader.opened, engine), count)
 
 
 def _replica(url: str, size: int, seconds: float) -> Replica:
@@ -190,7 +186,8 @@ def _replica(url: str, size: int, seconds: float) -> Replica:
         poolclass=NullPool,
         connect_args=_settings("look", LOOK_SECONDS_MAX),
     )
-    return Replica(_reader(url, size, seconds, LOOK_SECONDS_MAX), alone, name(url))
+    engine = _reading(url, seconds, LOOK_SECONDS_MAX)
+    return Replica(_readers(marked(engine), size), alone, name(url))
 
 
 async def look(url: str, query: Callable[[Connection], T]) -> T:
@@ -273,9 +270,19 @@ class Postgres:
     ) -> None:
         self._url = url
         writing = {**_settings("registry"), **_PRIMARY}
-        self._registry = Pool(_engine(url, REGISTRARS, "READ COMMITTED", writing))
-        self._readers = Pool(_reader(url, readers, read_seconds_max))
-        self._urgent = Pool(_reader(url, URGENT_READERS, read_seconds_max))
+        self._registry = Pool(
+            create_async_engine(
+                url,
+                pool_size=REGISTRARS,
+                max_overflow=0,
+                pool_timeout=POOL_SECONDS_MAX,
+                isolation_level="READ COMMITTED",
+                connect_args=writing,
+            )
+        )
+        reading = _reading(url, read_seconds_max)
+        self._readers = _readers(reading, readers)
+        self._urgent = _readers(reading, URGENT_READERS)
         self._replica = _replica(replica_url, readers, read_seconds_max) if replica_url else None
         self._writer = PostgresWriter(self._connect, clock)
 
@@ -291,8 +298,8 @@ class Postgres:
     async def close(self) -> None:
         """Finish what is under way and disconnect."""
         await self._writer.close()
-        for pool in (self._registry, self._readers, self._urgent):
-            await pool.close()
+        for each in (self._registry, self._readers, self._urgent):
+            await each.close()
         if self._replica is not None:
             await self._replica.close()
 
@@ -348,7 +355,7 @@ class Postgres:
         """
         if stale and self._replica is not None and self._replica.answers:
             try:
-                return await self._read(self._replica.pool, query, seconds)
+                return await self._read(self._replica.readers, query, seconds)
             except Unavailable as error:
                 self._replica.lost(error.__cause__ or error)
             except QueryTooBroad:
@@ -363,13 +370,11 @@ class Postgres:
                 log.warning("replica failed; the primary is asked", reason=_reason(error))
         return await self._read(self._urgent if urgent else self._readers, query, seconds)
 
-    async def _read(self, pool: Pool, query: Callable[[Connection], T], seconds: float) -> T:
+    async def _read(self, readers: Readers, query: Callable[[Connection], T], seconds: float) -> T:
         ran: list[Running | None] = []
 
-        def planned(connection: Connection) -> T:
-            info = connection.info
-            if info.setdefault("plans", Plans()).are_old():
-                connection.exec_driver_sql(DISCARD_PLANS)
+        def noted(connection: Connection) -> T:
+            info = connection.info  # which a connection that is lost meanwhile does not tell
             try:
                 return query(connection)
             finally:
@@ -377,17 +382,14 @@ class Postgres:
 
         for last in (False, True):
             try:
-                async with pool.connection() as connection:
-                    return await _within(seconds, connection.run_sync(planned))
-            except PoolTimeout:
-                raise Overloaded(TOO_MANY_READS, retry_after="1") from None
+                return await readers.read(noted, seconds)
             except QueryTooBroad:
                 await self._tell(seconds, ran)
                 raise
             except (DBAPIError, asyncpg.PostgresError, *LOST) as error:
                 if _state(error) == "57014":
                     await self._tell(seconds, ran)
-                    raise _too_broad(seconds) from None
+                    raise too_broad(seconds) from None
                 if _state(error) == "22003":
                     raise ResultTooLarge(SUM_TOO_LARGE) from error
                 if not _is_lost(error):
@@ -402,10 +404,8 @@ class Postgres:
         statement, lines = ran[-1] if ran else None, list[str]()
         if statement is not None:
             asked: Running = statement
-            with suppress(QueryTooBroad, DBAPIError, asyncpg.PostgresError, PoolTimeout, *LOST):
-                async with self._urgent.connection() as connection:
-                    planning = connection.run_sync(lambda c: cut_off.plan(c, asked))
-                    lines = await _within(PLAN_SECONDS_MAX, planning)
+            with suppress(QueryTooBroad, Overloaded, DBAPIError, asyncpg.PostgresError, *LOST):
+                lines = await self._urgent.read(lambda c: cut_off.plan(c, asked), PLAN_SECONDS_MAX)
         cut_off.tell(seconds, statement, lines)
 
     async def _connect(self) -> asyncpg.Connection:
@@ -434,20 +434,6 @@ class Postgres:
 async def _answered(writing: Awaitable[T]) -> T:
     async with asyncio.timeout(WRITE_STATEMENT_SECONDS_MAX + ANSWER_SECONDS_MAX):
         return await writing
-
-
-async def _within(seconds: float, reading: Awaitable[T]) -> T:
-    try:
-        async with asyncio.timeout(seconds) as limit:
-            return await reading
-    except TimeoutError:
-        if limit.expired():
-            raise _too_broad(seconds) from None
-        raise
-
-
-def _too_broad(seconds: float) -> QueryTooBroad:
-    return QueryTooBroad(f"the query took longer than {seconds:g} s; narrow it by time or customer")
 
 
 def _state(error: BaseException) -> str:

@@ -10,7 +10,7 @@ import structlog
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from creditledger.store.pool import Pool
+from creditledger.store.readers import Readers
 
 log = structlog.get_logger()
 
@@ -26,11 +26,11 @@ class ReplicaBehind(Exception):
 
 
 class Replica:
-    """The pool of connections to it, and whether it is worth asking."""
+    """The connections to it, and whether it is worth asking."""
 
-    def __init__(self, engine: AsyncEngine, alone: AsyncEngine, name: str) -> None:
-        """`alone`: an engine without a pool, to look whether the replica answers."""
-        self.pool = Pool(engine.execution_options(**{_OPTION: True}))
+    def __init__(self, readers: Readers, alone: AsyncEngine, name: str) -> None:
+        """`readers`: of an engine that is `marked`; `alone`: to look whether it answers."""
+        self.readers = readers
         self.answers = True
         self._alone = alone
         self._name = name
@@ -53,7 +53,7 @@ class Replica:
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.gather(self._looking, return_exceptions=True)
-        await self.pool.close()
+        await self.readers.close()
         await self._alone.dispose()
 
     async def _look(self) -> None:
@@ -63,7 +63,7 @@ class Replica:
             await asyncio.sleep(LOOK_PAUSE_SECONDS)
         if not self.answers:
             # The connections from before are as dead as what they led to.
-            await self.pool.renew()
+            await self.readers.renew()
             self.answers = True
             log.info("replica answers again", replica=self._name)
         self._looking = None
@@ -88,6 +88,11 @@ def lag_seconds(connection: Connection) -> float | None:
     """How far this replica is behind its primary; None: it is none."""
     found = connection.execute(text(_LAG)).scalar_one()
     return None if found is None else float(found)
+
+
+def marked(engine: AsyncEngine) -> AsyncEngine:
+    """The engine, whose connections `is_replica` knows."""
+    return engine.execution_options(**{_OPTION: True})
 
 
 def is_replica(connection: Connection) -> bool:

@@ -9,15 +9,18 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 from sqlalchemy import Connection, Engine, make_url
 from sqlalchemy.exc import DatabaseError
 
+from creditledger.store import cut_off
 from creditledger.store.ledger_clock import LedgerClock
+from creditledger.store.readers import Readers
 from creditledger.store.sqlite import writer as sqlite_writer
-from creditledger.store.sqlite.readers import Readers
+from creditledger.store.sqlite.readers import ThreadReader
 from creditledger.store.write.batch import (
     CannotOpen,
     Changes,
@@ -155,9 +158,12 @@ class SQLite:
         file = path(url)
         self._lock = sqlite_writer.lock(file)
         self._writer = sqlite_writer.SqliteWriter(file, clock)
-        self._readers = Readers(file, readers)
+        reading = sqlite_writer.reading_engine(file)
+        cut_off.remember(reading)
+        opened = partial(ThreadReader, reading)
+        self._readers = Readers(opened, readers)
         # Who calls must be known whatever else is read.
-        self._urgent = Readers(file, 1)
+        self._urgent = Readers(opened, 1)
 
     async def open(self) -> None:
         """Connect."""

@@ -6,14 +6,11 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from creditledger.store import cut_off
-
 
 class Pool:
     """The connections of one engine."""
 
     def __init__(self, engine: AsyncEngine) -> None:
-        cut_off.remember(engine.sync_engine)
         self._engine = engine
         self._lent = 0
         self._all_back = asyncio.Event()
@@ -34,10 +31,6 @@ class Pool:
             giving = asyncio.create_task(connection.close())
             giving.add_done_callback(self._given_back)
             await asyncio.shield(giving)
-
-    async def renew(self) -> None:
-        """Use new connections from now on."""
-        await self._engine.dispose()
 
     async def close(self) -> None:
         """Wait until all connections are back, then disconnect: a later one would stay open."""

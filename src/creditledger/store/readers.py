@@ -1,0 +1,100 @@
+"""Connections that read: each is lent to one read at a time, and all are back before the end."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Protocol, TypeVar
+
+from sqlalchemy import Connection
+
+from creditledger.domain.errors import Overloaded
+from creditledger.store.write.batch import TOO_MANY_READS
+
+T = TypeVar("T")
+
+#: How long a read waits for a connection.
+WAIT_SECONDS_MAX = 5.0
+
+
+class Reader(Protocol):
+    """One connection."""
+
+    @property
+    def lost(self) -> bool:
+        """Whether it is of no more use."""
+
+    async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
+        """`query` on one snapshot. Raises QueryTooBroad when it takes longer than `seconds`."""
+
+    def give_up(self) -> None:
+        """End the read under way: nobody waits for it any more."""
+
+    async def close(self) -> None:
+        """Disconnect."""
+
+
+class Readers:
+    """Connections of one kind; each opens when a read first needs it."""
+
+    def __init__(self, opened: Callable[[], Awaitable[Reader]], count: int) -> None:
+        """`opened` makes a connection; `count`: reads at the same time."""
+        self._opened = opened
+        self._count = count
+        # The one that came back last is lent first: its cache has the pages that are read now.
+        self._idle: asyncio.LifoQueue[Reader | None] = asyncio.LifoQueue()
+        for _ in range(count):
+            self._idle.put_nowait(None)
+
+    async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
+        """As `Reader.read`; raises Overloaded where no connection comes back for long."""
+        reader = await self._lent()
+        # A task of its own: the connection comes back when it is done with the query, also if
+        # nobody waits for the answer any more.
+        reading = asyncio.create_task(self._read(reader, query, seconds))
+        try:
+            return await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            if reader is not None:
+                reader.give_up()
+            # Nobody else retrieves what it comes to.
+            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+
+    async def renew(self) -> None:
+        """Use new connections from now on."""
+        for _ in range(self._idle.qsize()):
+            reader = self._idle.get_nowait()
+            if reader is not None:
+                await reader.close()
+            self._idle.put_nowait(None)
+
+    async def close(self) -> None:
+        """Wait until all connections are back, then disconnect: a later one would stay open."""
+        for _ in range(self._count):
+            reader = await self._idle.get()
+            if reader is not None:
+                await reader.close()
+
+    async def _lent(self) -> Reader | None:
+        """One of them; None: one more may open. Raises Overloaded."""
+        if not self._idle.empty():
+            return self._idle.get_nowait()
+        try:
+            async with asyncio.timeout(WAIT_SECONDS_MAX):
+                return await self._idle.get()
+        except TimeoutError:
+            raise Overloaded(TOO_MANY_READS, retry_after="1") from None
+
+    async def _read(
+        self, reader: Reader | None, query: Callable[[Connection], T], seconds: float
+    ) -> T:
+        try:
+            if reader is None:
+                reader = await self._opened()
+            return await reader.read(query, seconds)
+        finally:
+            if reader is not None and reader.lost:
+                # The others lead to the same server, of the same age.
+                await reader.close()
+                reader = None
+                await self.renew()
+            self._idle.put_nowait(reader)
