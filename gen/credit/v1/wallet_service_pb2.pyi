@@ -757,6 +757,7 @@ class PostRequest(_message.Message):
     EFFECTIVE_AT_FIELD_NUMBER: _builtins.int
     EXPECTED_SEQUENCE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path, in a batch in each posting."""
     idempotency_key: _builtins.str
@@ -780,6 +781,11 @@ class PostRequest(_message.Message):
     validate_only: _builtins.bool
     """True asks for the answer that the posting would get, with empty ids, and writes nothing. Absent
     means false. Over REST also a query parameter.
+    """
+    view: _builtins.str
+    """How much the answer shows: `FULL`, or `BRIEF`, which is `brief` instead of `transactions` and
+    `wallet`. No part of what a repetition is compared by. Absent means `FULL`, in a batch the
+    batch's.
     """
     @_builtins.property
     def grant(self) -> Global___GrantOperation:
@@ -816,10 +822,11 @@ class PostRequest(_message.Message):
         effective_at: _builtins.str | None = ...,
         expected_sequence: _builtins.int | None = ...,
         validate_only: _builtins.bool | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_view", b"_view", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "view", b"view", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_description", b"_description", "_effective_at", b"_effective_at", "_expected_sequence", b"_expected_sequence", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_validate_only", b"_validate_only", "_view", b"_view", "_wallet_id", b"_wallet_id", "adjustment", b"adjustment", "consumption", b"consumption", "description", b"description", "effective_at", b"effective_at", "expected_sequence", b"expected_sequence", "grant", b"grant", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "operation", b"operation", "refund", b"refund", "validate_only", b"validate_only", "view", b"view", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__description: _TypeAlias = _typing.Literal["description"]  # noqa: Y015
     _WhichOneofArgType__description: _TypeAlias = _typing.Literal["_description", b"_description"]  # noqa: Y015
@@ -833,6 +840,8 @@ class PostRequest(_message.Message):
     _WhichOneofArgType__note: _TypeAlias = _typing.Literal["_note", b"_note"]  # noqa: Y015
     _WhichOneofReturnType__validate_only: _TypeAlias = _typing.Literal["validate_only"]  # noqa: Y015
     _WhichOneofArgType__validate_only: _TypeAlias = _typing.Literal["_validate_only", b"_validate_only"]  # noqa: Y015
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
     _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     _WhichOneofReturnType_operation: _TypeAlias = _typing.Literal["grant", "consumption", "adjustment", "refund"]  # noqa: Y015
@@ -849,6 +858,8 @@ class PostRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__note) -> _WhichOneofReturnType__note | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validate_only) -> _WhichOneofReturnType__validate_only | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
     @_typing.overload
@@ -1298,6 +1309,7 @@ class Posting(_message.Message):
     TRANSACTIONS_FIELD_NUMBER: _builtins.int
     WALLET_FIELD_NUMBER: _builtins.int
     HOLD_ID_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     posting_id: _builtins.str
     """Id, `pst_` and 26 characters. Empty where validate_only is true."""
     replayed: _builtins.bool
@@ -1316,6 +1328,10 @@ class Posting(_message.Message):
     def wallet(self) -> Global___Wallet:
         """The wallet after this posting; for a replay as it is now."""
 
+    @_builtins.property
+    def brief(self) -> Global___BriefPosting:
+        """In the view BRIEF: what became of it, instead of `transactions` and `wallet`. Absent in FULL."""
+
     def __init__(
         self,
         *,
@@ -1325,16 +1341,68 @@ class Posting(_message.Message):
         transactions: _abc.Iterable[_credit_transaction_pb2.CreditTransaction] | None = ...,
         wallet: Global___Wallet | None = ...,
         hold_id: _builtins.str | None = ...,
+        brief: Global___BriefPosting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id", "wallet", b"wallet"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "_hold_id", b"_hold_id", "brief", b"brief", "hold_id", b"hold_id", "wallet", b"wallet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id", "posting_id", b"posting_id", "replayed", b"replayed", "transactions", b"transactions", "validate_only", b"validate_only", "wallet", b"wallet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "_hold_id", b"_hold_id", "brief", b"brief", "hold_id", b"hold_id", "posting_id", b"posting_id", "replayed", b"replayed", "transactions", b"transactions", "validate_only", b"validate_only", "wallet", b"wallet"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__brief: _TypeAlias = _typing.Literal["brief"]  # noqa: Y015
+    _WhichOneofArgType__brief: _TypeAlias = _typing.Literal["_brief", b"_brief"]  # noqa: Y015
+    _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
+    _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__brief) -> _WhichOneofReturnType__brief | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
+
+Global___Posting: _TypeAlias = Posting  # noqa: Y015
+
+@_typing.final
+class BriefPosting(_message.Message):
+    """A posting in the view BRIEF: what a caller needs that goes on spending. Amounts are decimals in
+    the wallet's currency.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    POSTING_ID_FIELD_NUMBER: _builtins.int
+    REPLAYED_FIELD_NUMBER: _builtins.int
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    BALANCE_FIELD_NUMBER: _builtins.int
+    AVAILABLE_FIELD_NUMBER: _builtins.int
+    HOLD_ID_FIELD_NUMBER: _builtins.int
+    posting_id: _builtins.str
+    """Id, `pst_` and 26 characters. Empty where nothing was written because the request said so."""
+    replayed: _builtins.bool
+    """True where this answers a posting that was written earlier by this key."""
+    sequence: _builtins.int
+    """Sequence of the wallet's last row after this posting; for a replay as it is now."""
+    balance: _builtins.str
+    """The wallet's `balance` after this posting; for a replay as it is now."""
+    available: _builtins.str
+    """The wallet's `available` after this posting; for a replay as it is now."""
+    hold_id: _builtins.str
+    """Id of the hold that it made, captured or released. Absent where it is about none."""
+    def __init__(
+        self,
+        *,
+        posting_id: _builtins.str = ...,
+        replayed: _builtins.bool = ...,
+        sequence: _builtins.int = ...,
+        balance: _builtins.str = ...,
+        available: _builtins.str = ...,
+        hold_id: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "hold_id", b"hold_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "available", b"available", "balance", b"balance", "hold_id", b"hold_id", "posting_id", b"posting_id", "replayed", b"replayed", "sequence", b"sequence"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
     _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
 
-Global___Posting: _TypeAlias = Posting  # noqa: Y015
+Global___BriefPosting: _TypeAlias = BriefPosting  # noqa: Y015
 
 @_typing.final
 class BatchPostRequest(_message.Message):
@@ -1343,6 +1411,12 @@ class BatchPostRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     POSTINGS_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    """The view of the postings that name none: `FULL` or `BRIEF`, as in PostRequest. Each posting
+    must fit an answer in `FULL`, but all of them together only as they are asked for. Absent means
+    `FULL`.
+    """
     @_builtins.property
     def postings(self) -> _containers.RepeatedCompositeFieldContainer[Global___PostRequest]:
         """1 to 1,000 postings, of any wallets that the key may post to. Required."""
@@ -1351,12 +1425,15 @@ class BatchPostRequest(_message.Message):
         self,
         *,
         postings: _abc.Iterable[Global___PostRequest] | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_view", b"_view", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["postings", b"postings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_view", b"_view", "postings", b"postings", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
 
 Global___BatchPostRequest: _TypeAlias = BatchPostRequest  # noqa: Y015
 
@@ -1392,25 +1469,31 @@ class PostingResult(_message.Message):
 
     POSTING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posting(self) -> Global___Posting:
-        """It was accepted."""
+        """It was accepted, and the view is FULL."""
 
     @_builtins.property
     def error(self) -> Global___PostingError:
         """It was refused."""
+
+    @_builtins.property
+    def brief(self) -> Global___BriefPosting:
+        """It was accepted, and the view is BRIEF."""
 
     def __init__(
         self,
         *,
         posting: Global___Posting | None = ...,
         error: Global___PostingError | None = ...,
+        brief: Global___BriefPosting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "posting", b"posting", "result", b"result"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["brief", b"brief", "error", b"error", "posting", b"posting", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "posting", b"posting", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["brief", b"brief", "error", b"error", "posting", b"posting", "result", b"result"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["posting", "error"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["posting", "error", "brief"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -1818,6 +1901,7 @@ class HoldRequest(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     wallet_id: _builtins.str
     """Id of the wallet. Required; over REST it stands in the path."""
     idempotency_key: _builtins.str
@@ -1846,6 +1930,10 @@ class HoldRequest(_message.Message):
     """What it is, for lists: 1 to 512 characters. It stands at the rows of captures without an own
     one. Absent means none.
     """
+    view: _builtins.str
+    """How much the answer shows: `FULL`, or `BRIEF`, which is `brief` instead of `hold` and `wallet`.
+    No part of what a repetition is compared by. Absent means `FULL`.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """What will be consumed, for bills and summaries: what a capture that says nothing itself is
@@ -1873,10 +1961,11 @@ class HoldRequest(_message.Message):
         usage: Global___Usage | None = ...,
         description: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_view", b"_view", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "view", b"view", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "wallet_id", b"wallet_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_deadline", b"_deadline", "_description", b"_description", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_meter_id", b"_meter_id", "_subscription_id", b"_subscription_id", "_ttl_seconds", b"_ttl_seconds", "_usage", b"_usage", "_view", b"_view", "_wallet_id", b"_wallet_id", "amount", b"amount", "deadline", b"deadline", "description", b"description", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "meter_id", b"meter_id", "subscription_id", b"subscription_id", "ttl_seconds", b"ttl_seconds", "usage", b"usage", "view", b"view", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -1896,6 +1985,8 @@ class HoldRequest(_message.Message):
     _WhichOneofArgType__ttl_seconds: _TypeAlias = _typing.Literal["_ttl_seconds", b"_ttl_seconds"]  # noqa: Y015
     _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
     _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
     _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
     _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
@@ -1917,6 +2008,8 @@ class HoldRequest(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__usage) -> _WhichOneofReturnType__usage | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___HoldRequest: _TypeAlias = HoldRequest  # noqa: Y015
@@ -1930,6 +2023,7 @@ class HoldResponse(_message.Message):
     HOLD_FIELD_NUMBER: _builtins.int
     REPLAYED_FIELD_NUMBER: _builtins.int
     WALLET_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     replayed: _builtins.bool
     """True where the call repeats an earlier one under the same key."""
     @_builtins.property
@@ -1940,18 +2034,25 @@ class HoldResponse(_message.Message):
     def wallet(self) -> Global___Wallet:
         """The wallet after this; for a replay as it is now."""
 
+    @_builtins.property
+    def brief(self) -> Global___BriefPosting:
+        """In the view BRIEF: what became of it, instead of `hold` and `wallet`. Absent in FULL."""
+
     def __init__(
         self,
         *,
         hold: Global___HeldCredit | None = ...,
         replayed: _builtins.bool = ...,
         wallet: Global___Wallet | None = ...,
+        brief: Global___BriefPosting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "wallet", b"wallet"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "brief", b"brief", "hold", b"hold", "wallet", b"wallet"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "replayed", b"replayed", "wallet", b"wallet"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "brief", b"brief", "hold", b"hold", "replayed", b"replayed", "wallet", b"wallet"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__brief: _TypeAlias = _typing.Literal["brief"]  # noqa: Y015
+    _WhichOneofArgType__brief: _TypeAlias = _typing.Literal["_brief", b"_brief"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__brief) -> _WhichOneofReturnType__brief | None: ...
 
 Global___HoldResponse: _TypeAlias = HoldResponse  # noqa: Y015
 
@@ -1990,6 +2091,7 @@ class CaptureHoldRequest(_message.Message):
     METER_EVENT_ID_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Id of the hold. Required; over REST it stands in the path."""
     idempotency_key: _builtins.str
@@ -2009,6 +2111,10 @@ class CaptureHoldRequest(_message.Message):
     """The caller's id of the measured event, 1 to 128 characters. Absent means the hold's."""
     description: _builtins.str
     """What its rows are, for lists: 1 to 512 characters. Absent means the hold's."""
+    view: _builtins.str
+    """How much the answer shows: `FULL`, or `BRIEF`, which is `brief` instead of `posting` and
+    `hold`. No part of what a repetition is compared by. Absent means `FULL`.
+    """
     @_builtins.property
     def usage(self) -> Global___Usage:
         """The usage. Absent means the hold's."""
@@ -2029,10 +2135,11 @@ class CaptureHoldRequest(_message.Message):
         meter_event_id: _builtins.str | None = ...,
         description: _builtins.str | None = ...,
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "_view", b"_view", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "meter_event_id", b"meter_event_id", "usage", b"usage", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more", "_amount", b"_amount", "_description", b"_description", "_final", b"_final", "_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_meter_event_id", b"_meter_event_id", "_usage", b"_usage", "_view", b"_view", "allow_more", b"allow_more", "amount", b"amount", "description", b"description", "final", b"final", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "meter_event_id", b"meter_event_id", "usage", b"usage", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__allow_more: _TypeAlias = _typing.Literal["allow_more"]  # noqa: Y015
     _WhichOneofArgType__allow_more: _TypeAlias = _typing.Literal["_allow_more", b"_allow_more"]  # noqa: Y015
@@ -2050,6 +2157,8 @@ class CaptureHoldRequest(_message.Message):
     _WhichOneofArgType__meter_event_id: _TypeAlias = _typing.Literal["_meter_event_id", b"_meter_event_id"]  # noqa: Y015
     _WhichOneofReturnType__usage: _TypeAlias = _typing.Literal["usage"]  # noqa: Y015
     _WhichOneofArgType__usage: _TypeAlias = _typing.Literal["_usage", b"_usage"]  # noqa: Y015
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__allow_more) -> _WhichOneofReturnType__allow_more | None: ...
     @_typing.overload
@@ -2066,6 +2175,8 @@ class CaptureHoldRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__meter_event_id) -> _WhichOneofReturnType__meter_event_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__usage) -> _WhichOneofReturnType__usage | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
 
 Global___CaptureHoldRequest: _TypeAlias = CaptureHoldRequest  # noqa: Y015
 
@@ -2077,6 +2188,7 @@ class CaptureHoldResponse(_message.Message):
 
     POSTING_FIELD_NUMBER: _builtins.int
     HOLD_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def posting(self) -> Global___Posting:
         """The consumption; `wallet` in it is the wallet after it. It has no rows where nothing was
@@ -2087,17 +2199,24 @@ class CaptureHoldResponse(_message.Message):
     def hold(self) -> Global___HeldCredit:
         """The hold after it; for a replay as it is now."""
 
+    @_builtins.property
+    def brief(self) -> Global___BriefPosting:
+        """In the view BRIEF: what became of it, instead of `posting` and `hold`. Absent in FULL."""
+
     def __init__(
         self,
         *,
         posting: Global___Posting | None = ...,
         hold: Global___HeldCredit | None = ...,
+        brief: Global___BriefPosting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "posting", b"posting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "brief", b"brief", "hold", b"hold", "posting", b"posting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hold", b"hold", "posting", b"posting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "brief", b"brief", "hold", b"hold", "posting", b"posting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__brief: _TypeAlias = _typing.Literal["brief"]  # noqa: Y015
+    _WhichOneofArgType__brief: _TypeAlias = _typing.Literal["_brief", b"_brief"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__brief) -> _WhichOneofReturnType__brief | None: ...
 
 Global___CaptureHoldResponse: _TypeAlias = CaptureHoldResponse  # noqa: Y015
 
@@ -2109,28 +2228,38 @@ class ReleaseHoldRequest(_message.Message):
 
     HOLD_ID_FIELD_NUMBER: _builtins.int
     IDEMPOTENCY_KEY_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     hold_id: _builtins.str
     """Id of the hold. Required; over REST it stands in the path."""
     idempotency_key: _builtins.str
     """The caller's name for this one intent, as of a posting. Required."""
+    view: _builtins.str
+    """How much the answer shows: `FULL`, or `BRIEF`, which is `brief` instead of `hold` and `wallet`.
+    No part of what a repetition is compared by. Absent means `FULL`.
+    """
     def __init__(
         self,
         *,
         hold_id: _builtins.str | None = ...,
         idempotency_key: _builtins.str | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_view", b"_view", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id", "_idempotency_key", b"_idempotency_key", "_view", b"_view", "hold_id", b"hold_id", "idempotency_key", b"idempotency_key", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__hold_id: _TypeAlias = _typing.Literal["hold_id"]  # noqa: Y015
     _WhichOneofArgType__hold_id: _TypeAlias = _typing.Literal["_hold_id", b"_hold_id"]  # noqa: Y015
     _WhichOneofReturnType__idempotency_key: _TypeAlias = _typing.Literal["idempotency_key"]  # noqa: Y015
     _WhichOneofArgType__idempotency_key: _TypeAlias = _typing.Literal["_idempotency_key", b"_idempotency_key"]  # noqa: Y015
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__hold_id) -> _WhichOneofReturnType__hold_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__idempotency_key) -> _WhichOneofReturnType__idempotency_key | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
 
 Global___ReleaseHoldRequest: _TypeAlias = ReleaseHoldRequest  # noqa: Y015
 
@@ -2323,6 +2452,7 @@ class TransferRequest(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     EXPECTED_SEQUENCE_FIELD_NUMBER: _builtins.int
     VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    VIEW_FIELD_NUMBER: _builtins.int
     idempotency_key: _builtins.str
     """The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among all
     postings of the sending wallet, kept for ever. Required.
@@ -2351,6 +2481,10 @@ class TransferRequest(_message.Message):
     """True asks for the answer that the transfer would get, with empty ids, and writes nothing.
     Absent means false. Over REST also a query parameter.
     """
+    view: _builtins.str
+    """How much the answer shows: `FULL`, or `BRIEF`, which is `brief` and `received_brief` instead of
+    `sent` and `received`. No part of what a repetition is compared by. Absent means `FULL`.
+    """
     @_builtins.property
     def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """The caller's own words, at the rows of both wallets: at most 50 keys and 8 kB. Absent means
@@ -2369,10 +2503,11 @@ class TransferRequest(_message.Message):
         metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         expected_sequence: _builtins.int | None = ...,
         validate_only: _builtins.bool | None = ...,
+        view: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "_view", b"_view", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only", "view", b"view"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_amount", b"_amount", "_description", b"_description", "_expected_sequence", b"_expected_sequence", "_from_wallet_id", b"_from_wallet_id", "_idempotency_key", b"_idempotency_key", "_note", b"_note", "_to_wallet_id", b"_to_wallet_id", "_validate_only", b"_validate_only", "_view", b"_view", "amount", b"amount", "description", b"description", "expected_sequence", b"expected_sequence", "from_wallet_id", b"from_wallet_id", "idempotency_key", b"idempotency_key", "metadata", b"metadata", "note", b"note", "to_wallet_id", b"to_wallet_id", "validate_only", b"validate_only", "view", b"view"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__amount: _TypeAlias = _typing.Literal["amount"]  # noqa: Y015
     _WhichOneofArgType__amount: _TypeAlias = _typing.Literal["_amount", b"_amount"]  # noqa: Y015
@@ -2390,6 +2525,8 @@ class TransferRequest(_message.Message):
     _WhichOneofArgType__to_wallet_id: _TypeAlias = _typing.Literal["_to_wallet_id", b"_to_wallet_id"]  # noqa: Y015
     _WhichOneofReturnType__validate_only: _TypeAlias = _typing.Literal["validate_only"]  # noqa: Y015
     _WhichOneofArgType__validate_only: _TypeAlias = _typing.Literal["_validate_only", b"_validate_only"]  # noqa: Y015
+    _WhichOneofReturnType__view: _TypeAlias = _typing.Literal["view"]  # noqa: Y015
+    _WhichOneofArgType__view: _TypeAlias = _typing.Literal["_view", b"_view"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__amount) -> _WhichOneofReturnType__amount | None: ...
     @_typing.overload
@@ -2406,6 +2543,8 @@ class TransferRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__to_wallet_id) -> _WhichOneofReturnType__to_wallet_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__validate_only) -> _WhichOneofReturnType__validate_only | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__view) -> _WhichOneofReturnType__view | None: ...
 
 Global___TransferRequest: _TypeAlias = TransferRequest  # noqa: Y015
 
@@ -2417,6 +2556,8 @@ class TransferResponse(_message.Message):
 
     SENT_FIELD_NUMBER: _builtins.int
     RECEIVED_FIELD_NUMBER: _builtins.int
+    BRIEF_FIELD_NUMBER: _builtins.int
+    RECEIVED_BRIEF_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def sent(self) -> Global___Posting:
         """The posting in the sending wallet: a row of kind transfer_out for each grant drawn."""
@@ -2427,16 +2568,33 @@ class TransferResponse(_message.Message):
         as a part of one, for each grant drawn.
         """
 
+    @_builtins.property
+    def brief(self) -> Global___BriefPosting:
+        """In the view BRIEF: the posting in the sending wallet, instead of `sent`. Absent in FULL."""
+
+    @_builtins.property
+    def received_brief(self) -> Global___BriefPosting:
+        """In the view BRIEF: the posting in the receiving wallet, instead of `received`. Absent in FULL."""
+
     def __init__(
         self,
         *,
         sent: Global___Posting | None = ...,
         received: Global___Posting | None = ...,
+        brief: Global___BriefPosting | None = ...,
+        received_brief: Global___BriefPosting | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "sent", b"sent"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "_received_brief", b"_received_brief", "brief", b"brief", "received", b"received", "received_brief", b"received_brief", "sent", b"sent"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["received", b"received", "sent", b"sent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_brief", b"_brief", "_received_brief", b"_received_brief", "brief", b"brief", "received", b"received", "received_brief", b"received_brief", "sent", b"sent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__brief: _TypeAlias = _typing.Literal["brief"]  # noqa: Y015
+    _WhichOneofArgType__brief: _TypeAlias = _typing.Literal["_brief", b"_brief"]  # noqa: Y015
+    _WhichOneofReturnType__received_brief: _TypeAlias = _typing.Literal["received_brief"]  # noqa: Y015
+    _WhichOneofArgType__received_brief: _TypeAlias = _typing.Literal["_received_brief", b"_received_brief"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__brief) -> _WhichOneofReturnType__brief | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__received_brief) -> _WhichOneofReturnType__received_brief | None: ...
 
 Global___TransferResponse: _TypeAlias = TransferResponse  # noqa: Y015

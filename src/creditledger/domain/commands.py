@@ -301,6 +301,7 @@ class Command(NamedTuple):
     expected_sequence: int | None = None
     validate_only: bool = False
     backdating_free: bool = False  #: Admin keys and import may backdate beyond the 35 days.
+    is_brief: bool = False  #: The answer shows no rows: no part of what a retry is compared by.
 
     @property
     def wallet_ids(self) -> tuple[str, ...]:

@@ -70,6 +70,8 @@ from creditledger.store import Changes, DroppedLimit, Loaded, Wanted
 ANSWER_BYTES_MAX = 4 * 1024 * 1024 - 64 * 1024
 #: What a transaction takes in an answer beside its texts: ids, numbers and times, rounded up.
 ROW_BYTES = 640
+#: What a posting takes in an answer in brief: two ids, a number and two amounts, rounded up.
+BRIEF_BYTES = 256
 #: The ledger's own command to return more of a canceled event.
 _OWN = Command("", "", CancelEvent(""), None, None, "")
 
@@ -80,23 +82,34 @@ class Budget:
 
     left: int = ANSWER_BYTES_MAX
 
-    def spend(self, posting: Posting, rows: int) -> None:
-        """Raises ResultTooLarge, before anything is written, if the posting's rows do not fit."""
-        size = ROW_BYTES
-        for text in (posting.description, posting.note, posting.meter_event_id):
-            if text:
-                size += len(text.encode())
-        for pairs in (posting.metadata, posting.source):
-            if pairs:
-                for key, value in pairs.items():
-                    size += len(key.encode()) + len(value.encode()) + 8
-        needed = rows * size + ROW_BYTES
-        if needed > self.left:
+    def spend(self, sides: Sequence[tuple[Posting, int]], *, is_brief: bool) -> None:
+        """Raises ResultTooLarge, before anything is written, if the answer does not fit.
+
+        `sides`: a posting and its number of rows, or the two of a transfer. In brief they must
+        still fit a full answer of their own: their key may be sent again and ask for it.
+        """
+        full = sum(_full_bytes(posting, rows) for posting, rows in sides)
+        needed = len(sides) * BRIEF_BYTES if is_brief else full
+        if full > ANSWER_BYTES_MAX or needed > self.left:
+            rows = sum(rows for _, rows in sides)
             raise ResultTooLarge(
                 f"the answer would hold {rows} more transactions of this posting and pass"
                 " 4 MiB; post it in a smaller batch, or with less metadata"
             )
         self.left -= needed
+
+
+def _full_bytes(posting: Posting, rows: int) -> int:
+    """What a posting with so many rows takes at most in a full answer."""
+    size = ROW_BYTES
+    for text in (posting.description, posting.note, posting.meter_event_id):
+        if text:
+            size += len(text.encode())
+    for pairs in (posting.metadata, posting.source):
+        if pairs:
+            for key, value in pairs.items():
+                size += len(key.encode()) + len(value.encode()) + 8
+    return rows * size + ROW_BYTES
 
 
 class Posted(NamedTuple):
@@ -112,6 +125,7 @@ class Posted(NamedTuple):
     received: "Posted | None" = None  #: Of a transfer: the other side.
     event: MeterEvent | None = None  #: What was reported; None of a replay.
     annotation: Annotation = NO_ANNOTATION  #: The hold's.
+    is_brief: bool = False  #: What the command says of its answer.
 
 
 #: What became of a command that was not refused.
@@ -227,7 +241,7 @@ class Batch:
         journal, decision = self._journal, spending.decide(case)
         posting = _posting(case, decision)
         if decision.is_done:
-            return self._answer(wallet, posting, None, decision.event, replayed=True)
+            return self._answer(command, wallet, posting, None, decision.event, replayed=True)
         if wallet.limits and (decision.spends or decision.hold is not None):
             spends, frees = decision.spends, decision.frees
             journal.limits.require(wallet, spends, decision.dimension, now=case.now, frees=frees)
@@ -236,8 +250,8 @@ class Batch:
             arriving = _arriving(case.receiver, posting, decision.received)
             sides.append((case.receiver, arriving, decision.received, case.received_at))
         if command.operation.has_rows_answered:
-            for _, its_posting, its_decision, _ in sides:
-                budget.spend(its_posting, len(its_decision.moves))
+            answered = [(one, len(decided.moves)) for _, one, decided, _ in sides]
+            budget.spend(answered, is_brief=command.is_brief)
         for one, its_posting, its_decision, now in sides:
             journal.expire(one, now, dry=dry)
             journal.write(one, its_posting, its_decision, now, dry=dry)
@@ -249,13 +263,13 @@ class Batch:
             event = self._known.events.get((wallet.number, event.number or posting.number))
         for one, _, _, now in sides:
             journal.settle(one, now, dry=dry)
-        answer = self._answer(wallet, posting, dimension, event, dry=dry)
+        answer = self._answer(command, wallet, posting, dimension, event)
         for receiver, arriving, arrived, _ in sides[1:]:
             if not dry:
                 posting.linked = arriving.wallet, arriving.number
                 arriving.linked = posting.wallet, posting.number
                 self._loaded.linked[posting.linked] = arriving
-            received = self._answer(receiver, arriving, arrived.dimension, dry=dry)
+            received = self._answer(command, receiver, arriving, arrived.dimension)
             answer = answer._replace(received=received)
         return answer
 
@@ -270,27 +284,31 @@ class Batch:
         """The answer of what is there under the command's key, as it is by now."""
         posting, dimension = known
         replay.check(command, amount, posting, dimension)
-        if command.operation.has_rows_answered:
-            budget.spend(posting, len(posting.rows))
-        dry, event = command.validate_only, command.operation.event(wallet, self._known.events)
-        answer = self._answer(wallet, posting, dimension, event, replayed=True, dry=dry)
-        if posting.linked is None or command.operation.receiver_id is None:
+        operation = command.operation
+        receiver = other = None
+        if posting.linked is not None and operation.receiver_id is not None:
+            other = self._loaded.linked[posting.linked]
+            receiver = self._loaded.wallets[operation.receiver_id]
+        if operation.has_rows_answered:
+            sides = [posting] if other is None else [posting, other]
+            answered = [(side, len(side.rows)) for side in sides]
+            budget.spend(answered, is_brief=command.is_brief)
+        event = operation.event(wallet, self._known.events)
+        answer = self._answer(command, wallet, posting, dimension, event, replayed=True)
+        if receiver is None or other is None:
             return answer
-        other = self._loaded.linked[posting.linked]
-        budget.spend(other, len(other.rows))
-        receiver = self._loaded.wallets[command.operation.receiver_id]
-        received = self._answer(receiver, other, RECEIVED, replayed=True, dry=dry)
+        received = self._answer(command, receiver, other, RECEIVED, replayed=True)
         return answer._replace(received=received)
 
     def _answer(
         self,
+        command: Command,
         wallet: Wallet,
         posting: Posting,
         dimension: Dimension | None,
         event: MeterEvent | None = None,
         *,
         replayed: bool = False,
-        dry: bool = False,
     ) -> Posted:
         """The posting with the wallet, and what it was about, as they are by now."""
         hold = held_for = None
@@ -302,7 +320,19 @@ class Batch:
         if event is not None and event.return_below is not None:
             self.unfinished.add(wallet.id)
         seen = view(wallet, self._loaded.clock)
-        return Posted(posting, dimension, seen, replayed, dry, hold, held_for, None, event, said)
+        return Posted(
+            posting,
+            dimension,
+            seen,
+            replayed,
+            command.validate_only,
+            hold,
+            held_for,
+            None,
+            event,
+            said,
+            command.is_brief,
+        )
 
     def change_wallet(self, change: WalletChange, _: Budget) -> WalletView:
         """New terms of a wallet; expirations due come first.

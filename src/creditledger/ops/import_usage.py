@@ -497,13 +497,13 @@ async def _post(
     while waiting:
         some, waiting = waiting[:size], waiting[size:]
         request = wallet_service_pb2.BatchPostRequest(
-            postings=[_posting(row, plan, report.scale) for row in some]
+            postings=[_posting(row, plan, report.scale) for row in some], view="BRIEF"
         )
         answer = await wallets.BatchPost(request, timeout=CALL_SECONDS_MAX)
         again = []
         for row, result in zip(some, answer.results, strict=True):
-            if result.HasField("posting"):
-                report.booked(row, replayed=result.posting.replayed)
+            if result.HasField("brief"):
+                report.booked(row, replayed=result.brief.replayed)
             elif result.error.code in PASSING and vain < VAIN_CALLS_MAX:
                 again.append(row)
             else:

@@ -35,7 +35,8 @@ def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Co
     said = annotation(request)
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
     key = fields.idempotency_key(request.idempotency_key)
-    return lambda caller: _asked(wallet_id, key, operation, said, caller)
+    brief = posting_messages.is_brief(request)
+    return lambda caller: _asked(wallet_id, key, operation, said, caller, is_brief=brief)
 
 
 def annotation(request: Any) -> Annotation:
@@ -78,14 +79,26 @@ def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
 
 
 def on_hold(
-    wallet_id: str, key: str, operation: OnHold, said: Annotation, caller: Caller
+    wallet_id: str,
+    key: str,
+    operation: OnHold,
+    said: Annotation,
+    caller: Caller,
+    *,
+    is_brief: bool,
 ) -> Command:
     """The command about a hold of this wallet."""
-    return _asked(wallet_id, key, operation, said, caller)
+    return _asked(wallet_id, key, operation, said, caller, is_brief=is_brief)
 
 
 def _asked(
-    wallet_id: str, key: str, operation: Operation, said: Annotation, caller: Caller
+    wallet_id: str,
+    key: str,
+    operation: Operation,
+    said: Annotation,
+    caller: Caller,
+    *,
+    is_brief: bool,
 ) -> Command:
     return Command(
         wallet_id,
@@ -96,6 +109,7 @@ def _asked(
         caller.name,
         description=said.description,
         metadata=said.metadata,
+        is_brief=is_brief,
     )
 
 
@@ -116,6 +130,10 @@ def _ttl(request: Any) -> int | None:
 
 def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
     """The answer to making, releasing or extending a hold."""
+    if answer.is_brief:
+        return wallet_service_pb2.HoldResponse(
+            replayed=answer.replayed, brief=posting_messages.brief(answer)
+        )
     return wallet_service_pb2.HoldResponse(
         hold=_hold(answer, now),
         replayed=answer.replayed,
@@ -125,6 +143,8 @@ def hold_answer(answer: Posted, now: int) -> wallet_service_pb2.HoldResponse:
 
 def capture_answer(answer: Posted, now: int) -> wallet_service_pb2.CaptureHoldResponse:
     """The answer to a capture."""
+    if answer.is_brief:
+        return wallet_service_pb2.CaptureHoldResponse(brief=posting_messages.brief(answer))
     return wallet_service_pb2.CaptureHoldResponse(
         posting=posting_messages.posted(answer), hold=_hold(answer, now)
     )

@@ -41,6 +41,8 @@ from creditledger.engine.batch import Posted
 GRANT_KINDS = {k.word: k for k in (Kind.TOPUP, Kind.SUBSCRIPTION_RENEW, Kind.ADMIN_CREDIT)}
 CATEGORIES = {c.word: c for c in Category}
 STATUSES = {s.word: s for s in Status}
+#: The views of an answer: is it brief?
+VIEWS = {"FULL": False, "BRIEF": True}
 #: The keys of `source`, by kind of grant: requests may have no others, and answers show these.
 SOURCE_KEYS = {
     Kind.TOPUP: ("provider", "receipt_id", "method"),
@@ -58,9 +60,17 @@ _TYPE_WORDS = {type_.value: type_.word for type_ in Type}
 _STATUS_WORDS = {status: status.word for status in Status}
 
 
-def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Command]:
+def is_brief(request: Any) -> bool:
+    """Whether the request asks for the view BRIEF. Raises InvalidField for an unknown view."""
+    return request.HasField("view") and fields.word(request.view, VIEWS, field="view")
+
+
+def command(
+    request: wallet_service_pb2.PostRequest, *, brief_unless_said: bool = False
+) -> Callable[[Caller], Command]:
     """The posting that a request asks for, as a function of the caller.
 
+    `brief_unless_said`: the view where the request names none.
     Raises InvalidField, MissingField under the JSON names. The function raises ScopeDenied if a
     forced posting comes from a key that is not an admin's.
     """
@@ -80,6 +90,7 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
         expected_sequence = fields.number(
             request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
         )
+    brief = is_brief(request) if given("view") else brief_unless_said
 
     def asked_by(caller: Caller) -> Command:
         if operation.is_forced:
@@ -99,6 +110,7 @@ def command(request: wallet_service_pb2.PostRequest) -> Callable[[Caller], Comma
             expected_sequence,
             request.validate_only,
             caller.scope is Scope.ADMIN,
+            brief,
         )
 
     return asked_by
@@ -440,8 +452,18 @@ def wallet(view: WalletView) -> wallet_service_pb2.Wallet:
 
 
 def posted(answer: Posted) -> wallet_service_pb2.Posting:
-    """The answer to a posting."""
-    return wallet_service_pb2.Posting(**_posted(answer))
+    """The answer to a posting, in the view that it was asked for in."""
+    if not answer.is_brief:
+        return wallet_service_pb2.Posting(**_posted(answer))
+    # What these fields say is true in both views.
+    found = _identified(answer)
+    found["brief"] = _brief(answer)
+    return wallet_service_pb2.Posting(**found)
+
+
+def brief(answer: Posted) -> wallet_service_pb2.BriefPosting:
+    """The posting in the view BRIEF."""
+    return wallet_service_pb2.BriefPosting(**_brief(answer))
 
 
 def results(answers: Iterable[Posted | Refusal]) -> wallet_service_pb2.BatchPostResponse:
@@ -460,7 +482,7 @@ def result(answer: Posted | Refusal) -> wallet_service_pb2.StreamPostResponse:
 
 def _result(answer: Posted | Refusal) -> Any:
     if isinstance(answer, Posted):
-        return {"posting": _posted(answer)}
+        return {"brief": _brief(answer)} if answer.is_brief else {"posting": _posted(answer)}
     return {
         "error": {
             "type": answer.kind.error_type,
@@ -474,19 +496,45 @@ def _result(answer: Posted | Refusal) -> Any:
 
 def _posted(answer: Posted) -> dict[str, Any]:
     posting, dimension, view = answer.posting, answer.dimension, answer.wallet
-    id_ = ids.compose("pst", posting.wallet, posting.number) if posting.number else ""
-    found: dict[str, Any] = {
-        "posting_id": id_,
-        "replayed": answer.replayed,
-        "validate_only": answer.validate_only,
-        "wallet": _wallet(view),
-    }
+    found = _identified(answer)
+    found["wallet"] = _wallet(view)
     if dimension is not None:
+        id_ = found["posting_id"]
         rows = posting.rows
         found["transactions"] = [_transaction(row, id_, posting, dimension, view) for row in rows]
+    return found
+
+
+def _identified(answer: Posted) -> dict[str, Any]:
+    """Which posting it is."""
+    posting = answer.posting
+    found: dict[str, Any] = {
+        "posting_id": _posting_id(posting),
+        "replayed": answer.replayed,
+        "validate_only": answer.validate_only,
+    }
     if posting.hold is not None:
         found["hold_id"] = ids.compose("hld", posting.wallet, posting.hold)
     return found
+
+
+def _brief(answer: Posted) -> dict[str, Any]:
+    posting, view = answer.posting, answer.wallet
+    found: dict[str, Any] = {
+        "posting_id": _posting_id(posting),
+        "replayed": answer.replayed,
+        "sequence": view.sequence,
+        "balance": money.text(view.balance, view.scale),
+        "available": money.text(view.available, view.scale),
+    }
+    if posting.hold is not None:
+        found["hold_id"] = ids.compose("hld", posting.wallet, posting.hold)
+    return found
+
+
+def _posting_id(posting: Posting) -> str:
+    """The posting's id; a dry run's is empty."""
+    return ids.compose("pst", posting.wallet, posting.number) if posting.number else ""
 
 
 def _transaction(

@@ -30,6 +30,7 @@ def transfer(request: wallet_service_pb2.TransferRequest) -> Callable[[Caller], 
         expected = fields.number(
             request.expected_sequence, least=0, most=money.TOTAL_MAX, field="expected_sequence"
         )
+    brief = posting_messages.is_brief(request)
 
     def asked_by(caller: Caller) -> Command:
         return Command(
@@ -44,6 +45,7 @@ def transfer(request: wallet_service_pb2.TransferRequest) -> Callable[[Caller], 
             metadata=metadata,
             expected_sequence=expected,
             validate_only=request.validate_only,
+            is_brief=brief,
         )
 
     return asked_by
@@ -52,6 +54,11 @@ def transfer(request: wallet_service_pb2.TransferRequest) -> Callable[[Caller], 
 def answer(posted: Posted) -> wallet_service_pb2.TransferResponse:
     """The answer to a transfer."""
     assert posted.received is not None
+    if posted.is_brief:
+        return wallet_service_pb2.TransferResponse(
+            brief=posting_messages.brief(posted),
+            received_brief=posting_messages.brief(posted.received),
+        )
     return wallet_service_pb2.TransferResponse(
         sent=posting_messages.posted(posted), received=posting_messages.posted(posted.received)
     )

@@ -122,14 +122,20 @@ def _cancel_unpaid(request: pb.UpdateWalletRequest) -> bool:
     return cancel
 
 
-def _batch(request: pb.BatchPostRequest) -> Sequence[pb.PostRequest]:
+class _PostingBatch(NamedTuple):
     """The postings of a batch, unread: a bad one does not spoil the others."""
+
+    postings: Sequence[pb.PostRequest]
+    is_brief: bool  #: The view of postings that name none.
+
+
+def _batch(request: pb.BatchPostRequest) -> _PostingBatch:
     if not 1 <= len(request.postings) <= BATCH_MAX:
         raise InvalidField(
             f"postings must hold 1 to {BATCH_MAX} postings, not {len(request.postings)}",
             param="postings",
         )
-    return request.postings
+    return _PostingBatch(request.postings, posting_messages.is_brief(request))
 
 
 def _posting_key(request: pb.GetPostingRequest) -> tuple[str, str]:
@@ -166,16 +172,19 @@ class _OfHold:
     key: str
     operation: OnHold
     annotation: Annotation = NO_ANNOTATION
+    is_brief: bool = False
 
 
 def _capture(request: pb.CaptureHoldRequest) -> _OfHold:
     key = fields.idempotency_key(request.idempotency_key)
-    return _OfHold(key, hold_messages.capture(request), hold_messages.annotation(request))
+    annotation, brief = hold_messages.annotation(request), posting_messages.is_brief(request)
+    return _OfHold(key, hold_messages.capture(request), annotation, brief)
 
 
 def _release(request: pb.ReleaseHoldRequest) -> _OfHold:
     key = fields.idempotency_key(request.idempotency_key)
-    return _OfHold(key, Release(hold_messages.hold_id(request)))
+    operation, brief = Release(hold_messages.hold_id(request)), posting_messages.is_brief(request)
+    return _OfHold(key, operation, is_brief=brief)
 
 
 def _extend(request: pb.ExtendHoldRequest) -> _OfHold:
@@ -296,14 +305,15 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
 
     @rpc(_batch, scope=Scope.SERVICE)
     async def BatchPost(  # noqa: N802
-        self, postings: Sequence[pb.PostRequest], caller: Caller
+        self, batch: _PostingBatch, caller: Caller
     ) -> pb.BatchPostResponse:
         """Up to 1,000 postings, each with a fate of its own, answered in order."""
         answers: list[Posted | Exception] = []
         commands, places = [], []
-        for posting in postings:
+        for posting in batch.postings:
             try:
-                commands.append(posting_messages.command(posting)(caller))
+                asked = posting_messages.command(posting, brief_unless_said=batch.is_brief)
+                commands.append(asked(caller))
             except Refusal as refusal:
                 answers.append(refusal)
             else:
@@ -432,7 +442,8 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
                 self._wallet_ids.clear()
             self._wallet_ids[number] = wallet_id
         command = hold_messages.on_hold(
-            wallet_id, asked.key, asked.operation, asked.annotation, caller
+            *(wallet_id, asked.key, asked.operation, asked.annotation, caller),
+            is_brief=asked.is_brief,
         )
         try:
             return await self._ledger.post(command)
