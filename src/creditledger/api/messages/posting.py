@@ -442,8 +442,13 @@ def _event(one: MeterEvent, of: Transaction) -> credit_transaction_pb2.Transacti
 def own(found: Wallet | None, wallet_id: str, caller: Caller) -> Wallet:
     """A wallet that the caller may see. Raises NotFound."""
     if found is None or not caller.may_see_wallet(found):
-        raise NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
+        raise no_wallet(wallet_id)
     return found
+
+
+def no_wallet(wallet_id: str) -> NotFound:
+    """The refusal for a wallet that is not there, or not the caller's to see."""
+    return NotFound(f"no wallet {echo(wallet_id)}", param="wallet_id")
 
 
 def wallet(view: WalletView) -> wallet_service_pb2.Wallet:

@@ -8,15 +8,17 @@ leave, under the statement time-out of its caller.
 import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import cache, reduce
 from typing import Any
 
 from sqlalchemy import (
+    BindParameter,
     ColumnElement,
     Connection,
     Integer,
     Select,
     and_,
+    bindparam,
     cast,
     false,
     func,
@@ -26,6 +28,7 @@ from sqlalchemy import (
     select,
     text,
     tuple_,
+    union_all,
 )
 
 from creditledger.domain import ids
@@ -409,8 +412,8 @@ def kind_page(
     far: so the total is a difference, and a deep page is found by bisection.
     """
     window = span(connection, wallet, last, start, end)
-    below = _rank(connection, wallet, window.first - 1, kinds)
-    total = _rank(connection, wallet, window.last, kinds) - below
+    below, last = _ranks(connection, wallet, kinds, window.first - 1, window.last)
+    total = last - below
     if offset >= total or not size:
         return total, []
     through = window.last
@@ -420,19 +423,33 @@ def kind_page(
     return total, expand(connection, [(wallet, sequence) for sequence in sequences])
 
 
-def _rank(connection: Connection, wallet: int, sequence: int, kinds: Sequence[Kind]) -> int:
-    """How many of the rows up to `sequence` are of these kinds: an index lookup a kind."""
-    if sequence < 1:
-        return 0
-    counts: list[ColumnElement[int]] = []
-    for kind in kinds:
-        column = t.usage_count if kind is Kind.USAGE else t.kind_count
-        query = select(column).where(t.wallet_number == wallet, t.sequence <= sequence)
-        if kind is not Kind.USAGE:
-            query = query.where(is_kind(kind))
-        query = query.order_by(t.sequence.desc()).limit(1)
-        counts.append(func.coalesce(query.scalar_subquery(), 0))
-    return int(connection.execute(select(reduce(operator.add, counts))).scalar_one())
+def _ranks(
+    connection: Connection, wallet: int, kinds: Sequence[Kind], before: int, through: int
+) -> tuple[int, int]:
+    """How many of the rows up to each of two sequences are of these kinds."""
+    values = {"wallet": wallet, "before": before, "through": through}
+    before, through = connection.execute(_counted(tuple(kinds)), values).one()
+    return before, through
+
+
+@cache
+def _counted(kinds: tuple[Kind, ...]) -> Select[int, int]:
+    """An index lookup a kind, for each of the two sequences."""
+
+    def rank(sequence: BindParameter[int]) -> ColumnElement[int]:
+        counts: list[ColumnElement[int]] = []
+        for kind in kinds:
+            column = t.usage_count if kind is Kind.USAGE else t.kind_count
+            query = select(column).where(
+                t.wallet_number == bindparam("wallet"), t.sequence <= sequence
+            )
+            if kind is not Kind.USAGE:
+                query = query.where(is_kind(kind))
+            query = query.order_by(t.sequence.desc()).limit(1)
+            counts.append(func.coalesce(query.scalar_subquery(), 0))
+        return reduce(operator.add, counts)
+
+    return select(rank(bindparam("before")), rank(bindparam("through")))
 
 
 def is_kind(kind: Kind) -> ColumnElement[bool]:
@@ -449,7 +466,7 @@ def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: i
     low, high = window.first, window.last
     while low < high:
         middle = (low + high) // 2
-        if _rank(connection, window.wallet, middle, kinds) >= rank:
+        if _ranks(connection, window.wallet, kinds, 0, middle)[1] >= rank:
             high = middle
         else:
             low = middle + 1
@@ -458,18 +475,26 @@ def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: i
 
 def _kind_sequences(
     connection: Connection, window: Span, through: int, kinds: Sequence[Kind], limit: int
-) -> list[int]:
-    found: list[int] = []
-    for kind in kinds:
-        query = (
-            select(t.sequence)
-            .where(
-                t.wallet_number == window.wallet,
-                is_kind(kind),
-                t.sequence.between(window.first, through),
-            )
-            .order_by(t.sequence.desc())
-            .limit(limit)
+) -> Sequence[int]:
+    values = {"wallet": window.wallet, "first": window.first, "last": through, "count": limit}
+    return connection.scalars(_newest(tuple(kinds)), values).all()
+
+
+@cache
+def _newest(kinds: tuple[Kind, ...]) -> Select[int]:
+    """Sequences of rows of these kinds: the newest of each by its index, then of all."""
+    count: BindParameter[int] = bindparam("count")
+    each = [
+        select(t.sequence)
+        .where(
+            t.wallet_number == bindparam("wallet"),
+            is_kind(kind),
+            t.sequence.between(bindparam("first"), bindparam("last")),
         )
-        found += connection.execute(query).scalars()
-    return sorted(found, reverse=True)[:limit]
+        .order_by(t.sequence.desc())
+        .limit(count)
+        .subquery()
+        for kind in kinds
+    ]
+    every = union_all(*(select(one.c.sequence) for one in each)).subquery()
+    return select(every.c.sequence).order_by(every.c.sequence.desc()).limit(count)

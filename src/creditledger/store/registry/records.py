@@ -18,6 +18,7 @@ from sqlalchemy import (
     Row,
     Select,
     Table,
+    Text,
     and_,
     bindparam,
     column,
@@ -34,9 +35,10 @@ from creditledger.domain.commands import CHANGE_NAMES
 from creditledger.domain.errors import IdTaken, InvalidField, NotFound, OutOfRange, echo
 from creditledger.domain.model import Grant, Hold, Status, Wallet
 from creditledger.domain.registry import ApiKey, Currency, Customer, Scope, Subscription
+from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
 from creditledger.store.dialects import by_index
-from creditledger.store.write.columns import GRANT, HOLD, STATE_NAMES, WALLET, wallet_value
+from creditledger.store.write.columns import GRANT, HOLD, PLACE, STATE_NAMES, WALLET, wallet_value
 
 #: Wallets of a customer in one currency and mode, closed ones included: "me" reads all of them.
 SUCCESSIVE_MAX = 1_000
@@ -305,6 +307,19 @@ def wallet(connection: Connection, id_: str) -> Wallet | None:
     )
 
 
+_PLACE_OF = (
+    select(schema.wallets.c.number, *PLACE)
+    .join_from(schema.wallets, schema.currencies)
+    .where(schema.wallets.c.id == bindparam("id"))
+)
+
+
+def wallet_place(connection: Connection, id_: str) -> tuple[int, WalletPlace] | None:
+    """The number of the wallet of this id, and what it is, for a read that needs no more of it."""
+    found = connection.execute(_PLACE_OF, {"id": id_}).one_or_none()
+    return None if found is None else (found[0], WalletPlace(*found[1:]))
+
+
 def wallets_numbered(connection: Connection, numbers: Sequence[int]) -> list[Wallet]:
     """The wallets of these numbers with their open grants and holds."""
     if not numbers:
@@ -323,11 +338,13 @@ def wallet_id(connection: Connection, number: int) -> str | None:
 _WALLET_ID = select(schema.wallets.c.id).where(schema.wallets.c.number == bindparam("number"))
 
 
-def _in_succession(customer_id: str, currency: str, livemode: bool) -> ColumnElement[bool]:
-    """Of `wallets`: the customer's in this currency and mode, closed or not."""
-    c = schema.wallets.c
-    owner = tuple_(c.customer_id, c.currency) == tuple_(customer_id, currency)
-    return and_(owner, c.livemode == livemode)
+_w = schema.wallets.c
+#: Of `wallets`: the customer's in a currency and mode, closed or not.
+_IN_SUCCESSION = and_(
+    tuple_(_w.customer_id, _w.currency)
+    == tuple_(bindparam("customer_id", type_=Text), bindparam("currency", type_=Text)),
+    _w.livemode == bindparam("livemode"),
+)
 
 
 def wallet_of(
@@ -337,12 +354,14 @@ def wallet_of(
 
     With its open grants and holds.
     """
-    rows = connection.execute(
-        _wallets(connection.dialect.name).where(
-            _in_succession(customer_id, currency, livemode), schema.wallets.c.closed_at.is_(None)
-        )
-    ).all()
+    values = {"customer_id": customer_id, "currency": currency, "livemode": livemode}
+    rows = connection.execute(_open_wallet(connection.dialect.name), values)
     return next(iter(_whole(connection, rows)), None)
+
+
+@cache
+def _open_wallet(dialect: str) -> Select[*tuple[Any, ...]]:
+    return _wallets(dialect).where(_IN_SUCCESSION, _w.closed_at.is_(None))
 
 
 class SuccessiveWallet(NamedTuple):
@@ -356,6 +375,17 @@ class SuccessiveWallet(NamedTuple):
     refund_amount: int
 
 
+_SUCCESSION = (
+    select(
+        *(_w.number, schema.wallet_states.c.sequence, _w.rows_before),
+        *(schema.wallet_states.c[f"{what}_amount"] for what in ("topup", "usage", "refund")),
+    )
+    .join_from(schema.wallets, schema.wallet_states)
+    .where(_IN_SUCCESSION)
+    .order_by(_w.number)
+)
+
+
 def succession(
     connection: Connection, customer_id: str, currency: str, livemode: bool
 ) -> list[SuccessiveWallet]:
@@ -363,17 +393,8 @@ def succession(
 
     All but the last one are closed; that one may be.
     """
-    w, s = schema.wallets.c, schema.wallet_states.c
-    query = (
-        select(
-            *(w.number, s.sequence, w.rows_before),
-            *(s.topup_amount, s.usage_amount, s.refund_amount),
-        )
-        .join_from(schema.wallets, schema.wallet_states)
-        .where(_in_succession(customer_id, currency, livemode))
-        .order_by(w.number)
-    )
-    return list(map(SuccessiveWallet._make, connection.execute(query)))
+    values = {"customer_id": customer_id, "currency": currency, "livemode": livemode}
+    return list(map(SuccessiveWallet._make, connection.execute(_SUCCESSION, values)))
 
 
 def wallet_id_for_key(
@@ -395,13 +416,12 @@ def wallet_id_for_key(
     query = (
         select(w.id)
         .select_from(schema.wallets.outerjoin(schema.postings, of_key))
-        .where(
-            _in_succession(customer_id, currency, livemode), or_(w.closed_at.is_(None), is_there)
-        )
+        .where(_IN_SUCCESSION, or_(w.closed_at.is_(None), is_there))
         .order_by(is_there.desc(), w.number.desc())
         .limit(1)
     )
-    return connection.execute(query).scalar_one_or_none()
+    values = {"customer_id": customer_id, "currency": currency, "livemode": livemode}
+    return connection.execute(query, values).scalar_one_or_none()
 
 
 def wallet_for(

@@ -9,10 +9,11 @@ from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequenc
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import groupby
+from typing import Any
 from zoneinfo import ZoneInfo
 
 from credit.v1 import billing_service_pb2 as pb
-from credit.v1 import billing_service_pb2_grpc, credit_transaction_pb2
+from credit.v1 import billing_service_pb2_grpc
 from google.api.httpbody_pb2 import HttpBody
 from google.protobuf import struct_pb2
 from sqlalchemy import Connection
@@ -358,21 +359,24 @@ def _places(wallets: Iterable[SuccessiveWallet]) -> list[tuple[int, int]]:
     return [(one.number, one.sequence) for one in wallets]
 
 
+_NO_NOTE = {"null_value": struct_pb2.NULL_VALUE}
+
+
 def _item(one: Transaction, rows_before: int) -> pb.BillingTransaction:
     """A row; ids go on over the customer's wallets, which had so many rows before."""
     scale = one.wallet.scale
     note = one.posting.note
-    return pb.BillingTransaction(
-        id=rows_before + one.row.sequence,
-        created_at=time.text_seconds(one.row.created_at),
-        kind=Kind(one.row.kind).word,
-        amount_usd=float(money.text(one.row.amount, scale)),
-        balance_after_usd=float(money.text(one.row.running_balance, scale)),
-        source=credit_transaction_pb2.TransactionSource(**posting_messages.source(one.posting)),
-        note=struct_pb2.Value(string_value=note)
-        if note is not None
-        else struct_pb2.Value(null_value=struct_pb2.NULL_VALUE),
-    )
+    # From one dictionary: a message made part by part takes twice as long.
+    shown: dict[str, Any] = {
+        "id": rows_before + one.row.sequence,
+        "created_at": time.text_seconds(one.row.created_at),
+        "kind": Kind(one.row.kind).word,
+        "amount_usd": float(money.text(one.row.amount, scale)),
+        "balance_after_usd": float(money.text(one.row.running_balance, scale)),
+        "source": posting_messages.source(one.posting),
+        "note": _NO_NOTE if note is None else {"string_value": note},
+    }
+    return pb.BillingTransaction(**shown)
 
 
 def _account_balance(

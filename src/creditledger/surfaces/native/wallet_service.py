@@ -34,6 +34,7 @@ from creditledger.domain.model import (
 )
 from creditledger.domain.operations import OnHold, Release
 from creditledger.domain.registry import Scope
+from creditledger.domain.views import HeldCredit
 from creditledger.engine.batch import Budget, Posted
 from creditledger.engine.ledger import BATCH_MAX, Ledger
 from creditledger.store import Store
@@ -204,6 +205,14 @@ def _hold_list(request: pb.ListHoldsRequest) -> _HoldList:
         pages.asked(request),
         fields.optional(request, "open", None),
     )
+
+
+def _number(connection: Connection, wallet_id: str, caller: Caller) -> int:
+    """Of a wallet that the caller may see. Raises NotFound."""
+    found = records.wallet_place(connection, wallet_id)
+    if found is None or not caller.may_see_wallet(found[1]):
+        raise posting_messages.no_wallet(wallet_id)
+    return found[0]
 
 
 class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
@@ -387,19 +396,21 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, asked: _WalletKeyList, caller: Caller
     ) -> pb.ListIdempotencyKeysResponse:
         """In the order of their bytes. Raises NotFound."""
-        wallet = await self._wallet(asked.wallet_id, caller)
         filters = ("idempotency_keys", asked.wallet_id, asked.prefix)
         after, size = asked.page.after(filters), asked.page.size
-        found = await self._store.read(
-            lambda connection: transaction_reads.idempotency_keys(
-                connection, wallet.number, asked.prefix, after, size + 1
+
+        def read(connection: Connection) -> tuple[int, Sequence[tuple[str, int]]]:
+            wallet = _number(connection, asked.wallet_id, caller)
+            return wallet, transaction_reads.idempotency_keys(
+                connection, wallet, asked.prefix, after, size + 1
             )
-        )
+
+        wallet, found = await self._store.read(read)
         page, token = pages.cut(found, size, filters, lambda one: [one[0]])
         return pb.ListIdempotencyKeysResponse(
             idempotency_keys=[
                 pb.IdempotencyKey(
-                    idempotency_key=key, posting_id=ids.compose("pst", wallet.number, number)
+                    idempotency_key=key, posting_id=ids.compose("pst", wallet, number)
                 )
                 for key, number in page
             ],
@@ -478,19 +489,21 @@ class WalletService(Service, wallet_service_pb2_grpc.WalletServiceServicer):
         self, wanted: _HoldList, caller: Caller
     ) -> pb.ListHoldsResponse:
         """Holds of a wallet, newest first. Raises NotFound."""
-        wallet = await self._wallet(wanted.wallet_id, caller)
         now = self._clock()
         filters = ("holds", wanted.wallet_id, wanted.open)
-        after = wanted.page.before(filters)
-        found = await self._store.read(
-            lambda connection: transaction_reads.holds(
-                connection, wallet.number, after, wanted.page.size, is_open=wanted.open, now=now
+        after, size = wanted.page.before(filters), wanted.page.size
+
+        def read(connection: Connection) -> tuple[int, list[HeldCredit]]:
+            wallet = _number(connection, wanted.wallet_id, caller)
+            return wallet, transaction_reads.holds(
+                connection, wallet, after, size, is_open=wanted.open, now=now
             )
-        )
-        page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.hold.number])
+
+        wallet, found = await self._store.read(read)
+        page, token = pages.cut(found, size, filters, lambda one: [one.hold.number])
         return pb.ListHoldsResponse(
             holds=[
-                hold_messages.hold(hold, place, wallet.number, dimension, annotation, now)
+                hold_messages.hold(hold, place, wallet, dimension, annotation, now)
                 for hold, place, dimension, annotation in page
             ],
             next_page_token=token,
