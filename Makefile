@@ -6,7 +6,7 @@
 #   make test-quick   run in seconds what needs no process of a database or a server: tests/unit
 #   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
-#   make soak    a server under mixed load for minutes      (ARGS="--transport native --minutes 10")
+#   make soak    a server under mixed load for minutes      (ARGS="--minutes 10")
 #   make gen     generate gen/ from protos/           make format   format the Python sources
 #   make lock    choose the newest dependencies       make clean    remove what make has made
 

@@ -20,7 +20,7 @@ BYTES_A_ROW = {"sqlite": 350.0, "postgres": 600.0}
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One of them, on one database and transport."""
+    """One of them, on one database."""
 
     says: str
     wanted: str
@@ -33,7 +33,7 @@ def figures(outcomes: Sequence[Outcome]) -> list[Figure]:
     found = []
     for one in outcomes:
         parts = {"load": _of_load, "reads": _of_reads, "growth": _of_growth}
-        where = f"{one.database}, {one.transport}"
+        where = one.database
         found += [
             Figure(f"{figure.says} ({where})", figure.wanted, figure.measured, figure.reached)
             for figure in (*parts[one.part](one), *_of_numbers(one))

@@ -30,7 +30,7 @@ POSTING = {"unary-256": ("unary", 256, 1), "batch-500": ("batch", 4, 500)}
 
 def measure(home: Home, folder: Path, options: Options, *, rows: int) -> Outcome:
     """All of it. Raises Failed."""
-    outcome = Outcome(home.kind, options.transport, "growth")
+    outcome = Outcome(home.kind, "growth")
     outcome.facts = machine(home, options.runs)
     wallets = options.wallets
     shapes = [many_small(wallets), many_large(rows, wallets)]
@@ -42,9 +42,7 @@ def measure(home: Home, folder: Path, options: Options, *, rows: int) -> Outcome
             shape.make(home)
             url = home.url(shape.name)
             secret, last = new_key(url, "service"), home.run(shape.name, last_posting)
-            sides.append(
-                (shape, stack.enter_context(serving(url, options.transport)), secret, last)
-            )
+            sides.append((shape, stack.enter_context(serving(url)), secret, last))
         for _ in range(options.runs):
             for name, (kind, in_flight, batch) in POSTING.items():
                 for shape, served, secret, _ in sides:

@@ -1,6 +1,6 @@
 """The ledger without gRPC: a worker that hands batches to the committer of its own process.
 
-What is between this and the same batches over gRPC is what the transport and the printing of
+What is between this and the same batches over gRPC is what gRPC and the printing of
 answers cost. The same code gives wallets their credit before anything is measured.
 """
 

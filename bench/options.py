@@ -5,9 +5,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One run over one database and transport."""
+    """One run over one database."""
 
-    transport: str
     runs: int  #: That medians are taken of.
     seconds: float  #: That count, of each scenario.
     wallets: int

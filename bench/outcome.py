@@ -36,10 +36,9 @@ class Result:
 
 @dataclass(slots=True)
 class Outcome:
-    """One run over one database and transport."""
+    """One run over one database."""
 
     database: str
-    transport: str
     part: str  #: load, reads or growth: each has a file of its own.
     facts: dict[str, str] = field(default_factory=dict)
     numbers: dict[str, float | None] = field(
@@ -50,7 +49,7 @@ class Outcome:
     @property
     def name(self) -> str:
         """Of its file."""
-        return f"{self.database}-{self.transport}-{self.part}"
+        return f"{self.database}-{self.part}"
 
     def find(self, name: str) -> Sample | None:
         """The medians of a scenario; None if it was not measured."""

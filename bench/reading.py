@@ -89,7 +89,7 @@ class Side:
 
 def measure(home: Home, options: Options, *, rows: int) -> Outcome:
     """Every read of every pair. Raises Failed if a small ledger cannot be read."""
-    outcome = Outcome(home.kind, options.transport, "reads")
+    outcome = Outcome(home.kind, "reads")
     outcome.facts = machine(home, options.runs)
     console = Console(stderr=True)
     for pair in pairs(rows, options.wallets):
@@ -97,7 +97,7 @@ def measure(home: Home, options: Options, *, rows: int) -> Outcome:
             rate = shape.make(home)
             if rate is not None:
                 outcome.facts[f"seeded {shape.name}"] = f"{shape.rows:,} rows, {rate:,.0f} a second"
-        with _both(home, options.transport, pair) as sides, Progress(console=console) as progress:
+        with _both(home, pair) as sides, Progress(console=console) as progress:
             asked = [_reads(side, pair) for side in sides]
             task = progress.add_task(pair.says, total=len(asked[0]))
             for name in asked[0]:
@@ -144,13 +144,13 @@ def _compare(
 
 
 @contextmanager
-def _both(home: Home, transport: str, pair: Pair) -> Iterator[tuple[Side, Side]]:
+def _both(home: Home, pair: Pair) -> Iterator[tuple[Side, Side]]:
     with ExitStack() as stack:
         worker = stack.enter_context(Worker("bench.load"))
         sides = []
         for shape in (pair.small, pair.large):
             url = home.url(shape.name)
             secrets = new_key(url, "service"), new_key(url, "customer", CUSTOMER)
-            served = stack.enter_context(serving(url, transport))
+            served = stack.enter_context(serving(url))
             sides.append(Side(served, worker, *secrets))
         yield sides[0], sides[1]

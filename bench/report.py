@@ -29,7 +29,7 @@ COLUMNS = (
 
 def show(one: Outcome) -> None:
     """On the terminal."""
-    table = Table(*COLUMNS, title=f"{one.database}, {one.transport}")
+    table = Table(*COLUMNS, title=one.database)
     for column in table.columns[1:-1]:
         column.justify = "right"
     for result in one.results:
@@ -55,7 +55,7 @@ def show_figures(found: Sequence[Figure]) -> None:
 
 def write(folder: Path) -> list[Figure]:
     """`latest.md` of all outcomes there are; the figures in it."""
-    outcomes = [outcome.load(path) for path in sorted(folder.glob("*-*-*.json"))]
+    outcomes = [outcome.load(path) for path in sorted(folder.glob("*-*.json"))]
     found = figures(outcomes)
     (folder / "latest.md").write_text(_markdown(outcomes, found))
     return found
@@ -90,7 +90,7 @@ def _markdown(outcomes: Sequence[Outcome], found: Sequence[Figure]) -> str:
         for one in found
     ]
     for one in outcomes:
-        lines += ["", f"## {one.database}, {one.transport}: {one.part}", ""]
+        lines += ["", f"## {one.database}: {one.part}", ""]
         lines += [f"- {name}: {value}" for name, value in one.facts.items()]
         lines += ["", "| " + " | ".join(COLUMNS) + " |"]
         lines += ["| --- |" + " ---: |" * (len(COLUMNS) - 2) + " --- |"]

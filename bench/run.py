@@ -1,7 +1,7 @@
 """`make bench`: measures the real server, on real storage, over real gRPC, and checks its ledger.
 
-    make bench                                      both databases, the default transport
-    make bench ARGS="--only unary --database postgres --transport native"
+    make bench                                      both databases
+    make bench ARGS="--only unary --database postgres"
     make bench ARGS="--only reads"                  reads at ten million rows (reading.py)
     make bench ARGS="--only growth"                 posting at ten million rows (growth.py)
 
@@ -13,7 +13,7 @@ import argparse
 import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,13 +32,10 @@ from bench.seeded import LARGE, WALLETS
 from bench.served import Served, behind_envoy, new_key, serving
 from bench.worker import ROOT, Failed, Worker
 from creditledger.ops import log
-from creditledger.ops.config import Config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-TRANSPORTS = ("grpcio", "native")
-DEFAULT = Config.model_fields["transport"].default
 #: Parts that need large ledgers, so are run by name only.
 SEEDED = ("reads", "growth")
 #: Rows an import has for each second that is asked for: it is measured from end to end.
@@ -135,7 +132,7 @@ def prepared(
     for copy in copies(found):
         home.copy("ledger", copy)
     with ExitStack() as stack:
-        served = stack.enter_context(serving(url, options.transport, workers=options.workers))
+        served = stack.enter_context(serving(url, workers=options.workers))
         envoy = None
         if any(one.values.get("kind") == "rest" for one in found):
             envoy = stack.enter_context(behind_envoy(served.addresses))
@@ -157,7 +154,7 @@ def measure(home: Home, folder: Path, options: Options, found: Sequence[Scenario
                     samples.setdefault(one.name, []).append(bench.sample(one, seed))
                     progress.advance(task)
             memory = bench.served.memory_peak()
-    outcome = Outcome(home.kind, options.transport, "load")
+    outcome = Outcome(home.kind, "load")
     outcome.results = [_result(one, samples) for one in found]
     outcome.facts = machine(home, options.runs)
     if options.workers > 1:
@@ -203,7 +200,7 @@ def main() -> None:
     """Parse the command line and run."""
     asked = _arguments()
     log.configure("warning", "console")
-    options = Options(asked.transport, asked.runs, asked.seconds, asked.wallets, asked.workers)
+    options = Options(asked.runs, asked.seconds, asked.wallets, asked.workers)
     every = scenarios(asked.wallets)
     found = chosen(every, asked.only)
     if asked.list or not (found or asked.only in SEEDED):
@@ -213,15 +210,14 @@ def main() -> None:
         return
     complete = not asked.only or asked.only in SEEDED
     for database in HOMES if asked.database == "all" else [asked.database]:
-        for transport in TRANSPORTS if asked.transport == "all" else [asked.transport]:
-            try:
-                outcome = _measured(database, replace(options, transport=transport), asked, found)
-            except Failed as error:
-                raise SystemExit(f"bench: {error}") from error
-            report.show(outcome)
-            report.show_figures(figures([outcome]))
-            if complete:
-                outcome.save(asked.output)
+        try:
+            outcome = _measured(database, options, asked, found)
+        except Failed as error:
+            raise SystemExit(f"bench: {error}") from error
+        report.show(outcome)
+        report.show_figures(figures([outcome]))
+        if complete:
+            outcome.save(asked.output)
     if complete:
         report.write(asked.output)
 
@@ -230,7 +226,6 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", help="names of scenarios, or parts of them: a,b*c")
     parser.add_argument("--database", default="all", choices=("all", *HOMES))
-    parser.add_argument("--transport", default=DEFAULT, choices=("all", *TRANSPORTS))
     parser.add_argument("--runs", type=int, default=3, help="that medians are taken of")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each scenario")
     parser.add_argument("--wallets", type=int, default=WALLETS, help="in the ledger")

@@ -20,7 +20,7 @@ AT_ONCE = 4
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """One thing to measure, on one database and transport."""
+    """One thing to measure, on one database."""
 
     name: str
     says: str  #: What happens in it, for people.

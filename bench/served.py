@@ -54,7 +54,7 @@ def _peak(pid: int) -> int:
 
 @contextmanager
 def serving(
-    url: str, transport: str, *, workers: int = 1, settings: dict[str, str] | None = None
+    url: str, *, workers: int = 1, settings: dict[str, str] | None = None
 ) -> Iterator[Served]:
     """`creditledger serve` on free ports, until the block ends. Raises Failed."""
     environment = {
@@ -62,7 +62,6 @@ def serving(
         "CREDITLEDGER_CLOCK_IDLE_DAYS": str(CLOCK_IDLE_DAYS),
         "CREDITLEDGER_DATABASE_URL": url,
         "CREDITLEDGER_GRPC_ADDRESS": "127.0.0.1:0",
-        "CREDITLEDGER_TRANSPORT": transport,
         "CREDITLEDGER_WORKERS": str(workers),
         "CREDITLEDGER_LOG_LEVEL": "warning",
         "CREDITLEDGER_LOG_FORMAT": "json",

@@ -18,7 +18,6 @@ from hypothesis import HealthCheck, settings
 from creditledger.engine.ledger import Ledger
 from creditledger.store import Store
 from tests.support.databases import Databases, Files, memory, own_postgres
-from tests.support.refusals import TRANSPORTS
 from tests.support.rest import Served, serving
 from tests.support.server import Api, serve
 from tests.support.setup import BACKDATING_MS_MAX, START, Clock, add_wallet, findings
@@ -57,16 +56,12 @@ def log_as_by_default() -> Iterator[None]:
 def pytest_configure(config: pytest.Config) -> None:
     """What the marks mean."""
     config.addinivalue_line("markers", "only(kind): of the databases, only on this one")
-    config.addinivalue_line("markers", "each_transport: a server of each transport, on SQLite")
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Everything that needs a database runs on each kind of them."""
     if "databases" in metafunc.fixturenames:
         metafunc.parametrize("databases", DATABASES, indirect=True, scope="session")
-    each_transport = metafunc.definition.get_closest_marker("each_transport")
-    if each_transport and "transport" in metafunc.fixturenames:
-        metafunc.parametrize("transport", TRANSPORTS, scope="module")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -98,12 +93,6 @@ def databases(
     if request.param == "postgresql":
         return Databases(request.getfixturevalue("private_postgres"))
     return Files(tmp_path_factory.mktemp("databases"))
-
-
-@pytest.fixture(scope="module")
-def transport() -> str:
-    """What carries gRPC."""
-    return "grpcio"
 
 
 @pytest.fixture(scope="session")
@@ -160,16 +149,16 @@ async def ledger(store: Store) -> AsyncIterator[Ledger]:
 
 
 @pytest.fixture
-async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Api]:
+async def api(database_url: str, clock: Clock) -> AsyncIterator[Api]:
     """A server for one test, asked over gRPC; its clock stands still."""
-    async with serve(database_url, clock, transport=transport) as served:
+    async with serve(database_url, clock) as served:
         yield served
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
+async def shared(new_database: Callable[[], str]) -> AsyncIterator[Served]:
     """A service behind Envoy for all tests of a file; each makes customers of its own."""
-    async with serving(new_database(), transport=transport) as one:
+    async with serving(new_database()) as one:
         yield one
 
 

@@ -31,13 +31,10 @@ if TYPE_CHECKING:
 KEY_INVALID = Refused("KEY_INVALID")
 
 
-pytestmark = pytest.mark.each_transport
-
-
 @pytest.fixture
-async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Registry]:
+async def api(database_url: str, clock: Clock) -> AsyncIterator[Registry]:
     """A server upon a new database."""
-    async with serve_registry(database_url, clock, transport=transport) as served:
+    async with serve_registry(database_url, clock) as served:
         yield served
 
 

@@ -62,8 +62,6 @@ if TYPE_CHECKING:
     from tests.support.server import Api
     from tests.support.setup import Clock
 
-pytestmark = pytest.mark.each_transport
-
 OK = "OK"
 DENIED = "SCOPE_DENIED"
 HIDDEN = "NOT_FOUND"
@@ -550,9 +548,9 @@ async def _failing(error: grpc.aio.AioRpcError) -> None:
 
 
 @pytest.fixture
-async def world(database_url: str, clock: Clock, transport: str) -> AsyncIterator[World]:
+async def world(database_url: str, clock: Clock) -> AsyncIterator[World]:
     """A server and everybody who may call it."""
-    async with serve(database_url, clock, transport=transport, webhook_connections=1) as api:
+    async with serve(database_url, clock, webhook_connections=1) as api:
         local = api.local
         await local.new_wallet("wal_other", "cus_other")
         await api.post("topup", **grant("10"))

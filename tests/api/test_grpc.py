@@ -47,9 +47,6 @@ if TYPE_CHECKING:
 NOW = time.text(START)
 
 
-pytestmark = pytest.mark.each_transport
-
-
 def row(sequence: int, posting_id: str, **fields: Any) -> CreditTransaction:
     """A transaction of wal_acme, which is wallet 1, written at START; its grant by number."""
     granted = fields.pop("grant", None)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import grpc
-import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
 from tests.support.answers import stored
@@ -25,7 +24,7 @@ QUEUE_MAX = 100
 #: Each takes a thousand calls at once.
 CONNECTIONS = 3
 OVERLOADED = Refused("OVERLOADED", None, {"retry_after": "1"})
-#: Postings of this flood that waited in memory would take 120 more; native keeps requests of 60.
+#: Postings of this flood that waited in memory would take 120 more.
 MEMORY_MIB_MAX = 100
 
 
@@ -64,12 +63,11 @@ async def flood(
     return told
 
 
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 async def test_a_flood_is_refused_and_leaves_nothing_behind(
-    database_url: str, tmp_path: Path, transport: str
+    database_url: str, tmp_path: Path
 ) -> None:
     """What does not fit is OVERLOADED and not kept; what was told is there; the next is taken."""
-    flags = ("--queue-max", str(QUEUE_MAX), "--transport", transport)
+    flags = ("--queue-max", str(QUEUE_MAX))
     async with process(database_url, tmp_path / "log", *flags) as served:
         async with served.local() as local:
             await local.new_wallet(WALLET, CUSTOMER)

@@ -42,9 +42,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).parents[2]
 
 
-pytestmark = pytest.mark.each_transport
-
-
 # --- errors ---------------------------------------------------------------------------------------
 
 

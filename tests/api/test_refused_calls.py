@@ -27,8 +27,8 @@ MESSAGE_BYTES = 4 * MEBIBYTE - 1_024
 CALLS, CALLS_WITH_KEY = 1_000, 400
 CALLERS_WITH_KEY = 4
 LOOKS = 8
-#: At the same time; a transport that gathers a message first has so many of them.
-CALLERS = {"grpcio": 16, "native": 4}
+#: At the same time.
+CALLERS = 16
 GROWTH_BYTES_MAX = 50 * MEBIBYTE
 
 
@@ -93,26 +93,24 @@ async def growth(
 
 
 @pytest.mark.parametrize("way", ["direct", "proxy"])
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 async def test_calls_without_a_key_keep_nothing(
-    database_url: str, tmp_path: Path, transport: str, way: str
+    database_url: str, tmp_path: Path, way: str
 ) -> None:
     """1,000 messages of 4 MiB without a key leave the server as large as it was."""
-    flags = ("--transport", transport, "--webhook-connections", "0")
-    much = {"calls": CALLS, "callers": CALLERS[transport]}
+    flags = ("--webhook-connections", "0")
+    much = {"calls": CALLS, "callers": CALLERS}
     async with (
         process(database_url, tmp_path / "log", *flags) as served,
         asked(served, way) as channel,
     ):
         grown = await growth(served, channel, bytes(MESSAGE_BYTES), (), **much)
 
-    assert grown < allowed(CALLERS[transport])
+    assert grown < allowed(CALLERS)
 
 
 @pytest.mark.parametrize("kind", ["malformed", "wrong", "poor"])
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 async def test_calls_refused_for_their_content_keep_nothing(
-    database_url: str, tmp_path: Path, transport: str, kind: str
+    database_url: str, tmp_path: Path, kind: str
 ) -> None:
     """The same holds for calls with a key: no protobuf, a wrong shape, or too large."""
     large = b"x" * (MESSAGE_BYTES - 100)
@@ -122,7 +120,7 @@ async def test_calls_refused_for_their_content_keep_nothing(
         "wrong": unknown,
         "poor": post("k", WALLET, **consume("5")).SerializeToString() + unknown,
     }[kind]
-    flags = ("--transport", transport, "--webhook-connections", "0")
+    flags = ("--webhook-connections", "0")
     async with process(database_url, tmp_path / "log", *flags) as served:
         async with served.local() as local:
             await local.new_wallet(WALLET, CUSTOMER)

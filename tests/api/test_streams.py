@@ -47,9 +47,6 @@ if TYPE_CHECKING:
     from tests.support.setup import Clock
 
 
-pytestmark = pytest.mark.each_transport
-
-
 # --- batches --------------------------------------------------------------------------------------
 
 

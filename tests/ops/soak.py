@@ -1,6 +1,6 @@
-"""`make soak`: a server of either transport under mixed load for minutes, and what it grows by.
+"""`make soak`: a server under mixed load for minutes, and what it grows by.
 
-    make soak ARGS="--transport native --minutes 10"
+    make soak ARGS="--minutes 10"
 
 Postings one by one, in batches and by streams, reads, calls given up, calls past their deadline
 and clients that vanish, all on a few wallets. Every twentieth of the time the memory, the files and
@@ -8,8 +8,7 @@ the threads of the server are sampled. In the end every posting that was acknowl
 nothing is there that was not asked for, the ledger verifies, and the server stops in order; else
 the exit code is 1.
 
-`--unread` adds clients that vanish while answers to them wait, which a native server of
-pygrpc-native 0.5 never lets go of (docs/decisions/0013-transport.md).
+`--unread` adds clients that vanish while answers to them wait.
 """
 
 from __future__ import annotations
@@ -255,13 +254,12 @@ def _postings(connection: Connection) -> dict[str, str]:
 async def main() -> int:
     """The exit code."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--transport", default="grpcio", choices=["grpcio", "native"])
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--unread", action="store_true")
     given = parser.parse_args()
     with TemporaryDirectory() as folder:
         url = migrated(Path(folder, "credit.db"))
-        async with process(url, Path(folder, "log"), "--transport", given.transport) as served:
+        async with process(url, Path(folder, "log")) as served:
             wrong = await soak(served, url, given.minutes, unread=given.unread)
     for one in wrong[:20]:
         sys.stderr.write(f"{one}\n")

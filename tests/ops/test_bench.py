@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bench.databases import Home
 
 WALLETS = 20
-OPTIONS = Options(transport="grpcio", runs=1, seconds=0.05, wallets=WALLETS)
+OPTIONS = Options(runs=1, seconds=0.05, wallets=WALLETS)
 #: One of each kind, what it is set against included.
 KINDS = (
     "fsync,empty-1,unary-256-zipf,batch-500-zipf,stream-random,inprocess-random,drawing-3,"
@@ -231,7 +231,7 @@ def _result(name: str, rate: float, p50_ms: float = 1.0) -> Result:
 
 def test_figures_say_what_was_reached(tmp_path: Path) -> None:
     """Each from its own scenarios; they head the page that is made of all outcomes."""
-    one = Outcome("postgres", "native", "load", numbers={"memory_mb": 260.0})
+    one = Outcome("postgres", "load", numbers={"memory_mb": 260.0})
     one.results = [
         _result("unary-256-hot", 9_000),
         _result("unary-256-random", 9_500),
@@ -241,7 +241,7 @@ def test_figures_say_what_was_reached(tmp_path: Path) -> None:
         _result("unary-1-hot", 0, 0.75),
         _result("rest-1-hot", 0, 1.3),
     ]
-    reads = Outcome("sqlite", "grpcio", "reads", numbers={"ratio total": 1.6, "bytes_a_row": 350.0})
+    reads = Outcome("sqlite", "reads", numbers={"ratio total": 1.6, "bytes_a_row": 350.0})
     for outcome in (one, reads):
         outcome.save(tmp_path)
 

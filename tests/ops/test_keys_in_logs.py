@@ -62,12 +62,11 @@ async def address(served: Process, way: str) -> AsyncIterator[tuple[str, list[Pa
 
 
 @pytest.mark.parametrize("way", ["direct", "proxy"])
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 async def test_a_key_with_more_than_ascii_is_refused_and_not_logged(
-    database_url: str, tmp_path: Path, transport: str, way: str
+    database_url: str, tmp_path: Path, way: str
 ) -> None:
     """Bytes from 0x80 beside a good key make it malformed; no log has any of it."""
-    flags = ("--transport", transport, "--webhook-connections", "0")
+    flags = ("--webhook-connections", "0")
     async with process(database_url, tmp_path / "log", *flags) as served:
         async with served.local() as local:
             secret = (await local.new_key("admin")).secret.encode()
@@ -89,12 +88,11 @@ async def test_a_key_with_more_than_ascii_is_refused_and_not_logged(
 
 
 @pytest.mark.parametrize("way", ["direct", "proxy"])
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
 async def test_a_header_of_nonsense_does_not_fill_the_log(
-    database_url: str, tmp_path: Path, transport: str, way: str
+    database_url: str, tmp_path: Path, way: str
 ) -> None:
     """50 kB of 0xFF without a key cost the log a few lines."""
-    flags = ("--transport", transport, "--webhook-connections", "0")
+    flags = ("--webhook-connections", "0")
     async with (
         process(database_url, tmp_path / "log", *flags) as served,
         address(served, way) as (place, logs),

@@ -31,7 +31,7 @@ from tests.support.rest import Served, serving
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 PATH = "/v1/currencies/USD"
 METHOD = "/credit.v1.RegistryService/GetCurrency"
@@ -60,10 +60,10 @@ VALUES = (b"not base64!", b"xyz", b"-1", b"9" * 30, b"1S", b"gzip", b"a" * 8_000
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
+async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
     """A service behind the proxy, for all tests of this file."""
     unasked = {"sweep_interval_seconds": 0, "webhook_connections": 0}
-    async with serving(new_database(), transport=transport, **unasked) as one:
+    async with serving(new_database(), **unasked) as one:
         yield one
 
 

@@ -1,9 +1,9 @@
-"""What speaks HTTP/2 badly, or gRPC, or nothing, is borne on either transport.
+"""What speaks HTTP/2 badly, or gRPC, or nothing, is borne.
 
-One server of each is attacked by every test in turn. After each attack it answers a good client,
-and its memory has not grown by what was thrown at it; at the end it stops in order, nothing has
-happened that was not foreseen, and its ledger verifies. Where `native` is marked as failing, and
-why that decides which transport is the default, is in docs/decisions/0013-transport.md.
+One server is attacked by every test in turn. After each attack it answers a good client, and its
+memory has not grown by what was thrown at it; at the end it stops in order, nothing has happened
+that was not foreseen, and its ledger verifies. What has to pass this before it may take grpcio's
+place is in docs/decisions/0013-transport.md.
 """
 
 from __future__ import annotations
@@ -15,9 +15,8 @@ import resource
 import signal
 import socket
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -59,11 +58,10 @@ from tests.support.server import CUSTOMER, WALLET, consume, grant, post
 from tests.support.setup import file_of, findings, migrated
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from _pytest.mark import ParameterSet
 
-TRANSPORTS = ("grpcio", "native")
 GET_WALLET = "/credit.v1.WalletService/GetWallet"
 POST = "/credit.v1.WalletService/Post"
 STREAM_POST = "/credit.v1.WalletService/StreamPost"
@@ -164,14 +162,14 @@ class Attacked:
 
 
 @contextmanager
-def serving(folder: Path, transport: str) -> Iterator[Attacked]:
-    """Serve a new database by this transport until the block ends."""
+def serving(folder: Path) -> Iterator[Attacked]:
+    """Serve a new database until the block ends."""
     url = migrated(folder / "credit.db")
     log = folder / "log"
     with log.open("wb") as sink:
         started = start(
             *("serve", "--database-url", url, "--grpc-address", "127.0.0.1:0"),
-            *("--transport", transport, "--log-format", "json", "--drain-seconds", "2"),
+            *("--log-format", "json", "--drain-seconds", "2"),
             errors=sink,
         )
     try:
@@ -197,33 +195,16 @@ def _address(started: Command, log: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Attacked]]:
-    """One server of each transport for all attacks, started when it is first attacked."""
-    with ExitStack() as running:
-
-        @cache
-        def server_of(transport: str) -> Attacked:
-            one = running.enter_context(serving(tmp_path_factory.mktemp(transport), transport))
-            running.callback(one.stop)
-            return one
-
-        yield server_of
-
-
-@pytest.fixture(params=TRANSPORTS)
-def attacked(request: pytest.FixtureRequest, servers: Callable[[str], Attacked]) -> Attacked:
-    """A server that others have attacked before."""
-    return servers(request.param)
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attacked]:
+    """One server for all attacks: others have attacked it before."""
+    with serving(tmp_path_factory.mktemp("attacked")) as one:
+        yield one
+        one.stop()
 
 
 def named(cases: Iterator[tuple[object, ...]]) -> Sequence[ParameterSet]:
     """Cases that begin with their name."""
     return [pytest.param(*case, id=str(name).replace(" ", "-")) for name, *case in cases]
-
-
-def fails(reason: str) -> Sequence[str | ParameterSet]:
-    """Both transports, `native` known not to keep the promise."""
-    return ["grpcio", pytest.param("native", marks=pytest.mark.xfail(reason=reason, strict=True))]
 
 
 # --- what is no HTTP/2 ----------------------------------------------------------------------------
@@ -408,7 +389,7 @@ def test_calls_that_are_begun_and_given_up(attacked: Attacked, ending: str) -> N
 
 
 def _no_grpc() -> Iterator[tuple[str, bytes]]:
-    """Calls that both transports refuse, or serve, in so many words."""
+    """Calls that the server refuses, or serves, in so many words."""
     empty = message()
     yield "another content type", call(GET_WALLET, empty, content_type="text/plain")
     yield "JSON", call(GET_WALLET, b"{}" * 9, content_type="application/json")
@@ -555,14 +536,9 @@ def test_connections_that_take_their_time(attacked: Attacked) -> None:
     assert ends == ["3"] * 100
 
 
-# --- where the transports differ ------------------------------------------------------------------
+# --- what takes memory ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "attacked",
-    fails("a message is gathered whole, of any size, before its length is looked at"),
-    indirect=True,
-)
 def test_a_message_is_refused_by_its_length(attacked: Attacked) -> None:
     """A message that says it is too large is not gathered first."""
     with Peer(attacked.address) as peer:
@@ -572,9 +548,6 @@ def test_a_message_is_refused_by_its_length(attacked: Attacked) -> None:
     assert sent < 2 * MESSAGE_BYTES_MAX
 
 
-@pytest.mark.parametrize(
-    "attacked", fails("what is compressed is unpacked whole, of any size"), indirect=True
-)
 def test_a_message_is_refused_by_what_it_unpacks_to(attacked: Attacked) -> None:
     """256 MiB packed into a quarter of one do not come to stand in memory."""
     bomb = message(gzip.compress(bytes(4 * GROWTH_BYTES_MAX)), compressed=1)
@@ -587,11 +560,6 @@ def test_a_message_is_refused_by_what_it_unpacks_to(attacked: Attacked) -> None:
         assert peer.until_end_of(1)["grpc-status"] == "8"
 
 
-@pytest.mark.parametrize(
-    "attacked",
-    fails("a stream that waits for room is never told that its client is gone"),
-    indirect=True,
-)
 def test_who_leaves_without_having_read_leaves_nothing(attacked: Attacked) -> None:
     """Streams whose clients end while their answers wait are let go of."""
     attacked.serves()
@@ -603,10 +571,9 @@ def test_who_leaves_without_having_read_leaves_nothing(attacked: Attacked) -> No
     assert attacked.files(most=before + 2, seconds=5) <= before + 2
 
 
-@pytest.mark.parametrize("transport", fails("asking for the memory ends the process"))
-def test_a_length_alone_costs_no_memory(transport: str, tmp_path: Path) -> None:
+def test_a_length_alone_costs_no_memory(tmp_path: Path) -> None:
     """Five bytes that claim 4 GiB do not end a server that could not have them."""
-    with serving(tmp_path, transport) as one:
+    with serving(tmp_path) as one:
         room = psutil.Process(one.process.pid).memory_info().vms + 2048 * MEBIBYTE
         resource.prlimit(one.process.pid, resource.RLIMIT_CORE, (0, 0))
         resource.prlimit(one.process.pid, resource.RLIMIT_AS, (room, room))
@@ -618,7 +585,7 @@ def test_a_length_alone_costs_no_memory(transport: str, tmp_path: Path) -> None:
 
 
 def test_a_stream_of_the_network_is_nobody_without_a_key(attacked: Attacked) -> None:
-    """Behind a native server streams come over a Unix socket: it is not the owner's."""
+    """Only calls through the Unix socket are the owner's."""
     wanted = pb.StreamPostRequest(posting=post("stolen", **grant("1"))).SerializeToString()
     with Peer(attacked.address) as peer:
         peer.greet(call(STREAM_POST, message(wanted)))

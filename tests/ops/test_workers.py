@@ -124,17 +124,14 @@ def two_workers(folder: Path, url: str, **settings: str) -> Any:
 
 
 @on_postgresql
-@pytest.mark.parametrize("transport", ["grpcio", "native"])
-async def test_restarted_one_after_the_other(
-    database_url: str, tmp_path: Path, transport: str
-) -> None:
+async def test_restarted_one_after_the_other(database_url: str, tmp_path: Path) -> None:
     """SIGHUP under load: new processes, and not a call that fails but by UNAVAILABLE.
 
     The settings reach the workers by their environment: no list of processes and no log shows the
     database's password. SIGTERM drains all.
     """
     shop = await prepare(database_url)
-    async with two_workers(tmp_path, database_url, CREDITLEDGER_TRANSPORT=transport) as served:
+    async with two_workers(tmp_path, database_url) as served:
         clients = Clients(shop, await served.addresses())
         shown = [one.cmdline() for one in [psutil.Process(served.process.pid), *served.family()]]
         async with clients.at_work():

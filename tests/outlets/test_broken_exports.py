@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from tests.support.rest import Served
 
-pytestmark = pytest.mark.each_transport
-
 EXPORT = "/api/credit-transactions:export"
 ROWS = 2_000
 #: No buffer between server and client holds all rows of this size: the server has to wait.
@@ -74,9 +72,9 @@ async def download(url: str, secret: str, *options: str) -> AsyncIterator[Downlo
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
+async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
     """A service behind Envoy with a customer of many rows."""
-    async with serving(new_database(), transport=transport) as one:
+    async with serving(new_database()) as one:
         await fill(one)
         yield one
 

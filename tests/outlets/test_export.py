@@ -30,7 +30,7 @@ STATEMENT = "/api/v1/me/billing/transactions.csv"
 HISTORY = "/api/v1/me/billing/transactions"
 
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 @pytest.fixture(autouse=True)

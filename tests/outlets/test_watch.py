@@ -41,9 +41,6 @@ if TYPE_CHECKING:
 EVENTS = "/api/credit-transactions:watch"
 
 
-pytestmark = pytest.mark.each_transport
-
-
 class Watching:
     """A watch over gRPC, read as a client does: rows as they come, and where to go on."""
 
@@ -318,9 +315,9 @@ async def test_what_another_server_writes_is_seen(database_url: str, clock: Cloc
 
 
 @pytest.fixture
-async def served(new_database: Callable[[], str], transport: str) -> AsyncIterator[Served]:
+async def served(new_database: Callable[[], str]) -> AsyncIterator[Served]:
     """A service behind Envoy."""
-    async with serving(new_database(), transport=transport) as one:
+    async with serving(new_database()) as one:
         yield one
 
 

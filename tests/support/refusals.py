@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
 Metadata = tuple[tuple[str, str], ...]
 
-#: For the servers of files whose promises hold on either; the databases make no difference to it.
-TRANSPORTS = ("grpcio", pytest.param("native", marks=pytest.mark.only("sqlite")))
-
 
 def bearer(secret: str) -> Metadata:
     """What a client sends with each call."""

@@ -30,13 +30,10 @@ SOME_METADATA = {"plan": "über", "tier": "3"}
 MADE_AT = time.text(START)
 
 
-pytestmark = pytest.mark.each_transport
-
-
 @pytest.fixture
-async def api(database_url: str, clock: Clock, transport: str) -> AsyncIterator[Registry]:
+async def api(database_url: str, clock: Clock) -> AsyncIterator[Registry]:
     """A server upon a new database."""
-    async with serve_registry(database_url, clock, transport=transport) as served:
+    async with serve_registry(database_url, clock) as served:
         yield served
 
 

@@ -22,7 +22,7 @@ from tests.support.native_routes import (
 from tests.support.rest import Failure, Json, Served, differences, failure, metadata
 from tests.support.setup import START
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 
 def wallet_body(wallet: str, customer: str, **changed: Any) -> Json:

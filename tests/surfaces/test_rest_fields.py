@@ -33,7 +33,7 @@ from tests.support.setup import START
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 METADATA_BYTES_MAX = 8_192
 

@@ -42,7 +42,7 @@ from tests.support.rest import BILLS, TRANSACTIONS, Failure, Json, Served, failu
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.each_transport]
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 

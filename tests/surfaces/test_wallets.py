@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import pytest
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
 from credit.v1 import wallet_service_pb2 as pb
 
@@ -25,9 +24,6 @@ from tests.support.server import (
 
 if TYPE_CHECKING:
     from tests.support.server import Api
-
-
-pytestmark = pytest.mark.each_transport
 
 
 async def test_modes_are_apart(api: Api) -> None:

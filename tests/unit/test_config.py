@@ -151,6 +151,15 @@ def test_a_misspelt_variable_is_refused(monkeypatch: pytest.MonkeyPatch) -> None
         load()
 
 
+@pytest.mark.parametrize("value", ["grpcio", "native"])
+def test_a_choice_of_transport_is_refused(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """There is one; an environment that still chooses is told which variable is no setting."""
+    monkeypatch.setenv("CREDITLEDGER_TRANSPORT", value)
+
+    with pytest.raises(WrongSetting, match=r"^CREDITLEDGER_TRANSPORT is no setting\.$"):
+        load()
+
+
 @pytest.mark.parametrize(
     "variable",
     ["PORT", "PORT_50051_TCP_ADDR", "SERVICE_HOST", "SERVICE_PORT_GRPC", "API_SERVICE_HOST"],

@@ -163,12 +163,11 @@ class Boundary:
     Services register with it as with a server. It wraps each method once, since an interceptor
     would cost at every call. Messages arrive as bytes and are parsed once the caller is known.
 
-    `local`: its server is the one that only the database's owner can reach. The peer that gRPC
-    names would not tell: behind a native server, calls of the network come over a Unix socket too.
-    `reads_ahead`: its server gathers a call's message before it tells of the call. One that does
-    not is asked for the message once the caller is known, so that what a stranger sends stays where
-    the flow control of HTTP/2 stops it. `turns`: calls of one customer that go on at the same time:
-    they read, and the connections that read are everybody's.
+    A unary method is a stream handler for gRPC: it asks for the message once the caller is known,
+    so that what a stranger sends stays where the flow control of HTTP/2 stops it.
+
+    `local`: its server is the one that only the database's owner can reach. `turns`: calls of one
+    customer that go on at the same time: they read, and the connections that read are everybody's.
     """
 
     def __init__(
@@ -178,7 +177,6 @@ class Boundary:
         callers: Callers,
         *,
         local: bool = False,
-        reads_ahead: bool = False,
         turns: int = 1,
     ) -> None:
         self._server = server
@@ -186,7 +184,6 @@ class Boundary:
         self._door = door
         self._callers = callers
         self._local = local
-        self._reads_ahead = reads_ahead
 
     def add_generic_rpc_handlers(self, _: object) -> None:
         """Nothing: generated code registers everything twice, for servers that know one way."""
@@ -204,14 +201,10 @@ class Boundary:
         serializer = handler.response_serializer
         if handler.unary_unary is not None:
             unary = self._unary(method, handler)
-            if self._reads_ahead:
-                return grpc.unary_unary_rpc_method_handler(unary, None, serializer)
             return grpc.stream_unary_rpc_method_handler(unary, None, serializer)
         if handler.unary_stream is not None:
             told = self._told(method, handler)
             serializer = _unless_bytes(serializer)
-            if self._reads_ahead:
-                return grpc.unary_stream_rpc_method_handler(told, None, serializer)
             return grpc.stream_stream_rpc_method_handler(told, None, serializer)
         return grpc.stream_stream_rpc_method_handler(
             self._streams(method, handler), None, serializer
@@ -222,13 +215,13 @@ class Boundary:
         described = intents.method(method)
         message, is_change = described.input_type, intents.is_change(described)
 
-        async def unary(given: Any, context: Context) -> Any:
+        async def unary(_: Any, context: Context) -> Any:
             call = _RpcCall(method, context, local=local)
             try:
                 door.enter(context)
                 caller = await self._admit(call, answered)
                 key = call.check_names(message)
-                request = _parse(handler, await self._message(given, context))
+                request = _parse(handler, await self._message(context))
                 call.asked = described, request
                 if key and is_change:
                     intents.take(described, request, key)
@@ -249,9 +242,9 @@ class Boundary:
     def _told(self, method: str, handler: Any) -> Any:
         message = intents.method(method).input_type
 
-        async def told(given: Any, context: Context) -> AsyncGenerator[Any]:
+        async def told(context: Context) -> AsyncGenerator[Any]:
             async with self._called(method, message, handler.unary_stream, context) as call:
-                request = _parse(handler, await self._message(given, context))
+                request = _parse(handler, await self._message(context))
                 try:
                     async with aclosing(handler.unary_stream(request, context)) as answers:
                         async for answer in answers:
@@ -264,11 +257,8 @@ class Boundary:
                         yield BROKEN
                     raise
 
-        if self._reads_ahead:
-            return told
-
-        async def read_in_time(given: Any, context: Context) -> None:
-            async with aclosing(told(given, context)) as answers:
+        async def read_in_time(_: Any, context: Context) -> None:
+            async with aclosing(told(context)) as answers:
                 async for answer in answers:
                     writing = asyncio.ensure_future(context.write(answer))
                     try:
@@ -330,11 +320,8 @@ class Boundary:
         call.caller = caller
         return caller
 
-    async def _message(self, given: Any, context: Context) -> bytes:
+    async def _message(self, context: Context) -> bytes:
         """The one message of a call, as it came."""
-        if self._reads_ahead:
-            data: bytes = given
-            return data
         data = await self._door.wait_for(context.read)
         if not isinstance(data, bytes):
             raise InvalidField("the call has no message")

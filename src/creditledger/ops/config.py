@@ -17,7 +17,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 PREFIX = "CREDITLEDGER_"
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "console"]
-Transport = Literal["grpcio", "native"]
 
 #: What Kubernetes puts into the environment for a service named creditledger-something.
 _SERVICE_LINK = re.compile(r"(?:^|_)(SERVICE_(HOST|PORT)|PORT)(_|$)")
@@ -122,10 +121,6 @@ class Config(BaseModel):
         ]
         | None
     ) = None
-    transport: Annotated[
-        Transport,
-        Field(description="What serves gRPC: grpcio, or native (pygrpc-native), without TLS."),
-    ] = "grpcio"
     allow_insecure_bind: Annotated[
         bool, Field(description="Serve a network, not only this machine, without TLS.")
     ] = False
@@ -226,11 +221,6 @@ class Config(BaseModel):
             if self.tls_certificate is None:
                 given, lacking = lacking, given
             raise ValueError(f"{spelled(lacking)} must be set where {spelled(given)} is")
-        if self.transport == "native" and self.tls_certificate is not None:
-            raise ValueError(
-                f"{spelled('transport')} must be grpcio where {spelled('tls_certificate')} is set:"
-                " native has no TLS"
-            )
         return self
 
     @property

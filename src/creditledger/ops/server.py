@@ -138,7 +138,6 @@ class Server:
         if not self._local_only:
             self._config.require_safe_bind("grpc_address")
             require_free(self._config, "grpc_address")
-            transport.require(self._config)
         try:
             await self._start()
         except BaseException:
@@ -188,7 +187,7 @@ class Server:
         entrances = [local]
         if not self._local_only:
             turns = max(1, config.readers // 4)
-            entrances.insert(0, transport.network(config.transport, callers, turns=turns))
+            entrances.insert(0, transport.network(callers, turns=turns))
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         if self._local_only or config.path is None:
@@ -332,7 +331,6 @@ async def serve(config: Config) -> bool:
         log.info(
             "serving",
             grpc_address=server.grpc_address,
-            transport=config.transport,
             local_socket=str(server.local_socket),
             database=config.database,
             tls=config.tls_certificate is not None,

@@ -1,9 +1,7 @@
 """What RPCs come through: one gRPC server for the network, one for the database's owner.
 
-There are two servers so that the entrance of a call tells its caller; what the transport says of
-its peer is not trusted. The setting `transport` chooses the network's server: grpcio's or
-pygrpc-native's (HTTP/2 in Rust, outside the GIL). The owner's is always grpcio's. How the two
-differ is in docs/decisions/0013-transport.md.
+There are two servers so that the entrance of a call tells its caller; what gRPC says of its peer
+is not trusted. Why both are grpcio's is in docs/decisions/0013-transport.md.
 """
 
 import asyncio
@@ -14,7 +12,6 @@ import stat
 import struct
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +21,8 @@ from creditledger.api.auth import Callers
 from creditledger.api.door import Door
 from creditledger.api.methods import Methods
 from creditledger.api.rpc import Boundary
-from creditledger.ops.config import CannotStart, Config, Transport, spelled
+from creditledger.ops.config import CannotStart, Config, spelled
 from creditledger.ops.sockets import require_private, target
-
-#: How long the last answers of a native server may take from Python to the client's socket.
-FLUSH_SECONDS = 0.2
 
 _OPTIONS: list[tuple[str, Any]] = [
     # A second server on the port must fail, not take half of its connections.
@@ -60,8 +54,6 @@ class Entrance:
     methods: Methods
     boundary: Boundary  #: Where the ledger's services are registered.
     door: Door
-    #: Of a server that ends its connections before the last answers have left.
-    flush_seconds: float = 0.0
     #: Where it listens, once it does; None for a socket of the file system.
     port: int | None = None
 
@@ -102,19 +94,10 @@ class Entrance:
         with suppress(TimeoutError):
             async with asyncio.timeout(grace_seconds):
                 await self.door.close()
-                await asyncio.sleep(max(refusing_seconds, self.flush_seconds))
+                await asyncio.sleep(refusing_seconds)
         if self.port is not None:
             hang_up(self.port)
         await self.server.stop(None)
-
-
-def require(config: Config) -> None:
-    """Raises CannotStart if the package of the setting `transport` is not installed."""
-    if config.transport == "native" and find_spec("pygrpc_native") is None:
-        raise CannotStart(
-            f"{spelled('transport')} is {config.transport}, which needs the package pygrpc-native;"
-            " there is none for this platform, or it is not installed."
-        )
 
 
 def local_channel(path: Path) -> grpc.aio.Channel:
@@ -124,34 +107,21 @@ def local_channel(path: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target(path), options=options)
 
 
-def network(transport: Transport, callers: Callers, *, turns: int) -> Entrance:
-    """For those with a key; `turns` as of `Boundary`. It takes one port, and as `native` no TLS."""
-    if transport == "grpcio":
-        return _entrance(grpc.aio.server(options=_OPTIONS), callers, turns=turns)
-    import pygrpc_native.aio  # noqa: PLC0415 # there is none for every platform
-
-    native = pygrpc_native.aio.server(options=_OPTIONS)
-    return _entrance(native, callers, reads_ahead=True, turns=turns, flush_seconds=FLUSH_SECONDS)
+def network(callers: Callers, *, turns: int) -> Entrance:
+    """For those with a key; `turns` as of `Boundary`. It takes one port."""
+    return _entrance(callers, turns=turns)
 
 
 def local(callers: Callers) -> Entrance:
     """For the database's owner: an admin without a key."""
-    return _entrance(grpc.aio.server(options=_OPTIONS), callers, local=True)
+    return _entrance(callers, local=True)
 
 
-def _entrance(
-    server: grpc.aio.Server,
-    callers: Callers,
-    *,
-    local: bool = False,
-    reads_ahead: bool = False,
-    turns: int = 1,
-    flush_seconds: float = 0.0,
-) -> Entrance:
-    door, methods = Door(), Methods()
+def _entrance(callers: Callers, *, local: bool = False, turns: int = 1) -> Entrance:
+    server, door, methods = grpc.aio.server(options=_OPTIONS), Door(), Methods()
     server.add_generic_rpc_handlers([methods])
-    boundary = Boundary(methods, door, callers, local=local, reads_ahead=reads_ahead, turns=turns)
-    return Entrance(server, methods, boundary, door, flush_seconds)
+    boundary = Boundary(methods, door, callers, local=local, turns=turns)
+    return Entrance(server, methods, boundary, door)
 
 
 async def stop(entrances: list[Entrance], grace_seconds: float, refusing_seconds: float) -> None:
