@@ -8,7 +8,6 @@ import asyncpg
 from sqlalchemy import make_url
 
 from bench.posting import (
-    ADD_ROLLUP,
     AMOUNT,
     BATCH,
     COLUMNS,
@@ -88,7 +87,6 @@ async def _post(
         await connection.execute(INSERT_ROW, *figures.row(grant, dimension, now))
         await connection.execute(SQL["update_grant"], AMOUNT, place, grant)
         await connection.execute(UPDATE_WALLET, *figures.state(now))
-        await connection.execute(SQL["add_rollup"], *figures.rollup(dimension, now, 1))
 
 
 _TYPES = {"idempotency_key": "text", "quantities": "text"}
@@ -103,12 +101,11 @@ def _unnest(first: int, columns: tuple[str, ...]) -> str:
 def _all_in_one() -> str:
     """Everything that a batch writes, as one statement."""
     parts, first = [], 1
-    for table in ("postings", "credit_transactions", "rollups"):
+    for table in ("postings", "credit_transactions"):
         columns = COLUMNS[table]
-        end = ADD_ROLLUP if table == "rollups" else ""
         parts.append(
             f"{table}_ AS (INSERT INTO {table} ({', '.join(columns)})"
-            f" SELECT {', '.join(columns)} FROM {_unnest(first, columns)}{end})"
+            f" SELECT {', '.join(columns)} FROM {_unnest(first, columns)})"
         )
         first += len(columns)
     state = ("wallet_number", *STATE)
@@ -151,7 +148,6 @@ async def limit(url: str, traffic: Traffic, seconds: float) -> Times:
             tables: list[list[tuple[object, ...]]] = [
                 postings,
                 rows,
-                [f.rollup(d, now, n) for f, _, d, n in moved],
                 [(f.wallet, *f.state(now)[:-1]) for f, *_ in moved],
                 [(f.wallet, g, AMOUNT * n) for f, g, _, n in moved],
             ]

@@ -47,7 +47,6 @@ def ordinary(url: str, traffic: Traffic, seconds: float) -> Times:
             driver.execute(STATEMENTS["insert_row"], figures.row(grant, dimension, now))
             driver.execute(STATEMENTS["update_grant"], (AMOUNT, place, grant))
             driver.execute(STATEMENTS["update_wallet"], figures.state(now))
-            driver.execute(STATEMENTS["add_rollup"], figures.rollup(dimension, now, 1))
             driver.execute("COMMIT")
             times.done(1)
         return times
@@ -79,7 +78,6 @@ def limit(url: str, traffic: Traffic, seconds: float) -> Times:
             many(STATEMENTS["insert_row"], rows)
             many(STATEMENTS["update_grant"], [(AMOUNT * n, f.wallet, g) for f, g, _, n in moved])
             many(STATEMENTS["update_wallet"], [f.state(now) for f, *_ in moved])
-            many(STATEMENTS["add_rollup"], [f.rollup(d, now, n) for f, _, d, n in moved])
             driver.execute("COMMIT")
             times.done(BATCH)
         return times

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import count
 
-from creditledger.domain.clock import QUARTER
 from creditledger.domain.model import Kind, Type
 
 #: Postings in a transaction of the limit.
@@ -68,18 +67,7 @@ class Figures:
             *(self.last_posting, self.wallet),
         )
 
-    def rollup(self, dimension: int, now: int, times: int) -> tuple[object, ...]:
-        """Values of `add_rollup`."""
-        sums = (times, -AMOUNT * times, 0, *(q * times for q in QUANTITIES))
-        written = (times, -AMOUNT * times, QUANTITY * times)
-        return (self.wallet, now // QUARTER, dimension, *sums, 0, 0, 0, 0, *written, times)
 
-
-_SUMS = (
-    *("count", "amount", "voucher_amount"),
-    *(f"quantity_{i}" for i in range(6)),
-    *("created_count", "created_amount", "created_quantity", "posting_count"),
-)
 _POSTING = (
     *("wallet_number", "number", "idempotency_key", "operation"),
     *("amount", "first_sequence", "row_count", "quantities"),
@@ -96,11 +84,7 @@ STATE = (
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "postings": _POSTING,
     "credit_transactions": _ROW,
-    "rollups": ("wallet_number", "quarter", "dimension_number", *_SUMS),
 }
-ADD_ROLLUP = " ON CONFLICT (wallet_number, quarter, dimension_number) DO UPDATE SET " + ", ".join(
-    f"{name} = rollups.{name} + excluded.{name}" for name in _SUMS
-)
 
 
 def _insert(table: str) -> str:
@@ -127,7 +111,6 @@ STATEMENTS = {
     " AND number = ?",
     "update_wallet": f"UPDATE wallet_states SET {', '.join(f'{name} = ?' for name in STATE)}"
     " WHERE wallet_number = ?",
-    "add_rollup": _insert("rollups") + ADD_ROLLUP,
 }
 
 

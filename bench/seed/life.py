@@ -27,6 +27,7 @@ from creditledger.domain.model import NEVER, Category, Kind, Status
 from creditledger.domain.operations import Adjust, Consume, GiveGrant, Refund
 from creditledger.engine.batch import Posted
 from creditledger.engine.ledger import Ledger
+from creditledger.outlets.folder import Folder
 from creditledger.store import Store, look, migrate, migrations, schema
 
 #: What every wallet has from its beginning and spends last.
@@ -268,7 +269,7 @@ class _Book:
         self._postings = rows(schema.postings)
         self._transactions = rows(schema.transactions)
         self._grants = rows(schema.grants)
-        self._rollups = rows(schema.rollups)
+        self._folds = rows(schema.folds)
         self.rows = len(self._transactions)
 
     def stretch(self, low: int, high: int, begin: int, end: int) -> dict[str, Rows]:
@@ -290,7 +291,7 @@ class _Book:
             "postings": postings,
             "transactions": rows,
             "grants": [row for row in self._grants if low < row["number"] <= high],
-            "rollups": [row for row in self._rollups if row["quarter"] in quarters],
+            "folds": [row for row in self._folds if row["quarter"] in quarters],
         }
 
 
@@ -396,6 +397,7 @@ async def _opened(path: Path, calendar: Calendar) -> AsyncIterator[_Scratch]:
     scratch = _Scratch(ledger, store, calendar)
     try:
         yield scratch
+        await Folder(store, interval_seconds=1).fold_all()
     finally:
         await ledger.close()
         await store.close()

@@ -39,7 +39,7 @@ class Section:
     postings: Pair
     transactions: Pair
     grants: Pair
-    rollups: Pair
+    folds: Pair
     start: int = 0
     times: int = 1
 
@@ -110,14 +110,19 @@ class _Writing:
             states[name] += " + w.shift"
         self._insert(state, states, life.time, 1)
         self._insert(dimensions, dimensions.columns(), 0, 1)
+        # The folds come with their rows.
+        self._run(
+            "INSERT INTO fold_ends (wallet_number, sequence)"
+            " SELECT wallet_number, sequence FROM wallet_states WHERE sequence > 0"
+        )
 
     def write(self, section: Section, start: int, times: int) -> None:
         """Some times of a section."""
         postings = _Template(schema.postings, "p", section.postings, *_MORE)
         rows = _Template(schema.transactions, "t", section.transactions)
         grants = _Template(schema.grants, "g", section.grants)
-        rollups = _Template(schema.rollups, "u", section.rollups)
-        self._make(postings, rows, grants, rollups)
+        folds = _Template(schema.folds, "u", section.folds)
+        self._make(postings, rows, grants, folds)
         self._run("CREATE INDEX seed_posting ON seed_credit_transactions (posting_number)")
         order = "p.group_number, w.nth, p.number"
         self._insert(postings, self._of_postings(postings), start, times, order)
@@ -134,9 +139,9 @@ class _Writing:
             "seed_postings AS p CROSS JOIN seed_wallets AS w"
             " CROSS JOIN seed_credit_transactions AS t WHERE t.posting_number = p.number",
         )
-        of_rollups = rollups.columns()
-        of_rollups["quarter"] += " + :quarters"
-        self._insert(rollups, of_rollups, start, times, "u.quarter, w.nth")
+        of_folds = folds.columns()
+        of_folds["quarter"] += " + :quarters"
+        self._insert(folds, of_folds, start, times, "u.quarter, w.nth")
 
     def _of_postings(self, postings: "_Template") -> dict[str, str]:
         found = postings.columns()

@@ -42,6 +42,7 @@ from tests.support.setup import (
     refund,
 )
 from tests.support.setup import migrate as brought_up_to_date
+from tests.support.sums_over_time import fold_all
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection, MetaData
@@ -335,18 +336,22 @@ async def test_figures_that_came_later_are_those_of_the_rows(
     await store.close()
 
     def again(connection: Connection) -> None:
+        fold_all(connection)
+        for statement in AS_ROLLUPS:
+            connection.exec_driver_sql(statement)
         for table, column in ADDED_BY_0003:
             connection.exec_driver_sql(f"ALTER TABLE {table} DROP COLUMN {column}")
         with Operations.context(MigrationContext.configure(connection)):
             import_module(f"{versions.__name__}.0003_sums_of_kinds_and_postings").upgrade()
+            import_module(f"{versions.__name__}.0029_folds").upgrade()
 
     change(database_url, again)
 
     assert findings(database_url) == []
     wallet = look(database_url, lambda c: c.execute(schema.wallet_states.select()).one())
     assert (wallet.topup_amount, wallet.refund_amount) == (8 * 10**9, 5_500_000_000)
-    rollups = look(database_url, lambda c: c.execute(schema.rollups.select()).all())
-    assert sorted(one.posting_count for one in rollups) == [1, 1, 1, 2]
+    folds = look(database_url, lambda c: c.execute(schema.folds.select()).all())
+    assert sorted(one.posting_count for one in folds) == [1, 1, 1, 2]
 
 
 #: Where numbers of postings stand, also as numbers of what they made: (table, column).
@@ -367,6 +372,8 @@ WITHOUT_CHANGES_OF_CUSTOMERS = tuple(
     f"ALTER TABLE customers DROP COLUMN {name}"
     for name in ("updated_at", "archived_at", "created_as")
 )
+#: What 0029 made, undone.
+AS_ROLLUPS = ("ALTER TABLE folds RENAME TO rollups", "DROP TABLE fold_ends")
 WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 
 
@@ -413,6 +420,9 @@ def number_over_all_wallets(connection: Connection) -> None:
     for table in (*tables, "dropped_limits"):
         connection.exec_driver_sql(f"DROP TABLE {table}")
     connection.exec_driver_sql("ALTER TABLE webhook_endpoints DROP COLUMN deleted_as")
+    fold_all(connection)
+    for statement in AS_ROLLUPS:
+        connection.exec_driver_sql(statement)
     forget_parts(connection)
     connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0017'")
 

@@ -75,6 +75,7 @@ from tests.support.setup import (
     refund,
     sqlite_url,
 )
+from tests.support.sums_over_time import fold_all
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable
@@ -250,6 +251,7 @@ async def written(url: str) -> None:
             LOCAL,
         )
     await ledger.close()
+    await writing.derive(lambda connection: fold_all(connection, but=1))
     await writing.write(told)
     await writing.close()
 
@@ -415,7 +417,7 @@ WITHOUT_ROWS = """INSERT INTO postings (number, wallet_number, operation, first_
 EXTRA_GRANT = """INSERT INTO grants
     SELECT 1, {}, 5, 0, 0, false, 1, 50, NULL, 1, NULL, 1, NULL, NULL, 0, 0, false, 1, NULL"""
 
-EXTRA_ROLLUP = "INSERT INTO rollups SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
+EXTRA_FOLD = "INSERT INTO folds SELECT 1, 7, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0"
 
 IN_A_FILE, ON_A_SERVER = pytest.mark.only("sqlite"), pytest.mark.only("postgresql")
 
@@ -554,12 +556,16 @@ DAMAGES: list[Any] = [
         f"""UPDATE wallets SET customer_id = (SELECT o.customer_id FROM wallets AS o
         WHERE o.number = {ACME}) WHERE id = 'wal_empty'""",
     )),
-    ("rollup", None, ("DELETE FROM rollups WHERE quarter = -1",)),
-    ("rollup_count", None, (EXTRA_ROLLUP,)),
-    ("rollup_created_count", None, ("DELETE FROM rollups WHERE created_amount = -6000000000",)),
+    ("fold", None, ("DELETE FROM folds WHERE quarter = -1",)),
+    ("fold_count", None, (EXTRA_FOLD,)),
+    ("fold", None, ("UPDATE fold_ends SET sequence = sequence + 1",)),
+    ("fold_end", None, ("UPDATE fold_ends SET sequence = sequence + 2",)),
+    ("fold_count", None, ("UPDATE fold_ends SET sequence = sequence - 1",)),
+    ("fold_count", None, ("DELETE FROM fold_ends",)),
+    ("fold_created_count", None, ("DELETE FROM folds WHERE created_amount = -6000000000",)),
     *(
-        (f"rollup_{name}", None, (f"UPDATE rollups SET {name} = {name} + 1 WHERE quantity_5 = 6",))
-        for name in schema.rollups.columns.keys()[3:]
+        (f"fold_{name}", None, (f"UPDATE folds SET {name} = {name} + 1 WHERE quantity_5 = 6",))
+        for name in schema.folds.columns.keys()[3:]
     ),
 ]  # fmt: skip
 
@@ -923,7 +929,7 @@ STORED_DAMAGES: list[Any] = [
     ("subscription_owner", ("UPDATE subscriptions SET customer_id = 'cus_of_wal_acme'",)),
     ("column_check", (spend_limit("hours = 0", 4),)),
     ("column_check", ("UPDATE spend_limits SET time_zone = NULL WHERE period = 3",)),
-    pytest.param("whole_number", ("UPDATE rollups SET amount = 0.5 WHERE quantity_5 = 6",),
+    pytest.param("whole_number", ("UPDATE folds SET amount = 0.5 WHERE quantity_5 = 6",),
                  marks=IN_A_FILE),
     ("dimension_digest", ("UPDATE dimensions SET product_name = 'X' WHERE product_id = 'prd_1'",)),
     ("dimension_digest", ("UPDATE dimensions SET base_prices = '[3]' WHERE has_usage",)),
@@ -1096,7 +1102,7 @@ def passes_find(connection: Connection) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        *("wallets", "wallet_states", "dimensions", "grants", "rollups"),
+        *("wallets", "wallet_states", "dimensions", "grants", "folds"),
         *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
         "spend_limits",
         *("grant_revisions", "statements"),

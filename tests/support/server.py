@@ -117,7 +117,12 @@ async def running(
 ) -> AsyncIterator[Running]:
     """A server that does nothing unasked, and its services over the network and the socket."""
     # Where rows stand, and what is read, would depend on how long a test takes.
-    unasked = {"sweep_interval_seconds": 0, "sweep_grace_seconds": 0, "webhook_connections": 0}
+    unasked = {
+        "sweep_interval_seconds": 0,
+        "sweep_grace_seconds": 0,
+        "fold_interval_seconds": 0,
+        "webhook_connections": 0,
+    }
     async with (
         started(database_url, clock, **{**unasked, **settings}) as server,
         grpc.aio.insecure_channel(server.grpc_address) as network,

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 #: The tables that grow with postings and wallets; spread by wallet, and never read from end to end.
 LARGE = {
-    *("credit_transactions", "postings", "grants", "dimensions", "rollups", "wallet_states"),
+    *("credit_transactions", "postings", "grants", "dimensions", "folds", "wallet_states"),
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
     *("webhook_deliveries", "dropped_limits"),
     *("statements", "receipts", "grant_repayments", "grant_parts"),

@@ -6,9 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from creditledger.domain.clock import QUARTER
 from creditledger.domain.model import Dimension, Kind, Posting, Row, Type
-from creditledger.store import SUMS, Changes, Wanted, schema
+from creditledger.store import Changes, Wanted, schema
 from tests.support.setup import START
 
 if TYPE_CHECKING:
@@ -73,5 +72,4 @@ def by_hand(loaded: Loaded, *sequences: int) -> Changes:
         dimensions=[(wallet.number, 99, dimension)],
         postings=[posting],
         rows=rows,
-        rollups={(wallet.number, START // QUARTER, 99): [0] * SUMS},
     )

@@ -644,9 +644,9 @@ def view(wallet: Wallet, clock: int) -> WalletView:
 
 
 class Dimension(NamedTuple):
-    """The attributes that roll-ups group rows by: kind, meter, subscription, usage and prices.
+    """The attributes that folds group rows by: kind, meter, subscription, usage and prices.
 
-    Each wallet stores a dimension once, under a number. Rows and roll-ups refer to that number.
+    Each wallet stores a dimension once, under a number. Rows and folds refer to that number.
     """
 
     kind: int

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from creditledger.domain import clock, overdraft, spend_limits, wallet_moves
+from creditledger.domain import overdraft, spend_limits, wallet_moves
 from creditledger.domain.commands import (
     EXPIRE,
     SETTLE,
@@ -41,7 +41,6 @@ from creditledger.domain.spending import EXPIRY
 from creditledger.domain.wallet_moves import Move
 from creditledger.store import (
     PAYS_EVENT,
-    SUMS,
     Changes,
     CreditedReceipt,
     GrantPart,
@@ -256,8 +255,6 @@ class Journal:
                 self.limits.give_back(wallet, dimension, decision.returned, now=now)
             else:
                 self.limits.count(wallet, posting, dimension, now=now)
-        if moves:
-            self._roll_up(posting, moves)
         if decision.refund_of is not None:
             place = wallet.number, decision.refund_of
             original = self.references.originals[place]
@@ -444,35 +441,6 @@ class Journal:
             self.loaded.numbers[wallet, dimension] = number
             self.changes.dimensions.append((wallet, number, dimension))
         return number
-
-    def _roll_up(self, posting: Posting, moves: list[Move]) -> None:
-        quantities, quantity, first = posting.quantities, sum(posting.quantities), 1
-        for row, move in zip(posting.rows, moves, strict=True):
-            amount, grant, effective_at = move.amount, move.grant, move.effective_at
-            written = row.created_at // clock.QUARTER
-            happened = written if effective_at is None else effective_at // clock.QUARTER
-            sums = self._sums(row, happened)
-            sums[0] += 1
-            sums[1] += amount
-            if grant is not None and grant.category is _PROMOTIONAL and not move.overdraft:
-                sums[2] += amount
-            for place, one in enumerate(quantities, 3):
-                sums[place] += one
-            sums[12] += first
-            if written != happened:
-                sums = self._sums(row, written)
-            sums[9] += 1
-            sums[10] += amount
-            sums[11] += quantity
-            # Of the posting, so counted with its first row.
-            quantities, quantity, first = (), 0, 0
-
-    def _sums(self, row: Row, quarter: int) -> list[int]:
-        place = row.wallet, quarter, row.dimension
-        sums = self.changes.rollups.get(place)
-        if sums is None:
-            sums = self.changes.rollups[place] = [0] * SUMS
-        return sums
 
 
 def own(wallet: Wallet, operation: int, event: str | None = None) -> Posting:

@@ -1,10 +1,11 @@
-"""What a server does without being asked: it sweeps, makes webhooks and sends them."""
+"""What a server does without being asked: it sweeps, folds, makes webhooks and sends them."""
 
 from contextlib import AsyncExitStack
 
 from creditledger.domain import clock as time
 from creditledger.engine.ledger import Ledger
 from creditledger.ops.config import Config
+from creditledger.outlets.folder import Folder
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.outlets.webhooks.deliverer import Deliverer
 from creditledger.outlets.webhooks.notifier import Notifier
@@ -30,6 +31,7 @@ class BackgroundTasks:
             grace_ms=round(config.sweep_grace_seconds * time.SECOND),
             is_trusted=lambda: ledger_clock.is_trusted,
         )
+        self.folder = Folder(store, interval_seconds=config.fold_interval_seconds)
         # Without places it is not started.
         self.deliverer = Deliverer(
             store,
@@ -51,6 +53,9 @@ class BackgroundTasks:
         if self._config.sweep_interval_seconds:
             self.sweeper.loop.start()
             self._running.push_async_callback(self.sweeper.loop.stop)
+        if self._config.fold_interval_seconds:
+            self.folder.loop.start()
+            self._running.push_async_callback(self.folder.loop.stop)
         self._running.push_async_callback(self.deliverer.stop)
         self._running.push_async_callback(self.notifier.loop.stop)
         if self._config.webhook_connections:

@@ -164,6 +164,10 @@ class Config(BaseModel):
         float,
         Field(ge=0, le=86_400, description="How long something is due before it is swept."),
     ] = 60.0
+    fold_interval_seconds: Annotated[
+        float,
+        Field(ge=0, le=86_400, description="How often rows are folded into sums; 0: never."),
+    ] = 1.0
     #: A machine whose clock is wrong at its start is wrong by months, mostly by years.
     clock_idle_days: Annotated[
         int,

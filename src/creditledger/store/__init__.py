@@ -1,12 +1,12 @@
 """The database, and the only place that speaks SQL.
 
-`Store` has three verbs: `commit` (the write path of postings), `write` (any other change) and
-`read` (one snapshot). What they run is in the folders `write/`, `registry/`, `read/`, `statements/`
-and `webhooks/`; how they run it, in `sqlite/` and `postgres/`. The tables are in `schema.py`, their
-checks in `verify/`.
+`Store` has four verbs: `commit` (the write path of postings), `write` (any other change), `derive`
+(what rows alone make) and `read` (one snapshot). What they run is in the folders `write/`,
+`registry/`, `folds/`, `read/`, `statements/` and `webhooks/`; how they run it, in `sqlite/` and
+`postgres/`. The tables are in `schema.py`, their checks in `verify/`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
@@ -26,7 +26,6 @@ from creditledger.store.sqlite.database import SQLite
 from creditledger.store.sqlite.writer import DatabaseLocked
 from creditledger.store.write.batch import (
     PAYS_EVENT,
-    SUMS,
     UNREADABLE,
     CannotOpen,
     Changes,
@@ -46,7 +45,6 @@ from creditledger.store.write.batch import (
 __all__ = [
     "PAYS_EVENT",
     "READ_SECONDS_MAX",
-    "SUMS",
     "CannotOpen",
     "Changes",
     "CommitFailed",
@@ -90,6 +88,7 @@ class _Database(Protocol):
     ) -> None: ...
     async def has_committed(self, transaction: str) -> bool | None: ...
     async def write(self, change: Callable[[Connection], T]) -> T: ...
+    async def derive(self, change: Callable[[Connection], T]) -> T: ...
     async def read(
         self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
     ) -> T: ...
@@ -252,9 +251,24 @@ class Store:
 
         Raises Unavailable with nothing written, OutcomeUnknown where it may have been.
         """
+        return await self._written(self._database.write, change)
+
+    async def derive(self, change: Callable[[Connection], T]) -> T:
+        """The same for a change of what rows alone make, and no posting reads.
+
+        What the writer knows of wallets stays true. The commit does not wait for the disk: a crash
+        may undo the change, whole, which is then made again. Raises as `write` does.
+        """
+        return await self._written(self._database.derive, change)
+
+    async def _written(
+        self,
+        write: Callable[[Callable[[Connection], T]], Awaitable[T]],
+        change: Callable[[Connection], T],
+    ) -> T:
         try:
             with self._watched("write"):
-                return await self._database.write(change)
+                return await write(change)
         except DiskFailed as error:
             log.critical("disk failed", exc_info=True)
             self._on_disk_failure()

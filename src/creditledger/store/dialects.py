@@ -135,6 +135,24 @@ class exact_sum(_Spelled[int]):  # noqa: N801 # the same
     postgresql = "sum({0})"
 
 
+class listed(_Spelled[Any]):  # noqa: N801 # the same
+    """A list of numbers that is kept as JSON text, for `item`."""
+
+    type = Text()
+    inherit_cache = True
+    sqlite = "{0}"
+    postgresql = "CAST(translate({0}, '[]', '{{}}') AS bigint[])"
+
+
+class item(_Spelled[int]):  # noqa: N801 # the same
+    """The number at an index of a list, counted from 0; NULL beyond its end."""
+
+    type = BigInteger()
+    inherit_cache = True
+    sqlite = "{0} ->> {1}"
+    postgresql = "({0})[{1} + 1]"
+
+
 class receipt_of(_Spelled[str]):  # noqa: N801 # the same
     """The `receipt_id` in a JSON object kept as text."""
 
@@ -174,6 +192,24 @@ def pairs(dialect: str) -> CTE:
     """
     numbers = column("wallet", BigInteger), column("sequence", BigInteger)
     return _PAIRS[dialect].columns(*numbers).cte("place")
+
+
+_RANGES = {
+    "sqlite": text(
+        "SELECT json_extract(value, '$[0]') AS number, json_extract(value, '$[1]') AS first,"
+        " json_extract(value, '$[2]') AS through FROM json_each(:ranges)"
+    ),
+    "postgresql": text(
+        "SELECT CAST(value ->> 0 AS bigint) AS number, CAST(value ->> 1 AS bigint) AS first,"
+        " CAST(value ->> 2 AS bigint) AS through FROM json_array_elements(CAST(:ranges AS json))"
+    ),
+}
+
+
+def ranges(dialect: str) -> CTE:
+    """Triples (number, first, through), given as the JSON text `ranges`: to be joined to."""
+    names = ("number", "first", "through")
+    return _RANGES[dialect].columns(*(column(one, BigInteger) for one in names)).cte("asked").prefix_with("MATERIALIZED")
 
 
 def by_index(dialect: str, table: str, index: str) -> TextClause:

@@ -541,12 +541,13 @@ spend_limits = Table(
     sqlite_with_rowid=False,
 )
 
-#: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension. The first group adds up rows
-#: whose effective time lies in the quarter, the `created_` group those written in it.
-rollups = Table(
-    "rollups",
+#: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension, of the rows up to the
+#: wallet's fold end. The first group adds up rows whose effective time lies in the quarter, the
+#: `created_` group those written in it. They are derived: rows and fold ends alone make them.
+folds = Table(
+    "folds",
     metadata,
-    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("wallet_number", BigInteger, nullable=False),
     Column("quarter", BigInteger, nullable=False),
     Column("dimension_number", BigInteger, nullable=False),
     Column("count", BigInteger, nullable=False),
@@ -563,8 +564,24 @@ rollups = Table(
     Column("created_quantity", BigInteger, nullable=False),
     # Of the first group: a posting counts once, with its first row, as its quantities do.
     Column("posting_count", BigInteger, nullable=False, server_default=text("0")),
-    PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number"),
+    # SQLite cannot rename a constraint, so both have the names that they were made with.
+    ForeignKeyConstraint(["wallet_number"], ["wallets.number"], name="rollups_wallet_number_fk"),
+    PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number", name="rollups_pk"),
     sqlite_with_rowid=False,
+)
+#: How far each wallet is folded: its rows up to this sequence are in `folds`. Without a row: none.
+fold_ends = Table(
+    "fold_ends",
+    metadata,
+    Column(
+        "wallet_number",
+        Number,
+        ForeignKey("wallets.number"),
+        primary_key=True,
+        autoincrement=False,
+    ),
+    Column("sequence", BigInteger, nullable=False),
+    CheckConstraint("sequence >= 0", name="sequence"),
 )
 
 # A paid grant of kind topup or subscription_renew that names a receipt has a row here until it is

@@ -590,7 +590,7 @@ async def test_events_of_several_wallets_pass_64_bits(told: World, database_url:
 async def test_what_a_wallet_is_given_in_its_life_is_bounded(
     told: World, database_url: str, kind: str
 ) -> None:
-    """Sums within a quarter of an hour pass no bound, and no roll-up becomes a float."""
+    """Sums within a quarter of an hour pass no bound, and no fold becomes a float."""
     said = amount(MOST, "wal_usd")
     accepted = 0
     for _ in range(MANY + 4):
@@ -600,9 +600,11 @@ async def test_what_a_wallet_is_given_in_its_life_is_bounded(
 
     assert accepted == 90
     assert told.reasons == {"OUT_OF_RANGE", "INSUFFICIENT_CREDIT"}
-    rollups = look(database_url, lambda c: c.execute(select(schema.rollups)).all())
-    assert all(isinstance(value, int) for row in rollups for value in row)
-    assert sorted(row.amount for row in rollups) == [-90 * MOST, 90 * MOST]
+    assert told.started.server.background is not None
+    assert await told.started.server.background.folder.fold_all()
+    folds = look(database_url, lambda c: c.execute(select(schema.folds)).all())
+    assert all(isinstance(value, int) for row in folds for value in row)
+    assert sorted(row.amount for row in folds) == [-90 * MOST, 90 * MOST]
     await compare(told, database_url)
 
 

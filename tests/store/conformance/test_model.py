@@ -10,6 +10,7 @@ import asyncio
 import json
 from decimal import Decimal
 from itertools import pairwise
+from random import Random
 from typing import TYPE_CHECKING, Any
 from zoneinfo import ZoneInfo
 
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import event, note, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, select
 
 from creditledger.api.auth import LOCAL
 from creditledger.api.field_names import rename
@@ -25,7 +26,7 @@ from creditledger.api.messages import posting as posting_messages
 from creditledger.domain import clock as time
 from creditledger.domain import ids, spend_limits, statements
 from creditledger.domain.billing_periods import Bucket
-from creditledger.domain.clock import DAY, SECOND
+from creditledger.domain.clock import DAY, END, FIRST, SECOND
 from creditledger.domain.commands import (
     Command,
     DropLimit,
@@ -69,7 +70,7 @@ from creditledger.engine.ledger import Ledger
 from creditledger.outlets.statements.compute import StatementPeriod, Statements
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.store import Changes, Loaded, Store, Wanted, schema
-from creditledger.store.read import transaction_reads, wallet_history
+from creditledger.store.read import bill_sums, transaction_reads, wallet_history
 from creditledger.store.registry import records
 from creditledger.store.write.columns import ROW, load
 from creditledger.surfaces.payment_kit import events
@@ -92,6 +93,7 @@ from tests.support.setup import (
     add_wallet,
     findings,
 )
+from tests.support.sums_over_time import answers, fold_some, wallet_ends, windows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Coroutine, Sequence
@@ -289,6 +291,20 @@ class LedgerMachine(RuleBasedStateMachine):
         sweeper = Sweeper(self.store, self.ledger, clock=self.clock, interval_seconds=DAY)
         self.run(sweeper.sweep())
         self.model.sweep(now=self.clock.now)
+
+    @rule(seed=st.integers(0, 1_000))
+    def fold(self, seed: int) -> None:
+        """Some wallets are folded, or all folds dropped, and no sum over time has changed."""
+
+        def ask(connection: Any) -> list[Any]:
+            return [
+                answers(connection, wallet, last, windows(connection, wallet, Random(seed)))
+                for wallet, last in wallet_ends(connection).items()
+            ]
+
+        before = self.run(self.store.read(ask))
+        self.run(self.store.derive(lambda connection: fold_some(connection, Random(seed))))
+        assert self.run(self.store.read(ask)) == before
 
     @rule(data=st.data())
     def look_back(self, data: st.DataObject) -> None:
@@ -679,8 +695,15 @@ class LedgerMachine(RuleBasedStateMachine):
             terms[number].append((grant[0], *grant[7:]))
         shown = {wallet.number: self._limits(connection, wallet) for wallet in wallets}
         written = {wallet.number: self._rows(connection, wallet) for wallet in wallets}
-        vouchers = dict.fromkeys(grants, 0) | {
-            number: int(amount) for number, amount in connection.execute(VOUCHERS)
+        # What promotional grants paid, less what was refunded of that.
+        vouchers = {
+            wallet.number: sum(
+                sums.voucher_amount
+                for sums in bill_sums.in_window(
+                    connection, wallet.number, wallet.sequence, FIRST, END
+                ).values()
+            )
+            for wallet in wallets
         }
         return [grants, terms, shown, written, vouchers]
 
@@ -757,11 +780,6 @@ REVISIONS = select(
     _revisions.created_at,
     *(_revisions[name] for name in (*_TERMS, "metadata")),
 ).order_by(_revisions.grant_number, _revisions.number)
-_rollups = schema.rollups.c
-#: What promotional grants paid, less what was refunded of that, by wallet.
-VOUCHERS = select(_rollups.wallet_number, func.sum(_rollups.voucher_amount)).group_by(
-    _rollups.wallet_number
-)
 ROWS = (
     select(*ROW.of(_rows))
     .where(_rows.wallet_number == bindparam("wallet"), _rows.sequence > bindparam("after"))

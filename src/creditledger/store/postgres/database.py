@@ -159,6 +159,13 @@ _WRITING = {
 }
 
 
+#: For one transaction: it looks rows up like the write path, and its COMMIT waits for no disk.
+_DERIVING = text(
+    "SELECT set_config(name, 'off', true) FROM unnest(ARRAY['synchronous_commit',"
+    " 'enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']) AS name"
+)
+
+
 def _reading(
     url: str, seconds: float, connect_seconds_max: float = CONNECT_SECONDS_MAX
 ) -> AsyncEngine:
@@ -325,6 +332,15 @@ class Postgres:
         Raises StoreUnavailable with nothing written, CommitFailed with the outcome unknown.
         """
         return await asyncio.shield(asyncio.ensure_future(self._write(change)))
+
+    async def derive(self, change: Callable[[Connection], T]) -> T:
+        """See Store.derive."""
+
+        def derived(connection: Connection) -> T:
+            connection.execute(_DERIVING)
+            return change(connection)
+
+        return await self.write(derived)
 
     async def _write(self, change: Callable[[Connection], T]) -> T:
         for last in (*[False] * (REGISTER_ATTEMPTS - 1), True):

@@ -125,8 +125,7 @@ class _Numbered:
             into = f"INSERT INTO {name} ({', '.join(write.names)}) SELECT {taken} FROM {values}"
             if not write.changed:
                 return into
-            plus = f"{name}.{{0}} + " if write.adds else ""
-            sets = [f"{c} = {plus.format(c)}excluded.{c}" for c in write.changed]
+            sets = [f"{c} = excluded.{c}" for c in write.changed]
             key = ", ".join(write.key)
             return f"{into} ON CONFLICT ({key}) DO UPDATE SET {', '.join(sets)}"
         same = " AND ".join(f"o.{column} = j.{column}" for column in write.key)

@@ -1,42 +1,49 @@
 """Consumption and refunds by when they happened: what bills and the usage of a key add up.
 
-Whole quarters of an hour come from the roll-ups, what a window or a period cuts off of one from the
-rows: so the cost follows the window and its periods, not the ledger.
+Whole quarters of an hour come from the folds; what a window or a period cuts off of one, and what
+is not folded yet, from the rows. So the cost follows the window, not the ledger, and a handful of
+statements reads some dozens of periods.
 """
 
 import heapq
+import json
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from functools import cache
+from itertools import groupby, pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select, union_all
 
 from creditledger.domain import clock
 from creditledger.domain.billing_periods import Bucket, bucket_of
-from creditledger.domain.model import Category, Dimension, Kind
+from creditledger.domain.model import Dimension, Kind
 from creditledger.store import schema
-from creditledger.store.dialects import exact_sum
-from creditledger.store.read.transaction_reads import span, with_postings
-from creditledger.store.write.columns import DIMENSION, load
+from creditledger.store.dialects import exact_sum, ranges
+from creditledger.store.folds.figures import (
+    NEEDED,
+    QUANTITIES,
+    constant,
+    figures,
+    fold_end,
+    whole_periods,
+)
+from creditledger.store.read.transaction_reads import span
+from creditledger.store.write.columns import DIMENSION
 
-t, d, r = schema.transactions.c, schema.dimensions.c, schema.rollups.c
+t, d, f = schema.transactions.c, schema.dimensions.c, schema.folds.c
 
-#: Periods shorter than a day are read this long at once.
-STRETCH = clock.DAY
-#: Grants that are looked up by one statement.
-GRANTS_MAX = 500
-_AMOUNTS = (r.amount, r.voucher_amount)
-#: Of usage alone, which is bounded for each wallet.
-_COUNTS = (r.posting_count, *(r[f"quantity_{i}"] for i in range(6)))
+#: Periods that are read together: at first, for a page needs few, and at most.
+TOGETHER, TOGETHER_MAX = 50, 800
 
 
 @dataclass(slots=True)
 class BillSums:
     """What one dimension comes to in one period. Amounts as on the rows: consumption < 0."""
 
+    count: int = 0  #: Of rows.
     amount: int = 0
     voucher_amount: int = 0
     posting_count: int = 0  #: Each counted once, where its first row is.
@@ -44,10 +51,14 @@ class BillSums:
 
     def merge(self, other: "BillSums") -> None:
         """What another wallet has of the same dimension and period."""
-        self.add(other.amount, other.voucher_amount, other.posting_count, *other.quantities)
+        figures = (other.amount, other.voucher_amount, other.posting_count)
+        self.add(other.count, *figures, *other.quantities)
 
-    def add(self, amount: int, voucher_amount: int, posting_count: int, *quantities: int) -> None:
+    def add(
+        self, count: int, amount: int, voucher_amount: int, posting_count: int, *quantities: int
+    ) -> None:
         """Some rows more."""
+        self.count += count
         self.amount += amount
         self.voucher_amount += voucher_amount
         self.posting_count += posting_count
@@ -61,6 +72,69 @@ Sums = dict[int, BillSums]
 NamedSums = dict[Dimension, BillSums]
 #: Wallets that are added up together: the number and the last sequence of each.
 Places = Sequence[tuple[int, int]]
+
+
+_NEXT_QUARTER = select(func.min(f.quarter)).where(
+    f.wallet_number == bindparam("wallet"),
+    f.quarter >= bindparam("first"),
+    f.quarter < bindparam("through"),
+    f.count > constant(0),
+)
+
+
+@cache
+def _folded(dialect: str) -> Select[*tuple[int, ...]]:
+    """The folds of each of some ranges of quarters, by dimension."""
+    some = ranges(dialect)
+    return (
+        select(
+            *(some.c.number, f.dimension_number, func.sum(f.count)),
+            *(exact_sum(f.amount), exact_sum(f.voucher_amount), func.sum(f.posting_count)),
+            *(func.sum(f[name]) for name in QUANTITIES),
+        )
+        .join_from(
+            some,
+            schema.folds,
+            (f.quarter >= some.c.first) & (f.quarter < some.c.through),
+        )
+        .where(f.wallet_number == bindparam("wallet"), f.count > constant(0))
+        .group_by(some.c.number, f.dimension_number)
+    )
+
+
+_ROWS = select(*NEEDED).where(t.wallet_number == bindparam("wallet"))
+_c = (
+    figures(_ROWS.where(t.sequence > bindparam("after"), t.sequence <= bindparam("through")))
+    .subquery("every")
+    .c
+)
+#: Periods begin and end with seconds of the clock, whatever the zone; a window at any moment.
+_moment = whole_periods(_c.happened_at, constant(clock.SECOND)) * constant(clock.SECOND)
+#: The rows behind a sequence, by the second in which they happened and by dimension.
+_BEYOND = (
+    select(
+        *(_moment, _c.dimension_number, func.count()),
+        *(exact_sum(_c.amount), exact_sum(_c.voucher_amount), func.sum(_c.posting_count)),
+        *(func.sum(_c[name]) for name in QUANTITIES),
+    )
+    .where(_c.happened_at >= bindparam("start"), _c.happened_at < bindparam("end"))
+    .group_by(_moment, _c.dimension_number)
+)
+_written = _ROWS.where(
+    t.effective_at.is_(None), t.sequence.between(bindparam("first"), bindparam("last"))
+)
+_moved = _ROWS.where(
+    t.effective_at >= bindparam("start"),
+    t.effective_at < bindparam("end"),
+    t.sequence <= bindparam("through"),
+)
+_x = figures(select(*union_all(_written, _moved).subquery("both").c)).subquery("every").c
+#: The rows that happened in a part of a quarter: when they were written, or at another time.
+_EDGE = select(
+    *(_x.dimension_number, func.count()),
+    *(exact_sum(_x.amount), exact_sum(_x.voucher_amount), func.sum(_x.posting_count)),
+    *(func.sum(_x[name]) for name in QUANTITIES),
+).group_by(_x.dimension_number)
 
 
 def periods_of(
@@ -120,130 +194,122 @@ def periods(
 
     `last` is the wallet's last sequence. Of the first and the last only what lies in the window.
     """
-    moment = start
-    while moment < end:
-        quarter = _next_quarter(connection, wallet, moment, end)
-        if quarter is None:
-            return
-        buckets = [bucket_of(max(quarter, moment), cycle, zone)]
-        if cycle == "Hour":
-            while buckets[-1].end < min(end, buckets[0].start + STRETCH):
-                buckets.append(bucket_of(buckets[-1].end, cycle, zone))
-        cuts = [max(moment, buckets[0].start), *(min(bucket.end, end) for bucket in buckets)]
-        yield from zip(buckets, _sums_between(connection, wallet, last, cuts), strict=True)
-        moment = cuts[-1]
+    wanted = _Window(connection, wallet, last, start, end)
+    together, moment = TOGETHER, wanted.next(start)
+    while moment is not None:
+        buckets = [bucket_of(moment, cycle, zone)]
+        while len(buckets) < together and buckets[-1].end < end:
+            buckets.append(bucket_of(buckets[-1].end, cycle, zone))
+        cuts = [max(start, buckets[0].start), *(min(bucket.end, end) for bucket in buckets)]
+        for bucket, sums in zip(buckets, wanted.between(cuts), strict=True):
+            if sums:
+                yield bucket, sums
+        together, moment = min(2 * together, TOGETHER_MAX), wanted.next(cuts[-1])
 
 
 def in_window(connection: Connection, wallet: int, last: int, start: int, end: int) -> Sums:
     """What happened in [start, end): all kinds, all dimensions."""
-    return _sums_between(connection, wallet, last, [start, end])[0]
-
-
-def _next_quarter(connection: Connection, wallet: int, start: int, end: int) -> int | None:
-    """The beginning of the first quarter of an hour overlapping [start, end) that has rows."""
-    found = connection.execute(
-        select(func.min(r.quarter)).where(
-            r.wallet_number == wallet,
-            r.quarter >= start // clock.QUARTER,
-            r.quarter < -(-end // clock.QUARTER),
-            r.count > 0,
-        )
-    ).scalar_one()
-    return None if found is None else int(found) * clock.QUARTER
-
-
-def _sums_between(
-    connection: Connection, wallet: int, last: int, cuts: Sequence[int]
-) -> list[Sums]:
-    """What happened between each two neighbours of `cuts`: all kinds, all dimensions."""
-    found: list[Sums] = [{} for _ in cuts[1:]]
-    first, through = -(-cuts[0] // clock.QUARTER), cuts[-1] // clock.QUARTER
-    if first < through:
-        for quarter, number, *values in _quarters(connection, wallet, first, through, len(found)):
-            at = quarter * clock.QUARTER
-            place = bisect_right(cuts, at) - 1
-            if at + clock.QUARTER <= cuts[place + 1]:
-                found[place].setdefault(number, BillSums()).add(*map(int, values))
-    for sums, start, end in zip(found, cuts, cuts[1:], strict=False):
-        first, through = -(-start // clock.QUARTER), end // clock.QUARTER
-        if first >= through:
-            _add_rows(connection, wallet, last, start, end, sums)
-        else:
-            _add_rows(connection, wallet, last, start, first * clock.QUARTER, sums)
-            _add_rows(connection, wallet, last, through * clock.QUARTER, end, sums)
-    return found
-
-
-def _quarters(
-    connection: Connection, wallet: int, first: int, through: int, periods: int
-) -> Iterable[Sequence[Any]]:
-    """(quarter, dimension number, sums); for one period they are added up as its first quarter."""
-    within = (r.wallet_number == wallet, r.quarter >= first, r.quarter < through, r.count > 0)
-    if periods > 1:
-        return connection.execute(
-            select(r.quarter, r.dimension_number, *_AMOUNTS, *_COUNTS).where(*within)
-        )
-    amounts = map(exact_sum, _AMOUNTS)
-    counts = map(func.sum, _COUNTS)
-    query = (
-        select(r.dimension_number, *amounts, *counts).where(*within).group_by(r.dimension_number)
-    )
-    return ((first, *row) for row in connection.execute(query))
-
-
-def _add_rows(
-    connection: Connection, wallet: int, last: int, start: int, end: int, found: Sums
-) -> None:
-    """The rows that happened in [start, end): when they were written, or at a time of their own."""
     if start >= end:
-        return
-    window = span(connection, wallet, last, start, end)
-    p = schema.postings.c
-    query = select(
-        *(t.wallet_number, t.posting_number, t.dimension_number, t.sequence, t.amount),
-        *(t.grant_number, t.kind),
-    ).where(t.wallet_number == wallet)
-    written = query.where(t.effective_at.is_(None), t.sequence.between(window.first, window.last))
-    moved = query.where(t.effective_at >= start, t.effective_at < end)
-    rows = [
-        row
-        for one in (written, moved)
-        for row in connection.execute(with_postings(one, p.first_sequence, p.quantities))
-    ]
-    promotional = _promotional(connection, wallet, {row.grant_number for row in rows} - {None})
-    refunds = {row.sequence for row in rows if row.kind == Kind.REFUND.value}
-    of_overdraft = _of_overdraft(connection, wallet, refunds) if promotional else set()
-    for row in rows:
-        is_voucher = row.grant_number in promotional and row.sequence not in of_overdraft
-        voucher = row.amount if is_voucher else 0
-        first = row.sequence == row.first_sequence
-        quantities: tuple[int, ...] = load(row.quantities, ()) if first else ()
-        sums = found.setdefault(row.dimension_number, BillSums())
-        sums.add(row.amount, voucher, int(first), *quantities)
+        return {}
+    return _Window(connection, wallet, last, start, end).between([start, end])[0]
 
 
-def _promotional(connection: Connection, wallet: int, numbers: set[int]) -> set[int]:
-    """The promotional ones of these grants: many rows are paid by few grants."""
-    g, asked, found = schema.grants.c, sorted(numbers), set[int]()
-    for at in range(0, len(asked), GRANTS_MAX):
-        wanted = asked[at : at + GRANTS_MAX]
-        query = select(g.number).where(
-            g.wallet_number == wallet,
-            g.number.in_(wanted),
-            g.category == Category.PROMOTIONAL.value,
-        )
-        found.update(connection.scalars(query))
-    return found
+class _Window:
+    """A wallet's rows up to `last` that happened in [start, end).
+
+    Folds and edges are of the rows up to the fold's end. The rows from there to `last` are added;
+    where the fold goes further than `last`, the rows between are taken off.
+    """
+
+    def __init__(
+        self, connection: Connection, wallet: int, last: int, start: int, end: int
+    ) -> None:
+        self._connection = connection
+        self._wallet = wallet
+        self._start, self._end = start, end
+        folded = fold_end(connection, wallet)
+        self._folded = folded
+        self._sign = 1 if last > folded else -1
+        #: (second, dimension number, figures) of the rows between the fold's end and `last`.
+        self._beyond: list[tuple[int, ...]] = []
+        if last != folded and start < end:
+            values = {
+                "wallet": wallet,
+                "after": min(folded, last),
+                "through": max(folded, last),
+                "start": start,
+                "end": end,
+            }
+            self._beyond = [
+                # The window may begin within a second.
+                (max(start, second), *rest)
+                for second, *rest in connection.execute(_BEYOND, values)
+            ]
+
+    def next(self, moment: int) -> int | None:
+        """The first moment from this one on at which something may have happened, or None."""
+        if moment >= self._end:
+            return None
+        quarter = self._connection.execute(
+            _NEXT_QUARTER,
+            {
+                "wallet": self._wallet,
+                "first": moment // clock.QUARTER,
+                "through": -(-self._end // clock.QUARTER),
+            },
+        ).scalar_one()
+        found = [row[0] for row in self._beyond if row[0] >= moment]
+        if quarter is not None:
+            found.append(max(moment, int(quarter) * clock.QUARTER))
+        return min(found, default=None)
+
+    def between(self, cuts: Sequence[int]) -> list[Sums]:
+        """What happened between each two neighbours of `cuts`: all kinds, all dimensions."""
+        found: list[Sums] = [{} for _ in cuts[1:]]
+        whole = [(-(-a // clock.QUARTER), b // clock.QUARTER) for a, b in pairwise(cuts)]
+        for place, number, *values in self._quarters(whole):
+            _add(found[place], number, values)
+        for place, (start, end) in enumerate(pairwise(cuts)):
+            first, through = (quarter * clock.QUARTER for quarter in whole[place])
+            edges = [(start, end)] if first >= through else [(start, first), (through, end)]
+            for edge in edges:
+                for number, *values in self._edge(*edge):
+                    _add(found[place], number, values)
+        for moment, number, *values in self._beyond:
+            place = bisect_right(cuts, moment) - 1
+            if 0 <= place < len(found):
+                _add(found[place], number, [self._sign * value for value in values])
+        return [{n: sums for n, sums in one.items() if sums.count} for one in found]
+
+    def _quarters(self, whole: Sequence[tuple[int, int]]) -> Iterable[Sequence[Any]]:
+        """(place, dimension number, figures) of the folds of these ranges of quarters."""
+        given = [(place, *one) for place, one in enumerate(whole) if one[0] < one[1]]
+        if not (given and self._folded):
+            return []
+        values = {"wallet": self._wallet, "ranges": json.dumps(given)}
+        return self._connection.execute(_folded(self._connection.dialect.name), values)
+
+    def _edge(self, start: int, end: int) -> Iterable[Sequence[Any]]:
+        """(dimension number, figures) of the rows that happened in a part of a quarter."""
+        if start >= end or not self._folded:
+            return []
+        written = span(self._connection, self._wallet, self._folded, start, end)
+        values = {
+            "wallet": self._wallet,
+            "first": written.first,
+            "last": written.last,
+            "through": self._folded,
+            "start": start,
+            "end": end,
+        }
+        return self._connection.execute(_EDGE, values)
 
 
-def _of_overdraft(connection: Connection, wallet: int, refunds: set[int]) -> set[int]:
-    """Of these rows of refunds those that give back what had paid an overdraft back."""
-    o, asked, found = schema.overdraft_returns.c, sorted(refunds), set[int]()
-    for at in range(0, len(asked), GRANTS_MAX):
-        wanted = asked[at : at + GRANTS_MAX]
-        query = select(o.sequence).where(o.wallet_number == wallet, o.sequence.in_(wanted))
-        found.update(connection.scalars(query))
-    return found
+def _add(sums: Sums, number: int, values: Sequence[Any]) -> None:
+    one = sums.get(number)
+    if one is None:
+        one = sums[number] = BillSums()
+    one.add(*map(int, values))
 
 
 def dimensions(connection: Connection, wallet: int) -> dict[int, Dimension]:

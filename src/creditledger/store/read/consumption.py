@@ -1,10 +1,12 @@
 """Consumption in a window of the ledger's own time: what Summary adds up.
 
 A wallet's total is the difference of two rows' counters. Narrowed to a meter or subscription, it
-comes from the roll-ups of whole quarters of an hour, and from the rows at the window's edges.
+comes from the folds of whole quarters of an hour, from the rows at the window's edges, and from
+those that are not folded yet.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from sqlalchemy import (
@@ -24,11 +26,13 @@ from creditledger.domain import clock
 from creditledger.domain.model import NEVER, Kind
 from creditledger.store import schema
 from creditledger.store.dialects import exact_sum
+from creditledger.store.folds.figures import fold_end
 from creditledger.store.read.transaction_reads import Filters, Span, span, wallets_of
 from creditledger.store.schema import Text
 
 t, d = schema.transactions.c, schema.dimensions.c
 w, s = schema.wallets.c, schema.wallet_states.c
+f = schema.folds.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,59 +211,88 @@ def _sums_through(connection: Connection, wallet: int, sequence: int) -> tuple[i
 def dimension_sums(
     connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
 ) -> Sums:
-    """Consumption of a meter or subscription: whole quarters from the roll-ups, edges from rows."""
+    """Consumption of a meter or subscription: whole quarters from the folds, the rest from rows."""
     if wallets is None:
         wallets = _wallets_written(connection, filters)
     total = Sums()
     for number, last, _ in wallets:
-        query = select(d.number, d.has_usage).where(
-            d.wallet_number == number, d.kind == Kind.USAGE.value
+        query = _dimensions(
+            meter=filters.meter_id is not None, subscription=filters.subscription_id is not None
         )
-        if filters.meter_id is not None:
-            query = query.where(d.meter_id == filters.meter_id)
-        if filters.subscription_id is not None:
-            query = query.where(d.subscription_id == filters.subscription_id)
-        dimensions = {row.number: row.has_usage for row in connection.execute(query)}
+        values = {
+            "wallet": number,
+            "meter_id": filters.meter_id,
+            "subscription_id": filters.subscription_id,
+        }
+        dimensions: dict[int, bool] = dict(connection.execute(query, values).all())
         if dimensions:
-            total += _quarter_sums(connection, number, last, dimensions, filters)
+            total += _sums_of(connection, number, last, dimensions, filters)
     return total
 
 
-def _quarter_sums(
+@cache
+def _dimensions(*, meter: bool, subscription: bool) -> Select[int, bool]:
+    """The wallet's dimensions of consumptions of a meter or subscription, and if it has usage."""
+    query = select(d.number, d.has_usage).where(
+        d.wallet_number == bindparam("wallet"), d.kind == Kind.USAGE.value
+    )
+    if meter:
+        query = query.where(d.meter_id == bindparam("meter_id"))
+    if subscription:
+        query = query.where(d.subscription_id == bindparam("subscription_id"))
+    return query
+
+
+#: By dimension, what was written in whole quarters.
+_FOLDED = (
+    select(
+        f.dimension_number,
+        exact_sum(f.created_count),
+        exact_sum(f.created_amount),
+        exact_sum(f.created_quantity),
+    )
+    .where(
+        f.wallet_number == bindparam("wallet"),
+        f.quarter >= bindparam("first"),
+        f.quarter < bindparam("through"),
+        f.dimension_number.in_(bindparam("dimensions", expanding=True)),
+    )
+    .group_by(f.dimension_number)
+)
+
+
+def _sums_of(
     connection: Connection, wallet: int, last: int, dimensions: dict[int, bool], filters: Filters
 ) -> Sums:
+    """Folds of whole quarters, rows at the window's edges, and rows that are not folded yet."""
     start = 0 if filters.start is None else filters.start
     end = NEVER if filters.end is None else filters.end
+    folded = fold_end(connection, wallet)
+    total = Sums()
+    if folded != last:
+        window = span(connection, wallet, max(folded, last), filters.start, filters.end)
+        beyond = replace(window, first=max(window.first, min(folded, last) + 1))
+        sums = _row_sums(connection, beyond, dimensions)
+        total = sums if folded < last else total - sums
+    if not folded:
+        return total
     first, through = -(-start // clock.QUARTER), end // clock.QUARTER
     if first >= through:
-        return _row_sums(connection, span(connection, wallet, last, start, end), dimensions)
-    r = schema.rollups.c
-    total = Sums()
-    found = connection.execute(
-        select(
-            r.dimension_number,
-            exact_sum(r.created_count),
-            exact_sum(r.created_amount),
-            exact_sum(r.created_quantity),
+        return total + _row_sums(
+            connection, span(connection, wallet, folded, start, end), dimensions
         )
-        .where(
-            r.wallet_number == wallet,
-            r.quarter >= first,
-            r.quarter < through,
-            r.dimension_number.in_(list(dimensions)),
-        )
-        .group_by(r.dimension_number)
-    )
+    values = {"wallet": wallet, "first": first, "through": through}
+    found = connection.execute(_FOLDED, {**values, "dimensions": list(dimensions)})
     for number, count, amount, quantity in found:
         total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
     for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
-        if a < b:
-            total += _row_sums(connection, span(connection, wallet, last, a, b), dimensions)
+        if a < b < NEVER:
+            total += _row_sums(connection, span(connection, wallet, folded, a, b), dimensions)
     return total
 
 
 def _row_sums(connection: Connection, window: Span, dimensions: dict[int, bool]) -> Sums:
-    """The same from the rows: a row's quantity is what the counter grew by."""
+    """What the rows of a window come to: a row's quantity is what the counter grew by."""
     total = Sums()
     if not len(window):
         return total

@@ -198,6 +198,10 @@ class SQLite:
         """See Writer.write."""
         return await self._writer.write(change)
 
+    async def derive(self, change: Callable[[Connection], T]) -> T:
+        """See Store.derive."""
+        return await self._writer.derive(change)
+
     async def read(
         self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
     ) -> T:

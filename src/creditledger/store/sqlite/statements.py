@@ -85,8 +85,7 @@ def _texts(write: Insert | Update) -> dict[int, str]:
     if isinstance(write, Insert):
         names, before, after = write.names, f"INSERT INTO {table} ({', '.join(write.names)}) ", ""
         if write.changed:
-            plus = "{name} + " if write.adds else ""
-            sets = (f"{n} = {plus.format(name=n)}excluded.{n}" for n in write.changed)
+            sets = (f"{n} = excluded.{n}" for n in write.changed)
             after = f" ON CONFLICT ({', '.join(write.key)}) DO UPDATE SET {', '.join(sets)}"
     else:
         names = [*write.key, *write.names]

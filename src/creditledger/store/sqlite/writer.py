@@ -151,6 +151,10 @@ class SqliteWriter:
         """Run `change` as one transaction of SQLAlchemy's Core; for what is not a posting."""
         return await self._run(lambda: self._write(change))
 
+    async def derive(self, change: Callable[[Connection], T]) -> T:
+        """Run `change` of what rows alone make: see Store.derive."""
+        return await self._run(lambda: self._derive(change))
+
     async def commit(self, wanted: Wanted, decide: Callable[[Loaded], Changes]) -> None:
         """Phases 1 to 6 of the write path as one transaction; `decide` runs inside it.
 
@@ -187,6 +191,19 @@ class SqliteWriter:
 
     def _write(self, change: Callable[[Connection], T]) -> T:
         self._known.forget()
+        return self._changed(change)
+
+    def _derive(self, change: Callable[[Connection], T]) -> T:
+        driver = self._driver
+        assert driver is not None
+        # The next batch waits for the disk, and brings the journal up to itself there.
+        driver.execute("PRAGMA synchronous=NORMAL")
+        try:
+            return self._changed(change)
+        finally:
+            driver.execute("PRAGMA synchronous=FULL")
+
+    def _changed(self, change: Callable[[Connection], T]) -> T:
         try:
             with self._engine.begin() as connection:
                 return change(connection)

@@ -42,7 +42,7 @@ class Pass(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """One thing wrong with a row, posting, grant, wallet or roll-up, or with the database."""
+    """One thing wrong with a row, posting, grant, wallet or fold, or with the database."""
 
     check: str
     wallet_id: str | None  #: None if there is no such wallet.

@@ -4,12 +4,12 @@ from functools import cache
 
 from creditledger.store.verify import (
     event_checks,
+    fold_checks,
     grant_checks,
     hold_checks,
     limit_checks,
     overdraft_checks,
     posting_checks,
-    rollup_checks,
     row_checks,
     wallet_checks,
     webhook_checks,
@@ -47,6 +47,7 @@ def passes(sql: SqlSpelling) -> tuple[Pass, ...]:
         grant_checks.ARRIVED,
         overdraft_checks.OVERDRAFTS,
         overdraft_checks.OVERDRAFT_PAYERS,
-        rollup_checks.rollups(sql),
-        rollup_checks.moved_rollups(sql),
+        fold_checks.FOLD_ENDS,
+        fold_checks.folds(sql),
+        fold_checks.moved_folds(sql),
     )

@@ -3,7 +3,7 @@
 All proofs of a database together fail if and only if a pass finds something; they do not say what.
 On SQLite, where a pass looks up what belongs to each row, a proof reads each table once, in the
 order in which it lies, and keeps what it needs of the rows before in a temporary table: where each
-wallet stands, the sums of each grant and of each roll-up. INSERT ... ON CONFLICT DO UPDATE takes
+wallet stands, the sums of each grant and of each fold. INSERT ... ON CONFLICT DO UPDATE takes
 one row after the other, so a condition in it sees the row, as `excluded`, and what the rows before
 it left. PostgreSQL joins and groups whole tables by hashing, so there most passes are proofs.
 """
@@ -19,6 +19,14 @@ from creditledger.domain.model import Category, Kind
 from creditledger.store import schema
 from creditledger.store.verify import grant_checks, row_checks, statement_checks, stored_checks
 from creditledger.store.verify.check import Op, joined
+from creditledger.store.verify.fold_checks import (
+    FIRST,
+    IS_FOLDED,
+    OF_OVERDRAFT,
+    SUMS,
+    WITH_FOLD_END,
+    quarter,
+)
 from creditledger.store.verify.passes import passes
 from creditledger.store.verify.posting_checks import (
     POSTING_COUNT,
@@ -30,7 +38,6 @@ from creditledger.store.verify.posting_checks import (
     POSTINGS,
     posting_amount,
 )
-from creditledger.store.verify.rollup_checks import FIRST, OF_OVERDRAFT, SUMS, quarter
 from creditledger.store.verify.row_checks import (
     GONE_AT,
     NO_SUCH_GRANT,
@@ -232,13 +239,13 @@ _SQLITE_GRANTS = Proof(
     ("drawn",),
 )
 
-# --- roll-ups: the sums of their rows -------------------------------------------------------------
+# --- folds: the sums of their rows ----------------------------------------------------------------
 
 _KEY = ("wallet_number", "quarter", "dimension_number")
 
 
 def _entries(sql: SqlSpelling, promotional: str, quantities: str, unindexed: str = "") -> str:
-    """The figures that each row adds to its roll-up."""
+    """The figures that each row adds to its fold."""
     return f"""SELECT row.wallet_number, {quarter("coalesce(row.effective_at, row.created_at)")},
           row.dimension_number, row.amount,
           CASE WHEN promotional.number IS NULL OR overdraft_returns.sequence IS NOT NULL
@@ -247,7 +254,7 @@ def _entries(sql: SqlSpelling, promotional: str, quantities: str, unindexed: str
         FROM credit_transactions AS row {unindexed}
         LEFT JOIN {sql.postings} AS posting ON {OF_POSTING}
         {joined(promotional, "promotional", "row", "grant_number")}
-        {OF_OVERDRAFT}"""
+        {OF_OVERDRAFT} {WITH_FOLD_END} WHERE {IS_FOLDED}"""
 
 
 _PROMOTIONAL = f"SELECT wallet_number, number FROM grants WHERE category = {Category.PROMOTIONAL}"
@@ -255,23 +262,23 @@ _PROMOTIONAL = f"SELECT wallet_number, number FROM grants WHERE category = {Cate
 _FIRST_JSON = f"{FIRST_QUANTITIES} AS js"
 #: Sums lie in the order of time within each of a hundred groups of wallets. Two rows that follow
 #: one another change sums that lie close together.
-_SQLITE_ROLLUPS = Proof(
-    "roll-ups",
+_SQLITE_FOLDS = Proof(
+    "folds",
     (
         _how_many(
-            """sums LEFT JOIN rollups ON rollups.wallet_number = sums.wallet_number
-              AND rollups.quarter = sums.quarter
-              AND rollups.dimension_number = sums.dimension_number""",
-            "rollups.quarter IS NULL",
-            *(f"sums.{name} <> rollups.{name}" for name in SUMS),
+            """sums LEFT JOIN folds ON folds.wallet_number = sums.wallet_number
+              AND folds.quarter = sums.quarter
+              AND folds.dimension_number = sums.dimension_number""",
+            "folds.quarter IS NULL",
+            *(f"sums.{name} <> folds.{name}" for name in SUMS),
         ),
-        # Finds roll-ups without rows.
+        # Finds folds without rows.
         _differ(
             "SELECT count(*) FROM sums",
-            _how_many("rollups", *(f"{name} <> 0" for name in SUMS)),
+            _how_many("folds", *(f"{name} <> 0" for name in SUMS)),
         ),
     ),
-    (_ROWS, "rollups"),
+    (_ROWS, "folds", "fold_ends"),
     (
         f"""CREATE TEMP TABLE promotional ({_integers("wallet_number", "number")},
               PRIMARY KEY (wallet_number, number)) WITHOUT ROWID""",
@@ -304,8 +311,8 @@ _SUMMED = ", ".join(
 
 _FIRST_LISTED = "CASE WHEN row.sequence = posting.first_sequence THEN posting.listed END AS listed"
 
-_POSTGRES_ROLLUPS = Proof(
-    "roll-ups",
+_POSTGRES_FOLDS = Proof(
+    "folds",
     (
         _how_many(
             f"""(SELECT {", ".join(_KEY)}, count(*) AS count, sum(amount) AS amount,
@@ -313,12 +320,12 @@ _POSTGRES_ROLLUPS = Proof(
                   {_SUMMED}
                 FROM ({_entries(POSTGRES, f"({_PROMOTIONAL})", _FIRST_LISTED)}) AS entries
                 GROUP BY {", ".join(_KEY)}) AS sums
-              FULL JOIN rollups USING ({", ".join(_KEY)})""",
-            "sums.count IS NOT NULL AND rollups.count IS NULL",
-            *(f"coalesce(sums.{name}, 0) <> rollups.{name}" for name in SUMS),
+              FULL JOIN folds USING ({", ".join(_KEY)})""",
+            "sums.count IS NOT NULL AND folds.count IS NULL",
+            *(f"coalesce(sums.{name}, 0) <> folds.{name}" for name in SUMS),
         ),
     ),
-    (_ROWS, "rollups"),
+    (_ROWS, "folds", "fold_ends"),
 )
 
 # --- what has to hold -----------------------------------------------------------------------------
@@ -342,10 +349,10 @@ def tables(dialect: str) -> tuple[str, ...]:
 
 #: The longest proof comes first, so that connections that share the work end together.
 _SQLITE = (
-    *(_SQLITE_ROLLUPS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _postings(_UNINDEXED)),
+    *(_SQLITE_FOLDS, _SQLITE_ROWS, _FILE, _SQLITE_GRANTS, _postings(_UNINDEXED)),
     _SQLITE_EXPIRATIONS,
 )
-_POSTGRES = (_POSTGRES_ROWS, _POSTGRES_ROLLUPS, _postings())
+_POSTGRES = (_POSTGRES_ROWS, _POSTGRES_FOLDS, _postings())
 
 
 @cache

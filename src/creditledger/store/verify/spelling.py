@@ -5,7 +5,7 @@ In every check `row` is a row of credit_transactions and `posting` is the postin
 
 from dataclasses import dataclass
 
-#: Columns of a roll-up for the quantities of its postings.
+#: Columns of a fold for the quantities of its postings.
 QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
 #: The quantities of a posting count once, with its first row.
 FIRST_QUANTITIES = "CASE WHEN row.sequence = posting.first_sequence THEN posting.quantities END"

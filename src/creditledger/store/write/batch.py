@@ -333,13 +333,6 @@ class GrantRepayment(NamedTuple):
     sequence: int  #: ... and the wallet's last row then.
 
 
-#: What a roll-up adds up, in the order of its columns: count, amount, voucher_amount,
-#: quantity_0 ... quantity_5, created_count, created_amount, created_quantity,
-#: posting_count.
-Sums = list[int]
-SUMS = 13
-
-
 @dataclass(slots=True)
 class Changes:
     """What a decided batch writes, in the order of dependence."""
@@ -356,7 +349,6 @@ class Changes:
     #: Grants that `parts` added to.
     grown: dict[tuple[int, int], Grant] = field(default_factory=dict)
     rows: list[Row] = field(default_factory=list)
-    rollups: dict[tuple[int, int, int], Sums] = field(default_factory=dict)
     holds: dict[tuple[int, int], Hold] = field(default_factory=dict)  #: New or changed.
     revisions: list[Revision] = field(default_factory=list)  #: What they became.
     #: Spend limits that are new, changed or moved on; None: deleted.

@@ -35,7 +35,6 @@ from creditledger.store.write.columns import (
     POSTING_INSERTED,
     RECEIPT,
     ROW,
-    SUM_NAMES,
     WALLET_OVERDRAFT,
     WALLET_TERMS,
     counters,
@@ -51,7 +50,6 @@ class Insert:
     table: Table
     names: Sequence[str]
     changed: Sequence[str] = ()
-    adds: bool = False  #: Whether it is added to what those columns say.
 
     @property
     def key(self) -> list[str]:
@@ -109,12 +107,6 @@ DRAW = Update(schema.grants, _NUMBERED, ["remaining"])
 TURN = Update(schema.grants, _NUMBERED, ["remaining", "open"])
 TRANSACTIONS = Insert(schema.transactions, ROW.names)
 MOVE = Update(schema.wallet_states, _WALLET, COUNTER_NAMES)
-ROLLUPS = Insert(
-    schema.rollups,
-    [*(column.name for column in schema.rollups.primary_key), *SUM_NAMES],
-    SUM_NAMES,
-    adds=True,
-)
 
 
 def changed_rows(changes: Changes) -> Iterator[tuple[Write, Sequence[tuple[Any, ...]]]]:
@@ -184,4 +176,3 @@ def _changed(changes: Changes) -> Iterator[tuple[Write, Sequence[tuple[Any, ...]
     yield TURN, turned
     yield TRANSACTIONS, changes.rows
     yield MOVE, [(number, *counters(wallet)) for number, wallet in changes.touched.items()]
-    yield ROLLUPS, [(*place, *sums) for place, sums in changes.rollups.items()]

@@ -33,7 +33,6 @@ from creditledger.domain.model import (
 from creditledger.domain.overdraft import OverdraftDraw, Payer
 from creditledger.store import schema, terms
 from creditledger.store.write.batch import (
-    SUMS,
     CreditedReceipt,
     DroppedLimit,
     GrantPart,
@@ -259,9 +258,6 @@ LIMIT = Columns(SpendLimit, schema.spend_limits)
 DROPPED_LIMIT = Columns(DroppedLimit, schema.dropped_limits)
 DIMENSION = Columns(Dimension, schema.dimensions)
 ROW = Columns(Row, schema.transactions)
-#: What a roll-up adds up: `batch.Sums` has the order of the table.
-SUM_NAMES = [column.name for column in schema.rollups.c if not column.primary_key]
-assert len(SUM_NAMES) == SUMS
 
 #: What never changes of a wallet, and what does.
 WALLET = Columns(Wallet, schema.wallets)

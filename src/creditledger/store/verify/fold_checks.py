@@ -1,4 +1,4 @@
-"""Checks of roll-ups: the sums of their rows, minus the stored figures."""
+"""Checks of folds: the sums of the rows up to the fold's end, minus the stored figures."""
 
 from functools import partial
 
@@ -9,10 +9,10 @@ from creditledger.store.verify.row_checks import OF_POSTING
 from creditledger.store.verify.spelling import FIRST_QUANTITIES, QUANTITIES, SqlSpelling
 
 KEY = "wallet_number, quarter, dimension_number"
-#: The figures of a roll-up.
+#: The figures of a fold.
 SUMS = ("count", "amount", "voucher_amount", "posting_count", *QUANTITIES)
 #: The start of each message.
-_WHICH = "quarter {rollup.quarter}, dimension {rollup.dimension_number}"
+_WHICH = "quarter {fold.quarter}, dimension {fold.dimension_number}"
 #: 1 for the first row of a posting, else 0.
 FIRST = "CASE WHEN row.sequence = posting.first_sequence THEN 1 ELSE 0 END"
 #: Credit that a refund gives back of an overdraft counts as paid, whatever its category.
@@ -21,6 +21,10 @@ OF_OVERDRAFT = f"""LEFT JOIN overdraft_returns ON row.kind = {Kind.REFUND}
     AND overdraft_returns.sequence = row.sequence"""
 _VOUCHER = f"""CASE WHEN grants.category = {Category.PROMOTIONAL}
     AND overdraft_returns.sequence IS NULL THEN row.amount ELSE 0 END"""
+#: A row is in a fold if it is not behind the fold's end. Unlike a join, coalesce() leaves SQLite no
+#: choice of which table it reads first.
+WITH_FOLD_END = "LEFT JOIN fold_ends AS fold_end ON fold_end.wallet_number = row.wallet_number"
+IS_FOLDED = "row.sequence <= coalesce(fold_end.sequence, 0)"
 _STORED_QUANTITY = " + ".join(QUANTITIES)
 
 
@@ -31,22 +35,22 @@ def quarter(time: str) -> str:
 
 
 def _off(name: str, column: str) -> tuple[str, Check]:
-    message = f"{_WHICH}: its rows have {{rollup.{column}}} more"
-    return f"rollup_{name}", Check(f"rollup.{column} <> 0", message)
+    message = f"{_WHICH}: its rows have {{fold.{column}}} more"
+    return f"fold_{name}", Check(f"fold.{column} <> 0", message)
 
 
-def rollups(sql: SqlSpelling) -> Pass:
-    """Compares roll-ups with the sums of their rows.
+def folds(sql: SqlSpelling) -> Pass:
+    """Compares folds with the sums of their rows.
 
-    One grouping finds missing and surplus roll-ups: both differ from 0. Quantities stay JSON until
+    One grouping finds missing and surplus folds: both differ from 0. Quantities stay JSON until
     they are added up, to keep the sorted rows narrow.
     """
     stored = sql.listing(", ".join(f"-{name}" for name in QUANTITIES))
     item = partial(sql.item, of=sql.parsed("js"))
     quantities = (f"coalesce(sum({item(i)}), 0) AS {name}" for i, name in enumerate(QUANTITIES))
     return Pass(
-        "roll-ups",
-        ("credit_transactions", "rollups"),
+        "folds",
+        ("credit_transactions", "folds", "fold_ends"),
         f"""(SELECT {KEY}, sum(stored) AS stored, sum(count) AS count, sum(amount) AS amount,
                sum(voucher_amount) AS voucher_amount, sum(posting_count) AS posting_count,
                {", ".join(quantities)}
@@ -55,38 +59,56 @@ def rollups(sql: SqlSpelling) -> Pass:
                 {_VOUCHER} AS voucher_amount, {FIRST} AS posting_count, {FIRST_QUANTITIES} AS js
               FROM credit_transactions AS row LEFT JOIN {sql.postings} AS posting ON {OF_POSTING}
               {joined("grants", "grants", "row", "grant_number")} {OF_OVERDRAFT}
+              {WITH_FOLD_END} WHERE {IS_FOLDED}
               UNION ALL SELECT {KEY}, 1, -count, -amount, -voucher_amount, -posting_count,
                 {stored}
-              FROM rollups) AS every
-        GROUP BY {KEY}) AS rollup""",
-        ("rollup.wallet_number", "CAST(NULL AS bigint)"),
+              FROM folds) AS every
+        GROUP BY {KEY}) AS fold""",
+        ("fold.wallet_number", "CAST(NULL AS bigint)"),
         {
-            "rollup": Check("rollup.stored <> 1", f"{_WHICH}: there is no roll-up"),
+            "fold": Check("fold.stored <> 1", f"{_WHICH}: there is no fold"),
             **dict(_off(name, name) for name in SUMS),
         },
     )
 
 
-def moved_rollups(sql: SqlSpelling) -> Pass:
+def moved_folds(sql: SqlSpelling) -> Pass:
     """Compares the sums by created_at, as their difference from the sums by effective_at.
 
     Only rows with an effective_at make a difference, so only these are grouped.
     """
     return Pass(
-        "roll-ups as written",
-        ("credit_transactions", "rollups"),
+        "folds as written",
+        ("credit_transactions", "folds", "fold_ends"),
         f"""(SELECT {KEY}, sum(count) AS count, sum(amount) AS amount, sum(quantity) AS quantity
         FROM (SELECT row.wallet_number,
                 {quarter("CASE moved.sign WHEN 1 THEN row.created_at ELSE row.effective_at END")},
                 row.dimension_number, moved.sign AS count, moved.sign * row.amount AS amount,
                 moved.sign * {sql.quantity} AS quantity
               FROM credit_transactions AS row LEFT JOIN {sql.postings} AS posting ON {OF_POSTING}
+              {WITH_FOLD_END}
               CROSS JOIN (SELECT 1 AS sign UNION ALL SELECT -1) AS moved
-              WHERE {sql.moved} IS NOT NULL
+              WHERE {sql.moved} IS NOT NULL AND {IS_FOLDED}
               UNION ALL SELECT {KEY}, count - created_count, amount - created_amount,
-                {_STORED_QUANTITY} - created_quantity FROM rollups WHERE count <> created_count
+                {_STORED_QUANTITY} - created_quantity FROM folds WHERE count <> created_count
                 OR amount <> created_amount OR {_STORED_QUANTITY} <> created_quantity) AS every
-        GROUP BY {KEY}) AS rollup""",
-        ("rollup.wallet_number", "CAST(NULL AS bigint)"),
+        GROUP BY {KEY}) AS fold""",
+        ("fold.wallet_number", "CAST(NULL AS bigint)"),
         dict(_off(f"created_{name}", name) for name in ("count", "amount", "quantity")),
     )
+
+
+#: A fold that ended behind the wallet's last row would leave out the rows that come next.
+FOLD_ENDS = Pass(
+    "fold ends",
+    ("fold_ends",),
+    """fold_ends AS fold_end
+    LEFT JOIN wallet_states AS state ON state.wallet_number = fold_end.wallet_number""",
+    ("fold_end.wallet_number", "CAST(NULL AS bigint)"),
+    {
+        "fold_end": Check(
+            "fold_end.sequence > coalesce(state.sequence, 0)",
+            "it is folded up to {fold_end.sequence}, behind its last row",
+        )
+    },
+)

@@ -1,0 +1,138 @@
+"""The folder adds rows to the sums over time of their wallets, after they are written.
+
+A read adds up folds and the rows behind them, so an answer does not depend on the folder; its cost
+does. A wallet is folded when it has WORTHWHILE rows that are not, and those with most are folded
+when there are too many over all wallets: so wallets with few rows do not get a fold with each.
+Postings never wait for it: on SQLite it works in slices of a few milliseconds between batches.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from time import perf_counter
+
+import structlog
+from sqlalchemy import Connection
+
+from creditledger.engine.background_loop import BackgroundLoop
+from creditledger.store import Store
+from creditledger.store.folds import folding
+
+log = structlog.get_logger()
+
+#: Rows of one wallet that are worth a fold: a read adds up so many in about a millisecond.
+WORTHWHILE = 250
+#: Of all rows so many may lie unfolded: one in a hundred, within these bounds.
+UNFOLDED_SHARE, UNFOLDED_MIN, UNFOLDED_MAX = 100, 10_000, 100_000
+#: How long one slice takes, and how many rows it has until that is known.
+SLICE_SECONDS = 0.004
+SLICE_ROWS, SLICE_ROWS_MIN, SLICE_ROWS_MAX = 200, 20, 5_000
+
+
+class Folder:
+    """One per server; several servers on a database fold what the others have left."""
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        interval_seconds: float,
+        elapsed: Callable[[], float] = perf_counter,
+    ) -> None:
+        """`elapsed`: seconds, to measure slices by."""
+        self._store = store
+        self._elapsed = elapsed
+        self._slice_rows = SLICE_ROWS
+        #: None: what is unfolded has to be looked up in every wallet.
+        self._mark: int | None = None
+        self._unfolded: dict[int, int] = {}
+        self._rows = 0
+        self.loop = BackgroundLoop(
+            "folder", self._step, interval_seconds=interval_seconds, failure="fold failed"
+        )
+
+    async def _step(self) -> None:
+        await self.fold()
+
+    async def fold(self) -> int:
+        """Fold what is worthwhile, and what is too much; how many rows that was.
+
+        Raises what the store raises.
+        """
+        await self._look()
+        return await self._fold(self._chosen())
+
+    async def fold_all(self) -> int:
+        """Fold every row there is now; how many were folded. Raises what the store raises."""
+        self._mark = None
+        await self._look()
+        return await self._fold(list(self._unfolded))
+
+    async def _look(self) -> None:
+        """Count the rows that were committed since the last look."""
+        mark, found = self._mark, None
+        if mark is not None:
+            found = await self._store.read(partial(folding.news, mark=mark))
+        if found is None:
+            self._rows, self._unfolded = 0, {}
+            found = await self._store.read(folding.unfolded)
+        for wallet, rows in found.by_wallet.items():
+            self._unfolded[wallet] = self._unfolded.get(wallet, 0) + rows
+        self._rows += found.rows
+        self._mark = found.mark
+
+    def _chosen(self) -> list[int]:
+        """The wallets to be folded, those with most rows first."""
+        by_size = _by_size(self._unfolded)
+        chosen = [wallet for size in by_size for wallet in size]
+        share = self._rows // UNFOLDED_SHARE
+        bound = min(max(share, UNFOLDED_MIN), UNFOLDED_MAX)
+        left = sum(self._unfolded.values())
+        for place, wallet in enumerate(chosen):
+            if left <= bound and self._unfolded[wallet] < WORTHWHILE:
+                return chosen[:place]
+            left -= self._unfolded[wallet]
+        return chosen
+
+    async def _fold(self, wallets: Iterable[int]) -> int:
+        folded = 0
+        waiting = iter(wallets)
+        while some := self._some(waiting):
+            while some:
+                before = sum(self._unfolded[wallet] for wallet in some)
+                left = await self._store.derive(partial(self._slice, wallets=some))
+                # Wallets that are not in the answer are folded by another server.
+                for wallet in some:
+                    self._unfolded[wallet] = left.get(wallet, 0)
+                    if not self._unfolded[wallet]:
+                        del self._unfolded[wallet]
+                some = [wallet for wallet in some if wallet in self._unfolded]
+                folded += max(0, before - sum(self._unfolded[wallet] for wallet in some))
+                await asyncio.sleep(0)
+        return folded
+
+    def _some(self, waiting: Iterator[int]) -> list[int]:
+        """Wallets for one slice."""
+        some, rows = [], 0
+        for wallet in waiting:
+            some.append(wallet)
+            rows += self._unfolded[wallet]
+            if rows >= self._slice_rows:
+                break
+        return some
+
+    def _slice(self, connection: Connection, wallets: Iterable[int]) -> Mapping[int, int]:
+        began, rows = self._elapsed(), self._slice_rows
+        left = folding.fold(connection, wallets, rows)
+        took = max(self._elapsed() - began, SLICE_SECONDS / 10)
+        fitting = int(rows * min(2.0, SLICE_SECONDS / took))
+        self._slice_rows = min(max(fitting, SLICE_ROWS_MIN), SLICE_ROWS_MAX)
+        return left
+
+
+def _by_size(unfolded: Mapping[int, int]) -> list[list[int]]:
+    """The wallets, those with most rows first, to a factor of two: sorting all takes longer."""
+    sizes: list[list[int]] = [[] for _ in range(64)]
+    for wallet, rows in unfolded.items():
+        sizes[rows.bit_length()].append(wallet)
+    return sizes[::-1]

@@ -1,0 +1,222 @@
+"""Folding: rows that no longer change are added to the sums over time of their wallet.
+
+A wallet's fold end says up to which sequence its rows are in its folds. It moves in the transaction
+that adds them, and the fold ends of the wallets are locked before: so any number of servers may
+fold at once. Functions of a connection.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Delete,
+    Insert,
+    Select,
+    Update,
+    bindparam,
+    case,
+    func,
+    select,
+    union_all,
+)
+from sqlalchemy.dialects import postgresql, sqlite
+
+from creditledger.store import schema
+from creditledger.store.dialects import at_place, exact_sum, horizon, place, ranges
+from creditledger.store.folds.figures import NEEDED, QUANTITIES, constant, figures, quarter
+
+t, s, f, e = (
+    schema.transactions.c,
+    schema.wallet_states.c,
+    schema.folds.c,
+    schema.fold_ends.c,
+)
+
+_KEY = ("wallet_number", "quarter", "dimension_number")
+_SUMS = [column.name for column in schema.folds.c if not column.primary_key]
+
+
+@dataclass(frozen=True, slots=True)
+class Unfolded:
+    """Rows that lie behind the fold ends."""
+
+    by_wallet: dict[int, int]  #: How many, by wallet number.
+    rows: int  #: How many rows there are, folded or not.
+    mark: int  #: The place in commit order from which on `news` goes on.
+
+
+_LEFT = (s.sequence - func.coalesce(e.sequence, constant(0))).label("left")
+_UNFOLDED = (
+    select(s.wallet_number, _LEFT)
+    .join_from(
+        schema.wallet_states,
+        schema.fold_ends,
+        e.wallet_number == s.wallet_number,
+        isouter=True,
+    )
+    .where(s.sequence > func.coalesce(e.sequence, constant(0)))
+)
+_TOTAL = select(exact_sum(s.sequence), horizon())
+_NEWS = (
+    select(func.max(t.wallet_number), func.count())
+    .where(place() >= at_place(bindparam("mark")), place() < at_place(bindparam("end")))
+    # The sum keeps SQLite from going through an index of all rows, to have them grouped.
+    .group_by(t.wallet_number + constant(0))
+)
+_HORIZON = select(horizon())
+
+
+def unfolded(connection: Connection) -> Unfolded:
+    """All rows behind the fold ends: it looks at each wallet."""
+    found = {wallet: int(left) for wallet, left in connection.execute(_UNFOLDED)}
+    rows, mark = connection.execute(_TOTAL).one()
+    return Unfolded(found, rows, int(mark))
+
+
+def news(connection: Connection, mark: int) -> Unfolded | None:
+    """The rows committed since, which it counts; None: the database is not the one of the mark.
+
+    A few of them may have been seen before.
+    """
+    end = int(connection.execute(_HORIZON).scalar_one())
+    if end < mark:
+        return None
+    values = {"mark": str(mark), "end": str(end)}
+    found: dict[int, int] = dict(connection.execute(_NEWS, values).all())
+    return Unfolded(found, sum(found.values()), end)
+
+
+def fold(connection: Connection, wallets: Iterable[int], rows_max: int) -> Mapping[int, int]:
+    """Fold at most so many rows of these wallets; how many of each wallet are left.
+
+    Wallets that another server folds just then are left out.
+    """
+    numbers = json.dumps([(wallet, 0, 0) for wallet in sorted(wallets)])
+    dialect = connection.dialect.name
+    statements = _statements(dialect)
+    connection.execute(statements.begin, {"ranges": numbers})
+    left: dict[int, int] = {}
+    taken = []
+    for wallet, end, last in connection.execute(statements.lock, {"ranges": numbers}):
+        through = min(last, end + rows_max)
+        left[wallet] = max(0, last - through)
+        if through > end:
+            rows_max -= through - end
+            taken.append((wallet, end + 1, through))
+    if taken:
+        given = {"ranges": json.dumps(taken)}
+        connection.execute(statements.add, given)
+        connection.execute(statements.move, given)
+    return left
+
+
+def drop(connection: Connection) -> None:
+    """Take all folds away; the rows alone answer then, until they are folded again."""
+    connection.execute(Delete(schema.folds))
+    connection.execute(Delete(schema.fold_ends))
+
+
+@dataclass(frozen=True, slots=True)
+class _Statements:
+    begin: Insert
+    lock: Select[int, int, int]
+    add: Insert
+    move: Update
+
+
+@cache
+def _statements(dialect: str) -> _Statements:
+    some = ranges(dialect)
+    insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
+    # Without WHERE, SQLite would read ON CONFLICT as the condition of a join.
+    begin = (
+        insert(schema.fold_ends)
+        .from_select(
+            ["wallet_number", "sequence"],
+            select(some.c.number, constant(0)).where(some.c.number > constant(0)),
+        )
+        .on_conflict_do_nothing()
+    )
+    lock = (
+        select(e.wallet_number, e.sequence, s.sequence)
+        .join_from(some, schema.fold_ends, e.wallet_number == some.c.number)
+        .join(schema.wallet_states, s.wallet_number == some.c.number)
+        .order_by(e.wallet_number)
+        .with_for_update(of=schema.fold_ends, skip_locked=True)
+    )
+    adding = insert(schema.folds).from_select([*_KEY, *_SUMS], _added(dialect))
+    add = adding.on_conflict_do_update(
+        index_elements=_KEY,
+        set_={name: f[name] + adding.excluded[name] for name in _SUMS},
+    )
+    end = select(some.c.through).where(some.c.number == e.wallet_number)
+    move = (
+        Update(schema.fold_ends)
+        .where(e.wallet_number.in_(select(some.c.number)))
+        .values(sequence=end.scalar_subquery())
+    )
+    return _Statements(begin, lock, add, move)
+
+
+def _added(dialect: str) -> Select[*tuple[int, ...]]:
+    """What the rows of these wallets add to each fold.
+
+    A row that happened in another quarter than it was written in adds to two.
+    """
+    some = ranges(dialect)
+    rows = select(*NEEDED).join_from(
+        some,
+        schema.transactions,
+        (t.wallet_number == some.c.number) & t.sequence.between(some.c.first, some.c.through),
+    )
+    every = figures(rows).subquery("every").c
+    # The sum keeps SQLite from reading all moved rows of the wallet by their index.
+    moved = figures(rows.where((t.effective_at + constant(0)).is_not(None))).subquery("moved").c
+    happened, written = quarter(every.happened_at), quarter(every.written_at)
+    quantity = sum((every[name] for name in QUANTITIES[1:]), every[QUANTITIES[0]])
+    nothing = constant(0)
+
+    def here(figure: ColumnElement[int]) -> ColumnElement[int]:
+        return case((happened == written, figure), else_=nothing)
+
+    sums = {
+        "count": constant(1),
+        "amount": every.amount,
+        "voucher_amount": every.voucher_amount,
+        **{name: every[name] for name in QUANTITIES},
+        "created_count": here(constant(1)),
+        "created_amount": here(every.amount),
+        "created_quantity": here(quantity),
+        "posting_count": every.posting_count,
+    }
+    elsewhere = {
+        **dict.fromkeys(_SUMS, nothing),
+        "created_count": constant(1),
+        "created_amount": moved.amount,
+        "created_quantity": sum((moved[name] for name in QUANTITIES[1:]), moved[QUANTITIES[0]]),
+    }
+    both = union_all(
+        select(
+            every.wallet_number,
+            happened.label("quarter"),
+            every.dimension_number,
+            *(sums[name].label(name) for name in _SUMS),
+        ),
+        select(
+            moved.wallet_number,
+            quarter(moved.written_at),
+            moved.dimension_number,
+            *(elsewhere[name] for name in _SUMS),
+        ).where(quarter(moved.happened_at) != quarter(moved.written_at)),
+    ).subquery("both")
+    key = [both.c[name] for name in _KEY]
+    return (
+        select(*key, *(func.sum(both.c[name]) for name in _SUMS))
+        .where(constant(1) == constant(1))
+        .group_by(*key)
+        .order_by(*key)
+    )
