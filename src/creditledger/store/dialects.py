@@ -209,7 +209,12 @@ _RANGES = {
 def ranges(dialect: str) -> CTE:
     """Triples (number, first, through), given as the JSON text `ranges`: to be joined to."""
     names = ("number", "first", "through")
-    return _RANGES[dialect].columns(*(column(one, BigInteger) for one in names)).cte("asked").prefix_with("MATERIALIZED")
+    return (
+        _RANGES[dialect]
+        .columns(*(column(one, BigInteger) for one in names))
+        .cte("asked")
+        .prefix_with("MATERIALIZED")
+    )
 
 
 def by_index(dialect: str, table: str, index: str) -> TextClause:

@@ -43,7 +43,6 @@ TOGETHER, TOGETHER_MAX = 50, 800
 class BillSums:
     """What one dimension comes to in one period. Amounts as on the rows: consumption < 0."""
 
-    count: int = 0  #: Of rows.
     amount: int = 0
     voucher_amount: int = 0
     posting_count: int = 0  #: Each counted once, where its first row is.
@@ -51,14 +50,10 @@ class BillSums:
 
     def merge(self, other: "BillSums") -> None:
         """What another wallet has of the same dimension and period."""
-        figures = (other.amount, other.voucher_amount, other.posting_count)
-        self.add(other.count, *figures, *other.quantities)
+        self.add(other.amount, other.voucher_amount, other.posting_count, *other.quantities)
 
-    def add(
-        self, count: int, amount: int, voucher_amount: int, posting_count: int, *quantities: int
-    ) -> None:
+    def add(self, amount: int, voucher_amount: int, posting_count: int, *quantities: int) -> None:
         """Some rows more."""
-        self.count += count
         self.amount += amount
         self.voucher_amount += voucher_amount
         self.posting_count += posting_count
@@ -88,7 +83,7 @@ def _folded(dialect: str) -> Select[*tuple[int, ...]]:
     some = ranges(dialect)
     return (
         select(
-            *(some.c.number, f.dimension_number, func.sum(f.count)),
+            *(some.c.number, f.dimension_number),
             *(exact_sum(f.amount), exact_sum(f.voucher_amount), func.sum(f.posting_count)),
             *(func.sum(f[name]) for name in QUANTITIES),
         )
@@ -113,7 +108,7 @@ _moment = whole_periods(_c.happened_at, constant(clock.SECOND)) * constant(clock
 #: The rows behind a sequence, by the second in which they happened and by dimension.
 _BEYOND = (
     select(
-        *(_moment, _c.dimension_number, func.count()),
+        *(_moment, _c.dimension_number),
         *(exact_sum(_c.amount), exact_sum(_c.voucher_amount), func.sum(_c.posting_count)),
         *(func.sum(_c[name]) for name in QUANTITIES),
     )
@@ -131,7 +126,7 @@ _moved = _ROWS.where(
 _x = figures(select(*union_all(_written, _moved).subquery("both").c)).subquery("every").c
 #: The rows that happened in a part of a quarter: when they were written, or at another time.
 _EDGE = select(
-    *(_x.dimension_number, func.count()),
+    _x.dimension_number,
     *(exact_sum(_x.amount), exact_sum(_x.voucher_amount), func.sum(_x.posting_count)),
     *(func.sum(_x[name]) for name in QUANTITIES),
 ).group_by(_x.dimension_number)
@@ -279,7 +274,9 @@ class _Window:
             place = bisect_right(cuts, moment) - 1
             if 0 <= place < len(found):
                 _add(found[place], number, [self._sign * value for value in values])
-        return [{n: sums for n, sums in one.items() if sums.count} for one in found]
+        # No row has an amount of 0, and those of a dimension have one sign: without an amount there
+        # is no row.
+        return [{n: sums for n, sums in one.items() if sums.amount} for one in found]
 
     def _quarters(self, whole: Sequence[tuple[int, int]]) -> Iterable[Sequence[Any]]:
         """(place, dimension number, figures) of the folds of these ranges of quarters."""
