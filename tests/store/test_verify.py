@@ -558,7 +558,7 @@ DAMAGES: list[Any] = [
     )),
     ("fold", None, ("DELETE FROM folds WHERE quarter = -1",)),
     ("fold_count", None, (EXTRA_FOLD,)),
-    ("fold", None, ("UPDATE fold_ends SET sequence = sequence + 1",)),
+    ("fold_count", None, ("UPDATE fold_ends SET sequence = sequence + 1",)),
     ("fold_end", None, ("UPDATE fold_ends SET sequence = sequence + 2",)),
     ("fold_count", None, ("UPDATE fold_ends SET sequence = sequence - 1",)),
     ("fold_count", None, ("DELETE FROM fold_ends",)),
