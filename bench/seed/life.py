@@ -166,6 +166,7 @@ class _Scratch:
         """So many rows more, each a posting."""
         for i, now in enumerate(self.calendar.moments(begin, rows)):
             await self.post(now, _consumption(i))
+        await Folder(self.store, interval_seconds=1).fold_all()
 
 
 #: Of consumptions, in 1/10000.
@@ -397,7 +398,6 @@ async def _opened(path: Path, calendar: Calendar) -> AsyncIterator[_Scratch]:
     scratch = _Scratch(ledger, store, calendar)
     try:
         yield scratch
-        await Folder(store, interval_seconds=1).fold_all()
     finally:
         await ledger.close()
         await store.close()

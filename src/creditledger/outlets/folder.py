@@ -9,7 +9,7 @@ Postings never wait for it: on SQLite it works in slices of a few milliseconds b
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from time import perf_counter
+from time import thread_time
 
 import structlog
 from sqlalchemy import Connection
@@ -37,9 +37,9 @@ class Folder:
         store: Store,
         *,
         interval_seconds: float,
-        elapsed: Callable[[], float] = perf_counter,
+        elapsed: Callable[[], float] = thread_time,
     ) -> None:
-        """`elapsed`: seconds, to measure slices by."""
+        """`elapsed`: seconds that a thread has worked, to measure slices by."""
         self._store = store
         self._elapsed = elapsed
         self._slice_rows = SLICE_ROWS
