@@ -172,5 +172,5 @@ def test_news_of_another_database_are_none(story: str) -> None:
     assert look(story, lambda c: folding.news(c, everything.mark + 10**9)) is None
     seen = look(story, lambda c: folding.news(c, everything.mark))
     assert seen is not None
-    assert (seen.by_wallet, seen.rows) == ({}, 0)
+    assert (seen.by_wallet, seen.last, seen.rows) == ({}, {}, 0)
     assert everything.rows == sum(look(story, wallet_ends).values())

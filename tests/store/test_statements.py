@@ -149,7 +149,7 @@ async def test_a_batch_costs_the_same_statements_whatever_its_size(
 @in_a_file
 @pytest.mark.parametrize("grants", [1, 20])
 async def test_what_is_known_is_not_read_again(database_url: str, grants: int) -> None:
-    """Consumptions of wallets used before cost one read, of their keys, and five writes."""
+    """Consumptions of wallets used before cost one read, of their keys, and four writes."""
     wallet_ids = [f"wal_{n}" for n in range(50)]
 
     def seed(connection: Connection) -> None:
@@ -171,10 +171,10 @@ async def test_what_is_known_is_not_read_again(database_url: str, grants: int) -
                 answers = await ledger.post_many(commands(round_, lambda: consume("0.01")))
                 assert not any(isinstance(answer, Exception) for answer in answers)
 
-    assert len(seen) <= KNOWN_READS + 5 * SIZES
+    assert len(seen) <= KNOWN_READS + 4 * SIZES
     kinds = {kind(statement) for statement in seen}
     assert len([one for one in kinds if one.startswith("SELECT")]) == 1
-    assert len(kinds) == KNOWN_READS + 5
+    assert len(kinds) == KNOWN_READS + 4
 
 
 # --- PostgreSQL: a statement is a round trip ------------------------------------------------------

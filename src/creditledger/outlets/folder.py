@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from creditledger.engine.background_loop import BackgroundLoop
 from creditledger.store import Store
 from creditledger.store.folds import folding
+from creditledger.store.folds.folding import Folded
 
 log = structlog.get_logger()
 
@@ -24,8 +25,9 @@ log = structlog.get_logger()
 WORTHWHILE = 250
 #: Of all rows so many may lie unfolded: one in a hundred, within these bounds.
 UNFOLDED_SHARE, UNFOLDED_MIN, UNFOLDED_MAX = 100, 10_000, 100_000
-#: How long one slice takes, and how many rows it has until that is known.
-SLICE_SECONDS = 0.004
+#: How long one slice takes; while more is unfolded than may be, between batches that follow one
+#: another without a pause; and how many rows it has until that is known.
+SLICE_SECONDS, BEHIND_SECONDS = 0.004, 0.02
 SLICE_ROWS, SLICE_ROWS_MIN, SLICE_ROWS_MAX = 200, 20, 5_000
 
 
@@ -42,11 +44,13 @@ class Folder:
         """`elapsed`: seconds that a thread has worked, to measure slices by."""
         self._store = store
         self._elapsed = elapsed
-        self._slice_rows = SLICE_ROWS
+        self._slice_rows = SLICE_ROWS if store.takes_turns else SLICE_ROWS_MAX
         #: None: what is unfolded has to be looked up in every wallet.
         self._mark: int | None = None
         self._unfolded: dict[int, int] = {}
+        self._ends: dict[int, int] = {}  #: Fold ends of wallets that the last pass has folded.
         self._rows = 0
+        self._is_behind = False
         self.loop = BackgroundLoop(
             "folder", self._step, interval_seconds=interval_seconds, failure="fold failed"
         )
@@ -74,10 +78,15 @@ class Folder:
         if mark is not None:
             found = await self._store.read(partial(folding.news, mark=mark))
         if found is None:
-            self._rows, self._unfolded = 0, {}
+            self._rows, self._unfolded, self._ends = 0, {}, {}
             found = await self._store.read(folding.unfolded)
         for wallet, rows in found.by_wallet.items():
-            self._unfolded[wallet] = self._unfolded.get(wallet, 0) + rows
+            if wallet in self._ends:
+                # The last pass has folded some of these rows.
+                self._count(wallet, found.last[wallet] - self._ends[wallet])
+            else:
+                self._count(wallet, self._unfolded.get(wallet, 0) + rows)
+        self._ends.clear()
         self._rows += found.rows
         self._mark = found.mark
 
@@ -88,6 +97,7 @@ class Folder:
         share = self._rows // UNFOLDED_SHARE
         bound = min(max(share, UNFOLDED_MIN), UNFOLDED_MAX)
         left = sum(self._unfolded.values())
+        self._is_behind = left > bound
         for place, wallet in enumerate(chosen):
             if left <= bound and self._unfolded[wallet] < WORTHWHILE:
                 return chosen[:place]
@@ -95,21 +105,26 @@ class Folder:
         return chosen
 
     async def _fold(self, wallets: Iterable[int]) -> int:
-        folded = 0
+        rows = 0
         waiting = iter(wallets)
         while some := self._some(waiting):
             while some:
-                before = sum(self._unfolded[wallet] for wallet in some)
-                left = await self._store.derive(partial(self._slice, wallets=some))
-                # Wallets that are not in the answer are folded by another server.
+                folded = await self._store.derive(partial(self._slice, wallets=some))
+                rows += folded.rows
                 for wallet in some:
-                    self._unfolded[wallet] = left.get(wallet, 0)
-                    if not self._unfolded[wallet]:
-                        del self._unfolded[wallet]
+                    # Another server folds those that are left out.
+                    self._count(wallet, folded.left.get(wallet, 0))
+                self._ends |= folded.ends
                 some = [wallet for wallet in some if wallet in self._unfolded]
-                folded += max(0, before - sum(self._unfolded[wallet] for wallet in some))
                 await asyncio.sleep(0)
-        return folded
+        return rows
+
+    def _count(self, wallet: int, rows: int) -> None:
+        """So many rows of the wallet are unfolded."""
+        if rows > 0:
+            self._unfolded[wallet] = rows
+        else:
+            self._unfolded.pop(wallet, None)
 
     def _some(self, waiting: Iterator[int]) -> list[int]:
         """Wallets for one slice."""
@@ -121,13 +136,17 @@ class Folder:
                 break
         return some
 
-    def _slice(self, connection: Connection, wallets: Iterable[int]) -> Mapping[int, int]:
+    def _slice(self, connection: Connection, wallets: Iterable[int]) -> Folded:
         began, rows = self._elapsed(), self._slice_rows
-        left = folding.fold(connection, wallets, rows)
-        took = max(self._elapsed() - began, SLICE_SECONDS / 10)
-        fitting = int(rows * min(2.0, SLICE_SECONDS / took))
+        folded = folding.fold(connection, wallets, rows)
+        took = self._elapsed() - began
+        if not self._store.takes_turns:
+            return folded
+        self._is_behind = self._is_behind or sum(folded.left.values()) > UNFOLDED_MIN
+        wanted = BEHIND_SECONDS if self._is_behind else SLICE_SECONDS
+        fitting = int(rows * min(2.0, wanted / max(took, wanted / 10)))
         self._slice_rows = min(max(fitting, SLICE_ROWS_MIN), SLICE_ROWS_MAX)
-        return left
+        return folded
 
 
 def _by_size(unfolded: Mapping[int, int]) -> list[list[int]]:

@@ -192,6 +192,8 @@ class Store:
         """
         self._on_disk_failure = on_disk_failure
         self._outage = Outage(database_name(url))
+        #: Whether changes and batches wait for one another, so that a long one delays postings.
+        self.takes_turns = not _is_postgres(url)
         self._database: _Database
         if not isinstance(clock, LedgerClock):
             clock = LedgerClock(clock or own_clock(url), time.elapsed)  # not guarded

@@ -6,7 +6,7 @@ fold at once. Functions of a connection.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
@@ -45,13 +45,22 @@ class Unfolded:
     """Rows that lie behind the fold ends."""
 
     by_wallet: dict[int, int]  #: How many, by wallet number.
+    last: dict[int, int]  #: The last sequence of each of these wallets.
     rows: int  #: How many rows there are, folded or not.
     mark: int  #: The place in commit order from which on `news` goes on.
 
 
-_LEFT = (s.sequence - func.coalesce(e.sequence, constant(0))).label("left")
+@dataclass(frozen=True, slots=True)
+class Folded:
+    """What became of wallets that were to be folded, but for those that another server folds."""
+
+    rows: int  #: How many were added.
+    left: dict[int, int]  #: How many are left, by wallet.
+    ends: dict[int, int]  #: The fold's end, by wallet.
+
+
 _UNFOLDED = (
-    select(s.wallet_number, _LEFT)
+    select(s.wallet_number, func.coalesce(e.sequence, constant(0)), s.sequence)
     .join_from(
         schema.wallet_states,
         schema.fold_ends,
@@ -62,7 +71,7 @@ _UNFOLDED = (
 )
 _TOTAL = select(exact_sum(s.sequence), horizon())
 _NEWS = (
-    select(func.max(t.wallet_number), func.count())
+    select(func.max(t.wallet_number), func.count(), func.max(t.sequence))
     .where(place() >= at_place(bindparam("mark")), place() < at_place(bindparam("end")))
     # The sum keeps SQLite from going through an index of all rows, to have them grouped.
     .group_by(t.wallet_number + constant(0))
@@ -72,46 +81,50 @@ _HORIZON = select(horizon())
 
 def unfolded(connection: Connection) -> Unfolded:
     """All rows behind the fold ends: it looks at each wallet."""
-    found = {wallet: int(left) for wallet, left in connection.execute(_UNFOLDED)}
+    found = connection.execute(_UNFOLDED).all()
     rows, mark = connection.execute(_TOTAL).one()
-    return Unfolded(found, rows, int(mark))
+    return Unfolded(
+        {wallet: last - end for wallet, end, last in found},
+        {wallet: last for wallet, _, last in found},
+        rows,
+        int(mark),
+    )
 
 
 def news(connection: Connection, mark: int) -> Unfolded | None:
-    """The rows committed since, which it counts; None: the database is not the one of the mark.
+    """The rows committed since; None: the database is not the one of the mark.
 
-    A few of them may have been seen before.
+    On PostgreSQL some of them may have been seen before.
     """
     end = int(connection.execute(_HORIZON).scalar_one())
     if end < mark:
         return None
     values = {"mark": str(mark), "end": str(end)}
-    found: dict[int, int] = dict(connection.execute(_NEWS, values).all())
-    return Unfolded(found, sum(found.values()), end)
+    found = connection.execute(_NEWS, values).all()
+    by_wallet = {wallet: count for wallet, count, _ in found}
+    last = {wallet: sequence for wallet, _, sequence in found}
+    return Unfolded(by_wallet, last, sum(by_wallet.values()), end)
 
 
-def fold(connection: Connection, wallets: Iterable[int], rows_max: int) -> Mapping[int, int]:
-    """Fold at most so many rows of these wallets; how many of each wallet are left.
-
-    Wallets that another server folds just then are left out.
-    """
+def fold(connection: Connection, wallets: Iterable[int], rows_max: int) -> Folded:
+    """Fold at most so many rows of these wallets."""
     numbers = json.dumps([(wallet, 0, 0) for wallet in sorted(wallets)])
     dialect = connection.dialect.name
     statements = _statements(dialect)
     connection.execute(statements.begin, {"ranges": numbers})
-    left: dict[int, int] = {}
-    taken = []
+    taken, left, ends, free = [], dict[int, int](), dict[int, int](), rows_max
     for wallet, end, last in connection.execute(statements.lock, {"ranges": numbers}):
-        through = min(last, end + rows_max)
-        left[wallet] = max(0, last - through)
+        # What was read of the wallet may be older than the fold's end.
+        through = max(end, min(last, end + free))
+        ends[wallet], left[wallet] = through, max(0, last - through)
         if through > end:
-            rows_max -= through - end
+            free -= through - end
             taken.append((wallet, end + 1, through))
     if taken:
         given = {"ranges": json.dumps(taken)}
         connection.execute(statements.add, given)
         connection.execute(statements.move, given)
-    return left
+    return Folded(rows_max - free, left, ends)
 
 
 def drop(connection: Connection) -> None:
