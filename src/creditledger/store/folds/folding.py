@@ -134,7 +134,7 @@ def drop(connection: Connection) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class _Statements:
+class _FoldStatements:
     begin: Insert
     lock: Select[int, int, int]
     add: Insert
@@ -142,7 +142,7 @@ class _Statements:
 
 
 @cache
-def _statements(dialect: str) -> _Statements:
+def _statements(dialect: str) -> _FoldStatements:
     some = ranges(dialect)
     insert = sqlite.insert if dialect == "sqlite" else postgresql.insert
     # Without WHERE, SQLite would read ON CONFLICT as the condition of a join.
@@ -172,7 +172,7 @@ def _statements(dialect: str) -> _Statements:
         .where(e.wallet_number.in_(select(some.c.number)))
         .values(sequence=end.scalar_subquery())
     )
-    return _Statements(begin, lock, add, move)
+    return _FoldStatements(begin, lock, add, move)
 
 
 def _added(dialect: str) -> Select[*tuple[int, ...]]:

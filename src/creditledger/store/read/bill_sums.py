@@ -189,7 +189,7 @@ def periods(
 
     `last` is the wallet's last sequence. Of the first and the last only what lies in the window.
     """
-    wanted = _Window(connection, wallet, last, start, end)
+    wanted = _WindowSums(connection, wallet, last, start, end)
     together, moment = TOGETHER, wanted.next(start)
     while moment is not None:
         buckets = [bucket_of(moment, cycle, zone)]
@@ -206,10 +206,10 @@ def in_window(connection: Connection, wallet: int, last: int, start: int, end: i
     """What happened in [start, end): all kinds, all dimensions."""
     if start >= end:
         return {}
-    return _Window(connection, wallet, last, start, end).between([start, end])[0]
+    return _WindowSums(connection, wallet, last, start, end).between([start, end])[0]
 
 
-class _Window:
+class _WindowSums:
     """A wallet's rows up to `last` that happened in [start, end).
 
     Folds and edges are of the rows up to the fold's end. The rows from there to `last` are added;
