@@ -67,7 +67,7 @@ READS: dict[str, tuple[Callable[[Api, str], Awaitable[object]], int]] = {
         lambda api, _: api.billing.ListTransactions(
             billing_pb.ListTransactionsRequest(), metadata=api.customer
         ),
-        4,
+        3,
     ),
 }
 

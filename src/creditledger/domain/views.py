@@ -43,6 +43,14 @@ class Transaction:
     event: MeterEvent | None  #: That its posting reports, pays or cancels, as it is now.
 
 
+class Movement(NamedTuple):
+    """One credit transaction with what a bank's statement would show of it."""
+
+    row: Row
+    posting: Posting  #: Without its rows.
+    scale: int  #: Of its currency.
+
+
 class HeldCredit(NamedTuple):
     """A hold with all that is shown of it."""
 

@@ -34,7 +34,7 @@ from sqlalchemy import (
 from creditledger.domain import ids
 from creditledger.domain.errors import InvalidField
 from creditledger.domain.model import Kind
-from creditledger.domain.views import Transaction
+from creditledger.domain.views import Movement, Transaction
 from creditledger.store import schema
 from creditledger.store.dialects import (
     fold,
@@ -52,6 +52,8 @@ from creditledger.store.read.transaction_reads import (
     Span,
     Wallets,
     expand,
+    moved,
+    movements,
     span,
     transactions,
     wallets_and_snapshot,
@@ -373,12 +375,12 @@ def kind_pages(
     end: int | None,
     size: int,
     offset: int,
-) -> tuple[int, list[Transaction]]:
+) -> tuple[int, list[Movement]]:
     """As `kind_page`, over wallets that followed one another, oldest first.
 
     Of each its number and its last sequence. A wallet's rows are newer than those of all before it.
     """
-    total, shown = 0, list[Transaction]()
+    total, shown = 0, list[Movement]()
     for wallet, last in reversed(wallets):
         count, rows = kind_page(
             connection,
@@ -405,7 +407,7 @@ def kind_page(
     end: int | None,
     size: int,
     offset: int,
-) -> tuple[int, list[Transaction]]:
+) -> tuple[int, list[Movement]]:
     """(rows of these kinds in [start, end), the page after `offset` of them), newest first.
 
     Every row but usage carries its number among its kind, every row the number of usage rows so
@@ -419,8 +421,8 @@ def kind_page(
     through = window.last
     if offset:
         through = _select(connection, window, kinds, below + total - offset)
-    sequences = _kind_sequences(connection, window, through, kinds, size)
-    return total, expand(connection, [(wallet, sequence) for sequence in sequences])
+    values = {"wallet": wallet, "first": window.first, "last": through, "count": size}
+    return total, movements(connection.execute(_newest(tuple(kinds)), values))
 
 
 def _ranks(
@@ -473,16 +475,9 @@ def _select(connection: Connection, window: Span, kinds: Sequence[Kind], rank: i
     return low
 
 
-def _kind_sequences(
-    connection: Connection, window: Span, through: int, kinds: Sequence[Kind], limit: int
-) -> Sequence[int]:
-    values = {"wallet": window.wallet, "first": window.first, "last": through, "count": limit}
-    return connection.scalars(_newest(tuple(kinds)), values).all()
-
-
 @cache
-def _newest(kinds: tuple[Kind, ...]) -> Select[int]:
-    """Sequences of rows of these kinds: the newest of each by its index, then of all."""
+def _newest(kinds: tuple[Kind, ...]) -> Select[*tuple[Any, ...]]:
+    """Rows of these kinds: the newest of each by its index, then of all."""
     count: BindParameter[int] = bindparam("count")
     each = [
         select(t.sequence)
@@ -497,4 +492,6 @@ def _newest(kinds: tuple[Kind, ...]) -> Select[int]:
         for kind in kinds
     ]
     every = union_all(*(select(one.c.sequence) for one in each)).subquery()
-    return select(every.c.sequence).order_by(every.c.sequence.desc()).limit(count)
+    newest = select(every.c.sequence).order_by(every.c.sequence.desc()).limit(count).subquery()
+    here = and_(t.wallet_number == bindparam("wallet"), t.sequence == newest.c.sequence)
+    return moved(newest.join(schema.transactions, here)).order_by(t.sequence.desc())

@@ -36,7 +36,13 @@ from creditledger.domain.model import (
     SpendLimit,
     Wallet,
 )
-from creditledger.domain.views import HeldCredit, Transaction, TransactionMeter, WalletPlace
+from creditledger.domain.views import (
+    HeldCredit,
+    Movement,
+    Transaction,
+    TransactionMeter,
+    WalletPlace,
+)
 from creditledger.store import schema
 from creditledger.store.dialects import pairs, snapshot
 from creditledger.store.write.batch import PAYS_EVENT, RETURNS_EVENT
@@ -333,6 +339,24 @@ def expand(connection: Connection, places: Sequence[tuple[int, int]]) -> list[Tr
     for one in _transactions(connection.execute(query, {"pairs": json.dumps(places)})):
         found[one.row.wallet, one.row.sequence] = one
     return [found[place] for place in places]
+
+
+_MOVED = Parts(ROW.of(t), [p[name] for name in POSTING_NAMES], (schema.currencies.c.scale,))
+
+
+def moved(rows: FromClause) -> Select[*tuple[Any, ...]]:
+    """What `movements` reads; `rows` is a join with the table of credit transactions."""
+    return select(*_MOVED.columns).select_from(
+        rows.join(schema.postings, OF_POSTING)
+        .join(schema.wallets, w.number == t.wallet_number)
+        .join(schema.currencies, schema.currencies.c.code == w.currency)
+    )
+
+
+def movements(rows: Iterable[Sequence[Any]]) -> list[Movement]:
+    """Of the rows of a statement of `moved`."""
+    parts = map(_MOVED.split, rows)
+    return [Movement(Row(*row), posting_value(kept), scale) for row, kept, (scale,) in parts]
 
 
 # --- time is sequence -----------------------------------------------------------------------------
