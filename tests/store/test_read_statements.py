@@ -63,6 +63,13 @@ READS: dict[str, tuple[Callable[[Api, str], Awaitable[object]], int]] = {
         lambda api, _: api.transactions.List(_listing(**WINDOW), **asking(api)),
         4,
     ),
+    "a summary": (
+        lambda api, _: api.transactions.Summary(
+            transactions_pb.CreditTransactionServiceSummaryRequest(customer_id=CUSTOMER),
+            **asking(api),
+        ),
+        3,
+    ),
     "the billing list": (
         lambda api, _: api.billing.ListTransactions(
             billing_pb.ListTransactionsRequest(), metadata=api.customer

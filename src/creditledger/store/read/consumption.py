@@ -5,6 +5,7 @@ comes from the folds of whole quarters of an hour, from the rows at the window's
 those that are not folded yet.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
@@ -18,6 +19,7 @@ from sqlalchemy import (
     and_,
     bindparam,
     column,
+    or_,
     select,
     text,
 )
@@ -27,7 +29,7 @@ from creditledger.domain.model import NEVER, Kind
 from creditledger.store import schema
 from creditledger.store.dialects import exact_sum
 from creditledger.store.folds.figures import fold_end
-from creditledger.store.read.transaction_reads import Filters, Span, span, wallets_of
+from creditledger.store.read.transaction_reads import Filters, Span, Wallets, span
 from creditledger.store.schema import Text
 
 t, d = schema.transactions.c, schema.dimensions.c
@@ -61,9 +63,8 @@ class Sums:
         )
 
 
-def currencies(connection: Connection, filters: Filters) -> list[str]:
-    """Codes of the currencies of the wallets in scope."""
-    wallets = wallets_of(connection, filters)
+def currencies(connection: Connection, filters: Filters, wallets: Wallets | None) -> list[str]:
+    """Codes of the currencies of the wallets in scope, which are `wallets_of` these filters."""
     if wallets is not None:
         return sorted({currency for _, _, currency in wallets})
     query = select(w.currency).where(w.livemode == filters.livemode).distinct()
@@ -72,9 +73,8 @@ def currencies(connection: Connection, filters: Filters) -> list[str]:
     return sorted(connection.execute(query).scalars())
 
 
-def summary(connection: Connection, filters: Filters) -> Sums:
+def summary(connection: Connection, filters: Filters, wallets: Wallets | None) -> Sums:
     """Consumption written in [start, end), over the wallets in scope (of one currency)."""
-    wallets = wallets_of(connection, filters)
     if filters.meter_id is not None or filters.subscription_id is not None:
         return dimension_sums(connection, filters, wallets)
     if wallets is None:
@@ -82,8 +82,8 @@ def summary(connection: Connection, filters: Filters) -> Sums:
     total = Sums()
     for number, last, _ in wallets:
         window = span(connection, number, last, filters.start, filters.end)
-        through = _sums_through(connection, number, window.last)
-        before = _sums_through(connection, number, min(window.first - 1, window.last))
+        ends = min(window.first - 1, window.last), window.last
+        before, through = _sums_through(connection, number, *ends)
         total += Sums(*(a - b for a, b in zip(through, before, strict=True)))
     return total
 
@@ -199,13 +199,22 @@ def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int
     return [tuple(row) for row in connection.execute(query)]
 
 
-def _sums_through(connection: Connection, wallet: int, sequence: int) -> tuple[int, int, int, int]:
-    found = connection.execute(
-        select(t.usage_count, t.usage_amount, t.usage_quantity, t.unmetered_amount).where(
-            t.wallet_number == wallet, t.sequence == sequence
-        )
-    ).one_or_none()
-    return (0, 0, 0, 0) if found is None else tuple(found)
+_COUNTERS = (t.usage_count, t.usage_amount, t.usage_quantity, t.unmetered_amount)
+#: The counters of two rows.
+_AT_ENDS = select(t.sequence, *_COUNTERS).where(
+    t.wallet_number == bindparam("wallet"),
+    or_(t.sequence == bindparam("first"), t.sequence == bindparam("last")),
+)
+
+
+def _sums_through(
+    connection: Connection, wallet: int, first: int, last: int
+) -> tuple[Sequence[int], Sequence[int]]:
+    """What the rows up to each of two sequences came to: 0 before the first row."""
+    values = {"wallet": wallet, "first": first, "last": last}
+    found = {row[0]: row[1:] for row in connection.execute(_AT_ENDS, values)}
+    none = (0,) * len(_COUNTERS)
+    return found.get(first, none), found.get(last, none)
 
 
 def dimension_sums(
@@ -296,7 +305,8 @@ def _row_sums(connection: Connection, window: Span, dimensions: dict[int, bool])
     total = Sums()
     if not len(window):
         return total
-    quantity_before = _sums_through(connection, window.wallet, window.first - 1)[2]
+    before, _ = _sums_through(connection, window.wallet, window.first - 1, window.first - 1)
+    quantity_before = before[2]
     for row in connection.execute(
         select(t.dimension_number, t.amount, t.usage_quantity)
         .where(t.wallet_number == window.wallet, t.sequence.between(window.first, window.last))

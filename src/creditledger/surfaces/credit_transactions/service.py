@@ -312,7 +312,8 @@ class CreditTransactionService(
         def read(connection: Connection) -> tuple[Sums, int]:
             if wanted.currency is not None:
                 records.scale(connection, wanted.currency)
-            found = consumption.currencies(connection, filters)
+            wallets = transaction_reads.wallets_of(connection, filters)
+            found = consumption.currencies(connection, filters, wallets)
             if len(found) > 1:
                 raise InvalidField(
                     f"wallets of {', '.join(found)} are in scope and cannot be added up;"
@@ -322,7 +323,7 @@ class CreditTransactionService(
             if not found:
                 return Sums(), NO_WALLET_SCALE
             scale = records.scale(connection, found[0])
-            return consumption.summary(connection, filters), scale
+            return consumption.summary(connection, filters, wallets), scale
 
         total, scale = await self._store.read(read, stale=True)
         window = wanted.window
