@@ -43,6 +43,7 @@ class Readers:
         self._idle: asyncio.LifoQueue[Reader | None] = asyncio.LifoQueue()
         for _ in range(count):
             self._idle.put_nowait(None)
+        self._closed = False
 
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
         """As `Reader.read`; raises Overloaded where no connection comes back for long."""
@@ -68,7 +69,13 @@ class Readers:
             self._idle.put_nowait(None)
 
     async def close(self) -> None:
-        """Wait until all connections are back, then disconnect: a later one would stay open."""
+        """Wait until all connections are back, then disconnect: a later one would stay open.
+
+        Does nothing the second time.
+        """
+        if self._closed:
+            return
+        self._closed = True
         for _ in range(self._count):
             reader = await self._idle.get()
             if reader is not None:
