@@ -380,7 +380,13 @@ WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 def number_over_all_wallets(connection: Connection) -> None:
     """The ledger as 0017 had it: a posting's number is used by no other wallet."""
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
-    later = WITHOUT_CHANGES_OF_CUSTOMERS, WITHOUT_CANCELED_EVENTS, WITHOUT_ENDS_OF_LIMITS
+    fold_all(connection)
+    later = (
+        AS_ROLLUPS,
+        WITHOUT_CHANGES_OF_CUSTOMERS,
+        WITHOUT_CANCELED_EVENTS,
+        WITHOUT_ENDS_OF_LIMITS,
+    )
     for statement in chain.from_iterable(later):
         connection.exec_driver_sql(statement)
     forget_who_paid(connection)
@@ -420,9 +426,6 @@ def number_over_all_wallets(connection: Connection) -> None:
     for table in (*tables, "dropped_limits"):
         connection.exec_driver_sql(f"DROP TABLE {table}")
     connection.exec_driver_sql("ALTER TABLE webhook_endpoints DROP COLUMN deleted_as")
-    fold_all(connection)
-    for statement in AS_ROLLUPS:
-        connection.exec_driver_sql(statement)
     forget_parts(connection)
     connection.exec_driver_sql("UPDATE alembic_version SET version_num = '0017'")
 
