@@ -110,10 +110,10 @@ class _Writing:
             states[name] += " + w.shift"
         self._insert(state, states, life.time, 1)
         self._insert(dimensions, dimensions.columns(), 0, 1)
-        # The folds come with their rows.
+        # The folds come with their rows; sums by day, with the next fold.
         self._run(
-            "INSERT INTO fold_ends (wallet_number, sequence)"
-            " SELECT wallet_number, sequence FROM wallet_states WHERE sequence > 0"
+            "INSERT INTO fold_ends (wallet_number, sequence, has_days)"
+            " SELECT wallet_number, sequence, false FROM wallet_states WHERE sequence > 0"
         )
 
     def write(self, section: Section, start: int, times: int) -> None:

@@ -47,7 +47,7 @@ SMALL = {
     "exports",
 }
 #: Large, and written by what comes after postings: of these a batch knows nothing.
-BEHIND = {"webhook_deliveries", "folds", "fold_ends"}
+BEHIND = {"webhook_deliveries", "folds", "day_folds", "fold_ends"}
 BY = "wallet_number"
 #: Not by wallet, nor unique: of each part by itself, for who reads all wallets.
 OVER_ALL = {

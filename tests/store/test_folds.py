@@ -47,7 +47,8 @@ def story(new_database: Callable[[], str]) -> str:
 
 
 def ends(connection: Connection) -> dict[int, int]:
-    return dict(connection.execute(select(*schema.fold_ends.c)).all())
+    e = schema.fold_ends.c
+    return dict(connection.execute(select(e.wallet_number, e.sequence)).all())
 
 
 @pytest.mark.parametrize("seed", range(5))

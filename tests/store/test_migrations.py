@@ -373,7 +373,7 @@ WITHOUT_CHANGES_OF_CUSTOMERS = tuple(
     for name in ("updated_at", "archived_at", "created_as")
 )
 #: What 0029 made, undone.
-AS_ROLLUPS = ("ALTER TABLE folds RENAME TO rollups", "DROP TABLE fold_ends")
+AS_ROLLUPS = ("ALTER TABLE folds RENAME TO rollups", "DROP TABLE fold_ends", "DROP TABLE day_folds")
 WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 
 

@@ -563,6 +563,9 @@ DAMAGES: list[Any] = [
     ("fold_count", None, ("UPDATE fold_ends SET sequence = sequence - 1",)),
     ("fold_count", None, ("DELETE FROM fold_ends",)),
     ("fold_created_count", None, ("DELETE FROM folds WHERE created_amount = -6000000000",)),
+    ("day_fold", None, ("DELETE FROM day_folds WHERE quantity_5 = 6",)),
+    ("day_fold_sums", None, ("UPDATE day_folds SET amount = amount + 1 WHERE quantity_5 = 6",)),
+    ("day_fold_sums", None, ("UPDATE fold_ends SET has_days = NOT has_days",)),
     *(
         (f"fold_{name}", None, (f"UPDATE folds SET {name} = {name} + 1 WHERE quantity_5 = 6",))
         for name in schema.folds.columns.keys()[3:]
@@ -1102,7 +1105,7 @@ def passes_find(connection: Connection) -> bool:
 @pytest.mark.parametrize(
     "name",
     [
-        *("wallets", "wallet_states", "dimensions", "grants", "folds"),
+        *("wallets", "wallet_states", "dimensions", "grants", "folds", "day_folds"),
         *("postings", "credit_transactions", "holds", "hold_revisions", "meter_events"),
         "spend_limits",
         *("grant_revisions", "statements"),

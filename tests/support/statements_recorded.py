@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 #: The tables that grow with postings and wallets; spread by wallet, and never read from end to end.
 LARGE = {
     *("credit_transactions", "postings", "grants", "dimensions", "wallet_states"),
-    *("folds", "fold_ends"),
+    *("folds", "day_folds", "fold_ends"),
     *("holds", "hold_revisions", "meter_events", "spend_limits", "grant_revisions"),
     *("webhook_deliveries", "dropped_limits"),
     *("statements", "receipts", "grant_repayments", "grant_parts"),

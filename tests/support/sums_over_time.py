@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
+from unittest.mock import patch
 from zoneinfo import ZoneInfo
 
 from sqlalchemy import select
@@ -83,16 +84,22 @@ def windows(connection: Connection, wallet: int, random: Random) -> list[tuple[i
 
 
 def fold_some(connection: Connection, random: Random) -> None:
-    """Drop all folds, or fold random rows of random wallets."""
+    """Drop all folds, or fold random rows of random wallets; some get sums by day."""
     if random.random() < 0.3:
         folding.drop(connection)
     for wallet, last in wallet_ends(connection).items():
         if last and random.random() < 0.7:
-            folding.fold(connection, [wallet], random.randint(1, last))
+            many = random.choice([1, 3, last, folding.MANY_ROWS])
+            with patch.object(folding, "MANY_ROWS", many):
+                folding.fold(connection, [wallet], random.randint(1, last))
 
 
 def fold_all(connection: Connection, but: int = 0) -> None:
-    """Fold every row; of each wallet the last `but` only if they are folded already."""
-    for wallet, last in wallet_ends(connection).items():
-        if last > but:
-            folding.fold(connection, [wallet], last - but)
+    """Fold every row; of each wallet the last `but` only if they are folded already.
+
+    All but the smallest wallets get sums by day.
+    """
+    with patch.object(folding, "MANY_ROWS", 3):
+        for wallet, last in wallet_ends(connection).items():
+            if last > but:
+                folding.fold(connection, [wallet], last - but)

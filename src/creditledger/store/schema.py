@@ -541,6 +541,16 @@ spend_limits = Table(
     sqlite_with_rowid=False,
 )
 
+
+def _sums() -> list[Column[int]]:
+    """Most of what folds add up; the number of postings came later."""
+    names = (
+        *("count", "amount", "voucher_amount", *(f"quantity_{i}" for i in range(6))),
+        *("created_count", "created_amount", "created_quantity"),
+    )
+    return [Column(name, BigInteger, nullable=False) for name in names]
+
+
 #: Sums by wallet, quarter of an hour (since 1970, UTC) and dimension, of the rows up to the
 #: wallet's fold end. The first group adds up rows whose effective time lies in the quarter, the
 #: `created_` group those written in it. They are derived: rows and fold ends alone make them.
@@ -550,18 +560,7 @@ folds = Table(
     Column("wallet_number", BigInteger, nullable=False),
     Column("quarter", BigInteger, nullable=False),
     Column("dimension_number", BigInteger, nullable=False),
-    Column("count", BigInteger, nullable=False),
-    Column("amount", BigInteger, nullable=False),
-    Column("voucher_amount", BigInteger, nullable=False),
-    Column("quantity_0", BigInteger, nullable=False),
-    Column("quantity_1", BigInteger, nullable=False),
-    Column("quantity_2", BigInteger, nullable=False),
-    Column("quantity_3", BigInteger, nullable=False),
-    Column("quantity_4", BigInteger, nullable=False),
-    Column("quantity_5", BigInteger, nullable=False),
-    Column("created_count", BigInteger, nullable=False),
-    Column("created_amount", BigInteger, nullable=False),
-    Column("created_quantity", BigInteger, nullable=False),
+    *_sums(),
     # Of the first group: a posting counts once, with its first row, as its quantities do.
     Column("posting_count", BigInteger, nullable=False, server_default=text("0")),
     # SQLite cannot rename a constraint, so both have the names that they were made with.
@@ -569,7 +568,20 @@ folds = Table(
     PrimaryKeyConstraint("wallet_number", "quarter", "dimension_number", name="rollups_pk"),
     sqlite_with_rowid=False,
 )
-#: How far each wallet is folded: its rows up to this sequence are in `folds`. Without a row: none.
+#: The same by day (UTC), of wallets with many rows: what their folds of each day add up to.
+day_folds = Table(
+    "day_folds",
+    metadata,
+    Column("wallet_number", BigInteger, ForeignKey("wallets.number"), nullable=False),
+    Column("day", BigInteger, nullable=False),
+    Column("dimension_number", BigInteger, nullable=False),
+    *_sums(),
+    Column("posting_count", BigInteger, nullable=False),
+    PrimaryKeyConstraint("wallet_number", "day", "dimension_number"),
+    sqlite_with_rowid=False,
+)
+#: How far each wallet is folded: its rows up to this sequence are in `folds`, and in `day_folds` if
+#: it has days. Without a row: none.
 fold_ends = Table(
     "fold_ends",
     metadata,
@@ -581,6 +593,7 @@ fold_ends = Table(
         autoincrement=False,
     ),
     Column("sequence", BigInteger, nullable=False),
+    Column("has_days", Boolean, nullable=False),
     CheckConstraint("sequence >= 0", name="sequence"),
 )
 

@@ -3,7 +3,7 @@
 Folds add these figures up, and reads add those of rows that are not folded yet.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -33,6 +33,10 @@ t, p, g, o, e = (
     schema.fold_ends.c,
 )
 
+#: [first, through) of quarters or days since 1970.
+Range = tuple[int, int]
+#: Quarters of an hour in a day.
+QUARTERS = clock.DAY // clock.QUARTER
 #: Quantities of a posting.
 QUANTITIES = tuple(f"quantity_{i}" for i in range(6))
 #: What a row is looked up by, and what it says of itself. `figures` needs these columns.
@@ -51,13 +55,27 @@ def constant(value: int) -> ColumnElement[int]:
 _AGO = constant(10**11)
 
 
-_FOLD_END = select(e.sequence).where(e.wallet_number == bindparam("wallet"))
+class FoldEnd(NamedTuple):
+    """How far a wallet is folded."""
+
+    sequence: int  #: Its rows up to this one are in its folds; 0: none are.
+    has_days: bool  #: Whether it has sums by day beside those by quarter.
+
+    def split(self, first: int, through: int) -> tuple[list[Range], Range]:
+        """The quarters and the days, UTC, that [first, through) of quarters is read from."""
+        a, b = -(-first // QUARTERS), through // QUARTERS
+        if not self.has_days or a >= b:
+            return [(first, through)], (0, 0)
+        return [(first, a * QUARTERS), (b * QUARTERS, through)], (a, b)
 
 
-def fold_end(connection: Connection, wallet: int) -> int:
-    """The sequence up to which the wallet's rows are in its folds; 0: none are."""
-    found: int | None = connection.execute(_FOLD_END, {"wallet": wallet}).scalar_one_or_none()
-    return found or 0
+_FOLD_END = select(e.sequence, e.has_days).where(e.wallet_number == bindparam("wallet"))
+
+
+def fold_end(connection: Connection, wallet: int) -> FoldEnd:
+    """How far the wallet is folded."""
+    found = connection.execute(_FOLD_END, {"wallet": wallet}).one_or_none()
+    return FoldEnd(0, has_days=False) if found is None else FoldEnd(*found)
 
 
 def figures(rows: Select[Any]) -> Select[Any]:
@@ -103,11 +121,6 @@ def figures(rows: Select[Any]) -> Select[Any]:
             for i, name in enumerate(QUANTITIES)
         ),
     )
-
-
-def quarter(moment: ColumnElement[int]) -> ColumnElement[int]:
-    """The quarter of an hour of a moment."""
-    return whole_periods(moment, constant(clock.QUARTER))
 
 
 def whole_periods(moment: ColumnElement[int], length: ColumnElement[int]) -> ColumnElement[int]:

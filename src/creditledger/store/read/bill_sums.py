@@ -1,8 +1,8 @@
 """Consumption and refunds by when they happened: what bills and the usage of a key add up.
 
-Whole quarters of an hour come from the folds; what a window or a period cuts off of one, and what
-is not folded yet, from the rows. So the cost follows the window, not the ledger, and a handful of
-statements reads some dozens of periods.
+Whole days and quarters of an hour come from the folds; what a window or a period cuts off of a
+quarter, and what is not folded yet, from the rows. So the cost follows the window, not the ledger,
+and a handful of statements reads some dozens of periods.
 """
 
 import heapq
@@ -15,7 +15,7 @@ from itertools import groupby, pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, Select, bindparam, func, select, union_all
+from sqlalchemy import Connection, Select, Table, bindparam, func, select, union_all
 
 from creditledger.domain import clock
 from creditledger.domain.billing_periods import Bucket, bucket_of
@@ -25,6 +25,7 @@ from creditledger.store.dialects import exact_sum, ranges
 from creditledger.store.folds.figures import (
     NEEDED,
     QUANTITIES,
+    Range,
     constant,
     figures,
     fold_end,
@@ -78,20 +79,17 @@ _NEXT_QUARTER = select(func.min(f.quarter)).where(
 
 
 @cache
-def _folded(dialect: str) -> Select[*tuple[int, ...]]:
-    """The folds of each of some ranges of quarters, by dimension."""
-    some = ranges(dialect)
+def _folded(dialect: str, table: Table) -> Select[*tuple[int, ...]]:
+    """The folds of each of some ranges of quarters or of days, by dimension."""
+    some, f = ranges(dialect), table.c
+    _, period, _ = table.primary_key
     return (
         select(
             *(some.c.number, f.dimension_number),
             *(exact_sum(f.amount), exact_sum(f.voucher_amount), func.sum(f.posting_count)),
             *(func.sum(f[name]) for name in QUANTITIES),
         )
-        .join_from(
-            some,
-            schema.folds,
-            (f.quarter >= some.c.first) & (f.quarter < some.c.through),
-        )
+        .join_from(some, table, (period >= some.c.first) & (period < some.c.through))
         .where(f.wallet_number == bindparam("wallet"), f.count > constant(0))
         .group_by(some.c.number, f.dimension_number)
     )
@@ -222,7 +220,8 @@ class _WindowSums:
         self._connection = connection
         self._wallet = wallet
         self._start, self._end = start, end
-        folded = fold_end(connection, wallet)
+        self._fold_end = fold_end(connection, wallet)
+        folded = self._fold_end.sequence
         self._folded = folded
         self._sign = 1 if last > folded else -1
         #: (second, dimension number, figures) of the rows between the fold's end and `last`.
@@ -262,7 +261,7 @@ class _WindowSums:
         """What happened between each two neighbours of `cuts`: all kinds, all dimensions."""
         found: list[Sums] = [{} for _ in cuts[1:]]
         whole = [(-(-a // clock.QUARTER), b // clock.QUARTER) for a, b in pairwise(cuts)]
-        for place, number, *values in self._quarters(whole):
+        for place, number, *values in self._whole(whole):
             _add(found[place], number, values)
         for place, (start, end) in enumerate(pairwise(cuts)):
             first, through = (quarter * clock.QUARTER for quarter in whole[place])
@@ -278,13 +277,22 @@ class _WindowSums:
         # is no row.
         return [{n: sums for n, sums in one.items() if sums.amount} for one in found]
 
-    def _quarters(self, whole: Sequence[tuple[int, int]]) -> Iterable[Sequence[Any]]:
+    def _whole(self, whole: Sequence[Range]) -> Iterator[Sequence[Any]]:
         """(place, dimension number, figures) of the folds of these ranges of quarters."""
-        given = [(place, *one) for place, one in enumerate(whole) if one[0] < one[1]]
-        if not (given and self._folded):
-            return []
-        values = {"wallet": self._wallet, "ranges": json.dumps(given)}
-        return self._connection.execute(_folded(self._connection.dialect.name), values)
+        if not self._folded:
+            return
+        by_quarter: list[tuple[int, int, int]] = []
+        by_day: list[tuple[int, int, int]] = []
+        for place, one in enumerate(whole):
+            quarters, days = self._fold_end.split(*one)
+            by_quarter.extend((place, *some) for some in quarters if some[0] < some[1])
+            if days[0] < days[1]:
+                by_day.append((place, *days))
+        for table, given in ((schema.folds, by_quarter), (schema.day_folds, by_day)):
+            if given:
+                values = {"wallet": self._wallet, "ranges": json.dumps(given)}
+                statement = _folded(self._connection.dialect.name, table)
+                yield from self._connection.execute(statement, values)
 
     def _edge(self, start: int, end: int) -> Iterable[Sequence[Any]]:
         """(dimension number, figures) of the rows that happened in a part of a quarter."""

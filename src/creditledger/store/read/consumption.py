@@ -16,6 +16,7 @@ from sqlalchemy import (
     ColumnElement,
     Connection,
     Select,
+    Table,
     and_,
     bindparam,
     column,
@@ -34,7 +35,6 @@ from creditledger.store.schema import Text
 
 t, d = schema.transactions.c, schema.dimensions.c
 w, s = schema.wallets.c, schema.wallet_states.c
-f = schema.folds.c
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,31 +252,38 @@ def _dimensions(*, meter: bool, subscription: bool) -> Select[int, bool]:
     return query
 
 
-#: By dimension, what was written in whole quarters.
-_FOLDED = (
-    select(
-        f.dimension_number,
-        exact_sum(f.created_count),
-        exact_sum(f.created_amount),
-        exact_sum(f.created_quantity),
+def _folded(table: Table) -> Select[*tuple[int, ...]]:
+    """By dimension, what was written in a range of whole periods."""
+    f, (_, period, _) = table.c, table.primary_key
+    return (
+        select(
+            f.dimension_number,
+            exact_sum(f.created_count),
+            exact_sum(f.created_amount),
+            exact_sum(f.created_quantity),
+        )
+        .where(
+            f.wallet_number == bindparam("wallet"),
+            period >= bindparam("first"),
+            period < bindparam("through"),
+            f.dimension_number.in_(bindparam("dimensions", expanding=True)),
+        )
+        .group_by(f.dimension_number)
     )
-    .where(
-        f.wallet_number == bindparam("wallet"),
-        f.quarter >= bindparam("first"),
-        f.quarter < bindparam("through"),
-        f.dimension_number.in_(bindparam("dimensions", expanding=True)),
-    )
-    .group_by(f.dimension_number)
-)
+
+
+_BY_QUARTER, _BY_DAY = _folded(schema.folds), _folded(schema.day_folds)
 
 
 def _sums_of(
     connection: Connection, wallet: int, last: int, dimensions: dict[int, bool], filters: Filters
 ) -> Sums:
-    """Folds of whole quarters, rows at the window's edges, and rows that are not folded yet."""
+    """Folds of whole periods, rows at the window's edges, and rows that are not folded yet."""
     start = 0 if filters.start is None else filters.start
-    end = NEVER if filters.end is None else filters.end
-    folded = fold_end(connection, wallet)
+    # A whole day: nothing beyond it is looked for.
+    end = NEVER // clock.DAY * clock.DAY if filters.end is None else filters.end
+    ends = fold_end(connection, wallet)
+    folded = ends.sequence
     total = Sums()
     if folded != last:
         window = span(connection, wallet, max(folded, last), filters.start, filters.end)
@@ -290,10 +297,12 @@ def _sums_of(
         return total + _row_sums(
             connection, span(connection, wallet, folded, start, end), dimensions
         )
-    values = {"wallet": wallet, "first": first, "through": through}
-    found = connection.execute(_FOLDED, {**values, "dimensions": list(dimensions)})
-    for number, count, amount, quantity in found:
-        total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
+    quarters, days = ends.split(first, through)
+    for statement, (a, b) in (*((_BY_QUARTER, one) for one in quarters), (_BY_DAY, days)):
+        if a < b:
+            values = {"wallet": wallet, "first": a, "through": b, "dimensions": list(dimensions)}
+            for number, count, amount, quantity in connection.execute(statement, values):
+                total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
     for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
         if a < b < NEVER:
             total += _row_sums(connection, span(connection, wallet, folded, a, b), dimensions)

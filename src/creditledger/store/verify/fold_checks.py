@@ -4,6 +4,8 @@ from functools import partial
 
 from creditledger.domain.clock import QUARTER
 from creditledger.domain.model import Category, Kind
+from creditledger.store import schema
+from creditledger.store.folds.figures import QUARTERS
 from creditledger.store.verify.check import Check, Pass, joined
 from creditledger.store.verify.row_checks import OF_POSTING
 from creditledger.store.verify.spelling import FIRST_QUANTITIES, QUANTITIES, SqlSpelling
@@ -25,6 +27,9 @@ _VOUCHER = f"""CASE WHEN grants.category = {Category.PROMOTIONAL}
 #: choice of which table it reads first.
 WITH_FOLD_END = "LEFT JOIN fold_ends AS fold_end ON fold_end.wallet_number = row.wallet_number"
 IS_FOLDED = "row.sequence <= coalesce(fold_end.sequence, 0)"
+_DAY_KEY = "wallet_number, day, dimension_number"
+#: Days before 1970, further than any time is old.
+_DAYS_AGO = 10**9
 _STORED_QUANTITY = " + ".join(QUANTITIES)
 
 
@@ -96,6 +101,34 @@ def moved_folds(sql: SqlSpelling) -> Pass:
         ("fold.wallet_number", "CAST(NULL AS bigint)"),
         dict(_off(f"created_{name}", name) for name in ("count", "amount", "quantity")),
     )
+
+
+_DAY_SUMS = [column.name for column in schema.day_folds.c if not column.primary_key]
+_DAY = f"(fold.quarter + {_DAYS_AGO * QUARTERS}) / {QUARTERS} - {_DAYS_AGO} AS day"
+_WHICH_DAY = "day {day_fold.day}, dimension {day_fold.dimension_number}"
+#: Compares sums by day with what the folds of the day come to, in wallets that have them.
+DAY_FOLDS = Pass(
+    "folds by day",
+    ("folds", "day_folds", "fold_ends"),
+    f"""(SELECT {_DAY_KEY}, sum(stored) AS stored,
+           {", ".join(f"sum({name}) AS {name}" for name in _DAY_SUMS)}
+    FROM (SELECT fold.wallet_number, {_DAY}, fold.dimension_number, 0 AS stored,
+            {", ".join(f"fold.{name}" for name in _DAY_SUMS)}
+          FROM fold_ends AS fold_end
+          JOIN folds AS fold ON fold.wallet_number = fold_end.wallet_number
+          WHERE fold_end.has_days
+          UNION ALL SELECT {_DAY_KEY}, 1, {", ".join(f"-{name}" for name in _DAY_SUMS)}
+          FROM day_folds) AS every
+    GROUP BY {_DAY_KEY}) AS day_fold""",
+    ("day_fold.wallet_number", "CAST(NULL AS bigint)"),
+    {
+        "day_fold": Check("day_fold.stored <> 1", f"{_WHICH_DAY}: there is no fold of the day"),
+        "day_fold_sums": Check(
+            " OR ".join(f"day_fold.{name} <> 0" for name in _DAY_SUMS),
+            f"{_WHICH_DAY}: it is not the sum of its quarters",
+        ),
+    },
+)
 
 
 #: A fold that ended behind the wallet's last row would leave out the rows that come next.

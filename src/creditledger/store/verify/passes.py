@@ -50,4 +50,5 @@ def passes(sql: SqlSpelling) -> tuple[Pass, ...]:
         fold_checks.FOLD_ENDS,
         fold_checks.folds(sql),
         fold_checks.moved_folds(sql),
+        fold_checks.DAY_FOLDS,
     )
