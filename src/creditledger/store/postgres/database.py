@@ -175,6 +175,9 @@ def _reading(
         # The caller's own bound comes first; this one holds where the caller is gone.
         statement_timeout=f"{int(seconds * 1_000) + 1_000}ms",
         default_transaction_read_only="on",
+        # The default is for disks that turn. With it a small table in which each row of another is
+        # looked up is read from end to end every time.
+        random_page_cost="1.1",
     )
     engine = create_async_engine(
         url, poolclass=NullPool, isolation_level="REPEATABLE READ", connect_args=reading
