@@ -8,6 +8,7 @@ whatever it asserted itself.
 from __future__ import annotations
 
 import os
+from itertools import groupby
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,7 +24,8 @@ from tests.support.server import Api, serve
 from tests.support.setup import BACKDATING_MS_MAX, START, Clock, add_wallet, findings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+    from pathlib import Path
 
     from creditledger.ops.embedded_postgres import PrivatePostgres
 
@@ -75,7 +77,21 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         (kept if fits else left_out).append(item)
     if left_out:
         config.hook.pytest_deselected(items=left_out)
-        items[:] = kept
+    # The server of a module stands still while a test with a loop of its own runs, and its proxy
+    # takes it for dead: so tests of that server follow one another.
+    items[:] = [
+        item
+        for _, group in groupby(kept, key=_place)
+        for item in sorted(group, key=lambda item: "served" not in _fixtures(item))
+    ]
+
+
+def _place(item: pytest.Item) -> tuple[Path, object]:
+    return item.path, item.callspec.params.get("databases") if hasattr(item, "callspec") else None
+
+
+def _fixtures(item: pytest.Item) -> Sequence[str]:
+    return getattr(item, "fixturenames", ())
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -17,7 +18,7 @@ from creditledger.store.registry import records
 from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.refusals import Metadata, Refused, bearer, refused
-from tests.support.server import Registry, serve_registry
+from tests.support.server import PATIENCE_SECONDS, Registry, serve_registry
 from tests.support.setup import START
 
 if TYPE_CHECKING:
@@ -253,14 +254,18 @@ async def test_a_key_read_while_it_is_revoked_is_not_remembered(
 ) -> None:
     """A call that read the key before its revocation does not keep it alive for later ones."""
     made = await api.keys.CreateApiKey(new(), metadata=api.admin)
-    has_read, may_go_on = asyncio.Event(), asyncio.Event()
+    has_read, may_go_on, released = asyncio.Event(), asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
     key_by_hash = records.key_by_hash
 
     def slowly(connection: Connection, secret_hash: bytes) -> tuple[ApiKey, bytes] | None:
         found = key_by_hash(connection, secret_hash)
         if found is not None and found[0].id == made.api_key.id and not may_go_on.is_set():
-            has_read.set()
-            await_only(may_go_on.wait())
+            loop.call_soon_threadsafe(has_read.set)
+            if connection.dialect.name == "sqlite":
+                released.wait(PATIENCE_SECONDS)  # in the thread of the read
+            else:
+                await_only(may_go_on.wait())
         return found
 
     monkeypatch.setattr(records, "key_by_hash", slowly)
@@ -269,6 +274,7 @@ async def test_a_key_read_while_it_is_revoked_is_not_remembered(
     request = pb.RevokeApiKeyRequest(id=made.api_key.id)
     await api.keys.RevokeApiKey(request, metadata=api.admin)
     may_go_on.set()
+    released.set()
     await early
 
     assert await refused(use(api, bearer(made.secret))) == KEY_INVALID
