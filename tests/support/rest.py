@@ -265,7 +265,9 @@ class Served:
 async def serving(database_url: str, **settings: Any) -> AsyncIterator[Served]:
     """Serve a migrated database until the block ends; its rows are verified then."""
     clock = Clock()
-    async with started(database_url, clock, readers=2, **settings) as server:
+    # Tests that see that nothing is written must not see a fold.
+    unasked = {"readers": 2, "fold_interval_seconds": 0}
+    async with started(database_url, clock, **{**unasked, **settings}) as server:
         host, _, port = server.grpc_address.rpartition(":")
         envoy = Envoy(listen=("127.0.0.1", 0), upstreams=[(host, int(port))], concurrency=1)
         async with envoy, server.local_channel() as channel, _client(envoy.url) as client:
