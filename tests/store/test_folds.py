@@ -79,7 +79,7 @@ def test_a_fold_changes_no_answer(story: str, seed: int) -> None:
 
 
 async def test_servers_fold_at_once(new_database: Callable[[], str]) -> None:
-    """Each row is in one fold, whoever of two comes first."""
+    """Two servers fold the same wallets, and each row is in one fold."""
     url = new_database()
     await written(url)
     change(url, folding.drop)

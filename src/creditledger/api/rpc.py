@@ -172,14 +172,14 @@ class Boundary:
 
     def __init__(
         self,
-        server: Methods,
+        methods: Methods,
         door: Door,
         callers: Callers,
         *,
         local: bool = False,
         turns: int = 1,
     ) -> None:
-        self._server = server
+        self._methods = methods
         self._turns = Turns(turns)
         self._door = door
         self._callers = callers
@@ -195,7 +195,7 @@ class Boundary:
         wrapped = {
             name: self._wrap(f"/{service}/{name}", handler) for name, handler in handlers.items()
         }
-        self._server.add_registered_method_handlers(service, wrapped)
+        self._methods.add_registered_method_handlers(service, wrapped)
 
     def _wrap(self, method: str, handler: Any) -> "grpc.RpcMethodHandler[Any, Any]":
         serializer = handler.response_serializer

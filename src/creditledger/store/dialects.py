@@ -17,6 +17,7 @@ from sqlalchemy import (
     Dialect,
     Text,
     TextClause,
+    TextualSelect,
     TypeDecorator,
     column,
     text,
@@ -172,49 +173,30 @@ class has_value(_Spelled[bool]):  # noqa: N801 # the same
         WHERE strpos(lower(e.value COLLATE "C"), {1}) > 0)"""
 
 
-_PAIRS = {
-    "sqlite": text(
-        "SELECT json_extract(value, '$[0]') AS wallet, json_extract(value, '$[1]') AS sequence"
-        " FROM json_each(:pairs)"
-    ),
-    "postgresql": text(
-        "SELECT CAST(value ->> 0 AS bigint) AS wallet, CAST(value ->> 1 AS bigint) AS sequence"
-        " FROM json_array_elements(CAST(:pairs AS json))"
-    ),
-}
-
-
 def pairs(dialect: str) -> CTE:
     """Pairs (wallet, sequence), given as the JSON text `pairs`: to be joined to.
 
     One statement for any number of them. By IN, or of a list of values that is long, SQLite would
     read the whole table.
     """
-    numbers = column("wallet", BigInteger), column("sequence", BigInteger)
-    return _PAIRS[dialect].columns(*numbers).cte("place")
-
-
-_RANGES = {
-    "sqlite": text(
-        "SELECT json_extract(value, '$[0]') AS number, json_extract(value, '$[1]') AS first,"
-        " json_extract(value, '$[2]') AS through FROM json_each(:ranges)"
-    ),
-    "postgresql": text(
-        "SELECT CAST(value ->> 0 AS bigint) AS number, CAST(value ->> 1 AS bigint) AS first,"
-        " CAST(value ->> 2 AS bigint) AS through FROM json_array_elements(CAST(:ranges AS json))"
-    ),
-}
+    return _given(dialect, "pairs", "wallet", "sequence").cte("place")
 
 
 def ranges(dialect: str) -> CTE:
     """Triples (number, first, through), given as the JSON text `ranges`: to be joined to."""
-    names = ("number", "first", "through")
-    return (
-        _RANGES[dialect]
-        .columns(*(column(one, BigInteger) for one in names))
-        .cte("asked")
-        .prefix_with("MATERIALIZED")
-    )
+    asked = _given(dialect, "ranges", "number", "first", "through").cte("asked")
+    return asked.prefix_with("MATERIALIZED")
+
+
+def _given(dialect: str, name: str, *columns: str) -> TextualSelect:
+    """Rows of numbers, given as a JSON text of this name."""
+    if dialect == "sqlite":
+        cell, source = "json_extract(value, '$[{0}]')", "json_each(:{0})"
+    else:
+        cell, source = "CAST(value ->> {0} AS bigint)", "json_array_elements(CAST(:{0} AS json))"
+    cells = (f"{cell.format(place)} AS {one}" for place, one in enumerate(columns))
+    rows = text(f"SELECT {', '.join(cells)} FROM {source.format(name)}")  # constants
+    return rows.columns(*(column(one, BigInteger) for one in columns))
 
 
 def by_index(dialect: str, table: str, index: str) -> TextClause:
@@ -225,6 +207,6 @@ def by_index(dialect: str, table: str, index: str) -> TextClause:
     return text(f"{table} INDEXED BY {index}" if dialect == "sqlite" else table)
 
 
-def fold(q: str) -> str:
+def lower_ascii(q: str) -> str:
     """ASCII letters in lower case, all others as they are: what lower() does in the tables."""
     return "".join(c.lower() if c.isascii() else c for c in q)

@@ -4,15 +4,23 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Protocol, TypeVar
 
+import structlog
 from sqlalchemy import Connection
 
-from creditledger.domain.errors import Overloaded
+from creditledger.domain.errors import Overloaded, QueryTooBroad
 from creditledger.store.write.batch import TOO_MANY_READS
+
+log = structlog.get_logger()
 
 T = TypeVar("T")
 
 #: How long a read waits for a connection.
 WAIT_SECONDS_MAX = 5.0
+
+
+def too_broad(seconds: float) -> QueryTooBroad:
+    """The refusal for a read that took longer."""
+    return QueryTooBroad(f"the query took longer than {seconds:g} s; narrow it by time or customer")
 
 
 class Reader(Protocol):
@@ -23,10 +31,10 @@ class Reader(Protocol):
         """Whether it is of no more use."""
 
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
-        """`query` on one snapshot. Raises QueryTooBroad when it takes longer than `seconds`."""
+        """`query` on one snapshot. Raises QueryTooBroad when it takes longer than `seconds`.
 
-    def give_up(self) -> None:
-        """End the read under way: nobody waits for it any more."""
+        If it is canceled, the query has ended when it raises.
+        """
 
     async def close(self) -> None:
         """Disconnect."""
@@ -48,25 +56,22 @@ class Readers:
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
         """As `Reader.read`; raises Overloaded where no connection comes back for long."""
         reader = await self._lent()
-        # A task of its own: the connection comes back when it is done with the query, also if
-        # nobody waits for the answer any more.
-        reading = asyncio.create_task(self._read(reader, query, seconds))
         try:
-            return await asyncio.shield(reading)
-        except asyncio.CancelledError:
-            if reader is not None:
-                reader.give_up()
-            # Nobody else retrieves what it comes to.
-            reading.add_done_callback(lambda done: done.cancelled() or done.exception())
-            raise
+            if reader is None:
+                reader = await self._opened()
+            return await reader.read(query, seconds)
+        finally:
+            if reader is not None and reader.lost:
+                await self._replace(reader)
+                # The others lead to the same server, and are of the same age.
+                await self.renew()
+            else:
+                self._idle.put_nowait(reader)
 
     async def renew(self) -> None:
         """Use new connections from now on."""
         for _ in range(self._idle.qsize()):
-            reader = self._idle.get_nowait()
-            if reader is not None:
-                await reader.close()
-            self._idle.put_nowait(None)
+            await self._replace(self._idle.get_nowait())
 
     async def close(self) -> None:
         """Wait until all connections are back, then disconnect: a later one would stay open.
@@ -91,17 +96,12 @@ class Readers:
         except TimeoutError:
             raise Overloaded(TOO_MANY_READS, retry_after="1") from None
 
-    async def _read(
-        self, reader: Reader | None, query: Callable[[Connection], T], seconds: float
-    ) -> T:
+    async def _replace(self, reader: Reader | None) -> None:
+        """Disconnect; another connection may open instead, however that ends."""
         try:
-            if reader is None:
-                reader = await self._opened()
-            return await reader.read(query, seconds)
-        finally:
-            if reader is not None and reader.lost:
-                # The others lead to the same server, of the same age.
+            if reader is not None:
                 await reader.close()
-                reader = None
-                await self.renew()
-            self._idle.put_nowait(reader)
+        except Exception:
+            log.info("a reading connection was not closed in order", exc_info=True)
+        finally:
+            self._idle.put_nowait(None)

@@ -10,6 +10,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
@@ -21,8 +22,9 @@ from structlog.testing import capture_logs
 from creditledger.domain.commands import Usage
 from creditledger.domain.errors import QueryTooBroad, Unavailable
 from creditledger.domain.operations import Consume
-from creditledger.store import Changes, DatabaseLocked, Loaded, Store, schema
+from creditledger.store import READ_SECONDS_MAX, Changes, DatabaseLocked, Loaded, Store, schema
 from tests.support.databases import OURS, execute
+from tests.support.server import PATIENCE_SECONDS
 from tests.support.setup import (
     Clock,
     add_wallet,
@@ -324,7 +326,14 @@ async def nobody_is_left(database_url: str) -> None:
 
 @pytest.mark.only("sqlite")
 async def test_what_is_committed_is_on_the_disk(store: Store) -> None:
-    """COMMIT waits for the disk, so what was acknowledged survives a power cut."""
+    """COMMIT waits for the disk, so what was acknowledged survives a power cut.
+
+    That of what can be made again does not, whatever became of it, and says nothing of the next.
+    """
+    levels = [await store.derive(lambda c: c.exec_driver_sql("PRAGMA synchronous").scalar())]
+    with pytest.raises(Unavailable):
+        await store.derive(lambda c: c.exec_driver_sql("SELECT 1 FROM nowhere"))
+    assert levels == [1]  # NORMAL
     durability = await store.write(
         lambda c: (
             c.exec_driver_sql("PRAGMA journal_mode").scalar(),
@@ -361,11 +370,11 @@ async def test_a_read_never_waits_for_a_write(store: Store) -> None:
 
 async def test_a_read_is_one_snapshot(store: Store) -> None:
     """All statements of a read see the same moment, whatever is committed in between."""
-    begun, written = asyncio.Event(), asyncio.Event()
+    loop, begun, written = asyncio.get_running_loop(), asyncio.Event(), threading.Event()
 
     def read(connection: Connection) -> tuple[int, int]:
         first = wallet_count(connection)
-        begun.set()
+        loop.call_soon_threadsafe(begun.set)
         while not written.is_set():
             connection.execute(text("SELECT 1"))  # gives way to the writer
         return first, wallet_count(connection)
@@ -387,6 +396,12 @@ async def test_a_read_cannot_write(store: Store) -> None:
     assert await store.read(wallet_count) == 0
 
 
+ENDLESS = text(
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
+    " WHERE CAST(i AS TEXT) <> CAST(:said AS TEXT)"
+)
+
+
 async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: Clock) -> None:
     """A query past its time is QUERY_TOO_BROAD, and its connection serves the next one.
 
@@ -394,17 +409,52 @@ async def test_a_read_that_takes_too_long_is_cut_off(database_url: str, clock: C
     """
     store = Store(database_url, clock=clock, readers=1)
     await store.open()
-    endless = text(
-        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n"
-        " WHERE CAST(i AS TEXT) <> CAST(:said AS TEXT)"
-    )
-
     for _ in range(2):
         with pytest.raises(QueryTooBroad), capture_logs() as logged:
-            await store.read(lambda c: c.execute(endless, {"said": "secret"}).all(), seconds=0.05)
+            await store.read(lambda c: c.execute(ENDLESS, {"said": "secret"}).all(), seconds=0.05)
         assert await store.read(wallet_count) == 0
         (line,) = [one for one in logged if one["event"] == "read cut off"]
         assert line["statement"].startswith("WITH RECURSIVE n(i)")
         assert any("SCAN" in step.upper() for step in line["plan"])
         assert "secret" not in repr(logged)
+    await store.close()
+
+
+async def test_a_read_of_many_statements_is_cut_off(database_url: str, clock: Clock) -> None:
+    """It is over when its time is, also where each of its statements is quick."""
+    store = Store(database_url, clock=clock, readers=1)
+    await store.open()
+
+    def many(connection: Connection) -> None:
+        time.sleep(0.2)  # its time is over while no statement runs
+        give_up = time.monotonic() + READ_SECONDS_MAX
+        while time.monotonic() < give_up:
+            connection.execute(text("SELECT 1")).all()
+        went_on.append(True)
+
+    went_on: list[bool] = []
+    with pytest.raises(QueryTooBroad):
+        await store.read(many, seconds=0.05)
+    assert not went_on
+    assert await store.read(wallet_count) == 0
+    await store.close()
+
+
+async def test_a_read_that_nobody_waits_for_ends(database_url: str, clock: Clock) -> None:
+    """Its connection serves the next read, which would be OVERLOADED while it goes on."""
+    store = Store(database_url, clock=clock, readers=1)
+    await store.open()
+    loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+    def endless(connection: Connection) -> None:
+        loop.call_soon_threadsafe(begun.set)
+        connection.execute(ENDLESS, {"said": ""}).all()
+
+    reading = asyncio.create_task(store.read(endless, seconds=PATIENCE_SECONDS))
+    await begun.wait()
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+    assert await store.read(wallet_count) == 0
     await store.close()

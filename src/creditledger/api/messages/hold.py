@@ -12,7 +12,7 @@ from creditledger.domain import clock, ids, money
 from creditledger.domain.commands import Command, Operation
 from creditledger.domain.errors import InvalidField, MissingField
 from creditledger.domain.model import HOLD_MS_MAX, Annotation, Dimension, Hold
-from creditledger.domain.operations import Capture, Extend, OnHold, PlaceHold
+from creditledger.domain.operations import Capture, Extend, PlaceHold
 from creditledger.engine.batch import Posted
 
 
@@ -36,7 +36,7 @@ def place_hold(request: wallet_service_pb2.HoldRequest) -> Callable[[Caller], Co
     wallet_id = fields.reference("wal", request.wallet_id, field="wallet_id")
     key = fields.idempotency_key(request.idempotency_key)
     brief = posting_messages.is_brief(request)
-    return lambda caller: _asked(wallet_id, key, operation, said, caller, is_brief=brief)
+    return lambda caller: on_hold(wallet_id, key, operation, said, caller, is_brief=brief)
 
 
 def annotation(request: Any) -> Annotation:
@@ -81,25 +81,13 @@ def extend(request: wallet_service_pb2.ExtendHoldRequest) -> Extend:
 def on_hold(
     wallet_id: str,
     key: str,
-    operation: OnHold,
-    said: Annotation,
-    caller: Caller,
-    *,
-    is_brief: bool,
-) -> Command:
-    """The command about a hold of this wallet."""
-    return _asked(wallet_id, key, operation, said, caller, is_brief=is_brief)
-
-
-def _asked(
-    wallet_id: str,
-    key: str,
     operation: Operation,
     said: Annotation,
     caller: Caller,
     *,
     is_brief: bool,
 ) -> Command:
+    """The command about a hold of this wallet, there or to be made."""
     return Command(
         wallet_id,
         key,

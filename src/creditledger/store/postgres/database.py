@@ -30,7 +30,7 @@ from creditledger.store import cut_off
 from creditledger.store.cut_off import Running
 from creditledger.store.ledger_clock import LedgerClock
 from creditledger.store.postgres.pool import Pool
-from creditledger.store.postgres.readers import SessionReader, too_broad
+from creditledger.store.postgres.readers import SessionReader
 from creditledger.store.postgres.writer import (
     LOCK_SECONDS_MAX,
     LOST,
@@ -39,7 +39,7 @@ from creditledger.store.postgres.writer import (
     is_not_now,
 )
 from creditledger.store.read.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind, marked
-from creditledger.store.readers import Readers
+from creditledger.store.readers import Readers, too_broad
 from creditledger.store.write.batch import (
     SUM_TOO_LARGE,
     UNREADABLE,

@@ -10,15 +10,10 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from creditledger.domain.errors import QueryTooBroad
 from creditledger.store.postgres.writer import DISCARD_PLANS, Plans
+from creditledger.store.readers import too_broad
 
 T = TypeVar("T")
-
-
-def too_broad(seconds: float) -> QueryTooBroad:
-    """The refusal for a read that took longer."""
-    return QueryTooBroad(f"the query took longer than {seconds:g} s; narrow it by time or customer")
 
 
 class SessionReader:
@@ -28,7 +23,6 @@ class SessionReader:
         self.lost = False
         self._connection = connection
         self._plans = Plans()
-        self._reading: asyncio.Task[object] | None = None
 
     @classmethod
     async def opened(cls, engine: AsyncEngine) -> "SessionReader":
@@ -37,7 +31,6 @@ class SessionReader:
 
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
         """See Reader. Raises DBAPIError."""
-        self._reading = asyncio.current_task()
         self.lost = True  # unless it ends in order
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -46,13 +39,6 @@ class SessionReader:
             if limit.expired():
                 raise too_broad(seconds) from None
             raise
-        finally:
-            self._reading = None
-
-    def give_up(self) -> None:
-        """Cancel what the server does."""
-        if self._reading is not None:
-            self._reading.cancel()
 
     async def close(self) -> None:
         """Disconnect."""

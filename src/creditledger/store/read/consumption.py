@@ -182,7 +182,7 @@ def _standing(
     return select(*columns).join_from(_LAST, schema.transactions, here), values
 
 
-def _wallets_written(connection: Connection, filters: Filters) -> list[tuple[int, int, str]]:
+def _wallets_written(connection: Connection, filters: Filters) -> Wallets:
     """All wallets of the mode and currency that can have rows in the window.
 
     When a wallet was made says nothing of its first row: the clock may have gone back since.
@@ -217,9 +217,7 @@ def _sums_through(
     return found.get(first, none), found.get(last, none)
 
 
-def dimension_sums(
-    connection: Connection, filters: Filters, wallets: list[tuple[int, int, str]] | None
-) -> Sums:
+def dimension_sums(connection: Connection, filters: Filters, wallets: Wallets | None) -> Sums:
     """Consumption of a meter or subscription: whole quarters from the folds, the rest from rows."""
     if wallets is None:
         wallets = _wallets_written(connection, filters)

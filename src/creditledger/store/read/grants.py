@@ -30,7 +30,7 @@ from creditledger.domain.clock import DAY
 from creditledger.domain.model import NEVER, Category, Grant, GrantStatus, repayments
 from creditledger.domain.views import GivenGrant, Transaction, WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import by_index, exact_sum, fold, holds
+from creditledger.store.dialects import by_index, exact_sum, holds, lower_ascii
 from creditledger.store.read.transaction_reads import OF_POSTING, expand
 from creditledger.store.registry import records
 from creditledger.store.write.columns import GRANT, PLACE, POSTING_NAMES, Parts, load, posting_value
@@ -208,7 +208,7 @@ def _narrowed(query: Select[Any], filters: GrantFilters, clock: int) -> Select[A
     if filters.statuses:
         query = query.where(or_(*(_is(one, _now(clock)) for one in filters.statuses)))
     if filters.q is not None:
-        query = query.where(holds(func.lower(func.coalesce(g.name, "")), fold(filters.q)))
+        query = query.where(holds(func.lower(func.coalesce(g.name, "")), lower_ascii(filters.q)))
     return query
 
 

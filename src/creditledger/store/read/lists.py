@@ -37,10 +37,10 @@ from creditledger.domain.model import Kind
 from creditledger.domain.views import Movement, Transaction
 from creditledger.store import schema
 from creditledger.store.dialects import (
-    fold,
     has_value,
     holds,
     is_snapshot,
+    lower_ascii,
     receipt_of,
     was_in,
 )
@@ -290,7 +290,7 @@ def _json_pair(key: str, value: str) -> str:
 
 def _says(q: str) -> ColumnElement[bool]:
     """Description, note, id, receipt id or a metadata value holds `q`, ASCII letters folded."""
-    wanted = fold(q)
+    wanted = lower_ascii(q)
     places = [
         holds(func.lower(p.description), wanted),
         holds(func.lower(p.note), wanted),

@@ -14,7 +14,7 @@ from creditledger.domain.model import MeterEvent
 from creditledger.domain.registry import Currency, Meter
 from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
-from creditledger.store.dialects import exact_sum, fold, has_value, holds
+from creditledger.store.dialects import exact_sum, has_value, holds, lower_ascii
 from creditledger.store.registry import meters, records
 from creditledger.store.write.columns import EVENT, PLACE, Parts, load
 
@@ -148,7 +148,7 @@ def page(
         wanted.append(_e.created_at < filters.end)
     counted = _events(func.count())
     if filters.q is not None:
-        q = fold(filters.q)
+        q = lower_ascii(filters.q)
         # Of each event by itself: joined, its posting is looked for by what statistics say.
         said = select(has_value(_p.metadata, q)).where(_OF_POSTING).correlate(schema.meter_events)
         named = holds(func.lower(_e.identifier), q)

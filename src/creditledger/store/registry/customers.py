@@ -13,8 +13,8 @@ from creditledger.domain.commands import merged
 from creditledger.domain.errors import NotFound, echo
 from creditledger.domain.registry import Customer, CustomerFilters
 from creditledger.store import schema
-from creditledger.store.dialects import fold
 from creditledger.store.dialects import holds as contains
+from creditledger.store.dialects import lower_ascii
 from creditledger.store.registry import records
 
 
@@ -30,10 +30,10 @@ def page(connection: Connection, after: str, size: int, filters: CustomerFilters
     if not filters.archived:
         query = query.where(table.c.archived_at.is_(None))
     if filters.email is not None:
-        query = query.where(func.lower(table.c.email) == fold(filters.email))
+        query = query.where(func.lower(table.c.email) == lower_ascii(filters.email))
     if filters.q is not None:
         texts = (func.lower(table.c.name), func.lower(table.c.email))
-        query = query.where(or_(*(contains(one, fold(filters.q)) for one in texts)))
+        query = query.where(or_(*(contains(one, lower_ascii(filters.q)) for one in texts)))
     query = query.where(table.c.id > after).order_by(table.c.id).limit(size + 1)
     return [records.customer_value(row) for row in connection.execute(query)]
 

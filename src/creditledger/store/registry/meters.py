@@ -13,7 +13,7 @@ from sqlalchemy import Connection, Row, func, insert, or_, select, update
 from creditledger.domain.errors import NotFound, echo
 from creditledger.domain.registry import Meter
 from creditledger.store import schema
-from creditledger.store.dialects import fold, holds
+from creditledger.store.dialects import holds, lower_ascii
 from creditledger.store.registry.records import dumped, require_currency, taken
 
 _table = schema.meters
@@ -65,7 +65,7 @@ def newest(
         query = query.where(_c.event_name == event_name)
     if q is not None:
         texts = (_c.name, _c.event_name, func.coalesce(_c.description, ""))
-        query = query.where(or_(*(holds(func.lower(one), fold(q)) for one in texts)))
+        query = query.where(or_(*(holds(func.lower(one), lower_ascii(q)) for one in texts)))
     count = connection.execute(select(func.count()).select_from(query.subquery())).scalar_one()
     ordered = query.order_by(_c.created_at.desc(), _c.id.desc()).limit(size).offset(offset)
     return count, [_value(row) for row in connection.execute(ordered)]

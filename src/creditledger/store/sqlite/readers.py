@@ -14,11 +14,15 @@ import aiosqlite
 from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import OperationalError
 
-from creditledger.domain.errors import QueryTooBroad, ResultTooLarge
+from creditledger.domain.errors import ResultTooLarge
 from creditledger.store import cut_off
+from creditledger.store.readers import too_broad
 from creditledger.store.write.batch import SUM_TOO_LARGE
 
 T = TypeVar("T")
+
+#: Between two attempts to end a read.
+END_SECONDS = 0.01
 
 
 class ThreadReader(aiosqlite.Connection):
@@ -43,27 +47,36 @@ class ThreadReader(aiosqlite.Connection):
 
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
         """See Reader. Raises ResultTooLarge."""
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + seconds
-        timer = loop.call_at(deadline, self.give_up)
+        reading = asyncio.create_task(self._run(partial(self._transaction, query)))
         try:
-            return await self._run(partial(self._transaction, query))
+            async with asyncio.timeout(seconds):
+                # Shielded: its thread goes on until it is told.
+                return await asyncio.shield(reading)
+        except TimeoutError:
+            await self._end(reading)
+            await self._run(partial(self._tell, seconds))
+            raise too_broad(seconds) from None
+        except asyncio.CancelledError:
+            await self._end(reading)
+            raise
         except OperationalError as error:
-            if getattr(error.orig, "sqlite_errorname", "") == "SQLITE_INTERRUPT":
-                if loop.time() >= deadline:
-                    await self._run(partial(self._tell, seconds))
-                raise QueryTooBroad(
-                    f"the query took longer than {seconds:g} s; narrow it by time or customer"
-                ) from None
             if str(error.orig) == "integer overflow":
                 raise ResultTooLarge(SUM_TOO_LARGE) from error
             raise
-        finally:
-            timer.cancel()
 
-    def give_up(self) -> None:
-        """End the statement that runs."""
-        self._conn.interrupt()
+    async def _end(self, reading: "asyncio.Task[object]") -> None:
+        """End the read. Raises CancelledError afterwards if that is asked for meanwhile."""
+        canceled = None
+        while not reading.done():
+            # Between two statements this ends nothing, so it is done again.
+            self._conn.interrupt()
+            try:
+                await asyncio.wait([reading], timeout=END_SECONDS)
+            except asyncio.CancelledError as error:
+                canceled = error
+        reading.exception()  # nobody else retrieves it
+        if canceled is not None:
+            raise canceled
 
     async def close(self) -> None:
         """Disconnect."""

@@ -32,7 +32,7 @@ from creditledger.outlets.exports import stream as export_stream
 from creditledger.outlets.exports.files import BILLING_COLUMNS, Dialect, Export
 from creditledger.outlets.exports.stream import UTC, Exports, Walk
 from creditledger.store import Store
-from creditledger.store.dialects import fold
+from creditledger.store.dialects import lower_ascii
 from creditledger.store.read import bill_sums, lists
 from creditledger.store.read.transaction_reads import Filters
 from creditledger.store.registry import records
@@ -492,7 +492,8 @@ def _matches(dimension: Dimension, wanted: _BillQuery) -> bool:
         wanted.category in (None, dimension.category)
         and wanted.api_key_id in (None, dimension.api_key_id)
         and (
-            wanted.product_name is None or fold(wanted.product_name) in fold(dimension.product_name)
+            wanted.product_name is None
+            or lower_ascii(wanted.product_name) in lower_ascii(dimension.product_name)
         )
     )
 
