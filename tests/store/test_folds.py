@@ -15,6 +15,8 @@ from creditledger.outlets import folder
 from creditledger.outlets.folder import Folder
 from creditledger.store import CannotOpen, Store, schema
 from creditledger.store.folds import folding
+from creditledger.store.read.consumption import Sums, dimension_sums
+from creditledger.store.read.transaction_reads import Filters
 from tests.store.test_verify import written
 from tests.support.setup import (
     Clock,
@@ -76,6 +78,33 @@ def test_a_fold_changes_no_answer(story: str, seed: int) -> None:
     assert look(story, ends) == {wallet: last for wallet, last in wallets.items() if last}
     assert look(story, ask) == by_rows_alone
     assert findings(story) == []
+
+
+async def test_more_dimensions_than_a_statement_takes_parameters(
+    new_database: Callable[[], str],
+) -> None:
+    """API keys and products are labels of the caller's, so nothing bounds how many there are."""
+    url = new_database()
+    await written(url)
+    change(url, fold_all)
+    d = schema.dimensions.c
+    metered = select(schema.dimensions).where(d.meter_id.is_not(None)).limit(1)
+    one = look(url, lambda connection: connection.execute(metered).mappings().one())
+    filters = Filters(livemode=True, meter_id=one["meter_id"])
+    scope = [(one["wallet_number"], look(url, wallet_ends)[one["wallet_number"]], "USD")]
+
+    def ask(connection: Connection) -> Sums:
+        return dimension_sums(connection, filters, scope)
+
+    before = look(url, ask)
+    more = [
+        {**one, "number": 1_000 + n, "digest": f"{n:064}", "product_id": f"p{n}"}
+        for n in range(33_000)
+    ]
+    change(url, lambda connection: connection.execute(schema.dimensions.insert(), more))
+
+    assert before.count
+    assert look(url, ask) == before
 
 
 async def test_servers_fold_at_once(new_database: Callable[[], str]) -> None:

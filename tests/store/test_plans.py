@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 from contextlib import closing
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -23,7 +24,7 @@ from creditledger.domain import clock as time
 from creditledger.domain.clock import SECOND
 from creditledger.domain.webhook_events import EventType
 from creditledger.outlets import watches
-from tests.support.server import TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
+from tests.support.server import CUSTOMER, TWO_DAYS_OF_BILLS, consume, grant, post, refund, serve
 from tests.support.setup import START, file_of
 from tests.support.statements_recorded import LARGE, Said, recorded
 
@@ -186,6 +187,43 @@ async def test_nothing_of_a_customer_is_found_by_reading_it_all(
             ):
                 statements = await asked(heard.reading, what)
                 assert scanned(database_url, statements) == []
+
+
+async def test_a_filtered_page_of_a_wallet_ends_where_it_is_full(
+    database_url: str, clock: Clock
+) -> None:
+    """Its rows are read backwards from the newest, and their dimensions are found before them."""
+    with recorded() as heard:
+        async with serve(database_url, clock) as api:
+            meter = registry_pb.CreateMeterRequest(
+                id="mtr_tokens", name="Tokens", event_name="tokens", unit="token"
+            )
+            await api.local.registry.CreateMeter(meter)
+            given = await api.post("given", **grant("100"))
+            await api.post("more", **grant("1"))
+            for n in range(5):
+                await api.post(f"spent {n}", **consume("1", meter_id="mtr_tokens"))
+
+            async def listed(**filters: Any) -> object:
+                request = list_pb.CreditTransactionServiceListRequest(page_size=2, **filters)
+                page = await api.transactions.List(request, metadata=api.service)
+                assert len(page.list) == 2
+                request.page_token = page.paging.next_page_token
+                return await api.transactions.List(request, metadata=api.service)
+
+            grant_id = given.transactions[0].credit_grant_id
+            for filters in ({"meter_id": "mtr_tokens"}, {"credit_grant_id": grant_id}):
+                statements = await asked(
+                    heard.reading, partial(listed, customer_id=CUSTOMER, **filters)
+                )
+                pages = [one for one in statements if "LIMIT" in one.text]
+                assert len(pages) == 2
+                with closing(sqlite3.connect(file_of(database_url))) as connection:
+                    for one in pages:
+                        plan = connection.execute(f"EXPLAIN QUERY PLAN {one.text}", one.values)
+                        steps = str(plan.fetchall())
+                        assert "TEMP B-TREE" not in steps
+                        assert "CORRELATED" not in steps
 
 
 async def two_pages_of_grants(api: Api, key: Metadata) -> object:

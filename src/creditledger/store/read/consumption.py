@@ -223,18 +223,21 @@ def dimension_sums(connection: Connection, filters: Filters, wallets: Wallets | 
         wallets = _wallets_written(connection, filters)
     total = Sums()
     for number, last, _ in wallets:
-        query = _dimensions(
-            meter=filters.meter_id is not None, subscription=filters.subscription_id is not None
-        )
-        values = {
-            "wallet": number,
-            "meter_id": filters.meter_id,
-            "subscription_id": filters.subscription_id,
-        }
+        query = _dimensions(**_narrowed_by(filters))
+        values = {"wallet": number, **_values(filters)}
         dimensions: dict[int, bool] = dict(connection.execute(query, values).all())
         if dimensions:
             total += _sums_of(connection, number, last, dimensions, filters)
     return total
+
+
+def _narrowed_by(filters: Filters) -> dict[str, bool]:
+    meter, subscription = filters.meter_id is not None, filters.subscription_id is not None
+    return {"meter": meter, "subscription": subscription}
+
+
+def _values(filters: Filters) -> dict[str, str | None]:
+    return {"meter_id": filters.meter_id, "subscription_id": filters.subscription_id}
 
 
 @cache
@@ -250,9 +253,12 @@ def _dimensions(*, meter: bool, subscription: bool) -> Select[int, bool]:
     return query
 
 
-def _folded(table: Table) -> Select[*tuple[int, ...]]:
+@cache
+def _folded(table: Table, *, meter: bool, subscription: bool) -> Select[*tuple[int, ...]]:
     """By dimension, what was written in a range of whole periods."""
     f, (_, period, _) = table.c, table.primary_key
+    # Found again in the statement: a wallet may have more of them than a statement parameters.
+    wanted = _dimensions(meter=meter, subscription=subscription).with_only_columns(d.number)
     return (
         select(
             f.dimension_number,
@@ -264,13 +270,10 @@ def _folded(table: Table) -> Select[*tuple[int, ...]]:
             f.wallet_number == bindparam("wallet"),
             period >= bindparam("first"),
             period < bindparam("through"),
-            f.dimension_number.in_(bindparam("dimensions", expanding=True)),
+            f.dimension_number.in_(wanted),
         )
         .group_by(f.dimension_number)
     )
-
-
-_BY_QUARTER, _BY_DAY = _folded(schema.folds), _folded(schema.day_folds)
 
 
 def _sums_of(
@@ -296,10 +299,12 @@ def _sums_of(
             connection, span(connection, wallet, folded, start, end), dimensions
         )
     quarters, days = ends.split(first, through)
-    for statement, (a, b) in (*((_BY_QUARTER, one) for one in quarters), (_BY_DAY, days)):
+    whole = [(schema.folds, one) for one in quarters] + [(schema.day_folds, days)]
+    for table, (a, b) in whole:
         if a < b:
-            values = {"wallet": wallet, "first": a, "through": b, "dimensions": list(dimensions)}
-            for number, count, amount, quantity in connection.execute(statement, values):
+            query = _folded(table, **_narrowed_by(filters))
+            values = {"wallet": wallet, "first": a, "through": b, **_values(filters)}
+            for number, count, amount, quantity in connection.execute(query, values):
                 total += Sums(count, amount, quantity, 0 if dimensions[number] else -amount)
     for a, b in ((start, first * clock.QUARTER), (through * clock.QUARTER, end)):
         if a < b < NEVER:

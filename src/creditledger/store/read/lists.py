@@ -12,6 +12,7 @@ from functools import cache, reduce
 from typing import Any
 
 from sqlalchemy import (
+    BigInteger,
     BindParameter,
     ColumnElement,
     Connection,
@@ -101,25 +102,26 @@ def page(connection: Connection, filters: Filters, *, size: int, offset: int) ->
     wallets, pin = wallets_and_snapshot(connection, filters)
     if is_replica(connection) and (wallets is None or len(wallets) > 1):
         _require_whole(connection, pin)
-    plain = conditions(filters) is None
-    if wallets is not None and plain:
+    if wallets is None:
+        spans = None
+        count = _count(connection, filters, wallets)
+    else:
         spans = [
             span(connection, number, last, filters.start, filters.end)
             for number, last, _ in wallets
         ]
-        count = sum(map(len, spans))
-        if len(spans) == 1:
-            return _page_of(connection, spans[0], spans[0].last - offset, size, count, pin)
-    else:
-        spans = None
-        count = _count(connection, filters, wallets)
+        if conditions(filters) is None:
+            count = sum(map(len, spans))
+            if len(spans) == 1:
+                return _page_of(connection, spans[0], spans[0].last - offset, size, count, pin)
+        else:
+            count = _count(connection, filters, wallets)
     if offset > OFFSET_MAX:
         raise OffsetTooLarge
-    if spans is not None:
-        keys = _keys_of(connection, spans, offset + size + 1)[offset:]
+    if spans is None:
+        keys = _keys(connection, _over_all(filters).limit(size + 1).offset(offset))
     else:
-        query = _matching(filters, wallets).limit(size + 1).offset(offset)
-        keys = _keys(connection, query)
+        keys = _keys_of(connection, spans, filters, offset + size + 1)[offset:]
     return _page(connection, keys, size, count, pin)
 
 
@@ -135,20 +137,20 @@ def page_after(connection: Connection, filters: Filters, cursor: Cursor, *, size
         _require_seen(connection, wallets, cursor)
     last = cursor.created_at, cursor.wallet, cursor.sequence
     rest = and_(was_in(cursor.pin), tuple_(*ORDER) < tuple_(*map(literal, last)))
-    if wallets is not None and conditions(filters) is None:
+    if wallets is None:
+        query = _over_all(filters).where(t.created_at <= cursor.created_at, rest)
+        keys = _keys(connection, query.limit(size + 1))
+    else:
         spans = [
             span(connection, number, last, filters.start, cursor.created_at + 1)
             for number, last, _ in wallets
         ]
-        if len(spans) == 1 and spans[0].wallet == cursor.wallet:
+        if len(spans) == 1 and spans[0].wallet == cursor.wallet and conditions(filters) is None:
             # Rows of one wallet are written in the order of sequence: none before the cursor's row
             # is younger than the snapshot.
             through = min(spans[0].last, cursor.sequence - 1)
             return _page_of(connection, spans[0], through, size, cursor.count, cursor.pin)
-        keys = _keys_of(connection, spans, size + 1, rest)
-    else:
-        query = _matching(filters, wallets).where(t.created_at <= cursor.created_at, rest)
-        keys = _keys(connection, query.limit(size + 1))
+        keys = _keys_of(connection, spans, filters, size + 1, rest)
     return _page(connection, keys, size, cursor.count, cursor.pin)
 
 
@@ -221,32 +223,46 @@ def _keys(connection: Connection, query: Select[Any]) -> list[_Key]:
 def _keys_of(
     connection: Connection,
     spans: Iterable[Span],
+    filters: Filters,
     limit: int,
-    condition: ColumnElement[bool] | None = None,
+    rest: ColumnElement[bool] | None = None,
 ) -> list[_Key]:
-    """The newest keys of several wallets' spans, merged."""
-    found: list[_Key] = []
-    for one in spans:
-        query = select(*ORDER).where(
-            t.wallet_number == one.wallet, t.sequence.between(one.first, one.last)
-        )
+    """The newest keys of several wallets' spans that the filters match, merged.
+
+    Each wallet's rows are read backwards by sequence, and no further than the limit asks.
+    """
+    query = select(*ORDER).where(
+        t.wallet_number == _WALLET, t.sequence.between(bindparam("first"), bindparam("last"))
+    )
+    narrowed = conditions(filters, of_wallet=True)
+    for condition in (narrowed, rest):
         if condition is not None:
             query = query.where(condition)
-        query = query.order_by(t.sequence.desc()).limit(limit)
-        found += _keys(connection, query)
+    query = query.order_by(t.sequence.desc()).limit(limit)
+    found: list[_Key] = []
+    for one in spans:
+        values = {"wallet": one.wallet, "first": one.first, "last": one.last}
+        found += [(row[0], row[1], row[2]) for row in connection.execute(query, values)]
     return sorted(found, reverse=True)[:limit]
 
 
-def conditions(filters: Filters) -> ColumnElement[bool] | None:
-    """What a row's own columns must say; None where the wallet and the time say it all."""
+_WALLET: BindParameter[int] = bindparam("wallet", type_=BigInteger)
+
+
+def conditions(filters: Filters, *, of_wallet: bool = False) -> ColumnElement[bool] | None:
+    """What a row's own columns must say; None where the wallet and the time say it all.
+
+    `of_wallet`: for a statement on the rows of one wallet, the parameter `wallet`.
+    """
     found: list[ColumnElement[bool]] = []
     if filters.grant is not None:
         found.append(and_(t.wallet_number == filters.grant[0], t.grant_number == filters.grant[1]))
         found.append(t.sequence >= filters.grant[1])
+    of_dimension = _of_wallets_dimension if of_wallet else _of_dimension
     if filters.meter_id is not None:
-        found.append(_of_dimension(d.meter_id == filters.meter_id))
+        found.append(of_dimension(d.meter_id == filters.meter_id))
     if filters.subscription_id is not None:
-        found.append(_of_dimension(d.subscription_id == filters.subscription_id))
+        found.append(of_dimension(d.subscription_id == filters.subscription_id))
     if filters.source is not None:
         found.append(_of_posting(_has_source(filters.source)))
     if filters.q is not None:
@@ -268,6 +284,13 @@ def _of_dimension(condition: ColumnElement[bool]) -> ColumnElement[bool]:
     same = and_(d.wallet_number == t.wallet_number, d.number == t.dimension_number)
     asked = select(condition).where(same).correlate(schema.transactions)
     return func.coalesce(asked.scalar_subquery(), false())
+
+
+def _of_wallets_dimension(condition: ColumnElement[bool]) -> ColumnElement[bool]:
+    """Of one wallet all dimensions that match are found first: each row then costs a comparison."""
+    asked = select(d.number).where(d.wallet_number == _WALLET, condition)
+    # PostgreSQL makes a join of a bare IN, and orders it by its statistics.
+    return func.coalesce(t.dimension_number.in_(asked), false())
 
 
 #: Keys of a posting's own source; ids of other postings and wallets are found in other ways.
@@ -322,9 +345,9 @@ def _bits(column: ColumnElement[int], shift: int) -> ColumnElement[int]:
     return column.op(">>")(literal_column(str(shift))).op("&")(literal_column("31"))
 
 
-def _matching(filters: Filters, wallets: Wallets | None) -> Select[Any]:
-    """Keys of the rows the filters match, newest first."""
-    query = matching(filters, wallets, ORDER)
+def _over_all(filters: Filters) -> Select[Any]:
+    """Keys of the rows of all wallets that the filters match, newest first."""
+    query = matching(filters, None, ORDER)
     return query.order_by(*(column.desc() for column in ORDER))
 
 
@@ -359,7 +382,7 @@ def _count(connection: Connection, filters: Filters, wallets: Wallets | None) ->
             return dimension_sums(connection, filters, wallets).count
         if wallets is None:
             return count_over_all(connection, filters)
-    query = _matching(filters, wallets).order_by(None).subquery()
+    query = matching(filters, wallets, ORDER).subquery()
     return int(connection.execute(select(func.count()).select_from(query)).scalar_one())
 
 
