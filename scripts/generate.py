@@ -1,11 +1,12 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/, and envoy.yaml's tables of errors and routes, from
-domain/errors.py and the contract; `--check` compares them with a fresh generation and names the
-files that differ; `--googleapis` only puts Google's protos where buf looks for them (see buf.yaml);
-`--breaking REVISION` asks buf whether the contract still keeps what it promised in that git
-revision. Everything comes from installed packages, nothing from the network; the same packages give
-the same bytes.
+`python scripts/generate.py` writes gen/, the TypeScript of clients/typescript/src/gen, and
+envoy.yaml's tables of errors and routes, from domain/errors.py and the contract; `--check` compares
+them with a fresh generation and names the files that differ; `--googleapis` only puts Google's
+protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether the contract
+still keeps what it promised in that git revision. Everything comes from installed packages; the
+same packages give the same bytes. TypeScript needs node: without it those files stay as they are,
+and the check says that it did not look at them.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ PROTOS = ROOT / "protos"
 GEN = ROOT / "gen"
 ENVOY = ROOT / "envoy.yaml"
 GOOGLEAPIS = ROOT / "build" / "googleapis"
+TYPESCRIPT = ROOT / "clients" / "typescript" / "src" / "gen"
+ES_PLUGIN = ROOT / "node_modules" / ".bin" / "protoc-gen-es"
+ES_PLUGIN_MISSING = "`npm ci --ignore-scripts` installs what generates it"
 
 #: What the contract imports, and the types that an error may carry.
 GOOGLE_PROTOS = (
@@ -57,6 +61,13 @@ DESCRIBED_TOO = (
     "google/protobuf/struct.proto",
     "google/protobuf/timestamp.proto",
     "google/protobuf/wrappers.proto",
+)
+#: What the TypeScript needs besides the contract: what it imports, and the details of errors.
+TYPESCRIPT_TOO = (
+    "google/api/annotations.proto",
+    "google/api/http.proto",
+    "google/api/httpbody.proto",
+    "google/rpc/error_details.proto",
 )
 DESCRIPTOR_SET = "credit/v1/descriptor.binpb"
 #: File name -> contents of the files that make packages of the generated folders.
@@ -107,10 +118,15 @@ def protoc(*arguments: str) -> None:
         sys.exit(done.returncode)
 
 
+def contract_files() -> list[str]:
+    """The contract's files by the names that they import each other by."""
+    return sorted(path.relative_to(PROTOS).as_posix() for path in PROTOS.rglob("*.proto"))
+
+
 def generate(out: Path) -> None:
     """Write everything that belongs into gen/ into the empty folder `out`."""
     copy_googleapis()
-    contract = sorted(str(path.relative_to(PROTOS)) for path in PROTOS.rglob("*.proto"))
+    contract = contract_files()
     protoc(
         f"--plugin=protoc-gen-mypy={tool('protoc-gen-mypy')}",
         f"--plugin=protoc-gen-mypy_grpc={tool('protoc-gen-mypy_grpc')}",
@@ -127,6 +143,23 @@ def generate(out: Path) -> None:
     described.write_bytes(files.SerializeToString(deterministic=True))
     for name, text in PACKAGE_FILES.items():
         (out / name).write_text(text, encoding="utf-8")
+
+
+def generate_typescript(out: Path) -> None:
+    """Write the messages and services of the contract as TypeScript into the empty folder `out`."""
+    copy_googleapis()
+    contract = contract_files()
+    protoc(
+        f"--plugin=protoc-gen-es={ES_PLUGIN}",
+        f"--es_out={out}",
+        "--es_opt=target=ts,import_extension=js",
+        *contract,
+        *TYPESCRIPT_TOO,
+    )
+    modules = (name.replace(".proto", "_pb.js") for name in contract)
+    index = "".join(f'export * from "./{module}";\n' for module in modules)
+    head = "// Generated from protos/ by scripts/generate.py.\n"
+    (out / "index.ts").write_text(head + index, encoding="utf-8")
 
 
 def errors() -> list[str]:
@@ -233,12 +266,24 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
+def differing(fresh: Path, kept: Path) -> list[str]:
+    """The files of the folder that was kept that a fresh one changes, adds or removes."""
+    new, old = contents(fresh), contents(kept)
+    names = (name for name in new | old if new.get(name) != old.get(name))
+    return [str(kept.relative_to(ROOT) / name) for name in names]
+
+
 def stale() -> list[str]:
     """The files that a fresh generation would change, add or remove."""
     with tempfile.TemporaryDirectory() as folder:
         generate(Path(folder))
-        fresh, kept = contents(Path(folder)), contents(GEN)
-    changed = [f"gen/{name}" for name in fresh | kept if fresh.get(name) != kept.get(name)]
+        changed = differing(Path(folder), GEN)
+    if ES_PLUGIN.exists():
+        with tempfile.TemporaryDirectory() as folder:
+            generate_typescript(Path(folder))
+            changed += differing(Path(folder), TYPESCRIPT)
+    else:
+        print(f"{TYPESCRIPT.relative_to(ROOT)} is not compared: {ES_PLUGIN_MISSING}")
     if ENVOY.read_text(encoding="utf-8") != envoy_yaml():
         changed.append(ENVOY.name)
     return sorted(changed)
@@ -265,6 +310,22 @@ def breaking(revision: str) -> int:
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 
+def has_es_plugin() -> bool:
+    """Whether TypeScript can be generated; npm, where it is, installs what that needs."""
+    npm = shutil.which("npm")
+    if npm is not None and not ES_PLUGIN.exists():
+        subprocess.run([npm, "ci", "--ignore-scripts"], cwd=ROOT, check=True)
+    return ES_PLUGIN.exists()
+
+
+def emptied(folder: Path) -> Path:
+    """The folder without anything in it."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Generate gen/ from protos/.")
     mode = parser.add_mutually_exclusive_group()
@@ -281,10 +342,11 @@ def main() -> None:
             listed = "\n".join(f"  {name}" for name in names)
             sys.exit(f"not fresh; run python scripts/generate.py\n{listed}")
     else:
-        if GEN.exists():
-            shutil.rmtree(GEN)
-        GEN.mkdir()
-        generate(GEN)
+        generate(emptied(GEN))
+        if has_es_plugin():
+            generate_typescript(emptied(TYPESCRIPT))
+        else:
+            print(f"{TYPESCRIPT.relative_to(ROOT)} stays as it is: {ES_PLUGIN_MISSING}")
         ENVOY.write_text(envoy_yaml(), encoding="utf-8")
 
 
