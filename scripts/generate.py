@@ -1,12 +1,12 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/, the TypeScript of clients/typescript/src/gen, and
-envoy.yaml's tables of errors and routes, from domain/errors.py and the contract; `--check` compares
-them with a fresh generation and names the files that differ; `--googleapis` only puts Google's
-protos where buf looks for them (see buf.yaml); `--breaking REVISION` asks buf whether the contract
-still keeps what it promised in that git revision. Everything comes from installed packages; the
-same packages give the same bytes. TypeScript needs node: without it those files stay as they are,
-and the check says that it did not look at them.
+`python scripts/generate.py` writes gen/credit, the TypeScript of clients/typescript/src/gen,
+Google's protos of third_party/googleapis, and envoy.yaml's tables of errors and routes, from
+domain/errors.py and the contract; `--check` compares them with a fresh generation and names the
+files that differ; `--breaking REVISION` asks buf whether the contract still keeps what it promised
+in that git revision. Everything comes from installed packages; the same packages give the same
+bytes. TypeScript needs node: without it those files stay as they are, and the check says that it
+did not look at them.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTOS = ROOT / "protos"
-GEN = ROOT / "gen"
+GEN = ROOT / "gen" / "credit"
 ENVOY = ROOT / "envoy.yaml"
-GOOGLEAPIS = ROOT / "build" / "googleapis"
+GOOGLEAPIS = ROOT / "third_party" / "googleapis"
 TYPESCRIPT = ROOT / "clients" / "typescript" / "src" / "gen"
 ES_PLUGIN = ROOT / "node_modules" / ".bin" / "protoc-gen-es"
 ES_PLUGIN_MISSING = "`npm ci --ignore-scripts` installs what generates it"
@@ -69,7 +69,7 @@ TYPESCRIPT_TOO = (
     "google/api/httpbody.proto",
     "google/rpc/error_details.proto",
 )
-DESCRIPTOR_SET = "credit/v1/descriptor.binpb"
+DESCRIPTOR_SET = "v1/descriptor.binpb"
 #: File name -> contents of the files that make packages of the generated folders.
 PACKAGE_FILES = {
     "credit/__init__.py": "",
@@ -99,14 +99,17 @@ def tool(name: str) -> Path:
     return Path(found)
 
 
-def copy_googleapis() -> None:
-    """Put Google's protos into the folder that is buf's second module and protoc's second root."""
+def copy_googleapis(out: Path) -> None:
+    """Write Google's protos, as they are installed, into the empty folder `out`.
+
+    The repository has them too, so that others generate from it alone: they are buf's second module
+    and the second root of every other protoc.
+    """
     for name in GOOGLE_PROTOS:
-        target = GOOGLEAPIS / name
+        target = out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         source = installed(f"google.{name.split('/')[1]}", name.split("/")[2])
-        if not target.exists() or target.read_bytes() != source.read_bytes():
-            shutil.copyfile(source, target)
+        shutil.copyfile(source, target)
 
 
 def protoc(*arguments: str) -> None:
@@ -124,8 +127,7 @@ def contract_files() -> list[str]:
 
 
 def generate(out: Path) -> None:
-    """Write everything that belongs into gen/ into the empty folder `out`."""
-    copy_googleapis()
+    """Write everything that belongs into gen/credit into the empty folder `out`, as credit/."""
     contract = contract_files()
     protoc(
         f"--plugin=protoc-gen-mypy={tool('protoc-gen-mypy')}",
@@ -136,7 +138,7 @@ def generate(out: Path) -> None:
         f"--mypy_grpc_out=quiet,only_async:{out}",
         *contract,
     )
-    described = out / DESCRIPTOR_SET
+    described = out / GEN.name / DESCRIPTOR_SET
     protoc("--include_imports", f"--descriptor_set_out={described}", *contract, *DESCRIBED_TOO)
     files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes())
     spell_requests_in_camel_case(files)
@@ -147,7 +149,6 @@ def generate(out: Path) -> None:
 
 def generate_typescript(out: Path) -> None:
     """Write the messages and services of the contract as TypeScript into the empty folder `out`."""
-    copy_googleapis()
     contract = contract_files()
     protoc(
         f"--plugin=protoc-gen-es={ES_PLUGIN}",
@@ -276,14 +277,17 @@ def differing(fresh: Path, kept: Path) -> list[str]:
 def stale() -> list[str]:
     """The files that a fresh generation would change, add or remove."""
     with tempfile.TemporaryDirectory() as folder:
-        generate(Path(folder))
-        changed = differing(Path(folder), GEN)
-    if ES_PLUGIN.exists():
-        with tempfile.TemporaryDirectory() as folder:
-            generate_typescript(Path(folder))
-            changed += differing(Path(folder), TYPESCRIPT)
-    else:
-        print(f"{TYPESCRIPT.relative_to(ROOT)} is not compared: {ES_PLUGIN_MISSING}")
+        python, google, typescript = (Path(folder, name) for name in ("python", "google", "ts"))
+        for made in (python, google, typescript):
+            made.mkdir()
+        generate(python)
+        copy_googleapis(google)
+        changed = differing(python / GEN.name, GEN) + differing(google, GOOGLEAPIS)
+        if ES_PLUGIN.exists():
+            generate_typescript(typescript)
+            changed += differing(typescript, TYPESCRIPT)
+        else:
+            print(f"{TYPESCRIPT.relative_to(ROOT)} is not compared: {ES_PLUGIN_MISSING}")
     if ENVOY.read_text(encoding="utf-8") != envoy_yaml():
         changed.append(ENVOY.name)
     return sorted(changed)
@@ -292,12 +296,11 @@ def stale() -> list[str]:
 def breaking(revision: str) -> int:
     """Run buf breaking against a git revision; its exit code.
 
-    The other side is that revision's contract in a folder of its own, with Google's protos beside
-    it: buf reads a revision by itself, too, but would miss there what is not committed.
+    The other side is that revision's contract in a folder of its own, under today's rules and with
+    today's protos of Google, which are no part of what it promised.
     """
-    copy_googleapis()
     archive = subprocess.run(
-        ["git", "archive", revision, "protos", "buf.yaml"],  # noqa: S607 - whatever git there is
+        ["git", "archive", revision, "protos"],  # noqa: S607 - whatever git there is
         cwd=ROOT,
         check=True,
         capture_output=True,
@@ -306,6 +309,7 @@ def breaking(revision: str) -> int:
         with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as protos:
             protos.extractall(folder, filter="data")
         shutil.copytree(GOOGLEAPIS, Path(folder, GOOGLEAPIS.relative_to(ROOT)))
+        shutil.copy(ROOT / "buf.yaml", folder)
         command = [str(tool("buf")), "breaking", "--against", folder]
         return subprocess.run(command, cwd=ROOT, check=False).returncode
 
@@ -330,19 +334,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Generate gen/ from protos/.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--check", action="store_true", help="exit 1, naming stale files")
-    mode.add_argument("--googleapis", action="store_true", help="only copy Google's protos for buf")
     mode.add_argument("--breaking", metavar="REVISION", help="run buf breaking against it")
     arguments = parser.parse_args()
     if arguments.breaking:
         sys.exit(breaking(arguments.breaking))
-    if arguments.googleapis:
-        copy_googleapis()
-    elif arguments.check:
+    if arguments.check:
         if names := stale():
             listed = "\n".join(f"  {name}" for name in names)
             sys.exit(f"not fresh; run python scripts/generate.py\n{listed}")
     else:
-        generate(emptied(GEN))
+        copy_googleapis(emptied(GOOGLEAPIS))
+        emptied(GEN)
+        generate(GEN.parent)
         if has_es_plugin():
             generate_typescript(emptied(TYPESCRIPT))
         else:

@@ -25,13 +25,14 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63redit/v1/clock_service.proto\x12\tcredit.v1\x1a\x1cgoogle/api/annotations.proto\"\x11\n\x0fGetClockRequest\"\x8e\x01\n\x12\x41\x63\x63\x65ptClockRequest\x12%\n\x0b\x61\x63\x63\x65pted_by\x18\x01 \x01(\tH\x00R\x0b\x61\x63\x63\x65pted_by\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tH\x01R\x0fidempotency_key\x88\x01\x01\x42\x0e\n\x0c_accepted_byB\x12\n\x10_idempotency_key\"\xb5\x01\n\x05\x43lock\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x63lock\x18\x02 \x01(\tR\x05\x63lock\x12\x12\n\x04time\x18\x03 \x01(\tR\x04time\x12%\n\x0b\x61\x63\x63\x65pted_at\x18\x04 \x01(\tH\x00R\x0b\x61\x63\x63\x65pted_at\x88\x01\x01\x12%\n\x0b\x61\x63\x63\x65pted_by\x18\x05 \x01(\tH\x01R\x0b\x61\x63\x63\x65pted_by\x88\x01\x01\x42\x0e\n\x0c_accepted_atB\x0e\n\x0c_accepted_by2\xb8\x01\n\x0c\x43lockService\x12K\n\x08GetClock\x12\x1a.credit.v1.GetClockRequest\x1a\x10.credit.v1.Clock\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/clock\x12[\n\x0b\x41\x63\x63\x65ptClock\x12\x1d.credit.v1.AcceptClockRequest\x1a\x10.credit.v1.Clock\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/clock:accept:\x01*b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1d\x63redit/v1/clock_service.proto\x12\tcredit.v1\x1a\x1cgoogle/api/annotations.proto\"\x11\n\x0fGetClockRequest\"\x8e\x01\n\x12\x41\x63\x63\x65ptClockRequest\x12%\n\x0b\x61\x63\x63\x65pted_by\x18\x01 \x01(\tH\x00R\x0b\x61\x63\x63\x65pted_by\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tH\x01R\x0fidempotency_key\x88\x01\x01\x42\x0e\n\x0c_accepted_byB\x12\n\x10_idempotency_key\"\xb5\x01\n\x05\x43lock\x12\x14\n\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n\x05\x63lock\x18\x02 \x01(\tR\x05\x63lock\x12\x12\n\x04time\x18\x03 \x01(\tR\x04time\x12%\n\x0b\x61\x63\x63\x65pted_at\x18\x04 \x01(\tH\x00R\x0b\x61\x63\x63\x65pted_at\x88\x01\x01\x12%\n\x0b\x61\x63\x63\x65pted_by\x18\x05 \x01(\tH\x01R\x0b\x61\x63\x63\x65pted_by\x88\x01\x01\x42\x0e\n\x0c_accepted_atB\x0e\n\x0c_accepted_by2\xb8\x01\n\x0c\x43lockService\x12K\n\x08GetClock\x12\x1a.credit.v1.GetClockRequest\x1a\x10.credit.v1.Clock\"\x11\x82\xd3\xe4\x93\x02\x0b\x12\t/v1/clock\x12[\n\x0b\x41\x63\x63\x65ptClock\x12\x1d.credit.v1.AcceptClockRequest\x1a\x10.credit.v1.Clock\"\x1b\x82\xd3\xe4\x93\x02\x15\"\x10/v1/clock:accept:\x01*B;\n\x16\x63reditledger.credit.v1P\x01Z\x1f\x63reditledger/credit/v1;creditv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'credit.v1.clock_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  DESCRIPTOR._loaded_options = None
+  _globals['DESCRIPTOR']._loaded_options = None
+  _globals['DESCRIPTOR']._serialized_options = b'\n\026creditledger.credit.v1P\001Z\037creditledger/credit/v1;creditv1'
   _globals['_CLOCKSERVICE'].methods_by_name['GetClock']._loaded_options = None
   _globals['_CLOCKSERVICE'].methods_by_name['GetClock']._serialized_options = b'\202\323\344\223\002\013\022\t/v1/clock'
   _globals['_CLOCKSERVICE'].methods_by_name['AcceptClock']._loaded_options = None
