@@ -22,6 +22,7 @@ from creditledger.api.methods import Methods
 from creditledger.api.rpc import Boundary
 from creditledger.engine.ledger import Ledger
 from creditledger.surfaces.native.wallet_service import WalletService
+from creditledger.telemetry.measures import Measures
 from tests.support.databases import kept_locked
 from tests.support.refusals import Refused, refused
 from tests.support.server import (
@@ -318,7 +319,7 @@ async def stalled(store: Store, clock: Clock, socket: Path) -> AsyncIterator[Sta
     server, methods = grpc.aio.server(), Methods()
     server.add_generic_rpc_handlers([methods])
     callers = Callers(store, clock)
-    taken: Any = Taken(Boundary(methods, Door(), callers, local=True))
+    taken: Any = Taken(Boundary(methods, Door(), callers, Measures(), local=True))
     service = WalletService(store=store, ledger=ledger, callers=callers, clock=clock)
     add_WalletServiceServicer_to_server(service, taken)
     server.add_insecure_port(f"unix:{socket}")

@@ -213,6 +213,9 @@ def test_a_network_needs_tls_or_the_word(tmp_path: Path) -> None:
     load({**open_to_all, **tls}).require_safe_bind("grpc_address")
     with pytest.raises(WrongSetting, match=r"HTTP_ADDRESS.*ALLOW_INSECURE_BIND"):
         load({**open_to_all, **tls}).require_safe_bind("http_address")
+    with pytest.raises(WrongSetting, match=r"METRICS_ADDRESS.*ALLOW_INSECURE_BIND"):
+        load({"metrics_address": "0.0.0.0:9464"}).require_safe_bind("metrics_address")
+    load().require_safe_bind("metrics_address")  # served nowhere
     told = load({**open_to_all, "allow_insecure_bind": True})
     told.require_safe_bind("grpc_address")
     told.require_safe_bind("http_address")

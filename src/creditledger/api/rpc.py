@@ -36,6 +36,7 @@ from creditledger.domain.errors import InvalidField, Overloaded, Refusal
 from creditledger.domain.registry import Scope
 from creditledger.store import Store, change_keys
 from creditledger.store.change_keys import Intent, Kept, Made
+from creditledger.telemetry.measures import Measures
 
 log = structlog.get_logger()
 
@@ -175,10 +176,12 @@ class Boundary:
         methods: Methods,
         door: Door,
         callers: Callers,
+        measures: Measures,
         *,
         local: bool = False,
         turns: int = 1,
     ) -> None:
+        self._measures = measures
         self._methods = methods
         self._turns = Turns(turns)
         self._door = door
@@ -212,11 +215,12 @@ class Boundary:
 
     def _unary(self, method: str, handler: Any) -> Any:
         door, local, answered = self._door, self._local, handler.unary_unary
+        measures = self._measures
         described = intents.method(method)
         message, is_change = described.input_type, intents.is_change(described)
 
         async def unary(_: Any, context: Context) -> Any:
-            call = _RpcCall(method, context, local=local)
+            call = _RpcCall(method, context, measures, local=local)
             try:
                 door.enter(context)
                 caller = await self._admit(call, answered)
@@ -298,7 +302,7 @@ class Boundary:
         self, method: str, message: Descriptor, answered: Any, context: Context
     ) -> AsyncIterator["_RpcCall"]:
         """A call that is answered by a stream."""
-        call = _RpcCall(method, context, local=self._local)
+        call = _RpcCall(method, context, self._measures, local=self._local)
         try:
             self._door.enter(context)
             await self._admit(call, answered)
@@ -341,12 +345,13 @@ class _RpcCall:
     """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
     __slots__ = (
-        *("_began", "_context", "_method"),
+        *("_began", "_context", "_measures", "_method"),
         *("answering", "asked", "caller", "key", "local", "metadata", "request_id"),
     )
 
-    def __init__(self, method: str, context: Context, *, local: bool) -> None:
+    def __init__(self, method: str, context: Context, measures: Measures, *, local: bool) -> None:
         self._method, self._context, self.local = method, context, local
+        self._measures = measures
         self._began = time.perf_counter()
         # Kept here: gRPC builds the metadata anew at each call of this method.
         self.metadata: Iterable[tuple[str, str]] = context.invocation_metadata() or ()  # type: ignore[assignment] # pairs
@@ -381,9 +386,10 @@ class _RpcCall:
 
     def succeeded(self) -> None:
         """Its line in the log."""
+        seconds = self._ended("OK")
         line = log.bind()  # once, for what is asked of it here; the level may change under way
         if line.is_enabled_for(logging.INFO):
-            line.info("call", code="OK", **self._line())
+            line.info("call", code="OK", **self._line(seconds))
 
     async def was_told(self, error: BaseException) -> bool:
         """Its line, and its end as clients know it; False where nobody is left to be told.
@@ -391,18 +397,19 @@ class _RpcCall:
         What was refused is let go of here: gRPC keeps the call in memory for a while, and what an
         error knows of its frames would keep their request with it.
         """
+        if isinstance(error, asyncio.CancelledError | GeneratorExit | grpc.aio.AbortError):
+            code = "ABORTED" if isinstance(error, grpc.aio.AbortError) else "CANCELLED"
+            log.info("call", code=code, **self._line(self._ended(code)))
+            return False
         if isinstance(error, Refusal):
-            log.info("call", code=error.kind.grpc_code, reason=error.reason, **self._line())
-            refusal = error
-        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
-            log.info("call", code="CANCELLED", **self._line())
-            return False
-        elif isinstance(error, grpc.aio.AbortError):
-            log.info("call", code="ABORTED", **self._line())
-            return False
+            code, refusal = error.kind.grpc_code, error
+            line = self._line(self._ended(code))
+            log.info("call", code=code, reason=error.reason, **line)
         else:
-            log.error("call", code="INTERNAL", exc_info=error, **self._line())
+            line = self._line(self._ended("INTERNAL"))
+            log.error("call", code="INTERNAL", exc_info=error, **line)
             refusal = unforeseen(self.request_id)
+        self._measures.refused(refusal.reason)
         try:
             await abort(self._context, refusal, self.request_id)
         except grpc.aio.AbortError as aborted:
@@ -411,11 +418,17 @@ class _RpcCall:
         forget_frames(error)
         return True
 
-    def _line(self) -> dict[str, object]:
+    def _ended(self, code: str) -> float:
+        """Count it; how many seconds it took."""
+        seconds = time.perf_counter() - self._began
+        self._measures.called(self._method, code, seconds)
+        return seconds
+
+    def _line(self, seconds: float) -> dict[str, object]:
         line: dict[str, object] = {"method": self._method, "request_id": self.request_id}
         if self.key is not None:
             line["key"] = self.key
-        line["duration_ms"] = round((time.perf_counter() - self._began) * 1000, 1)
+        line["duration_ms"] = round(seconds * 1000, 1)
         return line
 
 

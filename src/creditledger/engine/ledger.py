@@ -21,8 +21,9 @@ order (locked_wallets.py), and all others go on.
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -57,6 +58,7 @@ from creditledger.store import (
     StoreUnavailable,
     WalletsLocked,
 )
+from creditledger.telemetry.measures import Fate, Measures
 
 log = structlog.get_logger()
 
@@ -139,8 +141,11 @@ class Ledger:
         backdating_ms_max: int,
         returned_ms: int = RETURNED_MS,
         on_disk_failure: Callable[[], None],
+        measures: Measures | None = None,
     ) -> None:
+        """`measures`: where postings and commits are counted."""
         self._store = store
+        self._measures = measures or Measures()
         self._queue: deque[_Call] = deque()
         self._queued = 0  #: Commands in the queue.
         # One wallet takes a tenth of the room at most, and all that are locked leave half of it.
@@ -152,6 +157,11 @@ class Ledger:
         self._arrived = asyncio.Event()
         self._closing = False
         self._committer: asyncio.Task[None] | None = None
+
+    @property
+    def waiting(self) -> int:
+        """Commands that no batch has taken yet, those for locked wallets included."""
+        return self._queued + self._locked.count
 
     async def start(self) -> None:
         """Begin to take commands."""
@@ -310,7 +320,9 @@ class Ledger:
 
     async def _commit(self, items: list[_Item]) -> None:
         """One batch, to the end: who is not answered waits for a locked wallet."""
-        for item, answer in zip(items, await self._told(items), strict=True):
+        answers = await self._told(items)
+        self._measures.posted(_fates(items, answers))
+        for item, answer in zip(items, answers, strict=True):
             if isinstance(answer, _Locked):
                 self._wait(item, answer.wallet_id)
             else:
@@ -319,6 +331,7 @@ class Ledger:
     async def _try_again(self, items: list[_Item]) -> None:
         """The same of what has waited for locked wallets."""
         answers = await self._told(items)
+        self._measures.posted(_fates(items, answers))
         still = []
         for place, (item, answer) in enumerate(zip(items, answers, strict=True)):
             if isinstance(answer, _Locked):
@@ -348,6 +361,7 @@ class Ledger:
         causes it is alone. An error in COMMIT leaves open what happened: see `_recovered`.
         """
         batch = _CommandBatch(asked, self._backdating_ms_max, self._returned_ms)
+        began = time.perf_counter()
         try:
             await self._store.commit(batch.wanted, batch.decide, wait=wait)
         except WalletsLocked:
@@ -365,6 +379,7 @@ class Ledger:
             middle = len(asked) // 2
             first = await self._answers(asked[:middle], wait=wait)
             return [*first, *await self._answers(asked[middle:], wait=wait)]
+        self._measures.committed(len(asked), time.perf_counter() - began)
         self._go_on(batch.unfinished)
         return batch.answers()
 
@@ -466,6 +481,23 @@ def _not_replayed(answer: Posted) -> Posted:
     if received is not None:
         received = received._replace(replayed=False)
     return answer._replace(replayed=False, received=received)
+
+
+def _fates(items: Iterable[_Item], answers: Iterable[Answer | _Locked]) -> Iterator[Fate]:
+    """What became of those commands that are postings and have an answer."""
+    for item, answer in zip(items, answers, strict=True):
+        command = item.command
+        if not isinstance(command, Command) or isinstance(answer, _Locked):
+            continue
+        word = command.operation.word
+        if isinstance(answer, Posted):
+            is_new = not (answer.replayed or answer.validate_only)
+            done = "posted" if is_new else "replayed" if answer.replayed else "validated"
+            yield word, done, ""
+        elif isinstance(answer, Refusal):
+            yield word, "refused", answer.reason
+        else:
+            yield word, "failed", "INTERNAL"
 
 
 def _now() -> float:

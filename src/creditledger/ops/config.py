@@ -107,11 +107,19 @@ class Config(BaseModel):
     http_address: Annotated[
         str, AfterValidator(_address), Field(description="Where Envoy serves REST and gRPC (up).")
     ] = "127.0.0.1:8080"
+    metrics_address: (
+        Annotated[
+            str,
+            AfterValidator(_address),
+            Field(description="Where metrics are served to Prometheus; without it nowhere."),
+        ]
+        | None
+    ) = None
     tls_certificate: (
         Annotated[
             Path,
             AfterValidator(_file),
-            Field(description="Certificate chain (PEM) of the gRPC port."),
+            Field(description="Certificate chain (PEM) of the ports of gRPC and of metrics."),
         ]
         | None
     ) = None
@@ -246,12 +254,16 @@ class Config(BaseModel):
         given = self.model_dump(exclude_none=True)
         return {**os.environ, **{PREFIX + name.upper(): str(one) for name, one in given.items()}}
 
-    def require_safe_bind(self, name: Literal["grpc_address", "http_address"]) -> None:
+    def require_safe_bind(
+        self, name: Literal["grpc_address", "http_address", "metrics_address"]
+    ) -> None:
         """Raises WrongSetting if this address would show secrets to a network."""
-        address: str = getattr(self, name)
-        encrypted = name == "grpc_address" and self.tls_certificate is not None
+        address: str | None = getattr(self, name)
+        if address is None:
+            return
+        encrypted = name != "http_address" and self.tls_certificate is not None
         if not (is_loopback(address) or encrypted or self.allow_insecure_bind):
-            tls = f"set {spelled('tls_certificate')}, or " if name == "grpc_address" else ""
+            tls = f"set {spelled('tls_certificate')}, or " if name != "http_address" else ""
             raise WrongSetting(
                 f"{spelled(name)} would serve {address} without TLS, not only this machine:"
                 f" {tls}say {spelled('allow_insecure_bind')} if something in front of it"

@@ -48,6 +48,7 @@ from creditledger.ops import transport
 from creditledger.ops.background import BackgroundTasks
 from creditledger.ops.config import CannotStart, Config, WrongSetting, spelled
 from creditledger.ops.database import require_schema
+from creditledger.ops.metrics import Metrics
 from creditledger.ops.process import CLOSE_SECONDS_MAX, first_of, told_to_stop
 from creditledger.ops.sockets import FOLDER, local_socket, require_free
 from creditledger.outlets.exports.stream import Exports
@@ -66,6 +67,7 @@ from creditledger.surfaces.native.statement_service import StatementService
 from creditledger.surfaces.native.wallet_service import WalletService
 from creditledger.surfaces.native.webhook_service import WebhookService
 from creditledger.surfaces.payment_kit.service import PaymentKitService
+from creditledger.telemetry.measures import Measures
 
 log = structlog.get_logger()
 
@@ -120,10 +122,13 @@ class Server:
         self._refusing_seconds = 0.0
         self._health = health.aio.HealthServicer()
         self._seal = Seal()
+        self._measures = Measures()
         #: Set when the disk failed: nothing that this process says can be relied on any more.
         self.failed = asyncio.Event()
         #: None before it has started, and where it takes local calls alone.
         self.background: BackgroundTasks | None = None
+        #: None likewise.
+        self.metrics: Metrics | None = None
         #: host:port where it listens, with the real port once it has started.
         self.grpc_address = config.grpc_address
         #: The Unix socket for commands of the database's owner. Where no other process may look for
@@ -136,8 +141,9 @@ class Server:
         Raises CannotStart, WrongSetting, and DatabaseLocked where another process has the database.
         """
         if not self._local_only:
-            self._config.require_safe_bind("grpc_address")
-            require_free(self._config, "grpc_address")
+            for address in ("grpc_address", "metrics_address"):
+                self._config.require_safe_bind(address)
+                require_free(self._config, address)
         try:
             await self._start()
         except BaseException:
@@ -175,6 +181,7 @@ class Server:
             backdating_ms_max=config.backdating_days * time.DAY,
             returned_ms=config.refund_promotional_days * time.DAY,
             on_disk_failure=self.failed.set,
+            measures=self._measures,
         )
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
@@ -182,12 +189,15 @@ class Server:
             self.background = BackgroundTasks(config, opened, ledger, self.clock, self._seal)
             self.background.start()
             self._closing.push_async_callback(self.background.stop)
+            self.metrics = Metrics(config, self._measures, opened, ledger, self.clock.now)
+            self._closing.push_async_callback(self.metrics.stop)
+            self.metrics.start()
         callers = Callers(opened, self.clock.now)
-        local = transport.local(callers)
+        local = transport.local(callers, self._measures)
         entrances = [local]
         if not self._local_only:
             turns = max(1, config.readers // 4)
-            entrances.insert(0, transport.network(callers, turns=turns))
+            entrances.insert(0, transport.network(callers, self._measures, turns=turns))
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         if self._local_only or config.path is None:
@@ -331,6 +341,7 @@ async def serve(config: Config) -> bool:
         log.info(
             "serving",
             grpc_address=server.grpc_address,
+            metrics_address=server.metrics and server.metrics.address,
             local_socket=str(server.local_socket),
             database=config.database,
             tls=config.tls_certificate is not None,

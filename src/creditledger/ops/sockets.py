@@ -49,6 +49,8 @@ def require_private(path: Path) -> None:
 def require_free(config: Config, name: str) -> None:
     """Raises CannotStart unless the address that the setting names can be bound."""
     address = getattr(config, name)
+    if address is None:
+        return
     host, port = host_and_port(address)
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)

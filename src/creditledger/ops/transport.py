@@ -23,6 +23,7 @@ from creditledger.api.methods import Methods
 from creditledger.api.rpc import Boundary
 from creditledger.ops.config import CannotStart, Config, spelled
 from creditledger.ops.sockets import require_private, target
+from creditledger.telemetry.measures import Measures
 
 _OPTIONS: list[tuple[str, Any]] = [
     # A second server on the port must fail, not take half of its connections.
@@ -107,20 +108,22 @@ def local_channel(path: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target(path), options=options)
 
 
-def network(callers: Callers, *, turns: int) -> Entrance:
+def network(callers: Callers, measures: Measures, *, turns: int) -> Entrance:
     """For those with a key; `turns` as of `Boundary`. It takes one port."""
-    return _entrance(callers, turns=turns)
+    return _entrance(callers, measures, turns=turns)
 
 
-def local(callers: Callers) -> Entrance:
+def local(callers: Callers, measures: Measures) -> Entrance:
     """For the database's owner: an admin without a key."""
-    return _entrance(callers, local=True)
+    return _entrance(callers, measures, local=True)
 
 
-def _entrance(callers: Callers, *, local: bool = False, turns: int = 1) -> Entrance:
+def _entrance(
+    callers: Callers, measures: Measures, *, local: bool = False, turns: int = 1
+) -> Entrance:
     server, door, methods = grpc.aio.server(options=_OPTIONS), Door(), Methods()
     server.add_generic_rpc_handlers([methods])
-    boundary = Boundary(methods, door, callers, local=local, turns=turns)
+    boundary = Boundary(methods, door, callers, measures, local=local, turns=turns)
     return Entrance(server, methods, boundary, door)
 
 

@@ -107,6 +107,8 @@ def _require_possible(config: Config) -> None:
     config.require_safe_bind("http_address")
     require_free(config, "grpc_address")
     require_free(config, "http_address")
+    config.require_safe_bind("metrics_address")
+    require_free(config, "metrics_address")
 
 
 async def _prepare(config: Config) -> DemoKeys | None:

@@ -47,7 +47,12 @@ class Workers:
                 " batches what comes at once; several need PostgreSQL."
             )
         self._config = config
-        self.addresses = _addresses(config)
+        self.addresses = _addresses(config, config.grpc_address)
+        #: Where each of them serves its metrics, by its address of gRPC.
+        self._metrics: dict[str, str] = {}
+        if config.metrics_address is not None:
+            metrics = _addresses(config, config.metrics_address)
+            self._metrics = dict(zip(self.addresses, metrics, strict=True))
         self._processes: dict[str, asyncio.subprocess.Process] = {}
         self._keepers: dict[str, asyncio.Task[None]] = {}
         self._changing = asyncio.Lock()
@@ -55,8 +60,11 @@ class Workers:
     async def start(self) -> None:
         """Start all and wait until they serve. Raises CannotStart, with none left running."""
         self._config.require_safe_bind("grpc_address")
+        self._config.require_safe_bind("metrics_address")
         for address in self.addresses:
-            require_free(self._config.model_copy(update={"grpc_address": address}), "grpc_address")
+            alone = self._alone(address)
+            require_free(alone, "grpc_address")
+            require_free(alone, "metrics_address")
         await require_schema(self._config)
         async with self._changing:
             launching = [asyncio.ensure_future(self._launch(one)) for one in self.addresses]
@@ -94,11 +102,20 @@ class Workers:
         await asyncio.gather(*(self._let_go(address) for address in self.addresses))
         await asyncio.gather(*(self._end(address) for address in self.addresses))
 
+    @property
+    def metrics_addresses(self) -> list[str]:
+        """Where they serve their metrics; empty: nowhere."""
+        return list(self._metrics.values())
+
+    def _alone(self, address: str) -> Config:
+        """The settings of one of them."""
+        own = {"grpc_address": address, "metrics_address": self._metrics.get(address), "workers": 1}
+        return self._config.model_copy(update=own)
+
     async def _launch(self, address: str) -> None:
-        alone = self._config.model_copy(update={"grpc_address": address, "workers": 1})
         process = await asyncio.create_subprocess_exec(
             *child_process.launch([sys.executable, "-m", "creditledger", "serve"]),
-            env=alone.environment(),
+            env=self._alone(address).environment(),
             stdin=asyncio.subprocess.DEVNULL,
             # Ctrl-C goes to every process of the terminal; this process decides when each drains.
             start_new_session=True,
@@ -159,7 +176,12 @@ async def serve(config: Config) -> None:
     """Workers until SIGTERM or SIGINT, then drained. Raises CannotStart, WrongSetting."""
     with told_to_stop() as told:
         async with running(config) as workers:
-            log.info("serving", grpc_addresses=workers.addresses, database=config.database)
+            log.info(
+                "serving",
+                grpc_addresses=workers.addresses,
+                metrics_addresses=workers.metrics_addresses,
+                database=config.database,
+            )
             await told.wait()
             log.info("draining", seconds_max=config.drain_seconds)
         log.info("stopped")
@@ -199,15 +221,15 @@ async def running(config: Config) -> AsyncIterator[Workers]:
         await workers.stop()
 
 
-def _addresses(config: Config) -> list[str]:
-    """The setting's port and those after it; any free ones if it is 0."""
-    host, _, port = config.grpc_address.rpartition(":")
+def _addresses(config: Config, first: str) -> list[str]:
+    """The port of the first and those after it; any free ones if it is 0."""
+    host, _, port = first.rpartition(":")
     if int(port):
         last = int(port) + config.workers - 1
         if last > 65_535:
-            raise CannotStart(f"{spelled('grpc_address')}: there are no ports up to {last}.")
+            raise CannotStart(f"{first}: there are no ports up to {last}.")
         return [f"{host}:{number}" for number in range(int(port), last + 1)]
-    name, _ = host_and_port(config.grpc_address)
+    name, _ = host_and_port(first)
     family = socket.AF_INET6 if ":" in name else socket.AF_INET
     probes = [socket.socket(family, socket.SOCK_STREAM) for _ in range(config.workers)]
     try:

@@ -21,6 +21,7 @@ from creditledger.store.ledger_clock import LedgerClock
 from creditledger.store.outage import Outage
 from creditledger.store.postgres import database as postgres_database
 from creditledger.store.postgres.database import Postgres
+from creditledger.store.readers import Use
 from creditledger.store.sqlite import database as sqlite_database
 from creditledger.store.sqlite.database import SQLite
 from creditledger.store.sqlite.writer import DatabaseLocked
@@ -58,6 +59,7 @@ __all__ = [
     "Loaded",
     "Store",
     "StoreUnavailable",
+    "Use",
     "WalletsLocked",
     "Wanted",
     "check",
@@ -92,6 +94,8 @@ class _Database(Protocol):
     async def read(
         self, query: Callable[[Connection], T], seconds: float, *, stale: bool, urgent: bool
     ) -> T: ...
+    async def read_alone(self, query: Callable[[Connection], T]) -> T | None: ...
+    def uses(self) -> dict[str, Use]: ...
 
 
 class _Backend(Protocol):
@@ -296,6 +300,24 @@ class Store:
         """
         with self._watched("stale read" if stale else "read"):
             return await self._database.read(query, seconds, stale=stale, urgent=urgent)
+
+    async def read_alone(self, query: Callable[[Connection], T]) -> T | None:
+        """`query` on one snapshot, in one of the servers of this database; None in all others.
+
+        The first server that asks is the one, until it ends or loses its connection. Raises as
+        `read` does.
+        """
+        with self._watched("read"):
+            return await self._database.read_alone(query)
+
+    def uses(self) -> dict[str, Use]:
+        """How much of each kind of connection is in use."""
+        return self._database.uses()
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the last attempt at some kind of work found the database away."""
+        return self._outage.lasts
 
     @contextmanager
     def _watched(self, work: str) -> Iterator[None]:

@@ -136,6 +136,18 @@ class exact_sum(_Spelled[int]):  # noqa: N801 # the same
     postgresql = "sum({0})"
 
 
+class set_aside(_Spelled[int]):  # noqa: N801 # the same
+    """Σ of what a hold's `parts` set aside."""
+
+    type = BigInteger()
+    inherit_cache = True
+    sqlite = "(SELECT coalesce(sum(json_extract(value, '$[1]')), 0) FROM json_each({0}))"
+    postgresql = (
+        "(SELECT coalesce(sum(CAST(value ->> 1 AS bigint)), 0)"
+        " FROM json_array_elements(CAST({0} AS json)))"
+    )
+
+
 class listed(_Spelled[Any]):  # noqa: N801 # the same
     """A list of numbers that is kept as JSON text, for `item`."""
 

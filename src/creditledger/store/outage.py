@@ -31,6 +31,11 @@ class Outage:
         self._began = self._said = 0.0  #: When the outage began, and when a line last said so.
         self._failures = 0
 
+    @property
+    def lasts(self) -> bool:
+        """Whether some kind of work last failed."""
+        return bool(self._failing)
+
     def failed(self, work: str, error: BaseException) -> None:
         """An attempt at this kind of work failed because the database was away."""
         now = self._clock()

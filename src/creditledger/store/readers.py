@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from typing import Protocol, TypeVar
+from typing import NamedTuple, Protocol, TypeVar
 
 import structlog
 from sqlalchemy import Connection
@@ -16,11 +16,20 @@ T = TypeVar("T")
 
 #: How long a read waits for a connection.
 WAIT_SECONDS_MAX = 5.0
+#: How long a read of the whole ledger may take, of which there is one at a time.
+ALONE_SECONDS_MAX = 20.0
 
 
 def too_broad(seconds: float) -> QueryTooBroad:
     """The refusal for a read that took longer."""
     return QueryTooBroad(f"the query took longer than {seconds:g} s; narrow it by time or customer")
+
+
+class Use(NamedTuple):
+    """How many connections of a kind are lent, and how many there may be."""
+
+    lent: int
+    most: int
 
 
 class Reader(Protocol):
@@ -52,6 +61,11 @@ class Readers:
         for _ in range(count):
             self._idle.put_nowait(None)
         self._closed = False
+
+    @property
+    def use(self) -> Use:
+        """How many of them read."""
+        return Use(self._count - self._idle.qsize(), self._count)
 
     async def read(self, query: Callable[[Connection], T], seconds: float) -> T:
         """As `Reader.read`; raises Overloaded where no connection comes back for long."""

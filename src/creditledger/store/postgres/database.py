@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import asyncpg
 import structlog
-from sqlalchemy import Connection, make_url, text
+from sqlalchemy import BigInteger, Connection, bindparam, make_url, text
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
@@ -39,7 +39,7 @@ from creditledger.store.postgres.writer import (
     is_not_now,
 )
 from creditledger.store.read.replica import LOOK_SECONDS_MAX, Replica, ReplicaBehind, marked
-from creditledger.store.readers import Readers, too_broad
+from creditledger.store.readers import ALONE_SECONDS_MAX, Readers, Use, too_broad
 from creditledger.store.write.batch import (
     SUM_TOO_LARGE,
     UNREADABLE,
@@ -86,6 +86,8 @@ URGENT_READERS = 2
 REGISTRARS, REGISTER_ATTEMPTS = 2, 3
 #: One migration at a time, over all servers: the key of the advisory lock.
 _MIGRATING = 0x63726564
+#: One server that reads the whole ledger, by the same means.
+_ALONE = 0x63726565
 
 
 def check(url: str) -> None:
@@ -166,8 +168,20 @@ _DERIVING = text(
 )
 
 
+#: A session that has the lock may have it any number of times, so it is asked for once.
+_IS_ALONE = text(
+    "SELECT CASE WHEN EXISTS (SELECT FROM pg_locks WHERE locktype = 'advisory' AND classid = 0"
+    " AND objid = :key AND objsubid = 1 AND pid = pg_backend_pid() AND granted)"
+    " THEN true ELSE pg_try_advisory_lock(:key) END"
+).bindparams(bindparam("key", _ALONE, BigInteger))
+
+
 def _reading(
-    url: str, seconds: float, connect_seconds_max: float = CONNECT_SECONDS_MAX
+    url: str,
+    seconds: float,
+    connect_seconds_max: float = CONNECT_SECONDS_MAX,
+    *,
+    primary: bool = False,
 ) -> AsyncEngine:
     reading = _settings(
         "reading",
@@ -179,6 +193,8 @@ def _reading(
         # looked up is read from end to end every time.
         random_page_cost="1.1",
     )
+    if primary:
+        reading |= _PRIMARY
     engine = create_async_engine(
         url, poolclass=NullPool, isolation_level="REPEATABLE READ", connect_args=reading
     )
@@ -288,11 +304,14 @@ class Postgres:
                 pool_timeout=POOL_SECONDS_MAX,
                 isolation_level="READ COMMITTED",
                 connect_args=writing,
-            )
+            ),
+            REGISTRARS,
         )
         reading = _reading(url, read_seconds_max)
         self._readers = _readers(reading, readers)
         self._urgent = _readers(reading, URGENT_READERS)
+        # Its session has the lock of `read_alone`, and nothing else uses it.
+        self._alone = _readers(_reading(url, ALONE_SECONDS_MAX, primary=True), 1)
         self._replica = _replica(replica_url, readers, read_seconds_max) if replica_url else None
         self._writer = PostgresWriter(self._connect, clock)
 
@@ -308,7 +327,7 @@ class Postgres:
     async def close(self) -> None:
         """Finish what is under way and disconnect."""
         await self._writer.close()
-        for each in (self._registry, self._readers, self._urgent):
+        for each in (self._registry, self._readers, self._urgent, self._alone):
             await each.close()
         if self._replica is not None:
             await self._replica.close()
@@ -388,6 +407,24 @@ class Postgres:
                 # It had to catch up just then, or its schema has.
                 log.warning("replica failed; the primary is asked", reason=_reason(error))
         return await self._read(self._urgent if urgent else self._readers, query, seconds)
+
+    async def read_alone(self, query: Callable[[Connection], T]) -> T | None:
+        """See Store.read_alone. A lock of the session says which server it is."""
+
+        def alone(connection: Connection) -> T | None:
+            is_alone = connection.execute(_IS_ALONE).scalar_one()
+            return query(connection) if is_alone else None
+
+        return await self._read(self._alone, alone, ALONE_SECONDS_MAX)
+
+    def uses(self) -> dict[str, Use]:
+        """See Store.uses."""
+        found = {
+            "registry": self._registry.use,
+            "reading": self._readers.use,
+            "urgent": self._urgent.use,
+        }
+        return found if self._replica is None else {**found, "replica": self._replica.readers.use}
 
     async def _read(self, readers: Readers, query: Callable[[Connection], T], seconds: float) -> T:
         ran: list[Running | None] = []

@@ -6,14 +6,23 @@ from contextlib import asynccontextmanager
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
+from creditledger.store.readers import Use
+
 
 class Pool:
     """The connections of one engine."""
 
-    def __init__(self, engine: AsyncEngine) -> None:
+    def __init__(self, engine: AsyncEngine, size: int) -> None:
+        """`size`: connections of the engine at the same time."""
         self._engine = engine
+        self._size = size
         self._lent = 0
         self._all_back = asyncio.Event()
+
+    @property
+    def use(self) -> Use:
+        """How many of them are lent."""
+        return Use(min(self._lent, self._size), self._size)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:

@@ -18,7 +18,7 @@ from sqlalchemy.exc import DatabaseError
 
 from creditledger.store import cut_off
 from creditledger.store.ledger_clock import LedgerClock
-from creditledger.store.readers import Readers
+from creditledger.store.readers import ALONE_SECONDS_MAX, Readers, Use
 from creditledger.store.sqlite import writer as sqlite_writer
 from creditledger.store.sqlite.readers import ThreadReader
 from creditledger.store.write.batch import (
@@ -210,3 +210,11 @@ class SQLite:
         Raises QueryTooBroad when it takes longer than `seconds`, Overloaded.
         """
         return await (self._urgent if urgent else self._readers).read(query, seconds)
+
+    async def read_alone(self, query: Callable[[Connection], T]) -> T | None:
+        """See Store.read_alone. A file has one server."""
+        return await self._readers.read(query, ALONE_SECONDS_MAX)
+
+    def uses(self) -> dict[str, Use]:
+        """See Store.uses."""
+        return {"reading": self._readers.use, "urgent": self._urgent.use}
