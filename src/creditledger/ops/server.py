@@ -50,6 +50,7 @@ from creditledger.ops.config import CannotStart, Config, WrongSetting, spelled
 from creditledger.ops.database import require_schema
 from creditledger.ops.metrics import Metrics
 from creditledger.ops.process import CLOSE_SECONDS_MAX, first_of, told_to_stop
+from creditledger.ops.readiness import Readiness
 from creditledger.ops.sockets import FOLDER, local_socket, require_free
 from creditledger.outlets.exports.stream import Exports
 from creditledger.outlets.watches import Watches
@@ -210,6 +211,9 @@ class Server:
             self.grpc_address = entrances[0].listen(config)
         for service in ("", *SERVICES):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        readiness = Readiness(opened, self._health)
+        await readiness.start()
+        self._closing.push_async_callback(readiness.loop.stop)
         for entrance in entrances:
             await entrance.server.start()
 
