@@ -6,21 +6,17 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
-from prometheus_client.parser import text_string_to_metric_families
 
 from creditledger.domain import clock as time
 from creditledger.store.whole_ledger import whole_ledger
+from tests.support.metrics import scrape
 from tests.support.refusals import refused
 from tests.support.server import WALLET, consume, grant, serve, started
 from tests.support.statements_recorded import recorded
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from creditledger.ops.server import Server
     from creditledger.store import Store
     from tests.support.setup import Clock
 
@@ -30,42 +26,6 @@ SERVED = {"metrics_address": "127.0.0.1:0"}
 LABELS = {"method", "code", "le", "operation", "outcome", "reason", "pool", "version"} | {
     *("currency", "livemode", "category"),
 }
-
-
-class Scrape:
-    """What a server exported at a moment."""
-
-    def __init__(self, text: str) -> None:
-        self.samples = [
-            one for family in text_string_to_metric_families(text) for one in family.samples
-        ]
-
-    def values(self, name: str) -> Mapping[tuple[str, ...], float]:
-        """The metric's values, by those of its labels."""
-        return {
-            tuple(one.labels.values()): one.value
-            for one in self.samples
-            if one.name == f"creditledger_{name}"
-        }
-
-    def value(self, name: str, **labels: str) -> float:
-        """The one value with these labels."""
-        (found,) = (
-            one.value
-            for one in self.samples
-            if one.name == f"creditledger_{name}" and one.labels == labels
-        )
-        return found
-
-
-async def scrape(server: Server) -> Scrape:
-    """What the server exports now, its figures of the whole ledger read anew."""
-    assert server.metrics is not None
-    await server.metrics.read()
-    async with httpx.AsyncClient(trust_env=False) as client:
-        answer = await client.get(f"http://{server.metrics.address}/metrics")
-    assert answer.status_code == 200
-    return Scrape(answer.text)
 
 
 async def test_a_server_counts_what_happened(database_url: str, clock: Clock) -> None:
@@ -157,10 +117,10 @@ async def test_every_metric_is_in_the_operating_page(database_url: str, clock: C
     rows = re.findall(r"^\| `(creditledger_\w+)` \| ([^|]+) \|", page, re.MULTILINE)
     documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in rows}
     exported: dict[str, set[str]] = {}
-    for one in found.samples:
-        if one.name.startswith("creditledger_"):
-            name = re.sub("_(bucket|count|sum)$", "", one.name)
-            exported.setdefault(name, set()).update(one.labels.keys() - {"le"})
+    for full, labels in found.labels().items():
+        if full.startswith("creditledger_"):
+            name = re.sub("_(bucket|count|sum)$", "", full)
+            exported.setdefault(name, set()).update(labels - {"le"})
     assert documented == exported
 
 
@@ -185,11 +145,14 @@ async def test_one_of_several_servers_speaks_for_the_ledger(
     async with started(database_url, clock, **SERVED) as second:
         async with started(database_url, clock, **SERVED) as first:
             both = [await scrape(one) for one in (second, first, second)]
-        # The first to ask is whoever starts first: it goes on, and the others export nothing.
-        assert [len(one.values("rows_total")) for one in both] in ([1, 0, 1], [0, 1, 0])
+        # The first that asks goes on, and the others export nothing of the ledger.
+        assert [len(one.values("figures_timestamp_seconds")) for one in both] in (
+            [1, 0, 1],
+            [0, 1, 0],
+        )
         alone = await scrape(second)
 
-    assert len(alone.values("rows_total")) == 1
+    assert len(alone.values("figures_timestamp_seconds")) == 1
 
 
 async def test_figures_cost_a_fixed_number_of_statements(store: Store, clock: Clock) -> None:

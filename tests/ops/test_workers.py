@@ -17,14 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import httpx
 import psutil
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from creditledger.store import migrations
 from tests.support.commands import Command, creditledger, start
 from tests.support.databases import PASSWORD, execute, with_password
+from tests.support.metrics import scraped
 from tests.support.process import process
 from tests.support.retrying_clients import Clients, prepare
 from tests.support.server import PATIENCE_SECONDS as STEP_SECONDS
@@ -166,34 +165,21 @@ async def test_metrics_of_all_workers_add_up(database_url: str, tmp_path: Path) 
         async with clients.at_work():
             await clients.accept(200)
         (started,) = (one for one in served.lines("serving") if "metrics_addresses" in one)
-        async with httpx.AsyncClient(trust_env=False) as client, asyncio.timeout(STEP_SECONDS):
+        async with asyncio.timeout(STEP_SECONDS):
             while True:
-                answers = [
-                    await client.get(f"http://{one}/metrics")
-                    for one in started["metrics_addresses"]
-                ]
-                found = [metric_values(one.text) for one in answers]
-                if any("creditledger_wallets" in one for one in found):
+                found = [await scraped(one) for one in started["metrics_addresses"]]
+                if any(one.values("wallets") for one in found):
                     break
                 await asyncio.sleep(0.02)  # the ledger's figures are read beside the start
         code = await served.ended(signal.SIGTERM)
 
-    posted = [one.get("creditledger_postings_total", 0) for one in found]
+    posted = [sum(one.values("postings_total").values()) for one in found]
     assert len(posted) == 2
     assert all(posted)
     assert sum(posted) == len(clients.accepted)
-    assert sum("creditledger_wallets" in one for one in found) == 1
+    assert sum(bool(one.values("wallets")) for one in found) == 1
     assert code == 0
     clients.check()
-
-
-def metric_values(text: str) -> dict[str, float]:
-    """The sum of each metric over its labels."""
-    sums: Counter[str] = Counter()
-    for family in text_string_to_metric_families(text):
-        for one in family.samples:
-            sums[one.name] += one.value  # type: ignore[assignment] # a Counter of floats
-    return dict(sums)
 
 
 @on_postgresql

@@ -10,6 +10,8 @@ from collections.abc import Iterable
 import prometheus_client
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
+from creditledger.domain.errors import KINDS
+
 # Without it every counter has a second series, with the time at which it began.
 prometheus_client.disable_created_metrics()  # type: ignore[no-untyped-call] # of the library
 
@@ -46,6 +48,9 @@ class Measures:
             ("reason",),
             registry=registry,
         )
+        # A series that begins at 1 has not increased for Prometheus, so each begins at 0.
+        for reason in KINDS:
+            self._refused_calls.labels(reason)
         self._calls = Histogram(
             "creditledger_rpc_seconds",
             "How long calls took in this server, by method and gRPC code.",

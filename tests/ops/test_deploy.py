@@ -1,0 +1,133 @@
+"""What `deploy/` holds fits the server: its queries, alerts and their runbook."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import yaml
+from credit.v1 import wallet_service_pb2 as pb
+
+from creditledger.domain.errors import KINDS
+from tests.support.metrics import scrape
+from tests.support.refusals import refused
+from tests.support.server import WALLET, consume, grant, serve
+
+if TYPE_CHECKING:
+    from tests.support.setup import Clock
+
+ROOT = Path(__file__).parents[2]
+PROMETHEUS = ROOT / "deploy" / "prometheus"
+#: Prometheus adds them to what it scrapes.
+ADDED = {"job", "instance"}
+#: What Grafana puts in the place of its variables.
+CHOSEN = {"$__rate_interval": "5m", "$currency": "USD|EUR", "$livemode": "true"}
+
+
+def alerts() -> list[dict[str, Any]]:
+    """The rules."""
+    document = yaml.safe_load((PROMETHEUS / "alerts.yml").read_text(encoding="utf-8"))
+    return [rule for group in document["groups"] for rule in group["rules"]]
+
+
+def dashboard() -> list[str]:
+    """The queries of the dashboard."""
+    path = ROOT / "deploy" / "grafana" / "dashboard.json"
+    panels = json.loads(path.read_text(encoding="utf-8"))["panels"]
+    found = [target["expr"] for panel in panels for target in panel.get("targets", ())]
+    for name, value in CHOSEN.items():
+        found = [one.replace(name, value) for one in found]
+    return found
+
+
+def metrics_of(query: str) -> dict[str, set[str]]:
+    """Each metric that the query names, with the labels that it is chosen or grouped by."""
+    selectors = re.findall(r"\b((?:creditledger|process)_\w+|up)\b(?:\{([^}]*)\})?", query)
+    grouped = {
+        label
+        for labels in re.findall(r"\bby \(([^)]*)\)", query)
+        for label in re.split(r",\s*", labels)
+    }
+    return {
+        name: grouped | set(re.findall(r"(\w+)\s*[=!]~?\s*\"", chosen))
+        for name, chosen in selectors
+    }
+
+
+@pytest.mark.parametrize("what", ["alerts", "dashboard"])
+async def test_every_query_asks_for_what_a_server_exports(
+    database_url: str, clock: Clock, what: str
+) -> None:
+    """No metric and no label of a query is unknown to a running server."""
+    queries = [one["expr"] for one in alerts()] if what == "alerts" else dashboard()
+    async with serve(database_url, clock, metrics_address="127.0.0.1:0") as api:
+        await api.post("g", **grant("1"))
+        await refused(api.post("c", **consume("2")))
+        await api.wallets.Hold(
+            pb.HoldRequest(wallet_id=WALLET, idempotency_key="h", amount="1"),
+            metadata=api.service,
+        )
+        exported = (await scrape(api.server)).labels()
+
+    exported["up"] = set()
+    assert len(queries) > 10
+    for query in queries:
+        named = metrics_of(query)
+        assert named, query
+        for name, labels in named.items():
+            assert name in exported, query
+            assert labels <= exported[name] | ADDED, query
+        for reasons in re.findall(r'reason=~?"([^"]+)"', query):
+            assert set(reasons.split("|")) <= KINDS.keys(), query
+
+
+def test_every_alert_has_its_row_on_call() -> None:
+    """docs/operating.md says of each alert what to do, with its severity, and of no other."""
+    page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(Creditledger\w+)` \| (\w+) \|", page, re.MULTILINE)
+
+    assert rows == [(one["alert"], one["labels"]["severity"]) for one in alerts()]
+
+
+def test_every_alert_is_tried() -> None:
+    """alerts_test.yml raises each of them."""
+    tried = (PROMETHEUS / "alerts_test.yml").read_text(encoding="utf-8")
+
+    assert {one["alert"] for one in alerts()} == set(re.findall(r'alertname="(\w+)"', tried))
+
+
+@pytest.mark.parametrize(
+    "command",
+    [("check", "config", "prometheus.yml"), ("test", "rules", "alerts_test.yml")],
+    ids=" ".join,
+)
+async def test_prometheus_takes_the_files(command: tuple[str, ...]) -> None:
+    """Its own tool reads them, and its alerts are raised as they should be."""
+    await promtool(*command, folder=PROMETHEUS)
+
+
+async def test_prometheus_takes_the_queries_of_the_dashboard(tmp_path: Path) -> None:
+    """Its own tool reads each of them."""
+    rules = [{"record": f"query:{n}", "expr": one} for n, one in enumerate(dashboard())]
+    document = {"groups": [{"name": "dashboard", "rules": rules}]}
+    (tmp_path / "rules.yml").write_text(yaml.safe_dump(document), encoding="utf-8")
+
+    await promtool("check", "rules", "rules.yml", folder=tmp_path)
+
+
+async def promtool(*arguments: str, folder: Path) -> None:
+    """Run Prometheus's tool, which has to succeed."""
+    found = shutil.which("promtool")
+    if found is None:
+        pytest.skip("there is no promtool here")
+    process = await asyncio.create_subprocess_exec(
+        *(found, *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    said, _ = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode == 0, said.decode()
