@@ -159,6 +159,22 @@ async def test_only_admins_deal_with_keys(api: Registry, scope: str) -> None:
 # --- list ---------------------------------------------------------------------------------------
 
 
+async def test_a_key_knows_itself(api: Registry) -> None:
+    """Whatever its scope and mode: the answer is the key that was made, and no other."""
+    await api.customer("cus_acme")
+    for scope, customer in (("customer", "cus_acme"), ("service", None), ("admin", None)):
+        for livemode in (True, False):
+            request = new(scope=scope, customer_id=customer, livemode=livemode)
+            made = await api.local.keys.CreateApiKey(request)
+            own = await api.keys.GetCurrentApiKey(
+                pb.GetCurrentApiKeyRequest(), metadata=bearer(made.secret)
+            )
+            assert own == made.api_key
+    assert await refused(api.local.keys.GetCurrentApiKey(pb.GetCurrentApiKeyRequest())) == Refused(
+        "NOT_FOUND"
+    )
+
+
 async def test_a_list_is_of_one_mode(api: Registry) -> None:
     """A key lists the keys of its mode, the socket those of both or of the mode it names."""
     test = await api.local.key("admin", livemode=False)

@@ -420,6 +420,10 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "ClockService.GetClock": (clock_pb.GetClockRequest(), FROM_ADMIN),
     "ClockService.AcceptClock": (clock_pb.AcceptClockRequest(), FROM_ADMIN_SHARED),
     "ApiKeyService.ListApiKeys": (keys_pb.ListApiKeysRequest(), FROM_ADMIN),
+    "ApiKeyService.GetCurrentApiKey": (
+        keys_pb.GetCurrentApiKeyRequest(),
+        (*(OK,) * 7, HIDDEN),
+    ),
     # Of the key that the fixture makes for it.
     "ApiKeyService.RevokeApiKey": (keys_pb.RevokeApiKeyRequest(id="apk_spare"), FROM_ADMIN_LIVE),
     "WebhookService.CreateWebhookEndpoint": (

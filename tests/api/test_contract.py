@@ -174,6 +174,7 @@ ROUTES = {
     "StatementService.RenderClosed": "get /v1/statements/{id}:render",
     "ApiKeyService.CreateApiKey": "post /v1/api-keys *",
     "ApiKeyService.ListApiKeys": "get /v1/api-keys",
+    "ApiKeyService.GetCurrentApiKey": "get /v1/api-keys/current",
     "ApiKeyService.RevokeApiKey": "delete /v1/api-keys/{id}",
     "WebhookService.CreateWebhookEndpoint": "post /v1/webhook-endpoints *",
     "WebhookService.GetWebhookEndpoint": "get /v1/webhook-endpoints/{id}",

@@ -40,7 +40,7 @@ class Traded:
     admin: dict[bool, str]
     customers: list[str]
     keys: dict[str, str]  #: Of customers, in live mode.
-    wallets: list[Json]  #: {customer_id, currency, livemode}
+    wallets: list[Json]  #: {wallet_id, customer_id, currency, livemode}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -63,7 +63,7 @@ async def traded(new_database: Callable[[], str]) -> AsyncIterator[Traded]:
             subscriptions = [await served.subscription(customer) for _ in range(2)]
             scale = 9 if currency == "USD" else 6
             shops.append(Shop(wallet, scale, subscriptions, meters, ["apk_1"]))
-            wallets.append(new)
+            wallets.append({"wallet_id": wallet, **new})
         requests = await traffic(served, chance, shops, 150)
         served.clock.advance(-2 * time.HOUR)
         requests |= await traffic(served, chance, shops, 150)
@@ -154,8 +154,10 @@ def random_query(chance: random.Random, rows: Sequence[Json], names: Sequence[st
 
 
 LIST_FILTERS = [
-    "customer_id", "subscription_id", "credit_grant_id", "meter_id", "source", "start", "end", "q",
+    "customer_id", "wallet_id", "subscription_id", "credit_grant_id", "meter_id", "source", "start",
+    "end", "q",
 ]  # fmt: skip
+NARROWING = {"customer_id", "wallet_id", "subscription_id", "credit_grant_id", "meter_id"}
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -172,7 +174,7 @@ async def test_lists_of_a_random_ledger(traded: Traded, seed: int) -> None:
             key = traded.keys[owner]
         limit = chance.choice([7, 20, 100])
         searching = {"q", "source"} & query.keys()
-        narrow = {"customer_id", "subscription_id", "credit_grant_id", "meter_id"} & query.keys()
+        narrow = NARROWING & query.keys()
         bounded = query.get("end", 2**40) - query.get("start", 0) <= SEARCH_SECONDS_MAX
         if searching and not narrow and not bounded:
             refusal = await served.refusal(TRANSACTIONS, key, **query)
@@ -208,7 +210,10 @@ def quantity(rows: Sequence[Json], requests: dict[str, Json]) -> Decimal:
 async def test_summaries_of_a_random_ledger(traded: Traded, seed: int) -> None:
     """Any filters, windows that cut quarters of an hour: the sums of the rows that they leave."""
     chance = random.Random(seed)
-    filters = ["customer_id", "subscription_id", "currency_id", "meter_id", "start", "end"]
+    filters = [
+        *("customer_id", "wallet_id", "subscription_id", "currency_id", "meter_id"),
+        *("start", "end"),
+    ]
     found = 0
     for _ in range(60):
         mode = chance.random() < 0.8
@@ -224,6 +229,7 @@ async def test_summaries_of_a_random_ledger(traded: Traded, seed: int) -> None:
             for wallet in traded.wallets
             if wallet["livemode"] is mode
             and query.get("customer_id") in {None, wallet["customer_id"]}
+            and query.get("wallet_id") in {None, wallet["wallet_id"]}
             and query.get("currency_id") in {None, wallet["currency"]}
             and (wallet["customer_id"] in owners or "subscription_id" not in query)
         }

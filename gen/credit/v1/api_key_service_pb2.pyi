@@ -19,6 +19,23 @@ else:
 DESCRIPTOR: _descriptor.FileDescriptor
 
 @_typing.final
+class GetCurrentApiKeyRequest(_message.Message):
+    """The key that asks is known by its secret."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCurrentApiKeyRequest: _TypeAlias = GetCurrentApiKeyRequest  # noqa: Y015
+
+@_typing.final
 class ApiKey(_message.Message):
     """The credential of a client, without its secret."""
 

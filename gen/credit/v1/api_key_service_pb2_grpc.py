@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class ApiKeyServiceStub:
-    """Makes, lists and revokes API keys. Every RPC needs an admin key.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
     """
 
     def __init__(self, channel):
@@ -45,6 +45,11 @@ class ApiKeyServiceStub:
                 request_serializer=credit_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.FromString,
                 _registered_method=True)
+        self.GetCurrentApiKey = channel.unary_unary(
+                '/credit.v1.ApiKeyService/GetCurrentApiKey',
+                request_serializer=credit_dot_v1_dot_api__key__service__pb2.GetCurrentApiKeyRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
+                _registered_method=True)
         self.RevokeApiKey = channel.unary_unary(
                 '/credit.v1.ApiKeyService/RevokeApiKey',
                 request_serializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
@@ -53,7 +58,7 @@ class ApiKeyServiceStub:
 
 
 class ApiKeyServiceServicer:
-    """Makes, lists and revokes API keys. Every RPC needs an admin key.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
     """
 
     def CreateApiKey(self, request, context):
@@ -65,6 +70,13 @@ class ApiKeyServiceServicer:
 
     def ListApiKeys(self, request, context):
         """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetCurrentApiKey(self, request, context):
+        """Answers the API key that asks. NOT_FOUND on the command line's own socket, which has none.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -91,6 +103,11 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     request_deserializer=credit_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.FromString,
                     response_serializer=credit_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.SerializeToString,
             ),
+            'GetCurrentApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCurrentApiKey,
+                    request_deserializer=credit_dot_v1_dot_api__key__service__pb2.GetCurrentApiKeyRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.SerializeToString,
+            ),
             'RevokeApiKey': grpc.unary_unary_rpc_method_handler(
                     servicer.RevokeApiKey,
                     request_deserializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.FromString,
@@ -105,7 +122,7 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyService:
-    """Makes, lists and revokes API keys. Every RPC needs an admin key.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
     """
 
     @staticmethod
@@ -152,6 +169,33 @@ class ApiKeyService:
             '/credit.v1.ApiKeyService/ListApiKeys',
             credit_dot_v1_dot_api__key__service__pb2.ListApiKeysRequest.SerializeToString,
             credit_dot_v1_dot_api__key__service__pb2.ListApiKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCurrentApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.ApiKeyService/GetCurrentApiKey',
+            credit_dot_v1_dot_api__key__service__pb2.GetCurrentApiKeyRequest.SerializeToString,
+            credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
             options,
             channel_credentials,
             insecure,

@@ -13,20 +13,22 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiKeyServiceStub:
-    """Makes, lists and revokes API keys. Every RPC needs an admin key."""
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]
     """Makes an API key and answers its secret, this once and never again."""
     ListApiKeys: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.ListApiKeysRequest, _api_key_service_pb2.ListApiKeysResponse]
     """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id."""
+    GetCurrentApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.GetCurrentApiKeyRequest, _api_key_service_pb2.ApiKey]
+    """Answers the API key that asks. NOT_FOUND on the command line's own socket, which has none."""
     RevokeApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RevokeApiKeyRequest, _api_key_service_pb2.ApiKey]
     """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
     elsewhere. Revoking a revoked key changes nothing.
     """
 
 class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes, lists and revokes API keys. Every RPC needs an admin key."""
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself."""
 
     @_abc_1.abstractmethod
     def CreateApiKey(
@@ -43,6 +45,14 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _aio.ServicerContext[_api_key_service_pb2.ListApiKeysRequest, _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]],
     ) -> _abc.Awaitable[_api_key_service_pb2.ListApiKeysResponse]:
         """Answers a page of the API keys of a mode, revoked and expired ones too, ordered by id."""
+
+    @_abc_1.abstractmethod
+    def GetCurrentApiKey(
+        self,
+        request: _api_key_service_pb2.GetCurrentApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_service_pb2.GetCurrentApiKeyRequest, _abc.Awaitable[_api_key_service_pb2.ApiKey]],
+    ) -> _abc.Awaitable[_api_key_service_pb2.ApiKey]:
+        """Answers the API key that asks. NOT_FOUND on the command line's own socket, which has none."""
 
     @_abc_1.abstractmethod
     def RevokeApiKey(

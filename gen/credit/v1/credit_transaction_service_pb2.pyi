@@ -71,6 +71,7 @@ class CreditTransactionServiceListRequest(_message.Message):
     LIVEMODE_FIELD_NUMBER: _builtins.int
     Q_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
     page: _builtins.int
     """Number of the page, from 1. Absent means 1. Not together with page_token."""
     page_size: _builtins.int
@@ -89,8 +90,8 @@ class CreditTransactionServiceListRequest(_message.Message):
     """Only rows that name this meter. Absent means all."""
     source: _builtins.str
     """Only rows whose meter_event_id, source.provider, source.receipt_id or source.actor equals this.
-    Absent means all. Needs a customer, subscription, grant, meter or a window of at most 31 days
-    beside it.
+    Absent means all. Needs a wallet, customer, subscription, grant, meter or a window of at
+    most 31 days beside it.
     """
     start: _builtins.int
     """Only rows created at or after this second, Unix time in whole seconds. Absent means from the
@@ -111,6 +112,8 @@ class CreditTransactionServiceListRequest(_message.Message):
     """The next_page_token of the page before, with the same filters. Absent means the first page. The
     walk sees the ledger as it was at its first page: no row twice, none missed.
     """
+    wallet_id: _builtins.str
+    """Only rows of this wallet. Absent means all."""
     def __init__(
         self,
         *,
@@ -127,10 +130,11 @@ class CreditTransactionServiceListRequest(_message.Message):
         livemode: _builtins.bool | None = ...,
         q: _builtins.str | None = ...,
         page_token: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_limit", b"_limit", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_page", b"_page", "_page_size", b"_page_size", "_page_token", b"_page_token", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "limit", b"limit", "livemode", b"livemode", "meter_id", b"meter_id", "page", b"page", "page_size", b"page_size", "page_token", b"page_token", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_limit", b"_limit", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_page", b"_page", "_page_size", b"_page_size", "_page_token", b"_page_token", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "limit", b"limit", "livemode", b"livemode", "meter_id", b"meter_id", "page", b"page", "page_size", b"page_size", "page_token", b"page_token", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_limit", b"_limit", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_page", b"_page", "_page_size", b"_page_size", "_page_token", b"_page_token", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "limit", b"limit", "livemode", b"livemode", "meter_id", b"meter_id", "page", b"page", "page_size", b"page_size", "page_token", b"page_token", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_end", b"_end", "_limit", b"_limit", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_page", b"_page", "_page_size", b"_page_size", "_page_token", b"_page_token", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "end", b"end", "limit", b"limit", "livemode", b"livemode", "meter_id", b"meter_id", "page", b"page", "page_size", b"page_size", "page_token", b"page_token", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__credit_grant_id: _TypeAlias = _typing.Literal["credit_grant_id"]  # noqa: Y015
     _WhichOneofArgType__credit_grant_id: _TypeAlias = _typing.Literal["_credit_grant_id", b"_credit_grant_id"]  # noqa: Y015
@@ -158,6 +162,8 @@ class CreditTransactionServiceListRequest(_message.Message):
     _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
     _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__credit_grant_id) -> _WhichOneofReturnType__credit_grant_id | None: ...
     @_typing.overload
@@ -184,6 +190,8 @@ class CreditTransactionServiceListRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___CreditTransactionServiceListRequest: _TypeAlias = CreditTransactionServiceListRequest  # noqa: Y015
 
@@ -207,6 +215,7 @@ class CreditTransactionServiceExportRequest(_message.Message):
     Q_FIELD_NUMBER: _builtins.int
     DIGEST_LINE_FIELD_NUMBER: _builtins.int
     EXCEL_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
     format: _builtins.str
     """`csv` or `ndjson`, a JSON object a line. Absent means csv."""
     columns: _builtins.str
@@ -246,6 +255,8 @@ class CreditTransactionServiceExportRequest(_message.Message):
     between cells, or `comma`, with semicolons between cells. Both have a byte order mark. Absent
     means a plain CSV: commas between cells, decimal points, no byte order mark.
     """
+    wallet_id: _builtins.str
+    """Only rows of this wallet. Absent means all."""
     def __init__(
         self,
         *,
@@ -263,10 +274,11 @@ class CreditTransactionServiceExportRequest(_message.Message):
         q: _builtins.str | None = ...,
         digest_line: _builtins.bool | None = ...,
         excel: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_columns", b"_columns", "_credit_grant_id", b"_credit_grant_id", "_customer_id", b"_customer_id", "_digest_line", b"_digest_line", "_end", b"_end", "_excel", b"_excel", "_format", b"_format", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_q", b"_q", "_source", b"_source", "_start", b"_start", "_subscription_id", b"_subscription_id", "_time_zone", b"_time_zone", "_wallet_id", b"_wallet_id", "columns", b"columns", "credit_grant_id", b"credit_grant_id", "customer_id", b"customer_id", "digest_line", b"digest_line", "end", b"end", "excel", b"excel", "format", b"format", "livemode", b"livemode", "meter_id", b"meter_id", "q", b"q", "source", b"source", "start", b"start", "subscription_id", b"subscription_id", "time_zone", b"time_zone", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__columns: _TypeAlias = _typing.Literal["columns"]  # noqa: Y015
     _WhichOneofArgType__columns: _TypeAlias = _typing.Literal["_columns", b"_columns"]  # noqa: Y015
@@ -296,6 +308,8 @@ class CreditTransactionServiceExportRequest(_message.Message):
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
     _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
     _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__columns) -> _WhichOneofReturnType__columns | None: ...
     @_typing.overload
@@ -324,6 +338,8 @@ class CreditTransactionServiceExportRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___CreditTransactionServiceExportRequest: _TypeAlias = CreditTransactionServiceExportRequest  # noqa: Y015
 
@@ -684,6 +700,7 @@ class CreditTransactionServiceSummaryRequest(_message.Message):
     START_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
     LIVEMODE_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """Only consumptions of this customer. Absent means all that the key may see."""
     subscription_id: _builtins.str
@@ -702,6 +719,8 @@ class CreditTransactionServiceSummaryRequest(_message.Message):
     """
     livemode: _builtins.bool
     """Mode: true live, false test. Absent means the key's; the other one is MODE_MISMATCH."""
+    wallet_id: _builtins.str
+    """Only rows of this wallet. Absent means all."""
     def __init__(
         self,
         *,
@@ -712,10 +731,11 @@ class CreditTransactionServiceSummaryRequest(_message.Message):
         start: _builtins.int | None = ...,
         end: _builtins.int | None = ...,
         livemode: _builtins.bool | None = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end", b"_end", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start", b"_start", "_subscription_id", b"_subscription_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end", b"end", "livemode", b"livemode", "meter_id", b"meter_id", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end", b"_end", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start", b"_start", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end", b"end", "livemode", b"livemode", "meter_id", b"meter_id", "start", b"start", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end", b"_end", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start", b"_start", "_subscription_id", b"_subscription_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end", b"end", "livemode", b"livemode", "meter_id", b"meter_id", "start", b"start", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end", b"_end", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start", b"_start", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end", b"end", "livemode", b"livemode", "meter_id", b"meter_id", "start", b"start", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
     _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
@@ -731,6 +751,8 @@ class CreditTransactionServiceSummaryRequest(_message.Message):
     _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
     _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__currency_id) -> _WhichOneofReturnType__currency_id | None: ...
     @_typing.overload
@@ -745,6 +767,8 @@ class CreditTransactionServiceSummaryRequest(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___CreditTransactionServiceSummaryRequest: _TypeAlias = CreditTransactionServiceSummaryRequest  # noqa: Y015
 
@@ -799,6 +823,7 @@ class CreditTransactionSummaryFilters(_message.Message):
     LIVEMODE_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     END_TIME_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
     customer_id: _builtins.str
     """customer_id as given. Absent where not given."""
     subscription_id: _builtins.str
@@ -813,6 +838,8 @@ class CreditTransactionSummaryFilters(_message.Message):
     """`start` as RFC 3339 in UTC with three fraction digits. Absent where not given."""
     end_time: _builtins.str
     """`end` as RFC 3339 in UTC with three fraction digits. Absent where not given."""
+    wallet_id: _builtins.str
+    """wallet_id as given. Absent where not given."""
     def __init__(
         self,
         *,
@@ -823,10 +850,11 @@ class CreditTransactionSummaryFilters(_message.Message):
         livemode: _builtins.bool | None = ...,
         start_time: _builtins.str | None = ...,
         end_time: _builtins.str | None = ...,
+        wallet_id: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end_time", b"_end_time", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start_time", b"_start_time", "_subscription_id", b"_subscription_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end_time", b"end_time", "livemode", b"livemode", "meter_id", b"meter_id", "start_time", b"start_time", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end_time", b"_end_time", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start_time", b"_start_time", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end_time", b"end_time", "livemode", b"livemode", "meter_id", b"meter_id", "start_time", b"start_time", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end_time", b"_end_time", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start_time", b"_start_time", "_subscription_id", b"_subscription_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end_time", b"end_time", "livemode", b"livemode", "meter_id", b"meter_id", "start_time", b"start_time", "subscription_id", b"subscription_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id", "_customer_id", b"_customer_id", "_end_time", b"_end_time", "_livemode", b"_livemode", "_meter_id", b"_meter_id", "_start_time", b"_start_time", "_subscription_id", b"_subscription_id", "_wallet_id", b"_wallet_id", "currency_id", b"currency_id", "customer_id", b"customer_id", "end_time", b"end_time", "livemode", b"livemode", "meter_id", b"meter_id", "start_time", b"start_time", "subscription_id", b"subscription_id", "wallet_id", b"wallet_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__currency_id: _TypeAlias = _typing.Literal["currency_id"]  # noqa: Y015
     _WhichOneofArgType__currency_id: _TypeAlias = _typing.Literal["_currency_id", b"_currency_id"]  # noqa: Y015
@@ -842,6 +870,8 @@ class CreditTransactionSummaryFilters(_message.Message):
     _WhichOneofArgType__start_time: _TypeAlias = _typing.Literal["_start_time", b"_start_time"]  # noqa: Y015
     _WhichOneofReturnType__subscription_id: _TypeAlias = _typing.Literal["subscription_id"]  # noqa: Y015
     _WhichOneofArgType__subscription_id: _TypeAlias = _typing.Literal["_subscription_id", b"_subscription_id"]  # noqa: Y015
+    _WhichOneofReturnType__wallet_id: _TypeAlias = _typing.Literal["wallet_id"]  # noqa: Y015
+    _WhichOneofArgType__wallet_id: _TypeAlias = _typing.Literal["_wallet_id", b"_wallet_id"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__currency_id) -> _WhichOneofReturnType__currency_id | None: ...
     @_typing.overload
@@ -856,5 +886,7 @@ class CreditTransactionSummaryFilters(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__start_time) -> _WhichOneofReturnType__start_time | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__subscription_id) -> _WhichOneofReturnType__subscription_id | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__wallet_id) -> _WhichOneofReturnType__wallet_id | None: ...
 
 Global___CreditTransactionSummaryFilters: _TypeAlias = CreditTransactionSummaryFilters  # noqa: Y015

@@ -61,7 +61,6 @@ class Watch:
 
     filters: Filters
     after: Mark | None  #: None: behind what is there when it begins.
-    wallet_id: str | None
     kinds: Collection[int]  #: Empty: all.
     heartbeat_seconds: float
     _wallets: dict[int, WalletPlace] = field(default_factory=dict)
@@ -96,7 +95,7 @@ class Watch:
             return False
         asked: list[tuple[object, object]] = [
             (filters.customer_id, wallet.customer_id),
-            (self.wallet_id, wallet.id),
+            (filters.wallet_id, wallet.id),
             (filters.grant, (row.wallet, row.grant)),
         ]
         if self._asks_dimensions:

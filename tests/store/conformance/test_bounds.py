@@ -184,6 +184,7 @@ class World:
         grouped = [{"group_by": one} for one in ("day", "hour,model", "api_key")]
         stats = {"meter_id": METER, **window}
         return {
+            "ApiKeyService.GetCurrentApiKey": [],
             "ApiKeyService.ListApiKeys": [{}],
             "BillingService.ListTransactions": [{}, {"kind": "usage", "livemode": True}],
             "BillingService.ExportTransactions": [{}],

@@ -92,6 +92,7 @@ class Filters:
     customer_id: str | None = None
     subscription_id: str | None = None
     meter_id: str | None = None
+    wallet_id: str | None = None
     currency: str | None = None
     grant: tuple[int, int] | None = None  #: (wallet number, grant number)
     source: str | None = None
@@ -101,7 +102,8 @@ class Filters:
 
     def names_wallets(self) -> bool:
         """Whether the filters narrow to some wallets of the mode."""
-        return (self.customer_id, self.subscription_id, self.grant) != (None, None, None)
+        narrows = (self.wallet_id, self.customer_id, self.subscription_id, self.grant)
+        return any(one is not None for one in narrows)
 
 
 def with_postings(rows: Select[Any], *columns: ColumnElement[Any]) -> Select[Any]:
@@ -412,7 +414,7 @@ def span(
 
 @cache
 def _wallets(
-    *, customer: bool, subscription: bool, grant: bool, currency: bool
+    *, wallet: bool, customer: bool, subscription: bool, grant: bool, currency: bool
 ) -> Select[*tuple[Any, ...]]:
     """The wallets that a list is narrowed to by these, and the snapshot that it reads."""
     query = (
@@ -420,6 +422,8 @@ def _wallets(
         .join_from(schema.wallets, schema.wallet_states)
         .where(w.livemode == bindparam("livemode"))
     )
+    if wallet:
+        query = query.where(w.id == bindparam("wallet_id"))
     if customer:
         query = query.where(w.customer_id == bindparam("customer_id"))
     if subscription:
@@ -449,6 +453,7 @@ def wallets_and_snapshot(connection: Connection, filters: Filters) -> tuple[Wall
     if not filters.names_wallets():
         return None, connection.execute(_SNAPSHOT).scalar_one()
     query = _wallets(
+        wallet=filters.wallet_id is not None,
         customer=filters.customer_id is not None,
         subscription=filters.subscription_id is not None,
         grant=filters.grant is not None,
@@ -456,6 +461,7 @@ def wallets_and_snapshot(connection: Connection, filters: Filters) -> tuple[Wall
     )
     values = {
         "livemode": filters.livemode,
+        "wallet_id": filters.wallet_id,
         "customer_id": filters.customer_id,
         "subscription_id": filters.subscription_id,
         "grant": filters.grant and filters.grant[0],

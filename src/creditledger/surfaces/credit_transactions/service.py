@@ -55,6 +55,7 @@ class _TransactionWindow:
     customer_id: str | None
     subscription_id: str | None
     meter_id: str | None
+    wallet_id: str | None
     start: int | None
     end: int | None  #: Exclusive: the whole second named is in.
 
@@ -74,6 +75,7 @@ def _window(
         customer_id=reference("cus", request, "customer_id", field="customer_id"),
         subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
         meter_id=reference("mtr", request, "meter_id", field="meter_id"),
+        wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
         start=start,
         end=None if end is None else end + time.SECOND,
     )
@@ -191,7 +193,6 @@ HEARTBEAT_SECONDS, HEARTBEAT_SECONDS_MAX = 15, 30
 class _TransactionWatch:
     window: _TransactionWindow
     credit_grant_id: str | None
-    wallet_id: str | None
     after: str | None
     kinds: frozenset[int]
     heartbeat_seconds: int
@@ -209,11 +210,11 @@ def _watch(
             customer_id=reference("cus", request, "customer_id", field="customer_id"),
             subscription_id=reference("sub", request, "subscription_id", field="subscription_id"),
             meter_id=reference("mtr", request, "meter_id", field="meter_id"),
+            wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
             start=None,
             end=None,
         ),
         credit_grant_id=reference("cg", request, "credit_grant_id", field="credit_grant_id"),
-        wallet_id=reference("wal", request, "wallet_id", field="wallet_id"),
         after=fields.optional_text(request, "after", field="after", most=fields.NAME_MAX),
         kinds=frozenset(
             fields.word(one, KINDS, field="kinds").value
@@ -341,6 +342,7 @@ class CreditTransactionService(
                 livemode=window.livemode,
                 start_time=None if window.start is None else time.text(window.start),
                 end_time=None if window.end is None else time.text(window.end - time.SECOND),
+                wallet_id=window.wallet_id,
             ),
         )
 
@@ -405,7 +407,6 @@ class CreditTransactionService(
         watch = watching.Watch(
             replace(_filters(wanted.window, caller), grant=_grant(wanted.credit_grant_id)),
             mark,
-            wanted.wallet_id,
             wanted.kinds,
             wanted.heartbeat_seconds,
         )
@@ -421,6 +422,7 @@ def _filters(
         customer_id=caller.own(window.customer_id),
         subscription_id=window.subscription_id,
         meter_id=window.meter_id,
+        wallet_id=window.wallet_id,
         start=window.start,
         end=window.end,
     )
@@ -442,6 +444,7 @@ def _grant(id_: str | None) -> tuple[int, int] | None:
 def _require_narrow(wanted: _TransactionRows) -> None:
     window = wanted.window
     narrowed = (
+        window.wallet_id,
         window.customer_id,
         window.subscription_id,
         window.meter_id,
@@ -455,7 +458,7 @@ def _require_narrow(wanted: _TransactionRows) -> None:
     if bounded or any(value is not None for value in narrowed):
         return
     raise QueryTooBroad(
-        "q and source need a customer, subscription, grant or meter beside them,"
+        "q and source need a wallet, customer, subscription, grant or meter beside them,"
         " or a window of at most 31 days",
         param="q" if wanted.q is not None else "source",
     )

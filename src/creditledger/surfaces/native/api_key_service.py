@@ -64,6 +64,10 @@ def _key_list(request: pb.ListApiKeysRequest) -> _KeyList:
     )
 
 
+def _nothing(_request: pb.GetCurrentApiKeyRequest) -> None:
+    return None
+
+
 def _key_id(request: pb.RevokeApiKeyRequest) -> str:
     return fields.reference("apk", request.id, field="id")
 
@@ -87,7 +91,7 @@ def _key(key: ApiKey) -> pb.ApiKey:
 
 
 class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
-    """Served to administrators over gRPC and, through Envoy, over REST.
+    """Served to administrators over gRPC and, through Envoy, over REST; one RPC to everybody.
 
     A key makes, sees and revokes keys of its own mode; the command line's socket those of both.
     """
@@ -147,6 +151,14 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
         )
         page, token = pages.cut(found, wanted.page.size, filters, lambda one: [one.id])
         return pb.ListApiKeysResponse(api_keys=[_key(one) for one in page], next_page_token=token)
+
+    @rpc(_nothing, scope=Scope.CUSTOMER)
+    async def GetCurrentApiKey(self, _: None, caller: Caller) -> pb.ApiKey:  # noqa: N802
+        """The caller's own key. Raises NotFound for a caller without one."""
+        found = await self._store.read(lambda connection: records.api_key(connection, caller.id))
+        if found is None:
+            raise NotFound("the command line has no API key")
+        return _key(found)
 
     @rpc(_key_id, scope=Scope.ADMIN)
     async def RevokeApiKey(self, key_id: str, caller: Caller) -> pb.ApiKey:  # noqa: N802

@@ -13,7 +13,22 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file credit/v1/api_key_service.proto.
  */
 export const file_credit_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEikAIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBQg4KDF9jdXN0b21lcl9pZEINCgtfZXhwaXJlc19hdEINCgtfcmV2b2tlZF9hdCKhAgoTQ3JlYXRlQXBpS2V5UmVxdWVzdBIRCgRuYW1lGAEgASgJSACIAQESEgoFc2NvcGUYAiABKAlIAYgBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBEiMKCmV4cGlyZXNfYXQYBSABKAlIBFIKZXhwaXJlc19hdIgBARItCg9pZGVtcG90ZW5jeV9rZXkYBiABKAlIBVIPaWRlbXBvdGVuY3lfa2V5iAEBQgcKBV9uYW1lQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQg0KC19leHBpcmVzX2F0QhIKEF9pZGVtcG90ZW5jeV9rZXkiUwoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USKwoHYXBpX2tleRgBIAEoCzIRLmNyZWRpdC52MS5BcGlLZXlSB2FwaV9rZXkSDgoGc2VjcmV0GAIgASgJItQBChJMaXN0QXBpS2V5c1JlcXVlc3QSIQoJcGFnZV9zaXplGAEgASgFSABSCXBhZ2Vfc2l6ZYgBARIjCgpwYWdlX3Rva2VuGAIgASgJSAFSCnBhZ2VfdG9rZW6IAQESJQoLY3VzdG9tZXJfaWQYAyABKAlIAlILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYBCABKAhIA4gBAUIMCgpfcGFnZV9zaXplQg0KC19wYWdlX3Rva2VuQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGUihwEKE0xpc3RBcGlLZXlzUmVzcG9uc2USLQoIYXBpX2tleXMYASADKAsyES5jcmVkaXQudjEuQXBpS2V5UghhcGlfa2V5cxItCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlIAFIPbmV4dF9wYWdlX3Rva2VuiAEBQhIKEF9uZXh0X3BhZ2VfdG9rZW4icAoTUmV2b2tlQXBpS2V5UmVxdWVzdBIPCgJpZBgBIAEoCUgAiAEBEi0KD2lkZW1wb3RlbmN5X2tleRgCIAEoCUgBUg9pZGVtcG90ZW5jeV9rZXmIAQFCBQoDX2lkQhIKEF9pZGVtcG90ZW5jeV9rZXkyuwIKDUFwaUtleVNlcnZpY2USaAoMQ3JlYXRlQXBpS2V5Eh4uY3JlZGl0LnYxLkNyZWF0ZUFwaUtleVJlcXVlc3QaHy5jcmVkaXQudjEuQ3JlYXRlQXBpS2V5UmVzcG9uc2UiF4LT5JMCESIML3YxL2FwaS1rZXlzOgEqEmIKC0xpc3RBcGlLZXlzEh0uY3JlZGl0LnYxLkxpc3RBcGlLZXlzUmVxdWVzdBoeLmNyZWRpdC52MS5MaXN0QXBpS2V5c1Jlc3BvbnNlIhSC0+STAg4SDC92MS9hcGkta2V5cxJcCgxSZXZva2VBcGlLZXkSHi5jcmVkaXQudjEuUmV2b2tlQXBpS2V5UmVxdWVzdBoRLmNyZWRpdC52MS5BcGlLZXkiGYLT5JMCEyoRL3YxL2FwaS1rZXlzL3tpZH1COwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
+  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEiGQoXR2V0Q3VycmVudEFwaUtleVJlcXVlc3QikAIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBQg4KDF9jdXN0b21lcl9pZEINCgtfZXhwaXJlc19hdEINCgtfcmV2b2tlZF9hdCKhAgoTQ3JlYXRlQXBpS2V5UmVxdWVzdBIRCgRuYW1lGAEgASgJSACIAQESEgoFc2NvcGUYAiABKAlIAYgBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBEiMKCmV4cGlyZXNfYXQYBSABKAlIBFIKZXhwaXJlc19hdIgBARItCg9pZGVtcG90ZW5jeV9rZXkYBiABKAlIBVIPaWRlbXBvdGVuY3lfa2V5iAEBQgcKBV9uYW1lQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQg0KC19leHBpcmVzX2F0QhIKEF9pZGVtcG90ZW5jeV9rZXkiUwoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USKwoHYXBpX2tleRgBIAEoCzIRLmNyZWRpdC52MS5BcGlLZXlSB2FwaV9rZXkSDgoGc2VjcmV0GAIgASgJItQBChJMaXN0QXBpS2V5c1JlcXVlc3QSIQoJcGFnZV9zaXplGAEgASgFSABSCXBhZ2Vfc2l6ZYgBARIjCgpwYWdlX3Rva2VuGAIgASgJSAFSCnBhZ2VfdG9rZW6IAQESJQoLY3VzdG9tZXJfaWQYAyABKAlIAlILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYBCABKAhIA4gBAUIMCgpfcGFnZV9zaXplQg0KC19wYWdlX3Rva2VuQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGUihwEKE0xpc3RBcGlLZXlzUmVzcG9uc2USLQoIYXBpX2tleXMYASADKAsyES5jcmVkaXQudjEuQXBpS2V5UghhcGlfa2V5cxItCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlIAFIPbmV4dF9wYWdlX3Rva2VuiAEBQhIKEF9uZXh0X3BhZ2VfdG9rZW4icAoTUmV2b2tlQXBpS2V5UmVxdWVzdBIPCgJpZBgBIAEoCUgAiAEBEi0KD2lkZW1wb3RlbmN5X2tleRgCIAEoCUgBUg9pZGVtcG90ZW5jeV9rZXmIAQFCBQoDX2lkQhIKEF9pZGVtcG90ZW5jeV9rZXkypAMKDUFwaUtleVNlcnZpY2USaAoMQ3JlYXRlQXBpS2V5Eh4uY3JlZGl0LnYxLkNyZWF0ZUFwaUtleVJlcXVlc3QaHy5jcmVkaXQudjEuQ3JlYXRlQXBpS2V5UmVzcG9uc2UiF4LT5JMCESIML3YxL2FwaS1rZXlzOgEqEmIKC0xpc3RBcGlLZXlzEh0uY3JlZGl0LnYxLkxpc3RBcGlLZXlzUmVxdWVzdBoeLmNyZWRpdC52MS5MaXN0QXBpS2V5c1Jlc3BvbnNlIhSC0+STAg4SDC92MS9hcGkta2V5cxJnChBHZXRDdXJyZW50QXBpS2V5EiIuY3JlZGl0LnYxLkdldEN1cnJlbnRBcGlLZXlSZXF1ZXN0GhEuY3JlZGl0LnYxLkFwaUtleSIcgtPkkwIWEhQvdjEvYXBpLWtleXMvY3VycmVudBJcCgxSZXZva2VBcGlLZXkSHi5jcmVkaXQudjEuUmV2b2tlQXBpS2V5UmVxdWVzdBoRLmNyZWRpdC52MS5BcGlLZXkiGYLT5JMCEyoRL3YxL2FwaS1rZXlzL3tpZH1COwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
+
+/**
+ * The key that asks is known by its secret.
+ *
+ * @generated from message credit.v1.GetCurrentApiKeyRequest
+ */
+export type GetCurrentApiKeyRequest = Message<"credit.v1.GetCurrentApiKeyRequest"> & {
+};
+
+/**
+ * Describes the message credit.v1.GetCurrentApiKeyRequest.
+ * Use `create(GetCurrentApiKeyRequestSchema)` to create a new message.
+ */
+export const GetCurrentApiKeyRequestSchema: GenMessage<GetCurrentApiKeyRequest> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 0);
 
 /**
  * The credential of a client, without its secret.
@@ -90,7 +105,7 @@ export type ApiKey = Message<"credit.v1.ApiKey"> & {
  * Use `create(ApiKeySchema)` to create a new message.
  */
 export const ApiKeySchema: GenMessage<ApiKey> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 0);
+  messageDesc(file_credit_v1_api_key_service, 1);
 
 /**
  * An API key to be made.
@@ -149,7 +164,7 @@ export type CreateApiKeyRequest = Message<"credit.v1.CreateApiKeyRequest"> & {
  * Use `create(CreateApiKeyRequestSchema)` to create a new message.
  */
 export const CreateApiKeyRequestSchema: GenMessage<CreateApiKeyRequest> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 1);
+  messageDesc(file_credit_v1_api_key_service, 2);
 
 /**
  * A new API key.
@@ -178,7 +193,7 @@ export type CreateApiKeyResponse = Message<"credit.v1.CreateApiKeyResponse"> & {
  * Use `create(CreateApiKeyResponseSchema)` to create a new message.
  */
 export const CreateApiKeyResponseSchema: GenMessage<CreateApiKeyResponse> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 2);
+  messageDesc(file_credit_v1_api_key_service, 3);
 
 /**
  * Page and filters of a list of API keys. Filters are joined by "and".
@@ -221,7 +236,7 @@ export type ListApiKeysRequest = Message<"credit.v1.ListApiKeysRequest"> & {
  * Use `create(ListApiKeysRequestSchema)` to create a new message.
  */
 export const ListApiKeysRequestSchema: GenMessage<ListApiKeysRequest> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 3);
+  messageDesc(file_credit_v1_api_key_service, 4);
 
 /**
  * One page of API keys.
@@ -249,7 +264,7 @@ export type ListApiKeysResponse = Message<"credit.v1.ListApiKeysResponse"> & {
  * Use `create(ListApiKeysResponseSchema)` to create a new message.
  */
 export const ListApiKeysResponseSchema: GenMessage<ListApiKeysResponse> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 4);
+  messageDesc(file_credit_v1_api_key_service, 5);
 
 /**
  * Names one API key.
@@ -279,10 +294,10 @@ export type RevokeApiKeyRequest = Message<"credit.v1.RevokeApiKeyRequest"> & {
  * Use `create(RevokeApiKeyRequestSchema)` to create a new message.
  */
 export const RevokeApiKeyRequestSchema: GenMessage<RevokeApiKeyRequest> = /*@__PURE__*/
-  messageDesc(file_credit_v1_api_key_service, 5);
+  messageDesc(file_credit_v1_api_key_service, 6);
 
 /**
- * Makes, lists and revokes API keys. Every RPC needs an admin key.
+ * Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
  *
  * @generated from service credit.v1.ApiKeyService
  */
@@ -306,6 +321,16 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof ListApiKeysRequestSchema;
     output: typeof ListApiKeysResponseSchema;
+  },
+  /**
+   * Answers the API key that asks. NOT_FOUND on the command line's own socket, which has none.
+   *
+   * @generated from rpc credit.v1.ApiKeyService.GetCurrentApiKey
+   */
+  getCurrentApiKey: {
+    methodKind: "unary";
+    input: typeof GetCurrentApiKeyRequestSchema;
+    output: typeof ApiKeySchema;
   },
   /**
    * Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
