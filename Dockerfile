@@ -13,6 +13,7 @@ WORKDIR /build
 COPY requirements requirements
 COPY pyproject.toml README.md LICENSE envoy.yaml ./
 COPY src src
+COPY console/bundle console/bundle
 COPY gen gen
 # `serve` needs no Envoy, which is two thirds of what would be installed.
 RUN python -m venv /opt/creditledger \

@@ -7,6 +7,7 @@
 #   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make soak    a server under mixed load for minutes      (ARGS="--minutes 10")
+#   make console   build the pages of the console into console/bundle, with node
 #   make gen     generate gen/ from protos/           make format   format the Python sources
 #   make lock    choose the newest dependencies       make clean    remove what make has made
 
@@ -32,7 +33,7 @@ $(PIP) install --require-hashes --requirement requirements/$(1).lock
 $(PIP) install --no-deps --no-build-isolation --editable ./gen --editable .
 endef
 
-.PHONY: help up up-postgres test test-quick check bench soak breaking gen format lock clean
+.PHONY: help up up-postgres test test-quick check bench soak breaking console gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -55,6 +56,7 @@ check: $(DEVELOPING) breaking
 	$(BIN)/lint-imports
 	$(BIN)/mypy
 	$(BIN)/python scripts/generate.py --check
+	$(BIN)/python scripts/console.py --check
 	$(BIN)/buf lint
 	$(BIN)/hadolint Dockerfile
 
@@ -70,6 +72,9 @@ bench: $(DEVELOPING)
 
 soak: $(DEVELOPING)
 	@GRPC_VERBOSITY=NONE $(BIN)/python -m tests.ops.soak $(ARGS)
+
+console: $(DEVELOPING)
+	$(BIN)/python scripts/console.py
 
 gen: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python scripts/generate.py

@@ -67,10 +67,13 @@ def find() -> Path:
 
 
 def template() -> str:
-    """The text of envoy.yaml: of the installed package, else of the source tree."""
-    packaged = Path(__file__).parents[1] / "envoy.yaml"
-    path = packaged if packaged.exists() else Path(__file__).parents[3] / "envoy.yaml"
-    return path.read_text(encoding="utf-8")
+    """The text of envoy.yaml."""
+    return _shipped("envoy.yaml", "envoy.yaml").read_text(encoding="utf-8")
+
+
+def console() -> Path:
+    """The folder with the pages of the console."""
+    return _shipped("console", "console/bundle")
 
 
 def descriptor_set() -> Path:
@@ -78,11 +81,18 @@ def descriptor_set() -> Path:
     return Path(str(resources.files("credit.v1") / "descriptor.binpb"))
 
 
+def _shipped(packaged: str, source: str) -> Path:
+    """What the installed package has under one name, and the source tree under another."""
+    inside = Path(__file__).parents[1] / packaged
+    return inside if inside.exists() else Path(__file__).parents[3] / source
+
+
 def render(
     *,
     listen: tuple[str, int],
     upstreams: Sequence[tuple[str, int]],
     descriptors: Path,
+    pages: Path,
     admin_socket: Path,
 ) -> str:
     """The text of envoy.yaml with its ${NAME}s replaced.
@@ -99,6 +109,7 @@ def render(
         "LISTEN_PORT": json.dumps(listen[1]),
         "UPSTREAMS": json.dumps(endpoints),
         "DESCRIPTOR_SET": json.dumps(str(descriptors)),
+        "CONSOLE": json.dumps(str(pages)),
         "ADMIN_SOCKET": json.dumps(str(admin_socket)),
     }
     return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), template())
@@ -259,6 +270,7 @@ class Envoy:
             listen=(bound, port),
             upstreams=[(reachable(host), port) for host, port in self._upstreams],
             descriptors=descriptor_set(),
+            pages=console(),
             admin_socket=self._admin_socket,
         )
         path.write_text(text, encoding="utf-8")
