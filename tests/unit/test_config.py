@@ -201,6 +201,14 @@ def test_addresses(address: str, parts: tuple[str, int], loopback: bool) -> None
     assert is_loopback(address) is loopback
 
 
+@pytest.mark.parametrize("given", ["127.0.0.1:4317", "grpc://127.0.0.1:4317", "http://collector"])
+def test_a_collector_has_a_url(given: str) -> None:
+    """Scheme, host and port: anything else stops the start."""
+    with pytest.raises(WrongSetting, match="OTLP_ENDPOINT"):
+        load({"otlp_endpoint": given})
+    assert load({"otlp_endpoint": "https://collector:4317"}).otlp_endpoint
+
+
 def test_a_network_needs_tls_or_the_word(tmp_path: Path) -> None:
     """An address that others can reach needs TLS or the setting that says so by name."""
     file = tmp_path / "one.pem"

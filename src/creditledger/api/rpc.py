@@ -16,7 +16,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing, asynccontextmanager
 from contextvars import ContextVar
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -36,7 +36,11 @@ from creditledger.domain.errors import InvalidField, Overloaded, Refusal
 from creditledger.domain.registry import Scope
 from creditledger.store import Store, change_keys
 from creditledger.store.change_keys import Intent, Kept, Made
+from creditledger.telemetry import spans
 from creditledger.telemetry.measures import Measures
+
+if TYPE_CHECKING:
+    from creditledger.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
@@ -177,11 +181,13 @@ class Boundary:
         door: Door,
         callers: Callers,
         measures: Measures,
+        traces: "Traces | None" = None,
         *,
         local: bool = False,
         turns: int = 1,
     ) -> None:
         self._measures = measures
+        self._traces = traces
         self._methods = methods
         self._turns = Turns(turns)
         self._door = door
@@ -215,12 +221,12 @@ class Boundary:
 
     def _unary(self, method: str, handler: Any) -> Any:
         door, local, answered = self._door, self._local, handler.unary_unary
-        measures = self._measures
+        measures, traces = self._measures, self._traces
         described = intents.method(method)
         message, is_change = described.input_type, intents.is_change(described)
 
         async def unary(_: Any, context: Context) -> Any:
-            call = _RpcCall(method, context, measures, local=local)
+            call = _RpcCall(method, context, measures, traces, local=local)
             try:
                 door.enter(context)
                 caller = await self._admit(call, answered)
@@ -302,7 +308,7 @@ class Boundary:
         self, method: str, message: Descriptor, answered: Any, context: Context
     ) -> AsyncIterator["_RpcCall"]:
         """A call that is answered by a stream."""
-        call = _RpcCall(method, context, self._measures, local=self._local)
+        call = _RpcCall(method, context, self._measures, self._traces, local=self._local)
         try:
             self._door.enter(context)
             await self._admit(call, answered)
@@ -345,11 +351,19 @@ class _RpcCall:
     """One call under way: who calls, its id, its log line, and the end of whatever it raises."""
 
     __slots__ = (
-        *("_began", "_context", "_measures", "_method"),
+        *("_began", "_context", "_measures", "_method", "_span"),
         *("answering", "asked", "caller", "key", "local", "metadata", "request_id"),
     )
 
-    def __init__(self, method: str, context: Context, measures: Measures, *, local: bool) -> None:
+    def __init__(
+        self,
+        method: str,
+        context: Context,
+        measures: Measures,
+        traces: "Traces | None",
+        *,
+        local: bool,
+    ) -> None:
         self._method, self._context, self.local = method, context, local
         self._measures = measures
         self._began = time.perf_counter()
@@ -360,6 +374,13 @@ class _RpcCall:
         self.caller: Caller | None = None  #: Once let in.
         self.answering = False  #: Whether a part of the answer has left: headers, or a message.
         self.asked: tuple[MethodDescriptor, Message] | None = None  #: Once read.
+        self._span: spans.TraceSpan | None = None
+        if traces is None:
+            spans.begin(spans.UnderWay(self.request_id))
+        else:
+            span = traces.call(method, self.metadata, self.request_id)
+            self._span = span if span.is_sent else None
+            spans.begin(spans.UnderWay(self.request_id, span.trace_id, self._span))
         _call.set(self)
 
     def check_names(self, message: Descriptor) -> list[str]:
@@ -403,10 +424,10 @@ class _RpcCall:
             return False
         if isinstance(error, Refusal):
             code, refusal = error.kind.grpc_code, error
-            line = self._line(self._ended(code))
+            line = self._line(self._ended(code, error.reason))
             log.info("call", code=code, reason=error.reason, **line)
         else:
-            line = self._line(self._ended("INTERNAL"))
+            line = self._line(self._ended("INTERNAL", "INTERNAL"))
             log.error("call", code="INTERNAL", exc_info=error, **line)
             refusal = unforeseen(self.request_id)
         self._measures.refused(refusal.reason)
@@ -418,10 +439,13 @@ class _RpcCall:
         forget_frames(error)
         return True
 
-    def _ended(self, code: str) -> float:
-        """Count it; how many seconds it took."""
+    def _ended(self, code: str, reason: str | None = None) -> float:
+        """Count it, and end its span; how many seconds it took."""
         seconds = time.perf_counter() - self._began
         self._measures.called(self._method, code, seconds)
+        if self._span is not None:
+            self._span.note("rpc.grpc.status_code", grpc.StatusCode[code].value[0])
+            self._span.end(reason)
         return seconds
 
     def _line(self, seconds: float) -> dict[str, object]:

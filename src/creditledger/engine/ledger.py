@@ -24,7 +24,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -58,7 +58,9 @@ from creditledger.store import (
     StoreUnavailable,
     WalletsLocked,
 )
+from creditledger.telemetry import spans
 from creditledger.telemetry.measures import Fate, Measures
+from creditledger.telemetry.spans import TraceSpan
 
 log = structlog.get_logger()
 
@@ -104,6 +106,8 @@ class _Call:
     answer: asyncio.Future[Any]
     many: bool  #: The answer is a list, in which a refusal is one of them.
     refused: list[Exception]  #: Of the commands after these, for which there was no room.
+    span: TraceSpan | None  #: Of the RPC, where it is traced ...
+    queued: TraceSpan | None  #: ... and of its wait in the queue.
     answers: list[Answer | None] = field(init=False)  #: None: not yet.
     open: int = field(init=False)  #: How many have no answer yet.
 
@@ -227,7 +231,9 @@ class Ledger:
         if not taken:
             answer.set_result(refused)
             return answer
-        self._queue.append(_Call(taken, budget, answer, many, refused))
+        span = spans.under_way().span
+        queued = None if span is None else span.part("queue")
+        self._queue.append(_Call(taken, budget, answer, many, refused, span, queued))
         self._queued += len(taken)
         self._arrived.set()
         return answer
@@ -297,6 +303,8 @@ class Ledger:
         while self._queue and len(self._queue[0].commands) <= room:
             call = self._queue.popleft()
             self._queued -= len(call.commands)
+            if call.queued is not None:
+                call.queued.end()
             if call.answer.done():
                 continue
             room -= len(call.commands)
@@ -363,7 +371,8 @@ class Ledger:
         batch = _CommandBatch(asked, self._backdating_ms_max, self._returned_ms)
         began = time.perf_counter()
         try:
-            await self._store.commit(batch.wanted, batch.decide, wait=wait)
+            with _traced(asked):
+                await self._store.commit(batch.wanted, batch.decide, wait=wait)
         except WalletsLocked:
             return await self._answers(asked, wait=False)
         except CommitFailed as failed:
@@ -409,14 +418,14 @@ class Ledger:
         places = list(range(len(asked)))
         connected = False
         while places and _now() < give_up:
-            batch = _CommandBatch(
-                [asked[place] for place in places], self._backdating_ms_max, self._returned_ms
-            )
+            again = [asked[place] for place in places]
+            batch = _CommandBatch(again, self._backdating_ms_max, self._returned_ms)
             try:
                 if not connected:
                     await self._store.reconnect()
                 connected = False
-                await self._store.commit(batch.wanted, batch.decide, wait=False)
+                with _traced(again):
+                    await self._store.commit(batch.wanted, batch.decide, wait=False)
                 connected = True
             except DiskFailed:
                 raise
@@ -481,6 +490,11 @@ def _not_replayed(answer: Posted) -> Posted:
     if received is not None:
         received = received._replace(replayed=False)
     return answer._replace(replayed=False, received=received)
+
+
+def _traced(asked: Sequence[_Item]) -> AbstractContextManager[None]:
+    """The transaction of a batch, in the trace of each call that has a command in it."""
+    return spans.together((item.call.span for item in asked), "batch", size=len(asked))
 
 
 def _fates(items: Iterable[_Item], answers: Iterable[Answer | _Locked]) -> Iterator[Fate]:

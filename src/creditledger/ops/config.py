@@ -77,6 +77,13 @@ def _address(address: str) -> str:
     return address
 
 
+def _endpoint(url: str) -> str:
+    scheme, _, address = url.partition("://")
+    if scheme not in {"http", "https"}:
+        raise ValueError("must be a URL such as http://127.0.0.1:4317")
+    return f"{scheme}://{_address(address)}"
+
+
 def _file(path: Path | None) -> Path | None:
     if path is not None and not path.is_file():
         raise ValueError("must name a file that exists")
@@ -112,6 +119,14 @@ class Config(BaseModel):
             str,
             AfterValidator(_address),
             Field(description="Where metrics are served to Prometheus; without it nowhere."),
+        ]
+        | None
+    ) = None
+    otlp_endpoint: (
+        Annotated[
+            str,
+            AfterValidator(_endpoint),
+            Field(description="Where traces are sent by OTLP over gRPC; without it nowhere."),
         ]
         | None
     ) = None

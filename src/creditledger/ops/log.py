@@ -20,6 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 
 from creditledger.domain import clock
 from creditledger.ops.config import LogFormat, LogLevel
+from creditledger.telemetry import spans
 
 #: How long what is no warning may wait for what comes after it, to be written together.
 GATHER_SECONDS = 0.02
@@ -96,6 +97,16 @@ def _stamp(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     return event
 
 
+def _about(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """What the line is about, where it is written during a call."""
+    work = spans.under_way()
+    if work.request_id is not None:
+        event.setdefault("request_id", work.request_id)
+    if work.trace_id is not None:
+        event["trace_id"] = work.trace_id
+    return event
+
+
 _encoder = json.JSONEncoder(default=repr)
 
 
@@ -104,7 +115,7 @@ def _json(event: EventDict, **_: object) -> str:
     return _encoder.encode(event)
 
 
-_SHARED: tuple[Processor, ...] = (structlog.processors.add_log_level, _stamp)
+_SHARED: tuple[Processor, ...] = (_about, structlog.processors.add_log_level, _stamp)
 
 
 def masked(text: str) -> str:

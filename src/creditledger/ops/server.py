@@ -9,7 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
@@ -69,6 +69,9 @@ from creditledger.surfaces.native.wallet_service import WalletService
 from creditledger.surfaces.native.webhook_service import WebhookService
 from creditledger.surfaces.payment_kit.service import PaymentKitService
 from creditledger.telemetry.measures import Measures
+
+if TYPE_CHECKING:
+    from creditledger.telemetry.traces import Traces
 
 log = structlog.get_logger()
 
@@ -155,6 +158,7 @@ class Server:
         config = self._config
         if config.path is not None and not config.path.is_file():
             raise CannotStart(f"There is no database at {config.path}: run `creditledger migrate`.")
+        traces = _traces(config, self._closing)
         opened = Store(
             config.database_url,
             clock=self.clock,
@@ -194,11 +198,11 @@ class Server:
             self._closing.push_async_callback(self.metrics.stop)
             self.metrics.start()
         callers = Callers(opened, self.clock.now)
-        local = transport.local(callers, self._measures)
+        local = transport.local(callers, self._measures, traces)
         entrances = [local]
         if not self._local_only:
             turns = max(1, config.readers // 4)
-            entrances.insert(0, transport.network(callers, self._measures, turns=turns))
+            entrances.insert(0, transport.network(callers, self._measures, traces, turns=turns))
         self._register(entrances, opened, ledger, callers)
         self._closing.push_async_callback(self._drain, entrances)
         if self._local_only or config.path is None:
@@ -302,6 +306,17 @@ class Server:
     def local_channel(self) -> grpc.aio.Channel:
         """A channel to this server through its socket, with the rights of an admin."""
         return transport.local_channel(self.local_socket)
+
+
+def _traces(config: Config, closing: contextlib.AsyncExitStack) -> "Traces | None":
+    """Where spans of calls go, until `closing` ends; None: nowhere."""
+    if config.otlp_endpoint is None:
+        return None
+    from creditledger.telemetry.traces import Traces  # noqa: PLC0415 # not where traces are off
+
+    traces = Traces(config.otlp_endpoint)
+    closing.push_async_callback(traces.close)
+    return traces
 
 
 async def _sealing(config: Config, opened: Store) -> Seal:

@@ -13,7 +13,7 @@ import struct
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
@@ -24,6 +24,9 @@ from creditledger.api.rpc import Boundary
 from creditledger.ops.config import CannotStart, Config, spelled
 from creditledger.ops.sockets import require_private, target
 from creditledger.telemetry.measures import Measures
+
+if TYPE_CHECKING:
+    from creditledger.telemetry.traces import Traces
 
 _OPTIONS: list[tuple[str, Any]] = [
     # A second server on the port must fail, not take half of its connections.
@@ -108,22 +111,29 @@ def local_channel(path: Path) -> grpc.aio.Channel:
     return grpc.aio.insecure_channel(target(path), options=options)
 
 
-def network(callers: Callers, measures: Measures, *, turns: int) -> Entrance:
+def network(
+    callers: Callers, measures: Measures, traces: "Traces | None", *, turns: int
+) -> Entrance:
     """For those with a key; `turns` as of `Boundary`. It takes one port."""
-    return _entrance(callers, measures, turns=turns)
+    return _entrance(callers, measures, traces, turns=turns)
 
 
-def local(callers: Callers, measures: Measures) -> Entrance:
+def local(callers: Callers, measures: Measures, traces: "Traces | None") -> Entrance:
     """For the database's owner: an admin without a key."""
-    return _entrance(callers, measures, local=True)
+    return _entrance(callers, measures, traces, local=True)
 
 
 def _entrance(
-    callers: Callers, measures: Measures, *, local: bool = False, turns: int = 1
+    callers: Callers,
+    measures: Measures,
+    traces: "Traces | None",
+    *,
+    local: bool = False,
+    turns: int = 1,
 ) -> Entrance:
     server, door, methods = grpc.aio.server(options=_OPTIONS), Door(), Methods()
     server.add_generic_rpc_handlers([methods])
-    boundary = Boundary(methods, door, callers, measures, local=local, turns=turns)
+    boundary = Boundary(methods, door, callers, measures, traces, local=local, turns=turns)
     return Entrance(server, methods, boundary, door)
 
 

@@ -42,6 +42,7 @@ from creditledger.store.write.batch import (
     WalletsLocked,
     Wanted,
 )
+from creditledger.telemetry import spans
 
 __all__ = [
     "PAYS_EVENT",
@@ -321,10 +322,18 @@ class Store:
 
     @contextmanager
     def _watched(self, work: str) -> Iterator[None]:
-        """Log the begin and the end of an outage of the database."""
+        """Log the begin and the end of an outage of the database; trace what is under way."""
+        span = spans.part("database")
+        failure = None
         try:
             yield
-        except (StoreUnavailable, CommitFailed, Unavailable) as error:
-            self._outage.failed(work, error)
+        except BaseException as error:
+            failure = type(error).__name__
+            if isinstance(error, StoreUnavailable | CommitFailed | Unavailable):
+                self._outage.failed(work, error)
             raise
+        finally:
+            if span is not None:
+                span.note("creditledger.work", work)
+                span.end(failure)
         self._outage.answered(work)

@@ -1,0 +1,100 @@
+"""Traces of calls, sent by OTLP to a collector.
+
+The trace of a call is the one that its `traceparent` names, else a new one. The variables
+`OTEL_TRACES_SAMPLER` and `OTEL_RESOURCE_ATTRIBUTES`, and those of the exporter, mean what
+OpenTelemetry says.
+"""
+
+import asyncio
+import threading
+from collections.abc import Iterable, Sequence
+
+from opentelemetry import trace
+from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from creditledger import __version__
+
+#: How long one attempt to send spans may take, and all of them at the end.
+SEND_SECONDS_MAX = 3.0
+
+_propagator = TraceContextTextMapPropagator()
+_CARRIED = ("traceparent", "tracestate")
+
+
+class RecordedSpan:
+    """A span of a trace that is sent. See `spans.TraceSpan`."""
+
+    __slots__ = ("_span", "_tracer")
+
+    def __init__(self, tracer: Tracer, span: trace.Span) -> None:
+        self._tracer, self._span = tracer, span
+
+    @property
+    def trace_id(self) -> str:
+        """See TraceSpan."""
+        return trace.format_trace_id(self._span.get_span_context().trace_id)
+
+    @property
+    def is_sent(self) -> bool:
+        """Whether the sampler has chosen its trace."""
+        return self._span.is_recording()
+
+    def part(self, name: str, *, links: Sequence["RecordedSpan"] = ()) -> "RecordedSpan":
+        """See TraceSpan."""
+        within = trace.set_span_in_context(self._span)
+        to = [Link(one._span.get_span_context()) for one in links]
+        return RecordedSpan(self._tracer, self._tracer.start_span(name, within, links=to))
+
+    def note(self, name: str, value: str | int) -> None:
+        """See TraceSpan."""
+        self._span.set_attribute(name, value)
+
+    def end(self, failure: str | None = None) -> None:
+        """See TraceSpan."""
+        if failure is not None:
+            self._span.set_status(Status(StatusCode.ERROR, failure))
+        self._span.end()
+
+
+class Traces:
+    """Where the spans of one server go."""
+
+    def __init__(self, endpoint: str) -> None:
+        """`endpoint`: such as http://127.0.0.1:4317; https:// encrypts."""
+        named = {"service.name": "creditledger", "service.version": __version__}
+        self._provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(endpoint=endpoint, timeout=SEND_SECONDS_MAX)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
+        self._tracer = self._provider.get_tracer("creditledger")
+
+    def call(
+        self, method: str, metadata: Iterable[tuple[str, str]], request_id: str
+    ) -> RecordedSpan:
+        """The span of a call of this method, which begins now. `method`: /package.Service/Name."""
+        carried = {name: value for name, value in metadata if name in _CARRIED}
+        service, _, name = method[1:].partition("/")
+        span = self._tracer.start_span(
+            method[1:],
+            _propagator.extract(carried),
+            SpanKind.SERVER,
+            {
+                "rpc.system": "grpc",
+                "rpc.service": service,
+                "rpc.method": name,
+                "creditledger.request_id": request_id,
+            },
+        )
+        return RecordedSpan(self._tracer, span)
+
+    async def close(self) -> None:
+        """Send what is left, as far as the collector takes it in time."""
+        # A collector that is away keeps `shutdown` for longer, and a daemon does not keep the
+        # process.
+        closing = threading.Thread(target=self._provider.shutdown, name="traces", daemon=True)
+        closing.start()
+        await asyncio.to_thread(closing.join, SEND_SECONDS_MAX)
