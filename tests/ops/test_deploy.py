@@ -15,6 +15,8 @@ import yaml
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain.errors import KINDS
+from creditledger.ops.cli.app import app
+from creditledger.ops.config import PREFIX, Config
 from tests.support.metrics import scrape
 from tests.support.refusals import refused
 from tests.support.server import WALLET, consume, grant, serve
@@ -93,6 +95,43 @@ def test_every_alert_has_its_row_on_call() -> None:
     rows = re.findall(r"^\| `(Creditledger\w+)` \| (\w+) \|", page, re.MULTILINE)
 
     assert rows == [(one["alert"], one["labels"]["severity"]) for one in alerts()]
+
+
+def test_settings_of_every_way_to_deploy() -> None:
+    """Each setting that `deploy/` and the image give is one, and the proxy gets no password."""
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    files = [path for path in (ROOT / "deploy").rglob("*") if path.is_file()]
+    named = {
+        name
+        for path in (ROOT / "Dockerfile", *files)
+        for name in re.findall(rf"\b{PREFIX}([A-Z_]+)\b", path.read_text(encoding="utf-8"))
+    }
+
+    assert {one.lower() for one in named} <= Config.model_fields.keys()
+    services = compose["services"]
+    assert PREFIX + "DATABASE_URL" in services["ledger"]["environment"]
+    assert PREFIX + "DATABASE_URL" not in services["proxy"]["environment"]
+    # Prometheus asks each of the workers, at the ports that they take.
+    settings = services["ledger"]["environment"]
+    port = int(settings[PREFIX + "METRICS_ADDRESS"].rpartition(":")[2])
+    scraped = yaml.safe_load((PROMETHEUS / "prometheus.yml").read_text(encoding="utf-8"))
+    targets = scraped["scrape_configs"][0]["static_configs"][0]["targets"]
+    workers = int(settings[PREFIX + "WORKERS"])
+    assert targets == [f"ledger:{port + number}" for number in range(workers)]
+
+
+def test_commands_of_every_way_to_deploy() -> None:
+    """Each command that a container or a unit runs is one of the command line."""
+    commands = {one.name for one in app.registered_commands}
+    compose = yaml.safe_load((ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8"))
+    run = {one["command"][0] for one in compose["services"].values() if "command" in one}
+    chart = ROOT / "deploy" / "helm" / "creditledger" / "templates" / "deployment.yaml"
+    run.update(re.findall(r"args: \[(\w+)\]", chart.read_text(encoding="utf-8")))
+    for unit in (ROOT / "deploy" / "systemd").glob("*.service"):
+        run.update(re.findall(r"/bin/creditledger (\w+)", unit.read_text(encoding="utf-8")))
+
+    assert run == {"migrate", "serve", "proxy", "verify"}
+    assert run <= commands
 
 
 def test_every_alert_is_tried() -> None:

@@ -147,6 +147,7 @@ class Envoy:
         run_folder: Path | None = None,
         drain_s_max: float = 10.0,
         concurrency: int | None = None,
+        is_shown: bool = False,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -155,12 +156,14 @@ class Envoy:
         run_folder: made if it is missing, and kept; without one a temporary folder is used.
         drain_s_max: how long `stop` waits for requests under way.
         concurrency: worker threads; by default one for each CPU.
+        is_shown: its log goes to standard output and standard error, and not to a file.
         """
         self._listen = listen
         self._upstreams = tuple(upstreams)
         self._run_folder = run_folder
         self._drain_s_max = drain_s_max
         self._concurrency = concurrency
+        self._is_shown = is_shown
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._folder = Path()
@@ -189,8 +192,8 @@ class Envoy:
     def _admin_socket(self) -> Path:
         return self._folder / "admin.sock"
 
-    async def start(self, *, ready_s_max: float = 20.0) -> None:
-        """Start Envoy and wait until it answers and finds a server healthy.
+    async def start(self, *, ready_s_max: float = 20.0, healthy: bool = True) -> None:
+        """Start Envoy and wait until it answers and, if `healthy`, finds a server healthy.
 
         Raises EnvoyMissing, AddressTaken, or EnvoyStopped with the end of Envoy's log; nothing is
         left running then.
@@ -211,7 +214,8 @@ class Envoy:
                 await self._until_live()
                 servers = ", ".join(f"{host}:{port}" for host, port in self._upstreams)
                 awaited = f"Envoy found no healthy gRPC server at {servers}"
-                await self._until_healthy()
+                if healthy:
+                    await self._until_healthy()
         except TimeoutError as error:
             message = f"{awaited} within {ready_s_max:g} s{self._quoted_log()}"
             await self._end()
@@ -279,7 +283,9 @@ class Envoy:
 
     async def _run(self, command: list[str]) -> None:
         """Start a command of Envoy's; one that only validates is also waited for."""
-        with self.log.open("ab") as log:
+        is_check = "validate" in command
+        with self.log.open("ab") as file:
+            log = None if self._is_shown and not is_check else file
             process = await asyncio.create_subprocess_exec(
                 *child_process.launch(command),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -289,7 +295,7 @@ class Envoy:
                 start_new_session=True,
             )
         self._process = process
-        if "validate" in command and await process.wait():
+        if is_check and await process.wait():
             raise EnvoyStopped(f"Envoy refuses its configuration{self._quoted_log()}")
 
     async def _until_live(self) -> None:

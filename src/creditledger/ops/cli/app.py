@@ -19,6 +19,7 @@ from creditledger.ops.cli import (
     import_usage,
     keys,
     migrate,
+    proxy,
     reconcile,
     secrets,
     serve,
@@ -43,6 +44,7 @@ app = typer.Typer(
 )
 app.command("up")(up.up)
 app.command("serve")(serve.serve)
+app.command("proxy")(proxy.proxy)
 app.command("migrate")(migrate.migrate)
 app.command("import-usage")(import_usage.import_usage)
 app.command("verify")(verify.verify)
