@@ -192,7 +192,9 @@ async def test_a_body_over_the_limit(shared: Served) -> None:
     answer = await shared.ask(
         "POST", GET_WALLET, key=key, headers=web(), content=b"\0" * (4 * 1024 * 1024 + 1)
     )
-    assert (answer.status_code, answer.content) == (413, b"")
+    # The proxy may see it at once, by its length, or while it comes.
+    assert (answer.status_code, answer.headers["grpc-status"]) in {(413, "2"), (200, "8")}
+    assert answer.content == b""
 
 
 async def test_a_stream(shared: Served) -> None:
