@@ -4,6 +4,7 @@
 #   make up-postgres   the same on a PostgreSQL of its own, in ./creditledger-postgres
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make test-quick   run in seconds what needs no process of a database or a server: tests/unit
+#   make test-browser   run the console's pages in a real browser
 #   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make soak    a server under mixed load for minutes      (ARGS="--minutes 10")
@@ -33,7 +34,7 @@ $(PIP) install --require-hashes --requirement requirements/$(1).lock
 $(PIP) install --no-deps --no-build-isolation --editable ./gen --editable .
 endef
 
-.PHONY: help up up-postgres test test-quick check bench soak breaking console gen format lock clean
+.PHONY: help up up-postgres test test-quick test-browser check bench soak breaking console gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -45,10 +46,17 @@ up-postgres: $(INSTALLED) $(POSTGRES)
 	@exec $(BIN)/creditledger up --postgres $(ARGS)
 
 test: $(DEVELOPING)
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	    --ignore tests/console $(ARGS)
 
 test-quick: $(DEVELOPING)
 	$(BIN)/python -m pytest -q tests/unit $(ARGS)
+
+# Finds Chromium, or asks playwright for one; the tests say how to get one if both fail.
+test-browser: $(DEVELOPING)
+	@[ -n "$$CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null \
+	    || $(BIN)/playwright install chromium || true
+	$(BIN)/python -m pytest -q tests/console $(ARGS)
 
 check: $(DEVELOPING) breaking
 	$(BIN)/ruff format --check .
