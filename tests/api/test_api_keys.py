@@ -7,19 +7,23 @@ import re
 import threading
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from credit.v1 import api_key_service_pb2 as pb
 from credit.v1 import registry_service_pb2
+from sqlalchemy import func, select
 from sqlalchemy.util import await_only
 from structlog.testing import capture_logs
 
 from creditledger.domain import clock as time
+from creditledger.store import schema
 from creditledger.store.registry import records
 from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.refusals import Metadata, Refused, bearer, refused
+from tests.support.refusals import refusal as refusal_of
 from tests.support.server import PATIENCE_SECONDS, Registry, serve_registry
-from tests.support.setup import START
+from tests.support.setup import START, findings, look
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable
@@ -373,3 +377,129 @@ async def test_a_secret_is_nowhere_but_in_its_answer(api: Registry, database_url
     texts = [await contents(database_url), repr(lines), repr(keys)]
     assert [made.api_key.id in text for text in texts] == [True] * 3
     assert [made.secret[len("sk-") :] in text for text in texts] == [False] * 3
+
+
+# --- sessions -----------------------------------------------------------------------------------
+
+
+async def code(api: Registry, **asked: Any) -> str:
+    """A code for a session."""
+    request = pb.CreateSessionCodeRequest(**{"scope": "admin", **asked})
+    return (await api.keys.CreateSessionCode(request, metadata=api.admin)).code
+
+
+def session(api: Registry, of: str | None) -> Awaitable[pb.OpenSessionResponse]:
+    """What a browser asks, without a key."""
+    return api.keys.OpenSession(pb.OpenSessionRequest(code=of))
+
+
+async def test_a_code_opens_a_session(api: Registry, database_url: str) -> None:
+    """Who has the code gets a key with what it was made for, for 12 hours; the code is a secret."""
+    await api.customer("cus_acme")
+    with capture_logs() as lines:
+        made = await code(api, scope="customer", customer_id="cus_acme")
+        stored = await contents(database_url)
+        opened = await session(api, made)
+
+    expected = pb.ApiKey(
+        id=opened.api_key.id,
+        name="console session",
+        scope="customer",
+        customer_id="cus_acme",
+        livemode=True,
+        mask="sk-****" + opened.secret[-4:],
+        created_at=time.text(START),
+        expires_at=time.text(START + 12 * time.HOUR),
+        session=True,
+    )
+    assert opened.api_key == expected
+    assert (
+        await api.keys.GetCurrentApiKey(
+            pb.GetCurrentApiKeyRequest(), metadata=bearer(opened.secret)
+        )
+        == expected
+    )
+    assert re.fullmatch(r"[A-Za-z0-9_-]{43}", made)
+    assert made not in stored
+    assert not any(secret in str(line) for line in lines for secret in (made, opened.secret))
+
+
+async def test_whatever_is_wrong_with_a_code_is_answered_alike(api: Registry, clock: Clock) -> None:
+    """Unknown, malformed, used and expired codes differ in nothing that a stranger could learn."""
+    used, late = await code(api), await code(api)
+    await session(api, used)
+    clock.advance(time.MINUTE)
+
+    told = []
+    for one in ("x" * 43, "x", "\u00e9" * 43, "x" * 10_000, used, late):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await session(api, one)
+        told.append((refusal_of(caught.value), caught.value.details()))
+
+    assert [found for found, _ in told] == [KEY_INVALID] * 6
+    assert len({text for _, text in told}) == 1
+    assert await refused(session(api, None)) == Refused("MISSING_FIELD", "code")
+
+
+async def test_of_two_who_take_a_code_one_has_it(api: Registry, clock: Clock) -> None:
+    """Ten at once: one session and one key, however they come together."""
+    made = await code(api)
+    clock.advance(time.MINUTE - 1)
+
+    answers = await asyncio.gather(*(session(api, made) for _ in range(10)), return_exceptions=True)
+
+    opened = [one for one in answers if isinstance(one, pb.OpenSessionResponse)]
+    refusals = [refusal_of(one) for one in answers if isinstance(one, grpc.aio.AioRpcError)]
+    assert (len(opened), refusals) == (1, [KEY_INVALID] * 9)
+    assert sum(one.session for one in await listed(api, api.admin)) == 1
+
+
+async def test_sessions_that_ended_are_not_listed(api: Registry, clock: Clock) -> None:
+    """Those under way are; revoked ones and old ones are gone from lists, made keys stay."""
+    ended = [(await session(api, await code(api))).api_key.id for _ in range(2)]
+    await api.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=ended[0]), metadata=api.admin)
+    made = await api.keys.CreateApiKey(
+        new(expires_at=time.text(START + time.HOUR)), metadata=api.admin
+    )
+    assert ended[0] not in {one.id for one in await listed(api, api.admin)}
+    clock.advance(11 * time.HOUR)
+    under_way = (await session(api, await code(api))).api_key.id
+    assert {ended[1], under_way} <= {one.id for one in await listed(api, api.admin)}
+
+    clock.advance(time.HOUR)
+
+    found = {one.id for one in await listed(api, api.admin)}
+    assert {under_way, made.api_key.id} <= found
+    assert not found & set(ended)
+
+
+async def test_codes_that_expired_are_removed(
+    api: Registry, clock: Clock, database_url: str
+) -> None:
+    """The next code takes them away."""
+    for _ in range(3):
+        await code(api)
+    clock.advance(time.MINUTE)
+    await code(api)
+
+    count = select(func.count()).select_from(schema.session_codes)
+    assert look(database_url, lambda c: c.execute(count).scalar_one()) == 1
+    assert findings(database_url) == []
+
+
+@in_turn(
+    "asked, refusal",
+    [
+        ({"scope": None}, Refused("MISSING_FIELD", "scope")),
+        ({"scope": "root"}, Refused("INVALID_FIELD", "scope")),
+        ({"scope": "customer"}, Refused("MISSING_FIELD", "customer_id")),
+        ({"customer_id": "cus_acme"}, Refused("INVALID_FIELD", "customer_id")),
+        ({"scope": "customer", "customer_id": "cus_0"}, Refused("NOT_FOUND", "customer_id")),
+        ({"livemode": False}, Refused("MODE_MISMATCH", "livemode")),
+    ],
+)
+async def test_a_code_is_for_a_key_that_could_be_made(
+    api: Registry, asked: dict[str, Any], refusal: Refused
+) -> None:
+    """What a code asks for is checked as that of a key is."""
+    assert await refused(code(api, **asked)) == refusal

@@ -857,6 +857,37 @@ def test_up_makes_a_demo_that_works_when_pasted(tmp_path: Path) -> None:
     assert creditledger("verify", "--database-url", url).returncode == 0
 
 
+def test_links_open_the_console_once(tmp_path: Path) -> None:
+    """That of `up` for an admin, that of `console link` for whom it names; no log has a secret."""
+    url = f"sqlite+aiosqlite:///{tmp_path}/credit.db"
+    settings = ("--database-url", url)
+    with up(tmp_path, url) as server:
+        server.until(r"^Ctrl-C", server.output)
+        rest = server.until(r"^  REST  (\S+)$", server.output)[1]
+        links = [server.until(r"^  (\S+#code=\S+)$", server.output)[1]]
+        for asked in (("--customer", "cus_demo"), ("--scope", "service", "--test")):
+            told = creditledger("console", "link", *asked, "--url", rest, *settings)
+            links.append(told.stdout.strip())
+        codes = [link.removeprefix(f"{rest}/console/#code=") for link in links]
+        answers = [httpx.post(f"{rest}/v1/sessions", json={"code": code}) for code in codes]
+        again = [httpx.post(f"{rest}/v1/sessions", json={"code": code}) for code in codes]
+        keys = [answer.json()["api_key"] for answer in answers]
+        logged = server.log.read_text()
+
+    seen = [(key["scope"], key.get("customer_id"), key["livemode"]) for key in keys]
+    assert seen == [
+        ("admin", None, True),
+        ("customer", "cus_demo", True),
+        ("service", None, False),
+    ]
+    assert [answer.status_code for answer in again] == [401] * 3
+    assert not any(code in logged for code in codes)
+    free = creditledger("console", "link", "--http-address", "127.0.0.1:0", *settings)
+    assert (free.returncode, free.stdout) == (2, "")
+    both = creditledger("console", "link", "--scope", "admin", "--customer", "cus_demo", *settings)
+    assert both.returncode == 2
+
+
 async def test_up_touches_nobody_elses_ledger(database_url: str, tmp_path: Path) -> None:
     """A database in use gets neither demo nor keys; its password is not printed."""
     change(database_url, lambda connection: add_wallet(connection, "wal_acme"))

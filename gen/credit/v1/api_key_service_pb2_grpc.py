@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class ApiKeyServiceStub:
-    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+    of an administrator opens a session of the console without a key.
     """
 
     def __init__(self, channel):
@@ -55,10 +56,21 @@ class ApiKeyServiceStub:
                 request_serializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
                 _registered_method=True)
+        self.CreateSessionCode = channel.unary_unary(
+                '/credit.v1.ApiKeyService/CreateSessionCode',
+                request_serializer=credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeResponse.FromString,
+                _registered_method=True)
+        self.OpenSession = channel.unary_unary(
+                '/credit.v1.ApiKeyService/OpenSession',
+                request_serializer=credit_dot_v1_dot_api__key__service__pb2.OpenSessionRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_api__key__service__pb2.OpenSessionResponse.FromString,
+                _registered_method=True)
 
 
 class ApiKeyServiceServicer:
-    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+    of an administrator opens a session of the console without a key.
     """
 
     def CreateApiKey(self, request, context):
@@ -90,6 +102,21 @@ class ApiKeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateSessionCode(self, request, context):
+        """Makes a code that opens one session, within 60 seconds.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenSession(self, request, context):
+        """Takes a code for a session: a new API key that ends after 12 hours. The call needs no key. A
+        code that is unknown, used or too old is KEY_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ApiKeyServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -113,6 +140,16 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     request_deserializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.SerializeToString,
             ),
+            'CreateSessionCode': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateSessionCode,
+                    request_deserializer=credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeResponse.SerializeToString,
+            ),
+            'OpenSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenSession,
+                    request_deserializer=credit_dot_v1_dot_api__key__service__pb2.OpenSessionRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_api__key__service__pb2.OpenSessionResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'credit.v1.ApiKeyService', rpc_method_handlers)
@@ -122,7 +159,8 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ApiKeyService:
-    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+    of an administrator opens a session of the console without a key.
     """
 
     @staticmethod
@@ -223,6 +261,60 @@ class ApiKeyService:
             '/credit.v1.ApiKeyService/RevokeApiKey',
             credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
             credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateSessionCode(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.ApiKeyService/CreateSessionCode',
+            credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeRequest.SerializeToString,
+            credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.ApiKeyService/OpenSession',
+            credit_dot_v1_dot_api__key__service__pb2.OpenSessionRequest.SerializeToString,
+            credit_dot_v1_dot_api__key__service__pb2.OpenSessionResponse.FromString,
             options,
             channel_credentials,
             insecure,

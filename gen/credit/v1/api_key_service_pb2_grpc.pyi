@@ -13,7 +13,9 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class ApiKeyServiceStub:
-    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself."""
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+    of an administrator opens a session of the console without a key.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     CreateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateApiKeyRequest, _api_key_service_pb2.CreateApiKeyResponse]
@@ -26,9 +28,17 @@ class ApiKeyServiceStub:
     """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
     elsewhere. Revoking a revoked key changes nothing.
     """
+    CreateSessionCode: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateSessionCodeRequest, _api_key_service_pb2.CreateSessionCodeResponse]
+    """Makes a code that opens one session, within 60 seconds."""
+    OpenSession: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.OpenSessionRequest, _api_key_service_pb2.OpenSessionResponse]
+    """Takes a code for a session: a new API key that ends after 12 hours. The call needs no key. A
+    code that is unknown, used or too old is KEY_INVALID.
+    """
 
 class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself."""
+    """Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+    of an administrator opens a session of the console without a key.
+    """
 
     @_abc_1.abstractmethod
     def CreateApiKey(
@@ -62,6 +72,24 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_api_key_service_pb2.ApiKey]:
         """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
         elsewhere. Revoking a revoked key changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def CreateSessionCode(
+        self,
+        request: _api_key_service_pb2.CreateSessionCodeRequest,
+        context: _aio.ServicerContext[_api_key_service_pb2.CreateSessionCodeRequest, _abc.Awaitable[_api_key_service_pb2.CreateSessionCodeResponse]],
+    ) -> _abc.Awaitable[_api_key_service_pb2.CreateSessionCodeResponse]:
+        """Makes a code that opens one session, within 60 seconds."""
+
+    @_abc_1.abstractmethod
+    def OpenSession(
+        self,
+        request: _api_key_service_pb2.OpenSessionRequest,
+        context: _aio.ServicerContext[_api_key_service_pb2.OpenSessionRequest, _abc.Awaitable[_api_key_service_pb2.OpenSessionResponse]],
+    ) -> _abc.Awaitable[_api_key_service_pb2.OpenSessionResponse]:
+        """Takes a code for a session: a new API key that ends after 12 hours. The call needs no key. A
+        code that is unknown, used or too old is KEY_INVALID.
         """
 
 def add_ApiKeyServiceServicer_to_server(servicer: ApiKeyServiceServicer, server: _aio.Server) -> None: ...

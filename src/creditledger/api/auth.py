@@ -33,6 +33,7 @@ CACHE_MS_MAX = 2_000
 CACHED_MAX = 10_000
 
 _SECRET = re.compile(r"sk-[A-Za-z0-9_-]{16,128}", re.ASCII)
+_CODE = re.compile(r"[A-Za-z0-9_-]{43}", re.ASCII)
 #: Characters that may surround a header's value. No others: a transport logs non-ASCII values.
 _BLANKS = " \t"
 
@@ -110,6 +111,16 @@ LOCAL = Caller(Scope.ADMIN, None, None, None, "local", "command line")
 def new_secret() -> str:
     """A fresh secret."""
     return "sk-" + secrets.token_urlsafe(32)
+
+
+def new_code() -> str:
+    """A fresh code, which opens a session once."""
+    return secrets.token_urlsafe(32)
+
+
+def code_hash(code: str) -> bytes | None:
+    """The hash of a code, which the database stores; None for what can be no code."""
+    return secret_hash(code) if _CODE.fullmatch(code) else None
 
 
 def secret_hash(secret: str) -> bytes:

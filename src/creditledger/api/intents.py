@@ -1,8 +1,8 @@
 """Idempotency keys at the edge: the field, the header, and the owner of a key.
 
 Every RPC that changes something takes a key. Its request has the field `idempotency_key`, or has
-items with keys of their own. A key in the header is put into the field, so the rest of the code
-knows the field only.
+items with keys of their own, or a code that is taken once. A key in the header is put into the
+field, so the rest of the code knows the field only.
 """
 
 import hashlib
@@ -52,7 +52,7 @@ def is_change(one: MethodDescriptor) -> bool:
 
 
 def takes_key(one: MethodDescriptor) -> bool:
-    """Whether the request itself has a key. A batch, a stream and a meter event have none."""
+    """Whether the request itself has a key. A batch, a stream, an event, a session has none."""
     return FIELD in one.input_type.fields_by_name
 
 
@@ -60,7 +60,7 @@ def take(one: MethodDescriptor, request: Message, given: Iterable[str]) -> None:
     """Put the header into the request's field. `given`: all values of the header.
 
     Raises InvalidField for a header that is no key or differs from the field, and for a request
-    whose items have keys of their own.
+    whose items have keys of their own, or which is done once by itself.
     """
     values = list(dict.fromkeys(given))
     if not takes_key(one):
@@ -75,9 +75,9 @@ def take(one: MethodDescriptor, request: Message, given: Iterable[str]) -> None:
 
 
 def refuse_header() -> NoReturn:
-    """Raises InvalidField: a batch, a stream or a meter event takes no header."""
+    """Raises InvalidField: a batch, a stream, a meter event or a session takes no header."""
     raise InvalidField(
-        f"{HEADER} is not taken here: each item of the request has its own key", param=HEADER
+        f"{HEADER} is not taken here: what the request names is done once by itself", param=HEADER
     )
 
 

@@ -130,6 +130,27 @@ def rpc(
     return decorate
 
 
+def rpc_of_nobody(
+    shape: Callable[[Any], P],
+) -> Callable[[Callable[[Any, P], Awaitable[M]]], Callable[[Any, Any, Context], Awaitable[M]]]:
+    """As `rpc`, of one that needs no key: what it asks for is in the message.
+
+    A key that comes with the call is not looked at, and the method gets no caller.
+    """
+
+    def decorate(
+        method: Callable[[Any, P], Awaitable[M]],
+    ) -> Callable[[Any, Any, Context], Awaitable[M]]:
+        @functools.wraps(method)
+        async def handler(self: Service, request: Any, _: Context) -> M:
+            return await method(self, shape(request))
+
+        handler.scope, handler.shared = None, False  # type: ignore[attr-defined] # as in `rpc`
+        return handler
+
+    return decorate
+
+
 def rpc_stream(
     shape: Callable[[Any], P], *, scope: Scope, whole: bool = False
 ) -> Callable[
@@ -235,7 +256,7 @@ class Boundary:
                 call.asked = described, request
                 if key and is_change:
                     intents.take(described, request, key)
-                async with self._turns.one(caller.customer_id):
+                async with self._turns.one(None if caller is None else caller.customer_id):
                     answer = await answered(request, context)
             except BaseException as error:
                 if await call.was_told(error):
@@ -320,8 +341,13 @@ class Boundary:
             raise
         call.succeeded()
 
-    async def _admit(self, call: "_RpcCall", answered: Any) -> Caller:
-        """The caller, if it may. Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch."""
+    async def _admit(self, call: "_RpcCall", answered: Any) -> Caller | None:
+        """The caller, if it may; None where the RPC needs none.
+
+        Raises KeyMissing, KeyInvalid, ScopeDenied, ModeMismatch.
+        """
+        if answered.scope is None:
+            return None
         caller = await self._callers.identify(call.metadata, local=call.local)
         call.key = caller.id
         caller.require(answered.scope)
@@ -492,7 +518,7 @@ def forget_frames(error: BaseException | None) -> None:
 def current_caller() -> Caller:
     """The caller of the call under way."""
     caller = _call.get().caller
-    assert caller is not None, "the boundary lets nobody in unknown"
+    assert caller is not None, "an RPC that needs no key asks for no caller"
     return caller
 
 

@@ -90,3 +90,14 @@ class ApiKey:
     created_at: int
     expires_at: int | None
     revoked_at: int | None
+    is_session: bool  #: A code opened it; else it was made.
+
+
+@dataclass(frozen=True, slots=True)
+class SessionCode:
+    """What a code opens a session for, once and until it expires. The code itself is a secret."""
+
+    scope: Scope
+    customer_id: str | None
+    livemode: bool
+    expires_at: int

@@ -53,6 +53,12 @@ def host_and_port(address: str) -> tuple[str, int]:
     return host, int(port)
 
 
+def http_url(address: tuple[str, int]) -> str:
+    """The URL of a host and a port, without a slash at its end."""
+    host, port = address
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 def is_loopback(address: str) -> bool:
     """Whether only this machine can reach the `host:port`."""
     host, _ = host_and_port(address)

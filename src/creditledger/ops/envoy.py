@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from creditledger.ops import child_process
+from creditledger.ops.config import http_url
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -180,8 +181,7 @@ class Envoy:
     @property
     def url(self) -> str:
         """Base of the REST routes, without a slash at its end."""
-        host, port = self.address
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return http_url(self.address)
 
     @property
     def log(self) -> Path:

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from credit.v1.api_key_service_pb2 import CreateSessionCodeRequest
+
 from creditledger import __version__, store
 from creditledger.domain import clock
 from creditledger.ops import demo, log, workers
@@ -26,6 +28,7 @@ from creditledger.ops.embedded_postgres import NotInstalled, NotStarted, Private
 from creditledger.ops.envoy import AddressTaken, Envoy, EnvoyError
 from creditledger.ops.process import first_of, told_to_stop
 from creditledger.ops.server import Server, stop
+from creditledger.ops.session_links import session_link
 from creditledger.ops.sockets import require_free
 
 
@@ -55,7 +58,6 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
     await migrate(config)
     with told_to_stop() as told:
         async with _served(config) as (addresses, failed, end_watches):
-            keys = await _prepare(config) if with_demo else None
             envoy = Envoy(
                 listen=host_and_port(config.http_address),
                 upstreams=[host_and_port(address) for address in addresses],
@@ -63,7 +65,8 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
             )
             try:
                 async with envoy:
-                    say(_greeting(config, addresses, envoy, keys))
+                    keys, link = await _prepare(config, envoy.url, with_demo=with_demo)
+                    say(_greeting(config, addresses, envoy, keys, link))
                     await first_of(told.wait(), failed.wait(), envoy.wait())
                     say("stopping: what is under way is finished first")
                     await end_watches()
@@ -111,21 +114,30 @@ def _require_possible(config: Config) -> None:
     require_free(config, "metrics_address")
 
 
-async def _prepare(config: Config) -> DemoKeys | None:
+async def _prepare(config: Config, url: str, *, with_demo: bool) -> tuple[DemoKeys | None, str]:
+    """Keys of the demo, if there is one; a link to the console for an administrator."""
     # A reader of the log does not wait for the demo's own calls.
     log.configure("warning", config.log_format)
     try:
         async with local_channel(config) as channel:
-            return await demo.prepare(channel, clock.now)
+            keys = await demo.prepare(channel, clock.now) if with_demo else None
+            wanted = CreateSessionCodeRequest(scope="admin", livemode=True)
+            link, _ = await session_link(channel, url, wanted)
+            return keys, link
     finally:
         log.configure(config.log_level, config.log_format)
 
 
-def _greeting(config: Config, addresses: list[str], envoy: Envoy, keys: DemoKeys | None) -> str:
+def _greeting(
+    config: Config, addresses: list[str], envoy: Envoy, keys: DemoKeys | None, link: str
+) -> str:
     lines = [
         f"creditledger {__version__} on {config.database}",
         f"  REST  {envoy.url}",
         f"  gRPC  {', '.join(addresses)}",
+        "",
+        "The console, by a link for once and within a minute:",
+        f"  {link}",
         "",
     ]
     if keys is None:

@@ -124,6 +124,21 @@ api_keys = Table(
     Column("created_at", BigInteger, nullable=False),
     Column("expires_at", BigInteger),
     Column("revoked_at", BigInteger),
+    # A code opened it.
+    Column("is_session", Boolean, nullable=False, server_default=false()),
+    CheckConstraint("scope BETWEEN 1 AND 3", name="scope"),
+    CheckConstraint("(scope = 1) = (customer_id IS NOT NULL)", name="customer"),
+)
+
+#: Codes that open sessions. One that is used is gone.
+session_codes = Table(
+    "session_codes",
+    metadata,
+    Column("code_hash", LargeBinary, primary_key=True),
+    Column("scope", SmallInteger, nullable=False),
+    Column("customer_id", Text, ForeignKey("customers.id")),
+    Column("livemode", Boolean, nullable=False),
+    Column("expires_at", BigInteger, nullable=False, index=True),
     CheckConstraint("scope BETWEEN 1 AND 3", name="scope"),
     CheckConstraint("(scope = 1) = (customer_id IS NOT NULL)", name="customer"),
 )

@@ -14,6 +14,7 @@ from creditledger import __version__
 from creditledger.ops.cli import (
     backup,
     clock,
+    console_link,
     export,
     health,
     import_usage,
@@ -57,6 +58,7 @@ app.command("version")(version.version)
 app.add_typer(keys.commands, name="keys")
 app.add_typer(secrets.commands, name="secrets")
 app.add_typer(clock.commands, name="clock")
+app.add_typer(console_link.commands, name="console")
 
 
 def _print_version(asked: bool) -> None:

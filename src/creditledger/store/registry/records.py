@@ -25,6 +25,7 @@ from sqlalchemy import (
     exists,
     insert,
     literal_column,
+    not_,
     or_,
     select,
     tuple_,
@@ -68,6 +69,7 @@ def _api_key(row: Row[Any]) -> ApiKey:
         row.created_at,
         row.expires_at,
         row.revoked_at,
+        row.is_session,
     )
 
 
@@ -566,12 +568,14 @@ def api_keys(
     after: str,
     size: int,
     *,
+    now: int,
     customer_id: str | None = None,
     livemode: bool | None = None,
 ) -> list[ApiKey]:
-    """A page, and one more if there is a next one."""
+    """A page, and one more if there is a next one. Sessions that have ended are left out."""
     table = schema.api_keys
-    query = select(table)
+    is_over = or_(table.c.revoked_at.is_not(None), table.c.expires_at <= now)
+    query = select(table).where(not_(and_(table.c.is_session, is_over)))
     if customer_id is not None:
         query = query.where(table.c.customer_id == customer_id)
     if livemode is not None:
@@ -605,6 +609,7 @@ def create_api_key(
     mask: str,
     expires_at: int | None,
     now: int,
+    is_session: bool = False,
 ) -> ApiKey:
     """A new key. Raises NotFound for the customer, InvalidField for an archived one."""
     if customer_id is not None:
@@ -620,6 +625,7 @@ def create_api_key(
             mask=mask,
             created_at=now,
             expires_at=expires_at,
+            is_session=is_session,
         )
     )
     made = api_key(connection, id_)

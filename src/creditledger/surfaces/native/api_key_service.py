@@ -9,14 +9,19 @@ from sqlalchemy import Connection
 
 from creditledger.api import auth, fields, pages
 from creditledger.api.auth import Caller
-from creditledger.api.rpc import Service, rpc
+from creditledger.api.rpc import Service, rpc, rpc_of_nobody
 from creditledger.domain import clock as time
 from creditledger.domain import ids
-from creditledger.domain.errors import InvalidField, MissingField, NotFound, echo
-from creditledger.domain.registry import ApiKey, Scope
+from creditledger.domain.errors import InvalidField, KeyInvalid, MissingField, NotFound, echo
+from creditledger.domain.registry import ApiKey, Scope, SessionCode
 from creditledger.store.change_keys import Kept
-from creditledger.store.registry import records
+from creditledger.store.registry import records, session_codes
 
+#: How long a code opens a session, and how long the session lasts.
+CODE_MS = time.MINUTE
+SESSION_MS = 12 * time.HOUR
+#: The name of a session's key.
+SESSION_NAME = "console session"
 SCOPES = {scope.word: scope for scope in Scope}
 
 
@@ -29,8 +34,10 @@ class _NewKey:
     expires_at: int | None
 
 
-def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
-    name = fields.name(request.name)
+def _scope(
+    request: pb.CreateApiKeyRequest | pb.CreateSessionCodeRequest,
+) -> tuple[Scope, str | None]:
+    """A scope, and the customer that it is narrowed to."""
     scope = fields.word(fields.required(request.scope, field="scope"), SCOPES, field="scope")
     customer_id = fields.optional_reference("cus", request, "customer_id", field="customer_id")
     if scope is Scope.CUSTOMER and customer_id is None:
@@ -40,6 +47,12 @@ def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
             f"customer_id must be left out: a key of scope {scope.word} is no customer's",
             param="customer_id",
         )
+    return scope, customer_id
+
+
+def _new_key(request: pb.CreateApiKeyRequest) -> _NewKey:
+    name = fields.name(request.name)
+    scope, customer_id = _scope(request)
     return _NewKey(
         name=name,
         scope=scope,
@@ -68,6 +81,22 @@ def _nothing(_request: pb.GetCurrentApiKeyRequest) -> None:
     return None
 
 
+@dataclass(frozen=True, slots=True)
+class _NewCode:
+    scope: Scope
+    customer_id: str | None
+    livemode: bool | None
+
+
+def _new_code(request: pb.CreateSessionCodeRequest) -> _NewCode:
+    scope, customer_id = _scope(request)
+    return _NewCode(scope, customer_id, fields.livemode(request))
+
+
+def _code(request: pb.OpenSessionRequest) -> str:
+    return fields.required(request.code, field="code")
+
+
 def _key_id(request: pb.RevokeApiKeyRequest) -> str:
     return fields.reference("apk", request.id, field="id")
 
@@ -87,11 +116,12 @@ def _key(key: ApiKey) -> pb.ApiKey:
         created_at=time.text(key.created_at),
         expires_at=_optional_text(key.expires_at),
         revoked_at=_optional_text(key.revoked_at),
+        session=key.is_session,
     )
 
 
 class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
-    """Served to administrators over gRPC and, through Envoy, over REST; one RPC to everybody.
+    """Served to administrators over gRPC and, through Envoy, over REST; some RPCs to others.
 
     A key makes, sees and revokes keys of its own mode; the command line's socket those of both.
     """
@@ -133,18 +163,23 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
     async def ListApiKeys(  # noqa: N802
         self, wanted: _KeyList, caller: Caller
     ) -> pb.ListApiKeysResponse:
-        """Revoked and expired ones too, ordered by id. Raises ModeMismatch."""
+        """Revoked and expired ones too, ordered by id. Raises ModeMismatch.
+
+        Sessions that have ended are left out: there is one for each time that somebody looks at the
+        console. Their rows stay, because postings name the key that made them.
+        """
         # Where the caller has no mode, neither has the list.
         livemode = wanted.livemode
         if caller.livemode is not None:
             livemode = caller.mode(livemode)
         filters = ("api_keys", livemode, wanted.customer_id)
-        after = wanted.page.after(filters)
+        after, now = wanted.page.after(filters), self._clock()
         found = await self._store.read(
             lambda connection: records.api_keys(
                 connection,
                 after,
                 wanted.page.size,
+                now=now,
                 customer_id=wanted.customer_id,
                 livemode=livemode,
             )
@@ -166,6 +201,60 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
         # A caller who goes away must not leave the key revoked on disk and alive in the cache.
         return _key(await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller))))
 
+    @rpc(_new_code, scope=Scope.ADMIN)
+    async def CreateSessionCode(  # noqa: N802
+        self, new: _NewCode, caller: Caller
+    ) -> pb.CreateSessionCodeResponse:
+        """A code, which only this answer holds: a replay has none.
+
+        Raises ModeMismatch, NotFound for the customer, InvalidField for an archived one.
+        """
+        now, code = self._clock(), auth.new_code()
+        made = SessionCode(new.scope, new.customer_id, caller.mode(new.livemode), now + CODE_MS)
+        hashed = auth.code_hash(code)
+        assert hashed is not None, "a code is one"
+
+        def create(connection: Connection) -> int:
+            session_codes.add(connection, hashed, made, now)
+            return made.expires_at
+
+        # The code is gone when it is used, so its end is all that a replay can tell.
+        kept = await self._once(create, lambda _, kept: int(kept.id), str)
+        return pb.CreateSessionCodeResponse(
+            code="" if kept.replayed else code, expires_at=time.text(kept.value)
+        )
+
+    @rpc_of_nobody(_code)
+    async def OpenSession(self, code: str) -> pb.OpenSessionResponse:  # noqa: N802
+        """A key with what the code was made for. Raises KeyInvalid, whatever is wrong with it."""
+        now, secret = self._clock(), auth.new_secret()
+        hashed = auth.code_hash(code)
+        # A stranger's guess is answered by a read, as an unknown key is, and costs no transaction.
+        if hashed is None or not await self._store.read(
+            lambda connection: session_codes.is_good(connection, hashed, now), urgent=True
+        ):
+            raise _no_such_code()
+
+        def open_(connection: Connection) -> ApiKey:
+            taken = session_codes.take(connection, hashed, now)
+            if taken is None:
+                raise _no_such_code()
+            return records.create_api_key(
+                connection,
+                id_=ids.random("apk"),
+                secret_hash=auth.secret_hash(secret),
+                name=SESSION_NAME,
+                scope=taken.scope,
+                customer_id=taken.customer_id,
+                livemode=taken.livemode,
+                mask=auth.mask(secret),
+                expires_at=now + SESSION_MS,
+                now=now,
+                is_session=True,
+            )
+
+        return pb.OpenSessionResponse(api_key=_key(await self._store.write(open_)), secret=secret)
+
     async def _revoke(self, key_id: str, caller: Caller) -> ApiKey:
         now = self._clock()
 
@@ -178,6 +267,10 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
         made = await self._once(revoke, _again, lambda one: one.id)
         self.callers.forget(key_id)
         return made.value
+
+
+def _no_such_code() -> KeyInvalid:
+    return KeyInvalid("the code is unknown, was used, or is older than a minute")
 
 
 def _again(connection: Connection, kept: Kept) -> ApiKey:

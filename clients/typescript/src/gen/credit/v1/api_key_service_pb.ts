@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file credit/v1/api_key_service.proto.
  */
 export const file_credit_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEiGQoXR2V0Q3VycmVudEFwaUtleVJlcXVlc3QikAIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBQg4KDF9jdXN0b21lcl9pZEINCgtfZXhwaXJlc19hdEINCgtfcmV2b2tlZF9hdCKhAgoTQ3JlYXRlQXBpS2V5UmVxdWVzdBIRCgRuYW1lGAEgASgJSACIAQESEgoFc2NvcGUYAiABKAlIAYgBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBEiMKCmV4cGlyZXNfYXQYBSABKAlIBFIKZXhwaXJlc19hdIgBARItCg9pZGVtcG90ZW5jeV9rZXkYBiABKAlIBVIPaWRlbXBvdGVuY3lfa2V5iAEBQgcKBV9uYW1lQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQg0KC19leHBpcmVzX2F0QhIKEF9pZGVtcG90ZW5jeV9rZXkiUwoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USKwoHYXBpX2tleRgBIAEoCzIRLmNyZWRpdC52MS5BcGlLZXlSB2FwaV9rZXkSDgoGc2VjcmV0GAIgASgJItQBChJMaXN0QXBpS2V5c1JlcXVlc3QSIQoJcGFnZV9zaXplGAEgASgFSABSCXBhZ2Vfc2l6ZYgBARIjCgpwYWdlX3Rva2VuGAIgASgJSAFSCnBhZ2VfdG9rZW6IAQESJQoLY3VzdG9tZXJfaWQYAyABKAlIAlILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYBCABKAhIA4gBAUIMCgpfcGFnZV9zaXplQg0KC19wYWdlX3Rva2VuQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGUihwEKE0xpc3RBcGlLZXlzUmVzcG9uc2USLQoIYXBpX2tleXMYASADKAsyES5jcmVkaXQudjEuQXBpS2V5UghhcGlfa2V5cxItCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlIAFIPbmV4dF9wYWdlX3Rva2VuiAEBQhIKEF9uZXh0X3BhZ2VfdG9rZW4icAoTUmV2b2tlQXBpS2V5UmVxdWVzdBIPCgJpZBgBIAEoCUgAiAEBEi0KD2lkZW1wb3RlbmN5X2tleRgCIAEoCUgBUg9pZGVtcG90ZW5jeV9rZXmIAQFCBQoDX2lkQhIKEF9pZGVtcG90ZW5jeV9rZXkypAMKDUFwaUtleVNlcnZpY2USaAoMQ3JlYXRlQXBpS2V5Eh4uY3JlZGl0LnYxLkNyZWF0ZUFwaUtleVJlcXVlc3QaHy5jcmVkaXQudjEuQ3JlYXRlQXBpS2V5UmVzcG9uc2UiF4LT5JMCESIML3YxL2FwaS1rZXlzOgEqEmIKC0xpc3RBcGlLZXlzEh0uY3JlZGl0LnYxLkxpc3RBcGlLZXlzUmVxdWVzdBoeLmNyZWRpdC52MS5MaXN0QXBpS2V5c1Jlc3BvbnNlIhSC0+STAg4SDC92MS9hcGkta2V5cxJnChBHZXRDdXJyZW50QXBpS2V5EiIuY3JlZGl0LnYxLkdldEN1cnJlbnRBcGlLZXlSZXF1ZXN0GhEuY3JlZGl0LnYxLkFwaUtleSIcgtPkkwIWEhQvdjEvYXBpLWtleXMvY3VycmVudBJcCgxSZXZva2VBcGlLZXkSHi5jcmVkaXQudjEuUmV2b2tlQXBpS2V5UmVxdWVzdBoRLmNyZWRpdC52MS5BcGlLZXkiGYLT5JMCEyoRL3YxL2FwaS1rZXlzL3tpZH1COwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
+  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEiGQoXR2V0Q3VycmVudEFwaUtleVJlcXVlc3QioQIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBEg8KB3Nlc3Npb24YCiABKAhCDgoMX2N1c3RvbWVyX2lkQg0KC19leHBpcmVzX2F0Qg0KC19yZXZva2VkX2F0IqECChNDcmVhdGVBcGlLZXlSZXF1ZXN0EhEKBG5hbWUYASABKAlIAIgBARISCgVzY29wZRgCIAEoCUgBiAEBEiUKC2N1c3RvbWVyX2lkGAMgASgJSAJSC2N1c3RvbWVyX2lkiAEBEhUKCGxpdmVtb2RlGAQgASgISAOIAQESIwoKZXhwaXJlc19hdBgFIAEoCUgEUgpleHBpcmVzX2F0iAEBEi0KD2lkZW1wb3RlbmN5X2tleRgGIAEoCUgFUg9pZGVtcG90ZW5jeV9rZXmIAQFCBwoFX25hbWVCCAoGX3Njb3BlQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGVCDQoLX2V4cGlyZXNfYXRCEgoQX2lkZW1wb3RlbmN5X2tleSJTChRDcmVhdGVBcGlLZXlSZXNwb25zZRIrCgdhcGlfa2V5GAEgASgLMhEuY3JlZGl0LnYxLkFwaUtleVIHYXBpX2tleRIOCgZzZWNyZXQYAiABKAki1AEKEkxpc3RBcGlLZXlzUmVxdWVzdBIhCglwYWdlX3NpemUYASABKAVIAFIJcGFnZV9zaXpliAEBEiMKCnBhZ2VfdG9rZW4YAiABKAlIAVIKcGFnZV90b2tlbogBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBQgwKCl9wYWdlX3NpemVCDQoLX3BhZ2VfdG9rZW5CDgoMX2N1c3RvbWVyX2lkQgsKCV9saXZlbW9kZSKHAQoTTGlzdEFwaUtleXNSZXNwb25zZRItCghhcGlfa2V5cxgBIAMoCzIRLmNyZWRpdC52MS5BcGlLZXlSCGFwaV9rZXlzEi0KD25leHRfcGFnZV90b2tlbhgCIAEoCUgAUg9uZXh0X3BhZ2VfdG9rZW6IAQFCEgoQX25leHRfcGFnZV90b2tlbiJwChNSZXZva2VBcGlLZXlSZXF1ZXN0Eg8KAmlkGAEgASgJSACIAQESLQoPaWRlbXBvdGVuY3lfa2V5GAIgASgJSAFSD2lkZW1wb3RlbmN5X2tleYgBAUIFCgNfaWRCEgoQX2lkZW1wb3RlbmN5X2tleSLWAQoYQ3JlYXRlU2Vzc2lvbkNvZGVSZXF1ZXN0EhIKBXNjb3BlGAEgASgJSACIAQESJQoLY3VzdG9tZXJfaWQYAiABKAlIAVILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYAyABKAhIAogBARItCg9pZGVtcG90ZW5jeV9rZXkYBCABKAlIA1IPaWRlbXBvdGVuY3lfa2V5iAEBQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQhIKEF9pZGVtcG90ZW5jeV9rZXkiSQoZQ3JlYXRlU2Vzc2lvbkNvZGVSZXNwb25zZRIMCgRjb2RlGAEgASgJEh4KCmV4cGlyZXNfYXQYAiABKAlSCmV4cGlyZXNfYXQiMAoST3BlblNlc3Npb25SZXF1ZXN0EhEKBGNvZGUYASABKAlIAIgBAUIHCgVfY29kZSJSChNPcGVuU2Vzc2lvblJlc3BvbnNlEisKB2FwaV9rZXkYASABKAsyES5jcmVkaXQudjEuQXBpS2V5UgdhcGlfa2V5Eg4KBnNlY3JldBgCIAEoCTKJBQoNQXBpS2V5U2VydmljZRJoCgxDcmVhdGVBcGlLZXkSHi5jcmVkaXQudjEuQ3JlYXRlQXBpS2V5UmVxdWVzdBofLmNyZWRpdC52MS5DcmVhdGVBcGlLZXlSZXNwb25zZSIXgtPkkwIRIgwvdjEvYXBpLWtleXM6ASoSYgoLTGlzdEFwaUtleXMSHS5jcmVkaXQudjEuTGlzdEFwaUtleXNSZXF1ZXN0Gh4uY3JlZGl0LnYxLkxpc3RBcGlLZXlzUmVzcG9uc2UiFILT5JMCDhIML3YxL2FwaS1rZXlzEmcKEEdldEN1cnJlbnRBcGlLZXkSIi5jcmVkaXQudjEuR2V0Q3VycmVudEFwaUtleVJlcXVlc3QaES5jcmVkaXQudjEuQXBpS2V5IhyC0+STAhYSFC92MS9hcGkta2V5cy9jdXJyZW50ElwKDFJldm9rZUFwaUtleRIeLmNyZWRpdC52MS5SZXZva2VBcGlLZXlSZXF1ZXN0GhEuY3JlZGl0LnYxLkFwaUtleSIZgtPkkwITKhEvdjEvYXBpLWtleXMve2lkfRJ8ChFDcmVhdGVTZXNzaW9uQ29kZRIjLmNyZWRpdC52MS5DcmVhdGVTZXNzaW9uQ29kZVJlcXVlc3QaJC5jcmVkaXQudjEuQ3JlYXRlU2Vzc2lvbkNvZGVSZXNwb25zZSIcgtPkkwIWIhEvdjEvc2Vzc2lvbi1jb2RlczoBKhJlCgtPcGVuU2Vzc2lvbhIdLmNyZWRpdC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaHi5jcmVkaXQudjEuT3BlblNlc3Npb25SZXNwb25zZSIXgtPkkwIRIgwvdjEvc2Vzc2lvbnM6ASpCOwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
 
 /**
  * The key that asks is known by its secret.
@@ -98,6 +98,14 @@ export type ApiKey = Message<"credit.v1.ApiKey"> & {
    * @generated from field: optional string revoked_at = 9 [json_name = "revoked_at"];
    */
   revokedAt?: string | undefined;
+
+  /**
+   * Whether it is the key of a session, which OpenSession made. Lists leave out sessions that have
+   * ended.
+   *
+   * @generated from field: bool session = 10;
+   */
+  session: boolean;
 };
 
 /**
@@ -297,7 +305,133 @@ export const RevokeApiKeyRequestSchema: GenMessage<RevokeApiKeyRequest> = /*@__P
   messageDesc(file_credit_v1_api_key_service, 6);
 
 /**
- * Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself.
+ * What a session may do.
+ *
+ * @generated from message credit.v1.CreateSessionCodeRequest
+ */
+export type CreateSessionCodeRequest = Message<"credit.v1.CreateSessionCodeRequest"> & {
+  /**
+   * What it may do: customer, service or admin. Required.
+   *
+   * @generated from field: optional string scope = 1;
+   */
+  scope?: string | undefined;
+
+  /**
+   * Id of the customer whose session it is; must exist. Required where scope is customer, else
+   * refused.
+   *
+   * @generated from field: optional string customer_id = 2 [json_name = "customer_id"];
+   */
+  customerId?: string | undefined;
+
+  /**
+   * The mode it acts in: true live, false test. Absent means that of the key that asks; the other
+   * one is MODE_MISMATCH.
+   *
+   * @generated from field: optional bool livemode = 3;
+   */
+  livemode?: boolean | undefined;
+
+  /**
+   * The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+   * calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+   * means that a repetition is another intent.
+   *
+   * @generated from field: optional string idempotency_key = 4 [json_name = "idempotency_key"];
+   */
+  idempotencyKey?: string | undefined;
+};
+
+/**
+ * Describes the message credit.v1.CreateSessionCodeRequest.
+ * Use `create(CreateSessionCodeRequestSchema)` to create a new message.
+ */
+export const CreateSessionCodeRequestSchema: GenMessage<CreateSessionCodeRequest> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 7);
+
+/**
+ * A code that opens a session.
+ *
+ * @generated from message credit.v1.CreateSessionCodeResponse
+ */
+export type CreateSessionCodeResponse = Message<"credit.v1.CreateSessionCodeResponse"> & {
+  /**
+   * The code, 43 characters. It is stored as a hash only and shown here alone; it is empty in the
+   * answer to a repetition under the same idempotency key.
+   *
+   * @generated from field: string code = 1;
+   */
+  code: string;
+
+  /**
+   * Until when it opens a session: RFC 3339 in UTC with three fraction digits.
+   *
+   * @generated from field: string expires_at = 2 [json_name = "expires_at"];
+   */
+  expiresAt: string;
+};
+
+/**
+ * Describes the message credit.v1.CreateSessionCodeResponse.
+ * Use `create(CreateSessionCodeResponseSchema)` to create a new message.
+ */
+export const CreateSessionCodeResponseSchema: GenMessage<CreateSessionCodeResponse> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 8);
+
+/**
+ * A code that is taken for a session.
+ *
+ * @generated from message credit.v1.OpenSessionRequest
+ */
+export type OpenSessionRequest = Message<"credit.v1.OpenSessionRequest"> & {
+  /**
+   * The code. Required.
+   *
+   * @generated from field: optional string code = 1;
+   */
+  code?: string | undefined;
+};
+
+/**
+ * Describes the message credit.v1.OpenSessionRequest.
+ * Use `create(OpenSessionRequestSchema)` to create a new message.
+ */
+export const OpenSessionRequestSchema: GenMessage<OpenSessionRequest> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 9);
+
+/**
+ * A session.
+ *
+ * @generated from message credit.v1.OpenSessionResponse
+ */
+export type OpenSessionResponse = Message<"credit.v1.OpenSessionResponse"> & {
+  /**
+   * The session's key, which ends after 12 hours. RevokeApiKey ends it before.
+   *
+   * @generated from field: credit.v1.ApiKey api_key = 1 [json_name = "api_key"];
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * The secret to send as `authorization: Bearer sk-…`. It is stored as a hash only and shown here
+   * alone.
+   *
+   * @generated from field: string secret = 2;
+   */
+  secret: string;
+};
+
+/**
+ * Describes the message credit.v1.OpenSessionResponse.
+ * Use `create(OpenSessionResponseSchema)` to create a new message.
+ */
+export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 10);
+
+/**
+ * Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
+ * of an administrator opens a session of the console without a key.
  *
  * @generated from service credit.v1.ApiKeyService
  */
@@ -342,6 +476,27 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof RevokeApiKeyRequestSchema;
     output: typeof ApiKeySchema;
+  },
+  /**
+   * Makes a code that opens one session, within 60 seconds.
+   *
+   * @generated from rpc credit.v1.ApiKeyService.CreateSessionCode
+   */
+  createSessionCode: {
+    methodKind: "unary";
+    input: typeof CreateSessionCodeRequestSchema;
+    output: typeof CreateSessionCodeResponseSchema;
+  },
+  /**
+   * Takes a code for a session: a new API key that ends after 12 hours. The call needs no key. A
+   * code that is unknown, used or too old is KEY_INVALID.
+   *
+   * @generated from rpc credit.v1.ApiKeyService.OpenSession
+   */
+  openSession: {
+    methodKind: "unary";
+    input: typeof OpenSessionRequestSchema;
+    output: typeof OpenSessionResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_credit_v1_api_key_service, 0);
