@@ -23,7 +23,7 @@ from creditledger.ops import log
 from creditledger.ops.config import host_and_port
 from creditledger.ops.envoy import Envoy
 from tests.support.refusals import refused
-from tests.support.server import WALLET, consume, grant, post, serve
+from tests.support.server import PATIENCE_SECONDS, WALLET, consume, grant, post, serve
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -56,6 +56,12 @@ class Collector(TraceServiceServicer):
     def of(self, trace_id: str) -> Iterator[Span]:
         """The spans of a trace."""
         return (one for one in self.spans if one.trace_id.hex() == trace_id)
+
+    async def until(self, name: str, count: int) -> None:
+        """Wait for so many spans of this name."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while sum(one.name == name for one in self.spans) < count:  # noqa: ASYNC110 # a process
+                await asyncio.sleep(0.02)
 
     def under(self, span: Span, name: str | None = None) -> list[Span]:
         """Its parts, of this name."""
@@ -91,7 +97,12 @@ async def test_a_call_is_followed_from_the_proxy_to_the_database(
     async with (
         collecting() as collector,
         serve(database_url, clock, otlp_endpoint=collector.url) as api,
-        Envoy(listen=("127.0.0.1", 0), upstreams=[host_and_port(api.server.grpc_address)]) as envoy,
+        Envoy(
+            listen=("127.0.0.1", 0),
+            upstreams=[host_and_port(api.server.grpc_address)],
+            concurrency=1,
+            traces=(collector.url, 1.0),
+        ) as envoy,
         httpx.AsyncClient(base_url=envoy.url, trust_env=False) as client,
     ):
         await api.post("g", **grant("10"))
@@ -99,12 +110,18 @@ async def test_a_call_is_followed_from_the_proxy_to_the_database(
         headers = {"authorization": bearer, "traceparent": SENT, "x-request-id": "from_the_shop"}
         body = {"idempotency_key": "c", "consumption": {"amount": "1"}}
         answer = await client.post(f"/v1/wallets/{WALLET}/postings", json=body, headers=headers)
+        # The proxy sends its spans five at a time, or every five seconds.
+        for _ in range(4):
+            await client.get(f"/v1/wallets/{WALLET}", headers=headers)
+        await collector.until("ingress", 5)
+        access = [json.loads(one) for one in envoy.log.read_text().splitlines() if one[0] == "{"]
         await api.server.stop()
 
     assert answer.status_code == 200
     request_id = answer.headers["x-request-id"]
     (call,) = (one for one in collector.of(TRACE) if one.name == POST)
-    assert call.parent_span_id.hex() == CALLER
+    (proxy,) = (one for one in collector.spans if one.span_id == call.parent_span_id)
+    assert (proxy.name, proxy.parent_span_id.hex()) == ("ingress", CALLER)
     told = attributes(call)
     assert told["creditledger.request_id"] == request_id
     assert told["rpc.grpc.status_code"] == 0
@@ -125,6 +142,21 @@ async def test_a_call_is_followed_from_the_proxy_to_the_database(
     )
     written = logged(lines, request_id)
     assert [one["trace_id"] for one in written] == [TRACE]
+    assert [one["trace_id"] for one in access if one["request_id"] == request_id] == [TRACE]
+
+
+async def test_the_share_of_calls_that_are_traced(database_url: str, clock: Clock) -> None:
+    """Where the caller does not say, the setting does; a caller that says so is traced."""
+    async with (
+        collecting() as collector,
+        serve(database_url, clock, otlp_endpoint=collector.url, trace_ratio=0.0) as api,
+    ):
+        await api.post("g", **grant("1"))
+        metadata = (*api.service, ("traceparent", SENT))
+        await api.wallets.Post(post("c", WALLET, **consume("1")), metadata=metadata)
+        await api.server.stop()
+
+    assert {one.trace_id.hex() for one in collector.spans} == {TRACE}
 
 
 def logged(lines: io.StringIO, request_id: str) -> list[dict[str, Any]]:

@@ -136,6 +136,10 @@ class Config(BaseModel):
         ]
         | None
     ) = None
+    trace_ratio: Annotated[
+        float,
+        Field(ge=0, le=1, description="The share of calls traced whose caller does not say."),
+    ] = 1.0
     tls_certificate: (
         Annotated[
             Path,
@@ -255,6 +259,11 @@ class Config(BaseModel):
                 given, lacking = lacking, given
             raise ValueError(f"{spelled(lacking)} must be set where {spelled(given)} is")
         return self
+
+    @property
+    def traces(self) -> tuple[str, float] | None:
+        """Where spans go, and the share of calls that have some; None: none have."""
+        return None if self.otlp_endpoint is None else (self.otlp_endpoint, self.trace_ratio)
 
     @property
     def path(self) -> Path | None:

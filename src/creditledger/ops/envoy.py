@@ -95,10 +95,12 @@ def render(
     descriptors: Path,
     pages: Path,
     admin_socket: Path,
+    tracing: dict[str, object] | None,
 ) -> str:
     """The text of envoy.yaml with its ${NAME}s replaced.
 
-    Hosts are IP addresses; `upstreams` are the gRPC servers, one for each process.
+    Hosts are IP addresses; `upstreams` are the gRPC servers, one for each process; `tracing`: see
+    the function of that name.
     """
     endpoints = [
         {"endpoint": {"address": {"socket_address": {"address": host, "port_value": port}}}}
@@ -111,9 +113,35 @@ def render(
         "UPSTREAMS": json.dumps(endpoints),
         "DESCRIPTOR_SET": json.dumps(str(descriptors)),
         "CONSOLE": json.dumps(str(pages)),
+        "TRACING": json.dumps(tracing),
         "ADMIN_SOCKET": json.dumps(str(admin_socket)),
     }
     return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), template())
+
+
+def tracing(endpoint: str, ratio: float) -> dict[str, object]:
+    """Spans of requests, sent by OTLP as the servers send theirs.
+
+    `ratio`: the share of requests that are traced, but for those whose `traceparent` says no. A
+    stranger cannot have more of them traced. The server does as the proxy did.
+    """
+    scheme, _, address = endpoint.partition("://")
+    to: dict[str, object] = {"target_uri": address, "stat_prefix": "otlp"}
+    if scheme == "https":
+        to["channel_credentials"] = {"ssl_credentials": {}}
+    kind = "type.googleapis.com/envoy.config.trace.v3.OpenTelemetryConfig"
+    return {
+        "random_sampling": {"value": 100 * ratio},
+        "provider": {
+            "name": "envoy.tracers.opentelemetry",
+            "typed_config": {
+                "@type": kind,
+                "service_name": "creditledger-proxy",
+                # By gRPC's own client: a cluster would have to be there without a collector too.
+                "grpc_service": {"google_grpc": to, "timeout": "3s"},
+            },
+        },
+    }
 
 
 def reachable(host: str) -> str:
@@ -149,6 +177,7 @@ class Envoy:
         drain_s_max: float = 10.0,
         concurrency: int | None = None,
         is_shown: bool = False,
+        traces: tuple[str, float] | None = None,
     ) -> None:
         """Nothing happens before `start`.
 
@@ -158,6 +187,7 @@ class Envoy:
         drain_s_max: how long `stop` waits for requests under way.
         concurrency: worker threads; by default one for each CPU.
         is_shown: its log goes to standard output and standard error, and not to a file.
+        traces: where spans go, and the share of requests that have some; None: none have.
         """
         self._listen = listen
         self._upstreams = tuple(upstreams)
@@ -165,6 +195,7 @@ class Envoy:
         self._drain_s_max = drain_s_max
         self._concurrency = concurrency
         self._is_shown = is_shown
+        self._tracing = None if traces is None else tracing(*traces)
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         self._process: asyncio.subprocess.Process | None = None
         self._folder = Path()
@@ -276,6 +307,7 @@ class Envoy:
             descriptors=descriptor_set(),
             pages=console(),
             admin_socket=self._admin_socket,
+            tracing=self._tracing,
         )
         path.write_text(text, encoding="utf-8")
         self.log.write_bytes(b"")

@@ -26,6 +26,7 @@ async def proxy(config: Config) -> None:
         upstreams=[(host, port + number) for number in range(config.workers)],
         drain_s_max=config.drain_seconds,
         is_shown=True,
+        traces=config.traces,
     )
     with told_to_stop() as told:
         try:

@@ -310,11 +310,11 @@ class Server:
 
 def _traces(config: Config, closing: contextlib.AsyncExitStack) -> "Traces | None":
     """Where spans of calls go, until `closing` ends; None: nowhere."""
-    if config.otlp_endpoint is None:
+    if config.traces is None:
         return None
     from creditledger.telemetry.traces import Traces  # noqa: PLC0415 # not where traces are off
 
-    traces = Traces(config.otlp_endpoint)
+    traces = Traces(*config.traces)
     closing.push_async_callback(traces.close)
     return traces
 

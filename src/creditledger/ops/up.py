@@ -62,6 +62,7 @@ async def up(config: Config, *, with_demo: bool, say: Callable[[str], None]) -> 
                 listen=host_and_port(config.http_address),
                 upstreams=[host_and_port(address) for address in addresses],
                 drain_s_max=config.drain_seconds,
+                traces=config.traces,
             )
             try:
                 async with envoy:

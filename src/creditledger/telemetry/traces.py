@@ -1,8 +1,7 @@
 """Traces of calls, sent by OTLP to a collector.
 
-The trace of a call is the one that its `traceparent` names, else a new one. The variables
-`OTEL_TRACES_SAMPLER` and `OTEL_RESOURCE_ATTRIBUTES`, and those of the exporter, mean what
-OpenTelemetry says.
+The trace of a call is the one that its `traceparent` names, else a new one. The variable
+`OTEL_RESOURCE_ATTRIBUTES`, and those of the exporter, mean what OpenTelemetry says.
 """
 
 import asyncio
@@ -14,6 +13,7 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
@@ -64,10 +64,17 @@ class RecordedSpan:
 class Traces:
     """Where the spans of one server go."""
 
-    def __init__(self, endpoint: str) -> None:
-        """`endpoint`: such as http://127.0.0.1:4317; https:// encrypts."""
+    def __init__(self, endpoint: str, ratio: float) -> None:
+        """`endpoint`: such as http://127.0.0.1:4317; https:// encrypts.
+
+        `ratio`: the share of calls that are sent, of those whose `traceparent` does not say.
+        """
         named = {"service.name": "creditledger", "service.version": __version__}
-        self._provider = TracerProvider(resource=Resource.create(named), shutdown_on_exit=False)
+        self._provider = TracerProvider(
+            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            resource=Resource.create(named),
+            shutdown_on_exit=False,
+        )
         exporter = OTLPSpanExporter(endpoint=endpoint, timeout=SEND_SECONDS_MAX)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("creditledger")

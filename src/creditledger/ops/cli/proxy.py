@@ -3,7 +3,10 @@
 from creditledger.ops.cli.console import with_settings
 from creditledger.ops.config import Config
 
-SETTINGS = ("http_address", "grpc_address", "workers", "allow_insecure_bind", "drain_seconds")
+SETTINGS = (
+    *("http_address", "grpc_address", "workers", "allow_insecure_bind", "drain_seconds"),
+    *("otlp_endpoint", "trace_ratio"),
+)
 
 
 @with_settings(*SETTINGS)
