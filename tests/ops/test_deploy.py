@@ -148,7 +148,7 @@ def test_every_alert_is_tried() -> None:
 )
 async def test_prometheus_takes_the_files(command: tuple[str, ...]) -> None:
     """Its own tool reads them, and its alerts are raised as they should be."""
-    await promtool(*command, folder=PROMETHEUS)
+    await tool("promtool", *command, folder=PROMETHEUS)
 
 
 async def test_prometheus_takes_the_queries_of_the_dashboard(tmp_path: Path) -> None:
@@ -157,16 +157,35 @@ async def test_prometheus_takes_the_queries_of_the_dashboard(tmp_path: Path) -> 
     document = {"groups": [{"name": "dashboard", "rules": rules}]}
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(document), encoding="utf-8")
 
-    await promtool("check", "rules", "rules.yml", folder=tmp_path)
+    await tool("promtool", "check", "rules", "rules.yml", folder=tmp_path)
 
 
-async def promtool(*arguments: str, folder: Path) -> None:
-    """Run Prometheus's tool, which has to succeed."""
-    found = shutil.which("promtool")
+async def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    """Its own tool finds nothing wrong with them, but that this machine has not the program."""
+    units = sorted((ROOT / "deploy" / "systemd").iterdir())
+    for unit in units:
+        text = unit.read_text(encoding="utf-8")
+        text = text.replace("/opt/creditledger/bin/creditledger", "/bin/true")
+        (tmp_path / unit.name).write_text(text.replace("User=creditledger\n", ""), encoding="utf-8")
+
+    said = await tool("systemd-analyze", "verify", *(one.name for one in units), folder=tmp_path)
+    assert said == ""
+
+
+async def test_helm_takes_the_chart() -> None:
+    """Its own lint finds nothing wrong, also with all that is optional."""
+    given = ("--set", "metrics.serviceMonitor=true", "--set", "settings.CREDITLEDGER_READERS=4")
+    await tool("helm", "lint", "--strict", ".", *given, folder=ROOT / "deploy/helm/creditledger")
+
+
+async def tool(name: str, *arguments: str, folder: Path) -> str:
+    """What a tool of this machine says, which has to succeed."""
+    found = shutil.which(name)
     if found is None:
-        pytest.skip("there is no promtool here")
+        pytest.skip(f"there is no {name} here")
     process = await asyncio.create_subprocess_exec(
         *(found, *arguments), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     said, _ = await asyncio.wait_for(process.communicate(), 60)
     assert process.returncode == 0, said.decode()
+    return said.decode()

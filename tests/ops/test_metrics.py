@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import ssl
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
@@ -15,6 +17,7 @@ from tests.support.metrics import scrape
 from tests.support.refusals import refused
 from tests.support.server import WALLET, consume, grant, serve, started
 from tests.support.statements_recorded import recorded
+from tests.support.tls import certificate
 
 if TYPE_CHECKING:
     from creditledger.store import Store
@@ -165,6 +168,26 @@ async def test_figures_cost_a_fixed_number_of_statements(store: Store, clock: Cl
     rows = [one for one in asked if "FROM credit_transactions" in " ".join(one.split())]
     assert len(rows) == 1
     assert "min(credit_transactions.created_at)" in rows[0]
+
+
+@pytest.mark.only("sqlite")
+async def test_with_a_certificate_metrics_are_encrypted(
+    database_url: str, clock: Clock, tmp_path: Path
+) -> None:
+    """The certificate of the gRPC port is that of the metrics; nothing is served in the clear."""
+    chain, key = certificate(tmp_path)
+    settings = {**SERVED, "tls_certificate": chain, "tls_key": key}
+    trusted = ssl.create_default_context(cafile=str(chain))
+    async with started(database_url, clock, **settings) as server:
+        assert server.metrics is not None
+        address = server.metrics.address
+        async with httpx.AsyncClient(trust_env=False, verify=trusted) as client:
+            named = {"sni_hostname": "ledger.example.test"}
+            answer = await client.get(f"https://{address}/metrics", extensions=named)
+            with pytest.raises(httpx.TransportError):
+                await client.get(f"http://{address}/metrics")
+
+    assert "creditledger_queue_commands" in answer.text
 
 
 async def test_without_an_address_nothing_is_served(database_url: str, clock: Clock) -> None:
