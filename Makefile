@@ -5,6 +5,7 @@
 #   make test    run every test                                                     (ARGS=tests/x.py)
 #   make test-quick   run in seconds what needs no process of a database or a server: tests/unit
 #   make test-browser   run the console's pages in a real browser
+#   make test-api   requests made of the OpenAPI document, against a running service
 #   make check   formatting, lint, layers, types, contract: what a change must also pass
 #   make bench   measure the real server beside baselines                           (ARGS=--list)
 #   make soak    a server under mixed load for minutes      (ARGS="--minutes 10")
@@ -34,7 +35,7 @@ $(PIP) install --require-hashes --requirement requirements/$(1).lock
 $(PIP) install --no-deps --no-build-isolation --editable ./gen --editable .
 endef
 
-.PHONY: help up up-postgres test test-quick test-browser check bench soak breaking console gen format lock clean
+.PHONY: help up up-postgres test test-quick test-browser test-api check bench soak breaking console gen format lock clean
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -47,7 +48,7 @@ up-postgres: $(INSTALLED) $(POSTGRES)
 
 test: $(DEVELOPING)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
-	    --ignore tests/console $(ARGS)
+	    --ignore tests/console --ignore tests/fuzz $(ARGS)
 
 test-quick: $(DEVELOPING)
 	$(BIN)/python -m pytest -q tests/unit $(ARGS)
@@ -57,6 +58,9 @@ test-browser: $(DEVELOPING)
 	@[ -n "$$CHROMIUM" ] || command -v chromium chromium-browser google-chrome >/dev/null \
 	    || $(BIN)/playwright install chromium || true
 	$(BIN)/python -m pytest -q tests/console $(ARGS)
+
+test-api: $(DEVELOPING)
+	$(BIN)/python -m pytest -q tests/fuzz $(ARGS)
 
 check: $(DEVELOPING) breaking
 	$(BIN)/ruff format --check .

@@ -8,6 +8,7 @@ export default defineConfig({
   resolve: { conditions: ["source", "browser", "module"] },
   build: {
     outDir: "bundle",
+    rolldownOptions: { input: { console: "index.html", reference: "reference/index.html" } },
     target: "es2022",
     license: { fileName: "licenses.md" },
     modulePreload: { polyfill: false },

@@ -1,12 +1,12 @@
 """Generate gen/ from protos/: Python modules, type stubs and the descriptor set that Envoy reads.
 
-`python scripts/generate.py` writes gen/credit, the TypeScript of clients/typescript/src/gen,
-Google's protos of third_party/googleapis, and envoy.yaml's tables of errors and routes, from
-domain/errors.py and the contract; `--check` compares them with a fresh generation and names the
-files that differ; `--breaking REVISION` asks buf whether the contract still keeps what it promised
-in that git revision. Everything comes from installed packages; the same packages give the same
-bytes. TypeScript needs node: without it those files stay as they are, and the check says that it
-did not look at them.
+`python scripts/generate.py` writes gen/credit with the OpenAPI document, the TypeScript of
+clients/typescript/src/gen, Google's protos of third_party/googleapis, and envoy.yaml's tables of
+errors and routes, from domain/errors.py and the contract; `--check` compares them with a fresh
+generation and names the files that differ; `--breaking REVISION` asks buf whether the contract
+still keeps what it promised in that git revision. Everything comes from installed packages; the
+same packages give the same bytes. TypeScript needs node: without it those files stay as they are,
+and the check says that it did not look at them.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import openapi
 from google.api import annotations_pb2
 from google.protobuf import descriptor_pb2
 from google.rpc import code_pb2
 
+from creditledger import __version__
 from creditledger.domain.errors import KINDS
 
 if TYPE_CHECKING:
@@ -70,6 +72,10 @@ TYPESCRIPT_TOO = (
     "google/rpc/error_details.proto",
 )
 DESCRIPTOR_SET = "v1/descriptor.binpb"
+#: In a folder of its own, for the proxy serves folders.
+OPENAPI = "v1/openapi/openapi.json"
+#: Whose examples the OpenAPI document has.
+API_PAGE = ROOT / "docs" / "api.md"
 #: File name -> contents of the files that make packages of the generated folders.
 PACKAGE_FILES = {
     "credit/__init__.py": "",
@@ -145,6 +151,20 @@ def generate(out: Path) -> None:
     described.write_bytes(files.SerializeToString(deterministic=True))
     for name, text in PACKAGE_FILES.items():
         (out / name).write_text(text, encoding="utf-8")
+    (out / GEN.name / OPENAPI).parent.mkdir()
+    (out / GEN.name / OPENAPI).write_text(openapi_document(), encoding="utf-8")
+
+
+def openapi_document() -> str:
+    """The OpenAPI document, which needs the contract's comments."""
+    with tempfile.TemporaryDirectory() as folder:
+        described = Path(folder, "commented.binpb")
+        protoc(
+            *("--include_imports", "--include_source_info", f"--descriptor_set_out={described}"),
+            *contract_files(),
+        )
+        files = descriptor_pb2.FileDescriptorSet.FromString(described.read_bytes())
+    return openapi.document(files, __version__, API_PAGE.read_text(encoding="utf-8"))
 
 
 def generate_typescript(out: Path) -> None:

@@ -460,6 +460,28 @@ async def test_a_browser_whose_clock_is_an_hour_off(console: Console) -> None:
             await page.get_by_text("live", exact=True).wait_for()
 
 
+# --- the reference ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("dark", "width"), [(False, 1280), (True, 360)])
+async def test_the_reference(console: Console, dark: bool, width: int) -> None:
+    """Every route of the document is on the page; it is searched, opened, and sound for axe."""
+    served = console.served
+    document = (await served.http.get("/openapi.json")).json()
+    routes = sum(len(verbs) for verbs in document["paths"].values())
+    async with console.page(None, dark=dark, width=width) as page:
+        await page.goto(f"{served.url}/docs")
+        await expect(page.locator("section > details")).to_have_count(routes)
+        await page.get_by_role("searchbox").fill("WalletService.Post /v1/wallets")
+        await expect(page.locator("section > details")).to_have_count(1)
+        await page.locator("section > details > summary").click()
+        await page.get_by_text("-d '{").wait_for()
+        await page.get_by_text("Fields of wallet").first.click()
+        await _sound(page, Axe(), "docs")
+        await page.get_by_role("searchbox").fill("no such thing at all")
+        await page.get_by_text("Nothing is like this.").wait_for()
+
+
 # --- every screen -------------------------------------------------------------------------------
 
 

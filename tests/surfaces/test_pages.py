@@ -73,9 +73,23 @@ async def test_the_page(shared: Served, path: str) -> None:
     assert answer.headers["referrer-policy"] == "no-referrer"
 
 
-async def test_every_asset(shared: Served) -> None:
+async def test_the_reference(shared: Served) -> None:
+    """The page is under the same policy; the document may be read from anywhere."""
+    for path in ("/docs", "/docs/"):
+        answer = await shared.http.get(path)
+        assert answer.content == (envoy.console() / "reference" / "index.html").read_bytes()
+        assert answer.headers["content-security-policy"] == POLICY
+    answer = await shared.http.get("/openapi.json")
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert answer.headers["content-encoding"] == "gzip"
+    assert "/v1/wallets/{wallet_id}/postings" in answer.json()["paths"]
+
+
+@pytest.mark.parametrize("place", ["/console", "/docs"])
+async def test_every_asset(shared: Served, place: str) -> None:
     """Each file that the page names is there, has its type, is packed, and may be kept."""
-    page = (await shared.http.get("/console")).text
+    page = (await shared.http.get(place)).text
     named = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert len(named) >= 3
     kinds = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
@@ -104,7 +118,7 @@ async def test_the_bundle_is_small() -> None:
     [
         *("/console/nothing.js", "/console/assets/nothing.js", "/console/index.html/"),
         *("/console/../envoy.yaml", "/console/%2e%2e/envoy.yaml", "/console/..%2fenvoy.yaml"),
-        *("/consoles", "/console.html"),
+        *("/consoles", "/console.html", "/openapi.json/x", "/openapi.jsonx", "/docs/x"),
     ],
 )
 async def test_what_is_no_file(shared: Served, path: str) -> None:

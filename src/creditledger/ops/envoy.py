@@ -78,7 +78,7 @@ def console() -> Path:
 
 
 def descriptor_set() -> Path:
-    """The file that tells Envoy what the RPCs and their routes are."""
+    """The file that tells Envoy what the RPCs and their routes are; openapi/ is beside it."""
     return Path(str(resources.files("credit.v1") / "descriptor.binpb"))
 
 
@@ -114,6 +114,8 @@ def render(
         "DESCRIPTOR_SET": json.dumps(str(descriptors)),
         "CONSOLE": json.dumps(str(pages)),
         "TRACING": json.dumps(tracing),
+        "REFERENCE": json.dumps(str(pages / "reference")),
+        "OPENAPI": json.dumps(str(descriptors.with_name("openapi"))),
         "ADMIN_SOCKET": json.dumps(str(admin_socket)),
     }
     return re.sub(r"\$\{(\w+)\}", lambda match: values.get(match[1], match[0]), template())

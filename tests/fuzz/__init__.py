@@ -1,0 +1,1 @@
+"""Generated requests against a running service: long, so apart from the other tests."""
