@@ -12,6 +12,7 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
+from creditledger.ops import verify_metrics
 from creditledger.store.whole_ledger import whole_ledger
 from tests.support.metrics import scrape
 from tests.support.refusals import refused
@@ -109,12 +110,16 @@ async def test_figures_of_the_whole_ledger(database_url: str, clock: Clock) -> N
     assert after.value("sweep_lag_seconds") > 0
 
 
-async def test_every_metric_is_in_the_operating_page(database_url: str, clock: Clock) -> None:
+async def test_every_metric_is_in_the_operating_page(
+    database_url: str, clock: Clock, tmp_path: Path
+) -> None:
     """docs/operating.md has a row for each metric with its labels, and no other row."""
     async with serve(database_url, clock, **SERVED) as api:
         await api.post("g", **grant("1"))
         await refused(api.post("c", **consume("2")))
         found = await scrape(api.server)
+    verify_metrics.write(tmp_path / "verify.prom", failed=0, seconds=1.0)
+    found.add((tmp_path / "verify.prom").read_text(encoding="utf-8"))
 
     page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(creditledger_\w+)` \| ([^|]+) \|", page, re.MULTILINE)

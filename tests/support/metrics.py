@@ -10,6 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from prometheus_client.samples import Sample
+
     from creditledger.ops.server import Server
 
 
@@ -17,9 +19,13 @@ class Scrape:
     """What a server exported at a moment. The names are without their prefix."""
 
     def __init__(self, text: str) -> None:
-        self.samples = [
-            one for family in text_string_to_metric_families(text) for one in family.samples
-        ]
+        self.samples: list[Sample] = []
+        self.add(text)
+
+    def add(self, text: str) -> None:
+        """Something else that Prometheus is told at that moment."""
+        for family in text_string_to_metric_families(text):
+            self.samples += family.samples
 
     def labels(self) -> dict[str, set[str]]:
         """The labels of each metric, by its full name."""

@@ -1,10 +1,15 @@
 """`creditledger verify`."""
 
+import time
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 from creditledger.ops.cli.console import (
     REFUSED,
     AsJson,
+    fail,
     print_json,
     print_table,
     progress_bar,
@@ -15,7 +20,14 @@ from creditledger.ops.config import Config
 
 
 @with_settings("database_url")
-def verify(config: Config, as_json: AsJson = False) -> None:
+def verify(
+    config: Config,
+    as_json: AsJson = False,
+    metrics_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the outcome there too, for Prometheus's node exporter."),
+    ] = None,
+) -> None:
     """Check every invariant of the ledger on one snapshot, whether a server runs or not.
 
     Prints the first wrong row of each check that fails; exit code 1 if a check fails. Also lists
@@ -24,6 +36,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
     from creditledger.ops import database
     from creditledger.ops.process import run
 
+    began = time.monotonic()
     with progress_bar() as progress:
         task = progress.add_task("verifying", total=None)
 
@@ -31,6 +44,7 @@ def verify(config: Config, as_json: AsJson = False) -> None:
             progress.update(task, description=name, completed=done, total=of)
 
         verified = run(database.verify(config, on_progress=on_progress))
+    seconds = time.monotonic() - began
     failures, repeated = verified.failures, verified.repeated_receipts
     if as_json:
         print_json(
@@ -71,5 +85,16 @@ def verify(config: Config, as_json: AsJson = False) -> None:
             for one in repeated
         ]
         print_table(("wallet", "provider", "receipt", "postings"), receipts)
+    if metrics_file is not None:
+        _tell(metrics_file, len(failures), seconds)
     if failures:
         raise typer.Exit(REFUSED)
+
+
+def _tell(file: Path, failed: int, seconds: float) -> None:
+    from creditledger.ops.verify_metrics import write
+
+    try:
+        write(file, failed=failed, seconds=seconds)
+    except OSError as error:
+        fail(f"{file}: {error.strerror or error}.", REFUSED)
