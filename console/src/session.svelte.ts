@@ -34,6 +34,13 @@ class Session {
     sessionStorage.setItem(KEPT, secret);
   }
 
+  /** Begin with the code of a link, which is good once. Throws the LedgerError of one that is not. */
+  async open(code: string): Promise<void> {
+    const nobody = connect({ url: location.origin, apiKey: "" });
+    const { secret } = await nobody.apiKeys.openSession({ code });
+    await this.begin(secret);
+  }
+
   /** Go on where a reload of the tab has interrupted. */
   async resume(): Promise<void> {
     const secret = sessionStorage.getItem(KEPT);
@@ -51,12 +58,25 @@ class Session {
 
   end(): void {
     sessionStorage.removeItem(KEPT);
+    if (this.key?.session && this.isAdmin) {
+      // Nobody needs its key any more. It ends by itself if this does not arrive.
+      void this.ledger?.apiKeys.revokeApiKey({ id: this.key.id }).catch(() => undefined);
+    }
     this.key = this.ledger = undefined;
     this.ended = "";
   }
 }
 
 export const session = new Session();
+
+/** The code of the link that the page was opened by. It is taken out of the address at once. */
+export function codeOfLink(): string | undefined {
+  const code = /^#code=([\w-]+)$/.exec(location.hash)?.[1];
+  if (code !== undefined) {
+    history.replaceState(null, "", location.pathname);
+  }
+  return code;
+}
 
 /** The client of the session. Pages that need it are shown in a session only. */
 export function ledger(): LedgerClient {

@@ -89,6 +89,29 @@ async def test_a_key_opens_the_pages_of_this_tab_alone(console: Console) -> None
         await page.get_by_role("heading", name="Sign in").wait_for()
 
 
+async def test_a_link_opens_a_session_once(console: Console) -> None:
+    """The code leaves the address, a second use of it is refused, and leaving ends the session."""
+    served = console.served
+    request = keys_pb.CreateSessionCodeRequest(scope="admin", livemode=True)
+    code = (await served.keys.CreateSessionCode(request)).code
+    async with console.page(None) as page:
+        await page.goto("about:blank")
+        await page.goto(f"{served.url}/console#code={code}")
+        await page.get_by_role("link", name="API keys").wait_for()
+        assert code not in page.url
+        secret = await page.evaluate("sessionStorage.getItem('creditledger.key')")
+        assert (await served.body("/v1/api-keys/current", secret))["session"] is True
+        await page.get_by_role("button", name="Sign out").click()
+        await page.get_by_role("heading", name="Sign in").wait_for()
+        await page.wait_for_timeout(SETTLED_MS)
+        refused = await served.refusal("/v1/api-keys/current", secret)
+        assert refused == Failure(401, "KEY_INVALID")
+        await page.goto("about:blank")
+        await page.goto(f"{served.url}/console#code={code}")
+        await page.get_by_role("alert").get_by_text("used or is too old").wait_for()
+        assert code not in page.url
+
+
 async def test_a_key_that_is_none(console: Console) -> None:
     """The page says so, and what was typed stays."""
     async with console.page(None) as page:

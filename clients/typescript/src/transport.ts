@@ -8,7 +8,7 @@ import { http } from "./gen/google/api/annotations_pb.js";
 
 /** How a client calls. */
 export interface CallOptions {
-  /** Secret of the API key, or what answers it for each call. */
+  /** Secret of the API key, or what answers it for each call; empty for calls that need none. */
   apiKey: string | (() => string);
   /** How long a call may take with all its repetitions. Absent means 30,000. */
   timeoutMs?: number;
@@ -28,7 +28,9 @@ export function patient(transport: Transport, options: CallOptions): Transport {
   function headers(header: HeadersInit | undefined): Headers {
     const found = new Headers(header);
     const key = typeof options.apiKey === "string" ? options.apiKey : options.apiKey();
-    found.set("authorization", `Bearer ${key}`);
+    if (key !== "") {
+      found.set("authorization", `Bearer ${key}`);
+    }
     return found;
   }
 
