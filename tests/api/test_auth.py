@@ -15,6 +15,7 @@ from credit.v1 import billing_service_pb2 as billing_pb
 from credit.v1 import clock_service_pb2 as clock_pb
 from credit.v1 import credit_grant_service_pb2 as grants_pb
 from credit.v1 import credit_transaction_service_pb2 as transactions_pb
+from credit.v1 import operator_service_pb2 as operator_pb
 from credit.v1 import payment_kit_service_pb2 as kit_pb
 from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import spend_limit_pb2 as limit_pb
@@ -419,6 +420,11 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     "ApiKeyService.CreateApiKey": (
         keys_pb.CreateApiKeyRequest(name="New", scope="service"),
         FROM_ADMIN,
+    ),
+    "OperatorService.Overview": (operator_pb.OverviewRequest(), FROM_SERVICE),
+    "OperatorService.RecordVerification": (
+        operator_pb.RecordVerificationRequest(),
+        FROM_ADMIN_SHARED,
     ),
     "ClockService.GetClock": (clock_pb.GetClockRequest(), FROM_ADMIN),
     "ClockService.AcceptClock": (clock_pb.AcceptClockRequest(), FROM_ADMIN_SHARED),

@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 FILES = (
     *("api_key", "registry", "wallet", "clock", "statement", "credit_grant", "webhook"),
-    *("payment_kit", "billing", "credit_transaction"),
+    *("payment_kit", "billing", "credit_transaction", "operator"),
 )
 KEY, HEADER = "idempotency_key", "Idempotency-Key"
 #: Each item of these has its own key.

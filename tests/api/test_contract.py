@@ -176,6 +176,8 @@ ROUTES = {
     "ApiKeyService.ListApiKeys": "get /v1/api-keys",
     "ApiKeyService.GetCurrentApiKey": "get /v1/api-keys/current",
     "ApiKeyService.RevokeApiKey": "delete /v1/api-keys/{id}",
+    "OperatorService.Overview": "get /v1/overview",
+    "OperatorService.RecordVerification": "",
     "ApiKeyService.CreateSessionCode": "post /v1/session-codes *",
     "ApiKeyService.OpenSession": "post /v1/sessions *",
     "WebhookService.CreateWebhookEndpoint": "post /v1/webhook-endpoints *",

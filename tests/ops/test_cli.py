@@ -40,7 +40,7 @@ from creditledger.ops.client import local_channel
 from creditledger.ops.config import CannotStart, Config, load, spelled
 from creditledger.ops.server import SERVICES, Server
 from creditledger.ops.sockets import local_socket
-from creditledger.store import DatabaseLocked, migrations, schema
+from creditledger.store import DatabaseLocked, last_verification, migrations, schema
 from tests.support.commands import (
     PATIENCE_SECONDS,
     Command,
@@ -51,7 +51,7 @@ from tests.support.commands import (
 from tests.support.databases import PASSWORD, with_password
 from tests.support.metrics import Scrape
 from tests.support.server import Services
-from tests.support.setup import add_wallet, change, file_of, is_file
+from tests.support.setup import add_wallet, change, file_of, is_file, look
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -764,6 +764,11 @@ def test_verify_names_what_is_wrong(databases: Files | Databases, tmp_path: Path
     assert written.value("verify_timestamp_seconds") > 0
     assert stat.S_IMODE(file.stat().st_mode) == 0o644  # the node exporter is another user
     assert (nowhere.returncode, len(nowhere.stderr.splitlines())) == (1, 1)
+    recorded = look(url, last_verification.last)
+    assert recorded is not None
+    assert set(recorded.failed_checks) == {one["check"] for one in report["failures"]}
+    creditledger("verify", "--no-record", "--database-url", url)
+    assert look(url, last_verification.last) == recorded
     databases.drop(url)
 
 

@@ -237,5 +237,5 @@ def test_every_rpc_states_who_may_call_it() -> None:
         ]
     assert ApiKeyService.OpenSession.scope is None  # type: ignore[attr-defined] # set by `rpc`
 
-    assert len(server.SERVICES) == 10
+    assert len(server.SERVICES) == 11
     assert missing == ["ApiKeyService.OpenSession"]

@@ -44,7 +44,7 @@ pytestmark = pytest.mark.only("postgresql")
 SMALL = {
     *("currencies", "customers", "meters", "subscriptions", "api_keys", "wallets"),
     *("webhook_endpoints", "webhook_feed", "clock_seen", "clock_acceptances", "change_keys"),
-    *("exports", "session_codes"),
+    *("exports", "session_codes", "last_verification"),
 }
 #: Large, and written by what comes after postings: of these a batch knows nothing.
 BEHIND = {"webhook_deliveries", "folds", "day_folds", "fold_ends"}

@@ -376,6 +376,8 @@ WITHOUT_CHANGES_OF_CUSTOMERS = tuple(
 AS_ROLLUPS = ("ALTER TABLE folds RENAME TO rollups", "DROP TABLE fold_ends", "DROP TABLE day_folds")
 #: What 0030 made, taken away.
 WITHOUT_SESSIONS = ("DROP TABLE session_codes", "ALTER TABLE api_keys DROP COLUMN is_session")
+#: What 0031 made, taken away.
+WITHOUT_LAST_VERIFICATION = ("DROP TABLE last_verification",)
 WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 
 
@@ -384,6 +386,7 @@ def number_over_all_wallets(connection: Connection) -> None:
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
     fold_all(connection)
     later = (
+        WITHOUT_LAST_VERIFICATION,
         WITHOUT_SESSIONS,
         AS_ROLLUPS,
         WITHOUT_CHANGES_OF_CUSTOMERS,

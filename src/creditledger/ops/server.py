@@ -24,6 +24,8 @@ from credit.v1 import (
     credit_grant_service_pb2_grpc,
     credit_transaction_service_pb2,
     credit_transaction_service_pb2_grpc,
+    operator_service_pb2,
+    operator_service_pb2_grpc,
     payment_kit_service_pb2,
     payment_kit_service_pb2_grpc,
     registry_service_pb2,
@@ -63,6 +65,7 @@ from creditledger.surfaces.credit_transactions.service import CreditTransactionS
 from creditledger.surfaces.native.api_key_service import ApiKeyService
 from creditledger.surfaces.native.clock_service import ClockService
 from creditledger.surfaces.native.credit_grant_service import CreditGrantService
+from creditledger.surfaces.native.operator_service import OperatorService
 from creditledger.surfaces.native.registry_service import RegistryService
 from creditledger.surfaces.native.statement_service import StatementService
 from creditledger.surfaces.native.wallet_service import WalletService
@@ -88,6 +91,7 @@ SERVICES = tuple(
         clock_service_pb2,
         credit_grant_service_pb2,
         credit_transaction_service_pb2,
+        operator_service_pb2,
         payment_kit_service_pb2,
         registry_service_pb2,
         statement_service_pb2,
@@ -278,6 +282,9 @@ class Server:
             allow_private=self._config.webhook_allow_private,
             on_change=self.background.look_for_webhooks if self.background else lambda: None,
         )
+        operators = OperatorService(
+            store=store, callers=callers, measures=self._measures, clock=clock
+        )
         clocks = ClockService(watch=self.watch, callers=callers)
         registered: tuple[tuple[Callable[[Any, Any], None], object], ...] = (
             (wallet_service_pb2_grpc.add_WalletServiceServicer_to_server, wallets),
@@ -292,6 +299,7 @@ class Server:
             (statement_service_pb2_grpc.add_StatementServiceServicer_to_server, statements),
             (api_key_service_pb2_grpc.add_ApiKeyServiceServicer_to_server, keys),
             (webhook_service_pb2_grpc.add_WebhookServiceServicer_to_server, webhook_endpoints),
+            (operator_service_pb2_grpc.add_OperatorServiceServicer_to_server, operators),
             (clock_service_pb2_grpc.add_ClockServiceServicer_to_server, clocks),
         )
         names = (*SERVICES, health.SERVICE_NAME, reflection.SERVICE_NAME)

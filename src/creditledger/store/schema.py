@@ -752,6 +752,16 @@ clock_seen = Table(
     Column("doubted_at", BigInteger),
     CheckConstraint("number = 1", name="number"),
 )
+#: How the whole ledger was verified last: one row, none before the first time.
+last_verification = Table(
+    "last_verification",
+    metadata,
+    Column("number", Number, primary_key=True),
+    Column("finished_at", BigInteger, nullable=False),
+    # Names of the checks that found something wrong, as JSON.
+    Column("failed_checks", Text, nullable=False),
+    CheckConstraint("number = 1", name="number"),
+)
 #: Rows are only ever added; triggers (in the migration) refuse their change.
 clock_acceptances = Table(
     "clock_acceptances",

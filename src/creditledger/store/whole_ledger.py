@@ -1,6 +1,6 @@
 """Figures of the whole ledger at a moment: what it owes, what is held, and what lags behind.
 
-None of them reads the rows. Grants and holds that are open have narrow indexes, sums of a wallet
+None of them reads all rows. Grants and holds that are open have narrow indexes, sums of a wallet
 stand beside it, and the oldest of what waits is the first entry of an index. What is read still
 grows with the number of wallets and of open grants, so it is asked about once a minute.
 """
@@ -9,14 +9,30 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, and_, case, exists, func, or_, select
+from sqlalchemy import (
+    BigInteger,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    case,
+    column,
+    exists,
+    func,
+    literal_column,
+    or_,
+    select,
+    text,
+)
 
-from creditledger.domain import clock
+from creditledger.domain import clock, model
 from creditledger.domain.model import Category
-from creditledger.store import schema
+from creditledger.store import last_verification, schema
 from creditledger.store.dialects import exact_sum, horizon, place, set_aside
 from creditledger.store.folds.figures import constant
+from creditledger.store.last_verification import VerificationOutcome
 from creditledger.store.webhooks import feed
+from creditledger.store.webhooks.feed import Backlog
 
 #: Credit that ends within this time counts as expiring soon.
 SOON_MS = 7 * clock.DAY
@@ -100,6 +116,90 @@ def whole_ledger(connection: Connection, now: int) -> WholeLedger:
         webhook_lag_ms=_since(feed.oldest_due(connection, now), now),
     )
 
+
+@dataclass(frozen=True, slots=True)
+class LedgerOverview:
+    """The figures of a moment with those of its day, for people."""
+
+    whole: WholeLedger
+    moved: dict[Mode, tuple[int, int]]  #: Since midnight UTC: Σ of rows above 0, Σ of those below.
+    customers: int  #: Archived ones left out.
+    webhooks: dict[bool, Backlog]  #: By mode.
+    verification: VerificationOutcome | None
+
+
+def overview(connection: Connection, now: int) -> LedgerOverview:
+    """The ledger of this snapshot at `now`."""
+    moved = {}
+    midnight = now - now % clock.DAY
+    for *of, change, came in connection.execute(_MOVED, {"moment": midnight}):
+        moved[_mode(*of)] = came, change - came
+    is_active = schema.customers.c.archived_at.is_(None)
+    customers = select(func.count()).select_from(schema.customers).where(is_active)
+    return LedgerOverview(
+        whole=whole_ledger(connection, now),
+        moved=moved,
+        customers=connection.execute(customers).scalar_one(),
+        webhooks=feed.backlog(connection, now),
+        verification=last_verification.last(connection),
+    )
+
+
+#: Of each wallet that was posted to since a moment, its last row before it: bisection in all of
+#: these wallets at once, a step a level. What was posted since is not read, however much it is.
+_BEFORE = (
+    text(
+        """
+    WITH RECURSIVE search (wallet, low, high) AS (
+        SELECT s.wallet_number, CAST(0 AS BIGINT), s.sequence
+        FROM wallet_states AS s WHERE s.posted_at >= :moment
+        UNION ALL
+        SELECT search.wallet,
+               CASE WHEN t.created_at < :moment THEN t.sequence ELSE low END,
+               CASE WHEN t.created_at < :moment THEN high ELSE t.sequence - 1 END
+        FROM search JOIN credit_transactions AS t
+          ON t.wallet_number = search.wallet AND t.sequence = (low + high + 1) / 2
+        WHERE low < high
+    )
+    SELECT wallet, low AS sequence FROM search WHERE low = high
+    """
+    )
+    .bindparams(bindparam("moment", type_=BigInteger))
+    .columns(column("wallet", BigInteger), column("sequence", BigInteger))
+    .cte("before")
+)
+#: What came in since is never usage, and the rows that are not have an index of their own.
+_CAME = (
+    select(func.sum(t.amount))
+    .where(
+        t.wallet_number == _BEFORE.c.wallet,
+        t.kind != literal_column(str(model.Kind.USAGE.value)),
+        t.kind.in_(
+            [literal_column(str(kind.value)) for kind in model.Kind if kind is not model.Kind.USAGE]
+        ),
+        t.sequence > _BEFORE.c.sequence,
+        t.amount > 0,
+    )
+    .scalar_subquery()
+)
+_ROW_BEFORE = schema.transactions.alias("row_before")
+_b = _ROW_BEFORE.c
+#: By currency and mode: what the balances have changed by, and what came in.
+_MOVED = (
+    select(
+        *(w.currency, w.livemode),
+        exact_sum(s.running_balance - func.coalesce(_b.running_balance, constant(0))),
+        exact_sum(func.coalesce(_CAME, constant(0))),
+    )
+    .join_from(_BEFORE, schema.wallets, w.number == _BEFORE.c.wallet)
+    .join(schema.wallet_states, s.wallet_number == w.number)
+    .join(
+        _ROW_BEFORE,
+        and_(_b.wallet_number == _BEFORE.c.wallet, _b.sequence == _BEFORE.c.sequence),
+        isouter=True,
+    )
+    .group_by(w.currency, w.livemode)
+)
 
 _OF = (w.currency, w.livemode)
 _WALLETS = (

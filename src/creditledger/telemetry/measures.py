@@ -84,6 +84,16 @@ class Measures:
         """A call was refused."""
         self._refused_calls.labels(reason).inc()
 
+    def refusals(self) -> dict[str, tuple[int, int]]:
+        """How often calls and postings were refused since the start, by reason; none at 0."""
+        calls, postings = Counts[str](), Counts[str]()
+        for counter, counts in ((self._refused_calls, calls), (self._refused_postings, postings)):
+            for metric in counter.collect():
+                for sample in metric.samples:
+                    counts[sample.labels["reason"]] += int(sample.value)
+        reasons = sorted({*(+calls), *(+postings)})
+        return {reason: (calls[reason], postings[reason]) for reason in reasons}
+
     def committed(self, commands: int, seconds: float) -> None:
         """A batch was committed."""
         self._commits.observe(seconds)

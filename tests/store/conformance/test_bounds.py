@@ -52,7 +52,7 @@ WALLETS = {
 METER = "mtr_points"
 #: So many of the largest amount pass what a wallet may ever be given, or use.
 MANY = 91
-READS = ("Get", "List", "Retrieve", "Summary", "Export", "Render", "Watch")
+READS = ("Get", "List", "Retrieve", "Summary", "Export", "Render", "Watch", "Overview")
 LAST_DAY = time.text(START - START % time.DAY), time.text(START + 2 * time.DAY)
 
 
@@ -186,6 +186,7 @@ class World:
         return {
             "ApiKeyService.GetCurrentApiKey": [],
             "ApiKeyService.ListApiKeys": [{}],
+            "OperatorService.Overview": [{}],
             "BillingService.ListTransactions": [{}, {"kind": "usage", "livemode": True}],
             "BillingService.ExportTransactions": [{}],
             "BillingService.GetMyUsage": [{**period_of_usage(), **one} for one in grouped],

@@ -6,6 +6,7 @@ export * from "./credit/v1/credit_grant_service_pb.js";
 export * from "./credit/v1/credit_transaction_pb.js";
 export * from "./credit/v1/credit_transaction_service_pb.js";
 export * from "./credit/v1/errors_pb.js";
+export * from "./credit/v1/operator_service_pb.js";
 export * from "./credit/v1/payment_kit_service_pb.js";
 export * from "./credit/v1/registry_service_pb.js";
 export * from "./credit/v1/spend_limit_pb.js";

@@ -102,9 +102,14 @@ def plain(message: Message) -> dict[str, Any]:
     return MessageToDict(message, always_print_fields_with_no_presence=True)
 
 
+def complain(sentence: str) -> None:
+    """A sentence on standard error."""
+    print(f"creditledger: {sentence}", file=sys.stderr, flush=True)
+
+
 def fail(sentence: str, code: int = REFUSED) -> NoReturn:
     """End the command: the sentence on standard error, and an exit code."""
-    print(f"creditledger: {sentence}", file=sys.stderr, flush=True)
+    complain(sentence)
     raise SystemExit(code) from None
 
 

@@ -9,6 +9,7 @@ import typer
 from creditledger.ops.cli.console import (
     REFUSED,
     AsJson,
+    complain,
     fail,
     print_json,
     print_table,
@@ -16,7 +17,7 @@ from creditledger.ops.cli.console import (
     say,
     with_settings,
 )
-from creditledger.ops.config import Config
+from creditledger.ops.config import CannotStart, Config, WrongSetting
 
 
 @with_settings("database_url")
@@ -27,11 +28,16 @@ def verify(
         Path | None,
         typer.Option(help="Write the outcome there too, for Prometheus's node exporter."),
     ] = None,
+    no_record: Annotated[
+        bool,
+        typer.Option("--no-record", help="Write nothing to the ledger: it may be a backup."),
+    ] = False,
 ) -> None:
     """Check every invariant of the ledger on one snapshot, whether a server runs or not.
 
     Prints the first wrong row of each check that fails; exit code 1 if a check fails. Also lists
-    receipts that were credited more than once before the ledger refused that.
+    receipts that were credited more than once before the ledger refused that. The outcome is
+    written down in the ledger, and operators see it in the overview.
     """
     from creditledger.ops import database
     from creditledger.ops.process import run
@@ -85,6 +91,8 @@ def verify(
             for one in repeated
         ]
         print_table(("wallet", "provider", "receipt", "postings"), receipts)
+    if not no_record:
+        _record(config, [one.first.check for one in failures])
     if metrics_file is not None:
         _tell(metrics_file, len(failures), seconds)
     if failures:
@@ -98,3 +106,19 @@ def _tell(file: Path, failed: int, seconds: float) -> None:
         write(file, failed=failed, seconds=seconds)
     except OSError as error:
         fail(f"{file}: {error.strerror or error}.", REFUSED)
+
+
+def _record(config: Config, failed_checks: list[str]) -> None:
+    """Write the outcome down, if that is possible. The ledger was verified in any case."""
+    import grpc
+    from credit.v1.operator_service_pb2 import RecordVerificationRequest
+    from credit.v1.operator_service_pb2_grpc import OperatorServiceStub
+
+    from creditledger.ops.client import call
+
+    request = RecordVerificationRequest(failed_checks=failed_checks)
+    try:
+        call(config, lambda channel: OperatorServiceStub(channel).RecordVerification(request))
+    except (CannotStart, WrongSetting, grpc.aio.AioRpcError) as error:
+        said = error.details() if isinstance(error, grpc.aio.AioRpcError) else str(error)
+        complain(f"the outcome was not written down: {said}")

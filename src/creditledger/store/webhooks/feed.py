@@ -317,6 +317,26 @@ def oldest_due(connection: Connection, now: int) -> int | None:
     return moment
 
 
+class Backlog(NamedTuple):
+    """Deliveries of a mode that are due and not sent."""
+
+    due: int
+    oldest_at: int  #: When the oldest was made.
+
+
+def backlog(connection: Connection, now: int) -> dict[bool, Backlog]:
+    """What is due by `now`, by mode; a mode without any is left out."""
+    query = (
+        select(e.livemode, func.count(), func.min(y.created_at))
+        .join_from(
+            schema.webhook_deliveries, schema.webhook_endpoints, y.endpoint_number == e.number
+        )
+        .where(y.status == literal_column("1"), y.next_attempt_at <= now)
+        .group_by(e.livemode)
+    )
+    return {bool(mode): Backlog(*found) for mode, *found in connection.execute(query)}
+
+
 def forget(connection: Connection, before: int, size: int) -> int:
     """Take away up to `size` deliveries whose age counts from before that moment; how many."""
     old = select(y.wallet_number, y.number).where(y.kept_from < before)
