@@ -386,6 +386,39 @@ async def test_a_wallet_is_frozen_and_thawed(console: Console) -> None:
         await page.locator("h1", has_text="active").wait_for()
 
 
+async def test_a_limit_is_set(console: Console) -> None:
+    """By an admin; what would go beyond it is refused from then on."""
+    served = console.served
+    wallet = await served.wallet()
+    await served.post(wallet, {"grant": {"amount": "10"}})
+    key = await served.key("admin")
+    async with console.page(key, path=f"wallets/{wallet}") as page:
+        await page.get_by_text("No limit is set.").wait_for()
+        await page.get_by_role("button", name="Set a limit").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_label("Amount").fill("1.5")
+        await dialog.get_by_label("Period").select_option("day")
+        await dialog.get_by_role("button", name="Set a limit").click()
+        await page.get_by_text("1.50 of 1.50 USD left").wait_for()
+    (refused,) = await served.results(wallet, {"consumption": {"amount": "2"}})
+    assert refused["error"]["code"] == "SPEND_LIMIT_EXCEEDED"
+
+
+async def test_the_whole_ledger(console: Console) -> None:
+    """The first page of an operator says what the ledger's overview says."""
+    served = console.served
+    await shop(served)
+    key = await served.key("service")
+    async with console.page(key) as page:
+        await page.get_by_role("heading", name="The ledger").wait_for()
+        said = await served.body("/v1/overview", key)
+        (dollars,) = [one for one in said["currencies"] if one["currency_id"] == "USD"]
+        owed = page.get_by_role("region", name="USD")
+        shown = (await owed.inner_text()).replace(THIN_SPACE, "")
+        for name in ("liability", "in_today", "out_today", "held", "overdraft"):
+            assert dollars[name] in shown, name
+
+
 async def test_a_key_is_made_and_revoked(console: Console) -> None:
     """Its secret is shown once and works; revoked, it is refused."""
     served = console.served
@@ -519,7 +552,7 @@ async def test_every_screen(console: Console, language: str, dark: bool, width: 
     key = await served.key("admin", name=LONG[:60])
     rows = await walk(served, key, wallet_id=wallet)
     screens = [
-        *("customers", f"customers/{customer}", "wallets", f"wallets/{wallet}"),
+        *("home", "customers", f"customers/{customer}", "wallets", f"wallets/{wallet}"),
         *(
             f"wallets/{wallet}/usage",
             f"wallets/{wallet}/statements",
