@@ -22,7 +22,7 @@ from tests.support.cases import in_turn
 from tests.support.databases import contents
 from tests.support.refusals import Metadata, Refused, bearer, refused
 from tests.support.refusals import refusal as refusal_of
-from tests.support.server import PATIENCE_SECONDS, Registry, serve_registry
+from tests.support.server import PATIENCE_SECONDS, Registry, serve, serve_registry
 from tests.support.setup import START, findings, look
 
 if TYPE_CHECKING:
@@ -377,6 +377,111 @@ async def test_a_secret_is_nowhere_but_in_its_answer(api: Registry, database_url
     texts = [await contents(database_url), repr(lines), repr(keys)]
     assert [made.api_key.id in text for text in texts] == [True] * 3
     assert [made.secret[len("sk-") :] in text for text in texts] == [False] * 3
+
+
+# --- rotate -------------------------------------------------------------------------------------
+
+
+async def test_a_key_is_replaced_by_one_like_it(api: Registry, clock: Clock) -> None:
+    """Both are good for the chosen time; then the new one alone, with all that the other had."""
+    await api.customer("cus_acme")
+    old = await api.keys.CreateApiKey(
+        new(name="Acme", scope="customer", customer_id="cus_acme"), metadata=api.admin
+    )
+    request = pb.RotateApiKeyRequest(id=old.api_key.id, overlap_seconds=60)
+
+    made = await api.keys.RotateApiKey(request, metadata=api.admin)
+
+    assert made.api_key.id != old.api_key.id
+    same = ("name", "scope", "customer_id", "livemode", "expires_at", "session")
+    assert [getattr(made.api_key, n) for n in same] == [getattr(old.api_key, n) for n in same]
+    assert made.replaced.id == old.api_key.id
+    assert made.replaced.expires_at == time.text(START + time.MINUTE)
+    clock.advance(time.MINUTE - 1)
+    await use(api, bearer(old.secret))
+    await use(api, bearer(made.secret))
+    clock.advance(1)
+    assert await refused(use(api, bearer(old.secret))) == KEY_INVALID
+    await use(api, bearer(made.secret))
+
+
+async def test_a_key_that_is_replaced_at_once_ends_at_once(api: Registry) -> None:
+    """An overlap of 0 holds for a key in the cache too; an end of the key is passed on."""
+    ends = time.text(START + time.HOUR)
+    old = await api.keys.CreateApiKey(new(expires_at=ends), metadata=api.admin)
+    await use(api, bearer(old.secret))
+
+    lasting = await api.keys.RotateApiKey(
+        pb.RotateApiKeyRequest(id=old.api_key.id), metadata=api.admin
+    )
+    assert lasting.replaced.expires_at == lasting.api_key.expires_at == ends
+    at_once = await api.keys.RotateApiKey(
+        pb.RotateApiKeyRequest(id=old.api_key.id, overlap_seconds=0), metadata=api.admin
+    )
+
+    assert await refused(use(api, bearer(old.secret))) == KEY_INVALID
+    await use(api, bearer(at_once.secret))
+
+
+async def test_what_cannot_be_replaced(api: Registry) -> None:
+    """A key that is no good, a session, one of the other mode, one that there is not."""
+    made = await api.keys.CreateApiKey(new(), metadata=api.admin)
+    test = await api.local.new_key("service", livemode=False)
+    opened = (await session(api, await code(api))).api_key.id
+    await api.keys.RevokeApiKey(pb.RevokeApiKeyRequest(id=made.api_key.id), metadata=api.admin)
+
+    async def rotated(id_: str, overlap_seconds: int | None = None) -> Refused:
+        request = pb.RotateApiKeyRequest(id=id_, overlap_seconds=overlap_seconds)
+        return await refused(api.keys.RotateApiKey(request, metadata=api.admin))
+
+    assert await rotated(made.api_key.id) == Refused("INVALID_FIELD", "id")
+    assert await rotated(opened) == Refused("INVALID_FIELD", "id")
+    assert await rotated(test.api_key.id) == Refused("NOT_FOUND", "id")
+    assert await rotated("apk_0") == Refused("NOT_FOUND", "id")
+    for seconds in (-1, 30 * 86_400 + 1):
+        refusal = await rotated(made.api_key.id, overlap_seconds=seconds)
+        assert refusal == Refused("INVALID_FIELD", "overlap_seconds")
+
+
+# --- uses ---------------------------------------------------------------------------------------
+
+
+async def test_uses_are_written_once_an_hour(
+    database_url: str, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the background, not by the call; a key that is no good is not used."""
+    written: list[dict[int, int]] = []
+    write = records.write_uses
+
+    def noted(connection: Connection, uses: dict[int, int]) -> None:
+        written.append(dict(uses))
+        write(connection, uses)
+
+    monkeypatch.setattr(records, "write_uses", noted)
+    async with serve(database_url, clock) as api:
+        assert api.server.background is not None
+        uses, used = (
+            api.server.background.key_uses,
+            registry_service_pb2.GetCurrencyRequest(currency_id="USD"),
+        )
+        made = await api.local.new_key("service")
+        ended = await api.local.key("service", expires_at=time.text(START + 1))
+        found = []
+        for step in (1, time.HOUR - 1, 2 * time.SECOND, 2 * time.HOUR):
+            clock.advance(step)
+            await refused(api.registry.GetCurrency(used, metadata=ended))
+            for _ in range(3):
+                await api.registry.GetCurrency(used, metadata=bearer(made.secret))
+            await uses.write()
+            await uses.write()
+            keys = (await api.local.keys.ListApiKeys(pb.ListApiKeysRequest())).api_keys
+            found.append({one.id: one for one in keys}[made.api_key.id].last_used_at)
+
+    third = START + time.HOUR + 2 * time.SECOND
+    expected = [START + 1, START + 1, third, third + 2 * time.HOUR]
+    assert found == [time.text(moment) for moment in expected]
+    assert len(written) == 3
+    assert sum(map(len, written)) == 3
 
 
 # --- sessions -----------------------------------------------------------------------------------

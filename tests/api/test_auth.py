@@ -435,6 +435,8 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
     ),
     # Of the key that the fixture makes for it.
     "ApiKeyService.RevokeApiKey": (keys_pb.RevokeApiKeyRequest(id="apk_spare"), FROM_ADMIN_LIVE),
+    # Of a key that is made for each call.
+    "ApiKeyService.RotateApiKey": (keys_pb.RotateApiKeyRequest(), FROM_ADMIN_LIVE),
     "ApiKeyService.CreateSessionCode": (
         keys_pb.CreateSessionCodeRequest(scope="service"),
         FROM_ADMIN,
@@ -509,6 +511,8 @@ class World:
         method, request = methods()[name], TABLE[name][0]
         if isinstance(request, keys_pb.RevokeApiKeyRequest):
             request = keys_pb.RevokeApiKeyRequest(id=self.spare)
+        elif isinstance(request, keys_pb.RotateApiKeyRequest):
+            request = type(request)(id=(await self.api.local.new_key("service")).api_key.id)
         elif isinstance(request, keys_pb.OpenSessionRequest):
             wanted = keys_pb.CreateSessionCodeRequest(scope="service")
             request = type(request)(code=(await self.api.local.keys.CreateSessionCode(wanted)).code)

@@ -178,6 +178,7 @@ ROUTES = {
     "ApiKeyService.RevokeApiKey": "delete /v1/api-keys/{id}",
     "OperatorService.Overview": "get /v1/overview",
     "OperatorService.RecordVerification": "",
+    "ApiKeyService.RotateApiKey": "post /v1/api-keys/{id}:rotate *",
     "ApiKeyService.CreateSessionCode": "post /v1/session-codes *",
     "ApiKeyService.OpenSession": "post /v1/sessions *",
     "WebhookService.CreateWebhookEndpoint": "post /v1/webhook-endpoints *",

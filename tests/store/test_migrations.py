@@ -378,6 +378,8 @@ AS_ROLLUPS = ("ALTER TABLE folds RENAME TO rollups", "DROP TABLE fold_ends", "DR
 WITHOUT_SESSIONS = ("DROP TABLE session_codes", "ALTER TABLE api_keys DROP COLUMN is_session")
 #: What 0031 made, taken away.
 WITHOUT_LAST_VERIFICATION = ("DROP TABLE last_verification",)
+#: What 0032 made, taken away.
+WITHOUT_USES_OF_KEYS = ("ALTER TABLE api_keys DROP COLUMN last_used_at",)
 WITHOUT_ENDS_OF_LIMITS = ("ALTER TABLE spend_limits DROP COLUMN counted_until",)
 
 
@@ -386,6 +388,7 @@ def number_over_all_wallets(connection: Connection) -> None:
     migration: Any = import_module(f"{versions.__name__}.0018_postings_count_within_their_wallet")
     fold_all(connection)
     later = (
+        WITHOUT_USES_OF_KEYS,
         WITHOUT_LAST_VERIFICATION,
         WITHOUT_SESSIONS,
         AS_ROLLUPS,

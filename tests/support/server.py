@@ -105,6 +105,9 @@ async def started(
     config = Config(database_url=database_url, **{"grpc_address": "127.0.0.1:0", **settings})
     server = Server(config, clock=clock)
     await server.start()
+    if server.background is not None:
+        # What a key says would depend on how long a test takes.
+        await server.background.key_uses.loop.stop()
     try:
         yield server
     finally:

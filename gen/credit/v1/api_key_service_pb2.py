@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63redit/v1/api_key_service.proto\x12\tcredit.v1\x1a\x1cgoogle/api/annotations.proto\"\x19\n\x17GetCurrentApiKeyRequest\"\xcb\x02\n\x06\x41piKey\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05scope\x18\x03 \x01(\tR\x05scope\x12%\n\x0b\x63ustomer_id\x18\x04 \x01(\tH\x00R\x0b\x63ustomer_id\x88\x01\x01\x12\x1a\n\x08livemode\x18\x05 \x01(\x08R\x08livemode\x12\x12\n\x04mask\x18\x06 \x01(\tR\x04mask\x12\x1e\n\ncreated_at\x18\x07 \x01(\tR\ncreated_at\x12#\n\nexpires_at\x18\x08 \x01(\tH\x01R\nexpires_at\x88\x01\x01\x12#\n\nrevoked_at\x18\t \x01(\tH\x02R\nrevoked_at\x88\x01\x01\x12\x18\n\x07session\x18\n \x01(\x08R\x07sessionB\x0e\n\x0c_customer_idB\r\n\x0b_expires_atB\r\n\x0b_revoked_at\"\xb8\x02\n\x13\x43reateApiKeyRequest\x12\x17\n\x04name\x18\x01 \x01(\tH\x00R\x04name\x88\x01\x01\x12\x19\n\x05scope\x18\x02 \x01(\tH\x01R\x05scope\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x03 \x01(\tH\x02R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x04 \x01(\x08H\x03R\x08livemode\x88\x01\x01\x12#\n\nexpires_at\x18\x05 \x01(\tH\x04R\nexpires_at\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x06 \x01(\tH\x05R\x0fidempotency_key\x88\x01\x01\x42\x07\n\x05_nameB\x08\n\x06_scopeB\x0e\n\x0c_customer_idB\x0b\n\t_livemodeB\r\n\x0b_expires_atB\x12\n\x10_idempotency_key\"[\n\x14\x43reateApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x07\x61pi_key\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\"\xde\x01\n\x12ListApiKeysRequest\x12!\n\tpage_size\x18\x01 \x01(\x05H\x00R\tpage_size\x88\x01\x01\x12#\n\npage_token\x18\x02 \x01(\tH\x01R\npage_token\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x03 \x01(\tH\x02R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x04 \x01(\x08H\x03R\x08livemode\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_tokenB\x0e\n\x0c_customer_idB\x0b\n\t_livemode\"\x87\x01\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x11.credit.v1.ApiKeyR\x08\x61pi_keys\x12-\n\x0fnext_page_token\x18\x02 \x01(\tH\x00R\x0fnext_page_token\x88\x01\x01\x42\x12\n\x10_next_page_token\"t\n\x13RevokeApiKeyRequest\x12\x13\n\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tH\x01R\x0fidempotency_key\x88\x01\x01\x42\x05\n\x03_idB\x12\n\x10_idempotency_key\"\xe7\x01\n\x18\x43reateSessionCodeRequest\x12\x19\n\x05scope\x18\x01 \x01(\tH\x00R\x05scope\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x02 \x01(\tH\x01R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x03 \x01(\x08H\x02R\x08livemode\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x04 \x01(\tH\x03R\x0fidempotency_key\x88\x01\x01\x42\x08\n\x06_scopeB\x0e\n\x0c_customer_idB\x0b\n\t_livemodeB\x12\n\x10_idempotency_key\"O\n\x19\x43reateSessionCodeResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tR\x04\x63ode\x12\x1e\n\nexpires_at\x18\x02 \x01(\tR\nexpires_at\"6\n\x12OpenSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tH\x00R\x04\x63ode\x88\x01\x01\x42\x07\n\x05_code\"Z\n\x13OpenSessionResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x07\x61pi_key\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret2\x89\x05\n\rApiKeyService\x12h\n\x0c\x43reateApiKey\x12\x1e.credit.v1.CreateApiKeyRequest\x1a\x1f.credit.v1.CreateApiKeyResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/api-keys:\x01*\x12\x62\n\x0bListApiKeys\x12\x1d.credit.v1.ListApiKeysRequest\x1a\x1e.credit.v1.ListApiKeysResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/api-keys\x12g\n\x10GetCurrentApiKey\x12\".credit.v1.GetCurrentApiKeyRequest\x1a\x11.credit.v1.ApiKey\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/api-keys/current\x12\\\n\x0cRevokeApiKey\x12\x1e.credit.v1.RevokeApiKeyRequest\x1a\x11.credit.v1.ApiKey\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/api-keys/{id}\x12|\n\x11\x43reateSessionCode\x12#.credit.v1.CreateSessionCodeRequest\x1a$.credit.v1.CreateSessionCodeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/session-codes:\x01*\x12\x65\n\x0bOpenSession\x12\x1d.credit.v1.OpenSessionRequest\x1a\x1e.credit.v1.OpenSessionResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/sessions:\x01*B;\n\x16\x63reditledger.credit.v1P\x01Z\x1f\x63reditledger/credit/v1;creditv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1f\x63redit/v1/api_key_service.proto\x12\tcredit.v1\x1a\x1cgoogle/api/annotations.proto\"\x19\n\x17GetCurrentApiKeyRequest\"\x85\x03\n\x06\x41piKey\x12\x0e\n\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n\x05scope\x18\x03 \x01(\tR\x05scope\x12%\n\x0b\x63ustomer_id\x18\x04 \x01(\tH\x00R\x0b\x63ustomer_id\x88\x01\x01\x12\x1a\n\x08livemode\x18\x05 \x01(\x08R\x08livemode\x12\x12\n\x04mask\x18\x06 \x01(\tR\x04mask\x12\x1e\n\ncreated_at\x18\x07 \x01(\tR\ncreated_at\x12#\n\nexpires_at\x18\x08 \x01(\tH\x01R\nexpires_at\x88\x01\x01\x12#\n\nrevoked_at\x18\t \x01(\tH\x02R\nrevoked_at\x88\x01\x01\x12\x18\n\x07session\x18\n \x01(\x08R\x07session\x12\'\n\x0clast_used_at\x18\x0b \x01(\tH\x03R\x0clast_used_at\x88\x01\x01\x42\x0e\n\x0c_customer_idB\r\n\x0b_expires_atB\r\n\x0b_revoked_atB\x0f\n\r_last_used_at\"\xb8\x02\n\x13\x43reateApiKeyRequest\x12\x17\n\x04name\x18\x01 \x01(\tH\x00R\x04name\x88\x01\x01\x12\x19\n\x05scope\x18\x02 \x01(\tH\x01R\x05scope\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x03 \x01(\tH\x02R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x04 \x01(\x08H\x03R\x08livemode\x88\x01\x01\x12#\n\nexpires_at\x18\x05 \x01(\tH\x04R\nexpires_at\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x06 \x01(\tH\x05R\x0fidempotency_key\x88\x01\x01\x42\x07\n\x05_nameB\x08\n\x06_scopeB\x0e\n\x0c_customer_idB\x0b\n\t_livemodeB\r\n\x0b_expires_atB\x12\n\x10_idempotency_key\"[\n\x14\x43reateApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x07\x61pi_key\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\"\xde\x01\n\x12ListApiKeysRequest\x12!\n\tpage_size\x18\x01 \x01(\x05H\x00R\tpage_size\x88\x01\x01\x12#\n\npage_token\x18\x02 \x01(\tH\x01R\npage_token\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x03 \x01(\tH\x02R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x04 \x01(\x08H\x03R\x08livemode\x88\x01\x01\x42\x0c\n\n_page_sizeB\r\n\x0b_page_tokenB\x0e\n\x0c_customer_idB\x0b\n\t_livemode\"\x87\x01\n\x13ListApiKeysResponse\x12-\n\x08\x61pi_keys\x18\x01 \x03(\x0b\x32\x11.credit.v1.ApiKeyR\x08\x61pi_keys\x12-\n\x0fnext_page_token\x18\x02 \x01(\tH\x00R\x0fnext_page_token\x88\x01\x01\x42\x12\n\x10_next_page_token\"t\n\x13RevokeApiKeyRequest\x12\x13\n\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x02 \x01(\tH\x01R\x0fidempotency_key\x88\x01\x01\x42\x05\n\x03_idB\x12\n\x10_idempotency_key\"\xe7\x01\n\x18\x43reateSessionCodeRequest\x12\x19\n\x05scope\x18\x01 \x01(\tH\x00R\x05scope\x88\x01\x01\x12%\n\x0b\x63ustomer_id\x18\x02 \x01(\tH\x01R\x0b\x63ustomer_id\x88\x01\x01\x12\x1f\n\x08livemode\x18\x03 \x01(\x08H\x02R\x08livemode\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x04 \x01(\tH\x03R\x0fidempotency_key\x88\x01\x01\x42\x08\n\x06_scopeB\x0e\n\x0c_customer_idB\x0b\n\t_livemodeB\x12\n\x10_idempotency_key\"O\n\x19\x43reateSessionCodeResponse\x12\x12\n\x04\x63ode\x18\x01 \x01(\tR\x04\x63ode\x12\x1e\n\nexpires_at\x18\x02 \x01(\tR\nexpires_at\"6\n\x12OpenSessionRequest\x12\x17\n\x04\x63ode\x18\x01 \x01(\tH\x00R\x04\x63ode\x88\x01\x01\x42\x07\n\x05_code\"Z\n\x13OpenSessionResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x07\x61pi_key\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\"\xb7\x01\n\x13RotateApiKeyRequest\x12\x13\n\x02id\x18\x01 \x01(\tH\x00R\x02id\x88\x01\x01\x12-\n\x0foverlap_seconds\x18\x02 \x01(\x05H\x01R\x0foverlap_seconds\x88\x01\x01\x12-\n\x0fidempotency_key\x18\x03 \x01(\tH\x02R\x0fidempotency_key\x88\x01\x01\x42\x05\n\x03_idB\x12\n\x10_overlap_secondsB\x12\n\x10_idempotency_key\"\x8a\x01\n\x14RotateApiKeyResponse\x12+\n\x07\x61pi_key\x18\x01 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x07\x61pi_key\x12\x16\n\x06secret\x18\x02 \x01(\tR\x06secret\x12-\n\x08replaced\x18\x03 \x01(\x0b\x32\x11.credit.v1.ApiKeyR\x08replaced2\xff\x05\n\rApiKeyService\x12h\n\x0c\x43reateApiKey\x12\x1e.credit.v1.CreateApiKeyRequest\x1a\x1f.credit.v1.CreateApiKeyResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/api-keys:\x01*\x12\x62\n\x0bListApiKeys\x12\x1d.credit.v1.ListApiKeysRequest\x1a\x1e.credit.v1.ListApiKeysResponse\"\x14\x82\xd3\xe4\x93\x02\x0e\x12\x0c/v1/api-keys\x12g\n\x10GetCurrentApiKey\x12\".credit.v1.GetCurrentApiKeyRequest\x1a\x11.credit.v1.ApiKey\"\x1c\x82\xd3\xe4\x93\x02\x16\x12\x14/v1/api-keys/current\x12\\\n\x0cRevokeApiKey\x12\x1e.credit.v1.RevokeApiKeyRequest\x1a\x11.credit.v1.ApiKey\"\x19\x82\xd3\xe4\x93\x02\x13*\x11/v1/api-keys/{id}\x12t\n\x0cRotateApiKey\x12\x1e.credit.v1.RotateApiKeyRequest\x1a\x1f.credit.v1.RotateApiKeyResponse\"#\x82\xd3\xe4\x93\x02\x1d\"\x18/v1/api-keys/{id}:rotate:\x01*\x12|\n\x11\x43reateSessionCode\x12#.credit.v1.CreateSessionCodeRequest\x1a$.credit.v1.CreateSessionCodeResponse\"\x1c\x82\xd3\xe4\x93\x02\x16\"\x11/v1/session-codes:\x01*\x12\x65\n\x0bOpenSession\x12\x1d.credit.v1.OpenSessionRequest\x1a\x1e.credit.v1.OpenSessionResponse\"\x17\x82\xd3\xe4\x93\x02\x11\"\x0c/v1/sessions:\x01*B;\n\x16\x63reditledger.credit.v1P\x01Z\x1f\x63reditledger/credit/v1;creditv1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -41,6 +41,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APIKEYSERVICE'].methods_by_name['GetCurrentApiKey']._serialized_options = b'\202\323\344\223\002\026\022\024/v1/api-keys/current'
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['RevokeApiKey']._serialized_options = b'\202\323\344\223\002\023*\021/v1/api-keys/{id}'
+  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._loaded_options = None
+  _globals['_APIKEYSERVICE'].methods_by_name['RotateApiKey']._serialized_options = b'\202\323\344\223\002\035\"\030/v1/api-keys/{id}:rotate:\001*'
   _globals['_APIKEYSERVICE'].methods_by_name['CreateSessionCode']._loaded_options = None
   _globals['_APIKEYSERVICE'].methods_by_name['CreateSessionCode']._serialized_options = b'\202\323\344\223\002\026\"\021/v1/session-codes:\001*'
   _globals['_APIKEYSERVICE'].methods_by_name['OpenSession']._loaded_options = None
@@ -48,25 +50,29 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_GETCURRENTAPIKEYREQUEST']._serialized_start=76
   _globals['_GETCURRENTAPIKEYREQUEST']._serialized_end=101
   _globals['_APIKEY']._serialized_start=104
-  _globals['_APIKEY']._serialized_end=435
-  _globals['_CREATEAPIKEYREQUEST']._serialized_start=438
-  _globals['_CREATEAPIKEYREQUEST']._serialized_end=750
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=752
-  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=843
-  _globals['_LISTAPIKEYSREQUEST']._serialized_start=846
-  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1068
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1071
-  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1206
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1208
-  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1324
-  _globals['_CREATESESSIONCODEREQUEST']._serialized_start=1327
-  _globals['_CREATESESSIONCODEREQUEST']._serialized_end=1558
-  _globals['_CREATESESSIONCODERESPONSE']._serialized_start=1560
-  _globals['_CREATESESSIONCODERESPONSE']._serialized_end=1639
-  _globals['_OPENSESSIONREQUEST']._serialized_start=1641
-  _globals['_OPENSESSIONREQUEST']._serialized_end=1695
-  _globals['_OPENSESSIONRESPONSE']._serialized_start=1697
-  _globals['_OPENSESSIONRESPONSE']._serialized_end=1787
-  _globals['_APIKEYSERVICE']._serialized_start=1790
-  _globals['_APIKEYSERVICE']._serialized_end=2439
+  _globals['_APIKEY']._serialized_end=493
+  _globals['_CREATEAPIKEYREQUEST']._serialized_start=496
+  _globals['_CREATEAPIKEYREQUEST']._serialized_end=808
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_start=810
+  _globals['_CREATEAPIKEYRESPONSE']._serialized_end=901
+  _globals['_LISTAPIKEYSREQUEST']._serialized_start=904
+  _globals['_LISTAPIKEYSREQUEST']._serialized_end=1126
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_start=1129
+  _globals['_LISTAPIKEYSRESPONSE']._serialized_end=1264
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_start=1266
+  _globals['_REVOKEAPIKEYREQUEST']._serialized_end=1382
+  _globals['_CREATESESSIONCODEREQUEST']._serialized_start=1385
+  _globals['_CREATESESSIONCODEREQUEST']._serialized_end=1616
+  _globals['_CREATESESSIONCODERESPONSE']._serialized_start=1618
+  _globals['_CREATESESSIONCODERESPONSE']._serialized_end=1697
+  _globals['_OPENSESSIONREQUEST']._serialized_start=1699
+  _globals['_OPENSESSIONREQUEST']._serialized_end=1753
+  _globals['_OPENSESSIONRESPONSE']._serialized_start=1755
+  _globals['_OPENSESSIONRESPONSE']._serialized_end=1845
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_start=1848
+  _globals['_ROTATEAPIKEYREQUEST']._serialized_end=2031
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_start=2034
+  _globals['_ROTATEAPIKEYRESPONSE']._serialized_end=2172
+  _globals['_APIKEYSERVICE']._serialized_start=2175
+  _globals['_APIKEYSERVICE']._serialized_end=2942
 # @@protoc_insertion_point(module_scope)

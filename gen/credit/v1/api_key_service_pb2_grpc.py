@@ -56,6 +56,11 @@ class ApiKeyServiceStub:
                 request_serializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
                 _registered_method=True)
+        self.RotateApiKey = channel.unary_unary(
+                '/credit.v1.ApiKeyService/RotateApiKey',
+                request_serializer=credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.FromString,
+                _registered_method=True)
         self.CreateSessionCode = channel.unary_unary(
                 '/credit.v1.ApiKeyService/CreateSessionCode',
                 request_serializer=credit_dot_v1_dot_api__key__service__pb2.CreateSessionCodeRequest.SerializeToString,
@@ -102,6 +107,15 @@ class ApiKeyServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateApiKey(self, request, context):
+        """Makes a key in place of another one, with its name, scope, customer, mode and end, and ends the
+        other one after a chosen time. Until then both are good. A key that is revoked or has ended is
+        INVALID_FIELD, and so is the key of a session.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def CreateSessionCode(self, request, context):
         """Makes a code that opens one session, within 60 seconds.
         """
@@ -139,6 +153,11 @@ def add_ApiKeyServiceServicer_to_server(servicer, server):
                     servicer.RevokeApiKey,
                     request_deserializer=credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.FromString,
                     response_serializer=credit_dot_v1_dot_api__key__service__pb2.ApiKey.SerializeToString,
+            ),
+            'RotateApiKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateApiKey,
+                    request_deserializer=credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.SerializeToString,
             ),
             'CreateSessionCode': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateSessionCode,
@@ -261,6 +280,33 @@ class ApiKeyService:
             '/credit.v1.ApiKeyService/RevokeApiKey',
             credit_dot_v1_dot_api__key__service__pb2.RevokeApiKeyRequest.SerializeToString,
             credit_dot_v1_dot_api__key__service__pb2.ApiKey.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateApiKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.ApiKeyService/RotateApiKey',
+            credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyRequest.SerializeToString,
+            credit_dot_v1_dot_api__key__service__pb2.RotateApiKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -28,6 +28,11 @@ class ApiKeyServiceStub:
     """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
     elsewhere. Revoking a revoked key changes nothing.
     """
+    RotateApiKey: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.RotateApiKeyRequest, _api_key_service_pb2.RotateApiKeyResponse]
+    """Makes a key in place of another one, with its name, scope, customer, mode and end, and ends the
+    other one after a chosen time. Until then both are good. A key that is revoked or has ended is
+    INVALID_FIELD, and so is the key of a session.
+    """
     CreateSessionCode: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.CreateSessionCodeRequest, _api_key_service_pb2.CreateSessionCodeResponse]
     """Makes a code that opens one session, within 60 seconds."""
     OpenSession: _aio.UnaryUnaryMultiCallable[_api_key_service_pb2.OpenSessionRequest, _api_key_service_pb2.OpenSessionResponse]
@@ -72,6 +77,17 @@ class ApiKeyServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_api_key_service_pb2.ApiKey]:
         """Revokes an API key and answers it. It holds at once on the server that did it, within 2 seconds
         elsewhere. Revoking a revoked key changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def RotateApiKey(
+        self,
+        request: _api_key_service_pb2.RotateApiKeyRequest,
+        context: _aio.ServicerContext[_api_key_service_pb2.RotateApiKeyRequest, _abc.Awaitable[_api_key_service_pb2.RotateApiKeyResponse]],
+    ) -> _abc.Awaitable[_api_key_service_pb2.RotateApiKeyResponse]:
+        """Makes a key in place of another one, with its name, scope, customer, mode and end, and ends the
+        other one after a chosen time. Until then both are good. A key that is revoked or has ended is
+        INVALID_FIELD, and so is the key of a session.
         """
 
     @_abc_1.abstractmethod

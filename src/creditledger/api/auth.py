@@ -153,6 +153,7 @@ class Callers:
         #: Reads under way, by the same hash.
         self._reading: dict[bytes, asyncio.Task[_KnownKey]] = {}
         self._forgotten = 0  #: How often `forget` was called.
+        self._uses: dict[int, int] = {}  #: When keys were used, by number; not written down yet.
 
     async def identify(self, metadata: Iterable[tuple[str, str]], *, local: bool) -> Caller:
         """The caller of an RPC; `local`: the call came through the owner's Unix socket.
@@ -180,6 +181,11 @@ class Callers:
         self._reading = {}
         self._forgotten += 1
 
+    def take_uses(self) -> dict[int, int]:
+        """When keys, by their numbers, were used that nobody has written down for an hour."""
+        taken, self._uses = self._uses, {}
+        return taken
+
     async def _read_once(self, hashed: bytes, now: int) -> _KnownKey:
         """The key as the database has it; calls at the same time share one read."""
         reading = self._reading.get(hashed)
@@ -201,6 +207,11 @@ class Callers:
         if found is None or not hmac.compare_digest(found[1], hashed):
             raise KeyInvalid("there is no such API key")
         key = found[0]
+        is_good = key.revoked_at is None and (key.expires_at is None or now < key.expires_at)
+        is_written = key.last_used_at is not None and now - key.last_used_at < records.USE_MS
+        # A key in use is read every two seconds, so calls that find it in the cache need not tell.
+        if is_good and not is_written and len(self._uses) < CACHED_MAX:
+            self._uses[key.number] = now
         known = _KnownKey(
             Caller(key.scope, key.customer_id, key.livemode, key.number, key.id, key.name),
             revoked=key.revoked_at is not None,

@@ -91,6 +91,7 @@ class ApiKey:
     expires_at: int | None
     revoked_at: int | None
     is_session: bool  #: A code opened it; else it was made.
+    last_used_at: int | None  #: Written at most once an hour.
 
 
 @dataclass(frozen=True, slots=True)

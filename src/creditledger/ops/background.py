@@ -1,11 +1,13 @@
-"""What a server does without being asked: it sweeps, folds, makes webhooks and sends them."""
+"""What a server does without being asked: it sweeps, folds, sends webhooks, notes uses of keys."""
 
 from contextlib import AsyncExitStack
 
+from creditledger.api.auth import Callers
 from creditledger.domain import clock as time
 from creditledger.engine.ledger import Ledger
 from creditledger.ops.config import Config
 from creditledger.outlets.folder import Folder
+from creditledger.outlets.key_uses import KeyUses
 from creditledger.outlets.sweeper import Sweeper
 from creditledger.outlets.webhooks.deliverer import Deliverer
 from creditledger.outlets.webhooks.notifier import Notifier
@@ -18,7 +20,13 @@ class BackgroundTasks:
     """The tasks of one process, as its settings have them."""
 
     def __init__(
-        self, config: Config, store: Store, ledger: Ledger, ledger_clock: LedgerClock, seal: Seal
+        self,
+        config: Config,
+        store: Store,
+        ledger: Ledger,
+        callers: Callers,
+        ledger_clock: LedgerClock,
+        seal: Seal,
     ) -> None:
         clock = ledger_clock.now
         self._config = config
@@ -31,6 +39,7 @@ class BackgroundTasks:
             grace_ms=round(config.sweep_grace_seconds * time.SECOND),
             is_trusted=lambda: ledger_clock.is_trusted,
         )
+        self.key_uses = KeyUses(store, callers.take_uses)
         self.folder = Folder(store, interval_seconds=config.fold_interval_seconds)
         # Without places it is not started.
         self.deliverer = Deliverer(
@@ -56,6 +65,8 @@ class BackgroundTasks:
         if self._config.fold_interval_seconds:
             self.folder.loop.start()
             self._running.push_async_callback(self.folder.loop.stop)
+        self.key_uses.loop.start()
+        self._running.push_async_callback(self.key_uses.loop.stop)
         self._running.push_async_callback(self.deliverer.stop)
         self._running.push_async_callback(self.notifier.loop.stop)
         if self._config.webhook_connections:

@@ -194,14 +194,16 @@ class Server:
         )
         await ledger.start()
         self._closing.push_async_callback(ledger.close)
+        callers = Callers(opened, self.clock.now)
         if not self._local_only:
-            self.background = BackgroundTasks(config, opened, ledger, self.clock, self._seal)
+            self.background = BackgroundTasks(
+                config, opened, ledger, callers, self.clock, self._seal
+            )
             self.background.start()
             self._closing.push_async_callback(self.background.stop)
             self.metrics = Metrics(config, self._measures, opened, ledger, self.clock.now)
             self._closing.push_async_callback(self.metrics.stop)
             self.metrics.start()
-        callers = Callers(opened, self.clock.now)
         local = transport.local(callers, self._measures, traces)
         entrances = [local]
         if not self._local_only:

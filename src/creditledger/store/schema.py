@@ -126,6 +126,8 @@ api_keys = Table(
     Column("revoked_at", BigInteger),
     # A code opened it.
     Column("is_session", Boolean, nullable=False, server_default=false()),
+    # Written at most once an hour.
+    Column("last_used_at", BigInteger),
     CheckConstraint("scope BETWEEN 1 AND 3", name="scope"),
     CheckConstraint("(scope = 1) = (customer_id IS NOT NULL)", name="customer"),
 )

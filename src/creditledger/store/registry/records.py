@@ -32,6 +32,7 @@ from sqlalchemy import (
     update,
 )
 
+from creditledger.domain import clock
 from creditledger.domain.commands import CHANGE_NAMES
 from creditledger.domain.errors import IdTaken, InvalidField, NotFound, OutOfRange, echo
 from creditledger.domain.model import Grant, Hold, Status, Wallet
@@ -70,6 +71,7 @@ def _api_key(row: Row[Any]) -> ApiKey:
         row.expires_at,
         row.revoked_at,
         row.is_session,
+        row.last_used_at,
     )
 
 
@@ -645,3 +647,32 @@ def revoke_api_key(
         connection.execute(update(table).where(table.c.id == id_).values(revoked_at=now))
         found = replace(found, revoked_at=now)
     return found
+
+
+def end_api_key(connection: Connection, found: ApiKey, at: int) -> ApiKey:
+    """The key, which ends by itself then, or before if it did."""
+    ends = at if found.expires_at is None else min(at, found.expires_at)
+    table = schema.api_keys
+    connection.execute(update(table).where(table.c.id == found.id).values(expires_at=ends))
+    return replace(found, expires_at=ends)
+
+
+#: A use is written down if the last one that is written is as old as this.
+USE_MS = clock.HOUR
+_k = schema.api_keys.c
+_USED = (
+    update(schema.api_keys)
+    .where(
+        _k.number == bindparam("its_number"),
+        or_(_k.last_used_at.is_(None), _k.last_used_at <= bindparam("before", type_=BigInteger)),
+    )
+    .values(last_used_at=bindparam("at"))
+)
+
+
+def write_uses(connection: Connection, uses: Mapping[int, int]) -> None:
+    """Write down when keys, by their numbers, were used; others may have done so meanwhile."""
+    values = [
+        {"its_number": one, "at": at, "before": at - USE_MS} for one, at in sorted(uses.items())
+    ]
+    connection.execute(_USED, values)

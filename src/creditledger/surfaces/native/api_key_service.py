@@ -20,6 +20,8 @@ from creditledger.store.registry import records, session_codes
 #: How long a code opens a session, and how long the session lasts.
 CODE_MS = time.MINUTE
 SESSION_MS = 12 * time.HOUR
+#: For how long a key is good beside the one that replaces it.
+OVERLAP_MS, OVERLAP_MS_MAX = time.DAY, 30 * time.DAY
 #: The name of a session's key.
 SESSION_NAME = "console session"
 SCOPES = {scope.word: scope for scope in Scope}
@@ -101,6 +103,15 @@ def _key_id(request: pb.RevokeApiKeyRequest) -> str:
     return fields.reference("apk", request.id, field="id")
 
 
+def _rotation(request: pb.RotateApiKeyRequest) -> tuple[str, int]:
+    """Which key, and for how long it is good beside the new one."""
+    overlap = OVERLAP_MS
+    if request.HasField("overlap_seconds"):
+        seconds, most = request.overlap_seconds, OVERLAP_MS_MAX // time.SECOND
+        overlap = fields.number(seconds, least=0, most=most, field="overlap_seconds") * time.SECOND
+    return fields.reference("apk", request.id, field="id"), overlap
+
+
 def _optional_text(milliseconds: int | None) -> str | None:
     return None if milliseconds is None else time.text(milliseconds)
 
@@ -117,6 +128,7 @@ def _key(key: ApiKey) -> pb.ApiKey:
         expires_at=_optional_text(key.expires_at),
         revoked_at=_optional_text(key.revoked_at),
         session=key.is_session,
+        last_used_at=_optional_text(key.last_used_at),
     )
 
 
@@ -200,6 +212,60 @@ class ApiKeyService(Service, api_key_service_pb2_grpc.ApiKeyServiceServicer):
         """The key with the time of its first revocation. Raises NotFound."""
         # A caller who goes away must not leave the key revoked on disk and alive in the cache.
         return _key(await asyncio.shield(asyncio.ensure_future(self._revoke(key_id, caller))))
+
+    @rpc(_rotation, scope=Scope.ADMIN)
+    async def RotateApiKey(  # noqa: N802
+        self, wanted: tuple[str, int], caller: Caller
+    ) -> pb.RotateApiKeyResponse:
+        """The new key, its secret, and the one before with its end.
+
+        Raises NotFound, and InvalidField for a key that is no good any more or a session's.
+        """
+        # As in RevokeApiKey.
+        return await asyncio.shield(asyncio.ensure_future(self._rotate(*wanted, caller)))
+
+    async def _rotate(
+        self, key_id: str, overlap_ms: int, caller: Caller
+    ) -> pb.RotateApiKeyResponse:
+        now, secret = self._clock(), auth.new_secret()
+
+        def one(connection: Connection) -> ApiKey:
+            found = records.api_key(connection, key_id)
+            if found is None or caller.livemode not in (None, found.livemode):
+                raise NotFound(f"no API key {echo(key_id)}", param="id")
+            return found
+
+        def rotate(connection: Connection) -> tuple[ApiKey, ApiKey]:
+            old = one(connection)
+            if old.is_session:
+                raise InvalidField("a session is not rotated: it ends by itself", param="id")
+            if old.revoked_at is not None or (old.expires_at is not None and old.expires_at <= now):
+                raise InvalidField(
+                    "the key is revoked or has ended: make a new one instead", param="id"
+                )
+            made = records.create_api_key(
+                connection,
+                id_=ids.random("apk"),
+                secret_hash=auth.secret_hash(secret),
+                name=old.name,
+                scope=old.scope,
+                customer_id=old.customer_id,
+                livemode=old.livemode,
+                mask=auth.mask(secret),
+                expires_at=old.expires_at,
+                now=now,
+            )
+            return made, records.end_api_key(connection, old, now + overlap_ms)
+
+        def again(connection: Connection, kept: Kept) -> tuple[ApiKey, ApiKey]:
+            return _again(connection, kept), one(connection)
+
+        made = await self._once(rotate, again, lambda both: both[0].id)
+        self.callers.forget(key_id)
+        key, replaced = made.value
+        return pb.RotateApiKeyResponse(
+            api_key=_key(key), secret="" if made.replayed else secret, replaced=_key(replaced)
+        )
 
     @rpc(_new_code, scope=Scope.ADMIN)
     async def CreateSessionCode(  # noqa: N802

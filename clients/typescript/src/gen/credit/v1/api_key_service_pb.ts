@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file credit/v1/api_key_service.proto.
  */
 export const file_credit_v1_api_key_service: GenFile = /*@__PURE__*/
-  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEiGQoXR2V0Q3VycmVudEFwaUtleVJlcXVlc3QioQIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBEg8KB3Nlc3Npb24YCiABKAhCDgoMX2N1c3RvbWVyX2lkQg0KC19leHBpcmVzX2F0Qg0KC19yZXZva2VkX2F0IqECChNDcmVhdGVBcGlLZXlSZXF1ZXN0EhEKBG5hbWUYASABKAlIAIgBARISCgVzY29wZRgCIAEoCUgBiAEBEiUKC2N1c3RvbWVyX2lkGAMgASgJSAJSC2N1c3RvbWVyX2lkiAEBEhUKCGxpdmVtb2RlGAQgASgISAOIAQESIwoKZXhwaXJlc19hdBgFIAEoCUgEUgpleHBpcmVzX2F0iAEBEi0KD2lkZW1wb3RlbmN5X2tleRgGIAEoCUgFUg9pZGVtcG90ZW5jeV9rZXmIAQFCBwoFX25hbWVCCAoGX3Njb3BlQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGVCDQoLX2V4cGlyZXNfYXRCEgoQX2lkZW1wb3RlbmN5X2tleSJTChRDcmVhdGVBcGlLZXlSZXNwb25zZRIrCgdhcGlfa2V5GAEgASgLMhEuY3JlZGl0LnYxLkFwaUtleVIHYXBpX2tleRIOCgZzZWNyZXQYAiABKAki1AEKEkxpc3RBcGlLZXlzUmVxdWVzdBIhCglwYWdlX3NpemUYASABKAVIAFIJcGFnZV9zaXpliAEBEiMKCnBhZ2VfdG9rZW4YAiABKAlIAVIKcGFnZV90b2tlbogBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBQgwKCl9wYWdlX3NpemVCDQoLX3BhZ2VfdG9rZW5CDgoMX2N1c3RvbWVyX2lkQgsKCV9saXZlbW9kZSKHAQoTTGlzdEFwaUtleXNSZXNwb25zZRItCghhcGlfa2V5cxgBIAMoCzIRLmNyZWRpdC52MS5BcGlLZXlSCGFwaV9rZXlzEi0KD25leHRfcGFnZV90b2tlbhgCIAEoCUgAUg9uZXh0X3BhZ2VfdG9rZW6IAQFCEgoQX25leHRfcGFnZV90b2tlbiJwChNSZXZva2VBcGlLZXlSZXF1ZXN0Eg8KAmlkGAEgASgJSACIAQESLQoPaWRlbXBvdGVuY3lfa2V5GAIgASgJSAFSD2lkZW1wb3RlbmN5X2tleYgBAUIFCgNfaWRCEgoQX2lkZW1wb3RlbmN5X2tleSLWAQoYQ3JlYXRlU2Vzc2lvbkNvZGVSZXF1ZXN0EhIKBXNjb3BlGAEgASgJSACIAQESJQoLY3VzdG9tZXJfaWQYAiABKAlIAVILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYAyABKAhIAogBARItCg9pZGVtcG90ZW5jeV9rZXkYBCABKAlIA1IPaWRlbXBvdGVuY3lfa2V5iAEBQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQhIKEF9pZGVtcG90ZW5jeV9rZXkiSQoZQ3JlYXRlU2Vzc2lvbkNvZGVSZXNwb25zZRIMCgRjb2RlGAEgASgJEh4KCmV4cGlyZXNfYXQYAiABKAlSCmV4cGlyZXNfYXQiMAoST3BlblNlc3Npb25SZXF1ZXN0EhEKBGNvZGUYASABKAlIAIgBAUIHCgVfY29kZSJSChNPcGVuU2Vzc2lvblJlc3BvbnNlEisKB2FwaV9rZXkYASABKAsyES5jcmVkaXQudjEuQXBpS2V5UgdhcGlfa2V5Eg4KBnNlY3JldBgCIAEoCTKJBQoNQXBpS2V5U2VydmljZRJoCgxDcmVhdGVBcGlLZXkSHi5jcmVkaXQudjEuQ3JlYXRlQXBpS2V5UmVxdWVzdBofLmNyZWRpdC52MS5DcmVhdGVBcGlLZXlSZXNwb25zZSIXgtPkkwIRIgwvdjEvYXBpLWtleXM6ASoSYgoLTGlzdEFwaUtleXMSHS5jcmVkaXQudjEuTGlzdEFwaUtleXNSZXF1ZXN0Gh4uY3JlZGl0LnYxLkxpc3RBcGlLZXlzUmVzcG9uc2UiFILT5JMCDhIML3YxL2FwaS1rZXlzEmcKEEdldEN1cnJlbnRBcGlLZXkSIi5jcmVkaXQudjEuR2V0Q3VycmVudEFwaUtleVJlcXVlc3QaES5jcmVkaXQudjEuQXBpS2V5IhyC0+STAhYSFC92MS9hcGkta2V5cy9jdXJyZW50ElwKDFJldm9rZUFwaUtleRIeLmNyZWRpdC52MS5SZXZva2VBcGlLZXlSZXF1ZXN0GhEuY3JlZGl0LnYxLkFwaUtleSIZgtPkkwITKhEvdjEvYXBpLWtleXMve2lkfRJ8ChFDcmVhdGVTZXNzaW9uQ29kZRIjLmNyZWRpdC52MS5DcmVhdGVTZXNzaW9uQ29kZVJlcXVlc3QaJC5jcmVkaXQudjEuQ3JlYXRlU2Vzc2lvbkNvZGVSZXNwb25zZSIcgtPkkwIWIhEvdjEvc2Vzc2lvbi1jb2RlczoBKhJlCgtPcGVuU2Vzc2lvbhIdLmNyZWRpdC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaHi5jcmVkaXQudjEuT3BlblNlc3Npb25SZXNwb25zZSIXgtPkkwIRIgwvdjEvc2Vzc2lvbnM6ASpCOwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
+  fileDesc("Ch9jcmVkaXQvdjEvYXBpX2tleV9zZXJ2aWNlLnByb3RvEgljcmVkaXQudjEiGQoXR2V0Q3VycmVudEFwaUtleVJlcXVlc3Qi2wIKBkFwaUtleRIKCgJpZBgBIAEoCRIMCgRuYW1lGAIgASgJEg0KBXNjb3BlGAMgASgJEiUKC2N1c3RvbWVyX2lkGAQgASgJSABSC2N1c3RvbWVyX2lkiAEBEhAKCGxpdmVtb2RlGAUgASgIEgwKBG1hc2sYBiABKAkSHgoKY3JlYXRlZF9hdBgHIAEoCVIKY3JlYXRlZF9hdBIjCgpleHBpcmVzX2F0GAggASgJSAFSCmV4cGlyZXNfYXSIAQESIwoKcmV2b2tlZF9hdBgJIAEoCUgCUgpyZXZva2VkX2F0iAEBEg8KB3Nlc3Npb24YCiABKAgSJwoMbGFzdF91c2VkX2F0GAsgASgJSANSDGxhc3RfdXNlZF9hdIgBAUIOCgxfY3VzdG9tZXJfaWRCDQoLX2V4cGlyZXNfYXRCDQoLX3Jldm9rZWRfYXRCDwoNX2xhc3RfdXNlZF9hdCKhAgoTQ3JlYXRlQXBpS2V5UmVxdWVzdBIRCgRuYW1lGAEgASgJSACIAQESEgoFc2NvcGUYAiABKAlIAYgBARIlCgtjdXN0b21lcl9pZBgDIAEoCUgCUgtjdXN0b21lcl9pZIgBARIVCghsaXZlbW9kZRgEIAEoCEgDiAEBEiMKCmV4cGlyZXNfYXQYBSABKAlIBFIKZXhwaXJlc19hdIgBARItCg9pZGVtcG90ZW5jeV9rZXkYBiABKAlIBVIPaWRlbXBvdGVuY3lfa2V5iAEBQgcKBV9uYW1lQggKBl9zY29wZUIOCgxfY3VzdG9tZXJfaWRCCwoJX2xpdmVtb2RlQg0KC19leHBpcmVzX2F0QhIKEF9pZGVtcG90ZW5jeV9rZXkiUwoUQ3JlYXRlQXBpS2V5UmVzcG9uc2USKwoHYXBpX2tleRgBIAEoCzIRLmNyZWRpdC52MS5BcGlLZXlSB2FwaV9rZXkSDgoGc2VjcmV0GAIgASgJItQBChJMaXN0QXBpS2V5c1JlcXVlc3QSIQoJcGFnZV9zaXplGAEgASgFSABSCXBhZ2Vfc2l6ZYgBARIjCgpwYWdlX3Rva2VuGAIgASgJSAFSCnBhZ2VfdG9rZW6IAQESJQoLY3VzdG9tZXJfaWQYAyABKAlIAlILY3VzdG9tZXJfaWSIAQESFQoIbGl2ZW1vZGUYBCABKAhIA4gBAUIMCgpfcGFnZV9zaXplQg0KC19wYWdlX3Rva2VuQg4KDF9jdXN0b21lcl9pZEILCglfbGl2ZW1vZGUihwEKE0xpc3RBcGlLZXlzUmVzcG9uc2USLQoIYXBpX2tleXMYASADKAsyES5jcmVkaXQudjEuQXBpS2V5UghhcGlfa2V5cxItCg9uZXh0X3BhZ2VfdG9rZW4YAiABKAlIAFIPbmV4dF9wYWdlX3Rva2VuiAEBQhIKEF9uZXh0X3BhZ2VfdG9rZW4icAoTUmV2b2tlQXBpS2V5UmVxdWVzdBIPCgJpZBgBIAEoCUgAiAEBEi0KD2lkZW1wb3RlbmN5X2tleRgCIAEoCUgBUg9pZGVtcG90ZW5jeV9rZXmIAQFCBQoDX2lkQhIKEF9pZGVtcG90ZW5jeV9rZXki1gEKGENyZWF0ZVNlc3Npb25Db2RlUmVxdWVzdBISCgVzY29wZRgBIAEoCUgAiAEBEiUKC2N1c3RvbWVyX2lkGAIgASgJSAFSC2N1c3RvbWVyX2lkiAEBEhUKCGxpdmVtb2RlGAMgASgISAKIAQESLQoPaWRlbXBvdGVuY3lfa2V5GAQgASgJSANSD2lkZW1wb3RlbmN5X2tleYgBAUIICgZfc2NvcGVCDgoMX2N1c3RvbWVyX2lkQgsKCV9saXZlbW9kZUISChBfaWRlbXBvdGVuY3lfa2V5IkkKGUNyZWF0ZVNlc3Npb25Db2RlUmVzcG9uc2USDAoEY29kZRgBIAEoCRIeCgpleHBpcmVzX2F0GAIgASgJUgpleHBpcmVzX2F0IjAKEk9wZW5TZXNzaW9uUmVxdWVzdBIRCgRjb2RlGAEgASgJSACIAQFCBwoFX2NvZGUiUgoTT3BlblNlc3Npb25SZXNwb25zZRIrCgdhcGlfa2V5GAEgASgLMhEuY3JlZGl0LnYxLkFwaUtleVIHYXBpX2tleRIOCgZzZWNyZXQYAiABKAkiswEKE1JvdGF0ZUFwaUtleVJlcXVlc3QSDwoCaWQYASABKAlIAIgBARItCg9vdmVybGFwX3NlY29uZHMYAiABKAVIAVIPb3ZlcmxhcF9zZWNvbmRziAEBEi0KD2lkZW1wb3RlbmN5X2tleRgDIAEoCUgCUg9pZGVtcG90ZW5jeV9rZXmIAQFCBQoDX2lkQhIKEF9vdmVybGFwX3NlY29uZHNCEgoQX2lkZW1wb3RlbmN5X2tleSJ4ChRSb3RhdGVBcGlLZXlSZXNwb25zZRIrCgdhcGlfa2V5GAEgASgLMhEuY3JlZGl0LnYxLkFwaUtleVIHYXBpX2tleRIOCgZzZWNyZXQYAiABKAkSIwoIcmVwbGFjZWQYAyABKAsyES5jcmVkaXQudjEuQXBpS2V5Mv8FCg1BcGlLZXlTZXJ2aWNlEmgKDENyZWF0ZUFwaUtleRIeLmNyZWRpdC52MS5DcmVhdGVBcGlLZXlSZXF1ZXN0Gh8uY3JlZGl0LnYxLkNyZWF0ZUFwaUtleVJlc3BvbnNlIheC0+STAhEiDC92MS9hcGkta2V5czoBKhJiCgtMaXN0QXBpS2V5cxIdLmNyZWRpdC52MS5MaXN0QXBpS2V5c1JlcXVlc3QaHi5jcmVkaXQudjEuTGlzdEFwaUtleXNSZXNwb25zZSIUgtPkkwIOEgwvdjEvYXBpLWtleXMSZwoQR2V0Q3VycmVudEFwaUtleRIiLmNyZWRpdC52MS5HZXRDdXJyZW50QXBpS2V5UmVxdWVzdBoRLmNyZWRpdC52MS5BcGlLZXkiHILT5JMCFhIUL3YxL2FwaS1rZXlzL2N1cnJlbnQSXAoMUmV2b2tlQXBpS2V5Eh4uY3JlZGl0LnYxLlJldm9rZUFwaUtleVJlcXVlc3QaES5jcmVkaXQudjEuQXBpS2V5IhmC0+STAhMqES92MS9hcGkta2V5cy97aWR9EnQKDFJvdGF0ZUFwaUtleRIeLmNyZWRpdC52MS5Sb3RhdGVBcGlLZXlSZXF1ZXN0Gh8uY3JlZGl0LnYxLlJvdGF0ZUFwaUtleVJlc3BvbnNlIiOC0+STAh0iGC92MS9hcGkta2V5cy97aWR9OnJvdGF0ZToBKhJ8ChFDcmVhdGVTZXNzaW9uQ29kZRIjLmNyZWRpdC52MS5DcmVhdGVTZXNzaW9uQ29kZVJlcXVlc3QaJC5jcmVkaXQudjEuQ3JlYXRlU2Vzc2lvbkNvZGVSZXNwb25zZSIcgtPkkwIWIhEvdjEvc2Vzc2lvbi1jb2RlczoBKhJlCgtPcGVuU2Vzc2lvbhIdLmNyZWRpdC52MS5PcGVuU2Vzc2lvblJlcXVlc3QaHi5jcmVkaXQudjEuT3BlblNlc3Npb25SZXNwb25zZSIXgtPkkwIRIgwvdjEvc2Vzc2lvbnM6ASpCOwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
 
 /**
  * The key that asks is known by its secret.
@@ -106,6 +106,14 @@ export type ApiKey = Message<"credit.v1.ApiKey"> & {
    * @generated from field: bool session = 10;
    */
   session: boolean;
+
+  /**
+   * When it was last used: RFC 3339 in UTC with three fraction digits. It is written down at most
+   * once an hour, so a later use may be missing. Absent where it was never used.
+   *
+   * @generated from field: optional string last_used_at = 11 [json_name = "last_used_at"];
+   */
+  lastUsedAt?: string | undefined;
 };
 
 /**
@@ -430,6 +438,80 @@ export const OpenSessionResponseSchema: GenMessage<OpenSessionResponse> = /*@__P
   messageDesc(file_credit_v1_api_key_service, 10);
 
 /**
+ * Names an API key to be replaced.
+ *
+ * @generated from message credit.v1.RotateApiKeyRequest
+ */
+export type RotateApiKeyRequest = Message<"credit.v1.RotateApiKeyRequest"> & {
+  /**
+   * Id of the key, `apk_…`. Required.
+   *
+   * @generated from field: optional string id = 1;
+   */
+  id?: string | undefined;
+
+  /**
+   * For how many seconds the key before is good as well, 0 to 2592000, 30 days. Absent means 86400,
+   * a day. A key that ends before that ends as it did.
+   *
+   * @generated from field: optional int32 overlap_seconds = 2 [json_name = "overlap_seconds"];
+   */
+  overlapSeconds?: number | undefined;
+
+  /**
+   * The caller's name for this one intent: 1 to 255 printable ASCII characters, unique among the
+   * calls of this RPC in the key's mode, kept for ever. A repetition changes nothing more. Absent
+   * means that a repetition is another intent.
+   *
+   * @generated from field: optional string idempotency_key = 3 [json_name = "idempotency_key"];
+   */
+  idempotencyKey?: string | undefined;
+};
+
+/**
+ * Describes the message credit.v1.RotateApiKeyRequest.
+ * Use `create(RotateApiKeyRequestSchema)` to create a new message.
+ */
+export const RotateApiKeyRequestSchema: GenMessage<RotateApiKeyRequest> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 11);
+
+/**
+ * A new API key, and the one before.
+ *
+ * @generated from message credit.v1.RotateApiKeyResponse
+ */
+export type RotateApiKeyResponse = Message<"credit.v1.RotateApiKeyResponse"> & {
+  /**
+   * The new key.
+   *
+   * @generated from field: credit.v1.ApiKey api_key = 1 [json_name = "api_key"];
+   */
+  apiKey?: ApiKey | undefined;
+
+  /**
+   * The secret of the new key, to send as `authorization: Bearer sk-…`. It is stored as a hash only
+   * and shown here alone; it is empty in the answer to a repetition under the same idempotency key.
+   *
+   * @generated from field: string secret = 2;
+   */
+  secret: string;
+
+  /**
+   * The key before, with its end.
+   *
+   * @generated from field: credit.v1.ApiKey replaced = 3;
+   */
+  replaced?: ApiKey | undefined;
+};
+
+/**
+ * Describes the message credit.v1.RotateApiKeyResponse.
+ * Use `create(RotateApiKeyResponseSchema)` to create a new message.
+ */
+export const RotateApiKeyResponseSchema: GenMessage<RotateApiKeyResponse> = /*@__PURE__*/
+  messageDesc(file_credit_v1_api_key_service, 12);
+
+/**
  * Makes, lists and revokes API keys, with an admin key. Every key may ask what it is itself. A code
  * of an administrator opens a session of the console without a key.
  *
@@ -476,6 +558,18 @@ export const ApiKeyService: GenService<{
     methodKind: "unary";
     input: typeof RevokeApiKeyRequestSchema;
     output: typeof ApiKeySchema;
+  },
+  /**
+   * Makes a key in place of another one, with its name, scope, customer, mode and end, and ends the
+   * other one after a chosen time. Until then both are good. A key that is revoked or has ended is
+   * INVALID_FIELD, and so is the key of a session.
+   *
+   * @generated from rpc credit.v1.ApiKeyService.RotateApiKey
+   */
+  rotateApiKey: {
+    methodKind: "unary";
+    input: typeof RotateApiKeyRequestSchema;
+    output: typeof RotateApiKeyResponseSchema;
   },
   /**
    * Makes a code that opens one session, within 60 seconds.
