@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import sqlite3
-import stat
 import subprocess
 import sys
 import textwrap
@@ -49,7 +48,6 @@ from tests.support.commands import (
     start,
 )
 from tests.support.databases import PASSWORD, with_password
-from tests.support.metrics import Scrape
 from tests.support.server import Services
 from tests.support.setup import add_wallet, change, file_of, is_file, look
 
@@ -736,18 +734,16 @@ async def test_a_failing_disk_ends_the_server_whatever_it_wrote(
 SOUND = {"ok": True, "failures": [], "repeated_receipts": []}
 
 
-def test_verify_names_what_is_wrong(databases: Files | Databases, tmp_path: Path) -> None:
-    """The first wrong row of each failing check, exit code 1, as table, as JSON and as metrics."""
+def test_verify_names_what_is_wrong(databases: Files | Databases) -> None:
+    """The first wrong row of each failing check, exit code 1, as table and as JSON."""
     url = databases.new()
     sound = creditledger("verify", "--json", "--database-url", url)
     change(url, lambda connection: add_wallet(connection, "wal_acme"))
     damage = schema.wallet_states.update().values(running_balance=1)
     change(url, lambda connection: connection.execute(damage))
 
-    file = tmp_path / "verify.prom"
-    words = creditledger("verify", "--metrics-file", file, "--database-url", url)
+    words = creditledger("verify", "--database-url", url)
     found = creditledger("verify", "--json", "--database-url", url)
-    nowhere = creditledger("verify", "--metrics-file", tmp_path / "no" / "f", "--database-url", url)
 
     assert (sound.returncode, json.loads(sound.stdout)) == (0, SOUND)
     assert (words.returncode, found.returncode) == (1, 1)
@@ -759,11 +755,6 @@ def test_verify_names_what_is_wrong(databases: Files | Databases, tmp_path: Path
         assert failure["check"] in words.stdout
         assert failure["message"] in words.stdout
     assert report["failures"]
-    written = Scrape(file.read_text(encoding="utf-8"))
-    assert written.value("verify_failed_checks") == len(report["failures"])
-    assert written.value("verify_timestamp_seconds") > 0
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644  # the node exporter is another user
-    assert (nowhere.returncode, len(nowhere.stderr.splitlines())) == (1, 1)
     recorded = look(url, last_verification.last)
     assert recorded is not None
     assert set(recorded.failed_checks) == {one["check"] for one in report["failures"]}

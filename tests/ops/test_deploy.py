@@ -15,10 +15,9 @@ import yaml
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain.errors import KINDS
-from creditledger.ops import verify_metrics
 from creditledger.ops.cli.app import app
 from creditledger.ops.config import PREFIX, Config
-from tests.support.metrics import scrape
+from tests.support.metrics import record_verification, scrape
 from tests.support.refusals import refused
 from tests.support.server import WALLET, consume, grant, serve
 
@@ -65,7 +64,7 @@ def metrics_of(query: str) -> dict[str, set[str]]:
 
 @pytest.mark.parametrize("what", ["alerts", "dashboard"])
 async def test_every_query_asks_for_what_a_server_exports(
-    database_url: str, clock: Clock, tmp_path: Path, what: str
+    database_url: str, clock: Clock, what: str
 ) -> None:
     """No metric and no label of a query is unknown to a running server."""
     queries = [one["expr"] for one in alerts()] if what == "alerts" else dashboard()
@@ -76,9 +75,8 @@ async def test_every_query_asks_for_what_a_server_exports(
             pb.HoldRequest(wallet_id=WALLET, idempotency_key="h", amount="1"),
             metadata=api.service,
         )
+        await record_verification(api.server)
         found = await scrape(api.server)
-    verify_metrics.write(tmp_path / "verify.prom", failed=0, seconds=1.0)
-    found.add((tmp_path / "verify.prom").read_text(encoding="utf-8"))
 
     exported = found.labels()
     exported["up"] = set()

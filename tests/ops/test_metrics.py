@@ -12,9 +12,8 @@ import pytest
 from credit.v1 import wallet_service_pb2 as pb
 
 from creditledger.domain import clock as time
-from creditledger.ops import verify_metrics
 from creditledger.store.whole_ledger import whole_ledger
-from tests.support.metrics import scrape
+from tests.support.metrics import record_verification, scrape
 from tests.support.refusals import refused
 from tests.support.server import WALLET, consume, grant, serve, started
 from tests.support.statements_recorded import recorded
@@ -84,6 +83,7 @@ async def test_figures_of_the_whole_ledger(database_url: str, clock: Clock) -> N
             )
         )
         before = await scrape(api.server)
+        await record_verification(api.server, "balance", "sequence")
         clock.advance(2 * time.DAY)
         after = await scrape(api.server)
 
@@ -104,22 +104,22 @@ async def test_figures_of_the_whole_ledger(database_url: str, clock: Clock) -> N
     assert before.value("sweep_lag_seconds") == 0
     assert before.value("watch_lag_seconds") == 0
     assert before.value("webhook_lag_seconds") == 0
+    assert not before.values("verify_timestamp_seconds")  # nobody has verified yet
+    assert after.value("verify_timestamp_seconds") == before.value("figures_timestamp_seconds")
+    assert after.value("verify_failed_checks") == 2
     # Nobody has swept: what is over is owed no more, and lags.
     assert after.value("liability_amount", **given) == 0
     assert after.value("holds_open", **live) == 0
     assert after.value("sweep_lag_seconds") > 0
 
 
-async def test_every_metric_is_in_the_operating_page(
-    database_url: str, clock: Clock, tmp_path: Path
-) -> None:
+async def test_every_metric_is_in_the_operating_page(database_url: str, clock: Clock) -> None:
     """docs/operating.md has a row for each metric with its labels, and no other row."""
     async with serve(database_url, clock, **SERVED) as api:
         await api.post("g", **grant("1"))
         await refused(api.post("c", **consume("2")))
+        await record_verification(api.server)
         found = await scrape(api.server)
-    verify_metrics.write(tmp_path / "verify.prom", failed=0, seconds=1.0)
-    found.add((tmp_path / "verify.prom").read_text(encoding="utf-8"))
 
     page = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| `(creditledger_\w+)` \| ([^|]+) \|", page, re.MULTILINE)
@@ -169,7 +169,7 @@ async def test_figures_cost_a_fixed_number_of_statements(store: Store, clock: Cl
         await store.read(lambda connection: whole_ledger(connection, clock.now))
 
     asked = [one.text for one in said.reading if "SELECT" in one.text.upper()]
-    assert len(asked) == 8
+    assert len(asked) == 9
     rows = [one for one in asked if "FROM credit_transactions" in " ".join(one.split())]
     assert len(rows) == 1
     assert "min(credit_transactions.created_at)" in rows[0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import httpx
+from credit.v1.operator_service_pb2 import RecordVerificationRequest
+from credit.v1.operator_service_pb2_grpc import OperatorServiceStub
 from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from prometheus_client.samples import Sample
 
     from creditledger.ops.server import Server
 
@@ -19,13 +19,9 @@ class Scrape:
     """What a server exported at a moment. The names are without their prefix."""
 
     def __init__(self, text: str) -> None:
-        self.samples: list[Sample] = []
-        self.add(text)
-
-    def add(self, text: str) -> None:
-        """Something else that Prometheus is told at that moment."""
-        for family in text_string_to_metric_families(text):
-            self.samples += family.samples
+        self.samples = [
+            one for family in text_string_to_metric_families(text) for one in family.samples
+        ]
 
     def labels(self) -> dict[str, set[str]]:
         """The labels of each metric, by its full name."""
@@ -50,6 +46,14 @@ class Scrape:
             if one.name == f"creditledger_{name}" and one.labels == labels
         )
         return found
+
+
+async def record_verification(server: Server, *failed_checks: str) -> None:
+    """Have the ledger know of a `verify` that found these checks to fail."""
+    async with server.local_channel() as channel:
+        await OperatorServiceStub(channel).RecordVerification(
+            RecordVerificationRequest(failed_checks=failed_checks)
+        )
 
 
 async def scraped(address: str) -> Scrape:

@@ -194,6 +194,17 @@ def _families(found: WholeLedger) -> Iterator[Metric]:
         ("webhook", "Age of the oldest webhook that is due and not sent.", found.webhook_lag_ms),
     ):
         yield _gauge(f"{name}_lag_seconds", said, lag_ms / time.SECOND)
+    if (last := found.verification) is not None:
+        yield _gauge(
+            "verify_timestamp_seconds",
+            "When the last verify ended.",
+            last.finished_at / time.SECOND,
+        )
+        yield _gauge(
+            "verify_failed_checks",
+            "Checks of the last verify that found something wrong.",
+            len(last.failed_checks),
+        )
     yield _gauge(
         "figures_timestamp_seconds",
         "When the figures of the whole ledger were read.",

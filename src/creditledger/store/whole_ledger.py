@@ -69,6 +69,7 @@ class WholeLedger:
     sweep_lag_ms: int
     watch_lag_ms: int
     webhook_lag_ms: int
+    verification: VerificationOutcome | None  #: The last one.
 
 
 def whole_ledger(connection: Connection, now: int) -> WholeLedger:
@@ -114,6 +115,7 @@ def whole_ledger(connection: Connection, now: int) -> WholeLedger:
         sweep_lag_ms=_sweep_lag(connection, now),
         watch_lag_ms=_since(connection.execute(_UNSEEN).scalar_one(), now),
         webhook_lag_ms=_since(feed.oldest_due(connection, now), now),
+        verification=last_verification.last(connection),
     )
 
 
@@ -125,7 +127,6 @@ class LedgerOverview:
     moved: dict[Mode, tuple[int, int]]  #: Since midnight UTC: Σ of rows above 0, Σ of those below.
     customers: int  #: Archived ones left out.
     webhooks: dict[bool, Backlog]  #: By mode.
-    verification: VerificationOutcome | None
 
 
 def overview(connection: Connection, now: int) -> LedgerOverview:
@@ -141,7 +142,6 @@ def overview(connection: Connection, now: int) -> LedgerOverview:
         moved=moved,
         customers=connection.execute(customers).scalar_one(),
         webhooks=feed.backlog(connection, now),
-        verification=last_verification.last(connection),
     )
 
 

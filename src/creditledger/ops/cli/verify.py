@@ -1,7 +1,5 @@
 """`creditledger verify`."""
 
-import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,7 +8,6 @@ from creditledger.ops.cli.console import (
     REFUSED,
     AsJson,
     complain,
-    fail,
     print_json,
     print_table,
     progress_bar,
@@ -24,10 +21,6 @@ from creditledger.ops.config import CannotStart, Config, WrongSetting
 def verify(
     config: Config,
     as_json: AsJson = False,
-    metrics_file: Annotated[
-        Path | None,
-        typer.Option(help="Write the outcome there too, for Prometheus's node exporter."),
-    ] = None,
     no_record: Annotated[
         bool,
         typer.Option("--no-record", help="Write nothing to the ledger: it may be a backup."),
@@ -37,12 +30,11 @@ def verify(
 
     Prints the first wrong row of each check that fails; exit code 1 if a check fails. Also lists
     receipts that were credited more than once before the ledger refused that. The outcome is
-    written down in the ledger, and operators see it in the overview.
+    written down in the ledger: operators see it in the overview, and metrics have it.
     """
     from creditledger.ops import database
     from creditledger.ops.process import run
 
-    began = time.monotonic()
     with progress_bar() as progress:
         task = progress.add_task("verifying", total=None)
 
@@ -50,7 +42,6 @@ def verify(
             progress.update(task, description=name, completed=done, total=of)
 
         verified = run(database.verify(config, on_progress=on_progress))
-    seconds = time.monotonic() - began
     failures, repeated = verified.failures, verified.repeated_receipts
     if as_json:
         print_json(
@@ -93,19 +84,8 @@ def verify(
         print_table(("wallet", "provider", "receipt", "postings"), receipts)
     if not no_record:
         _record(config, [one.first.check for one in failures])
-    if metrics_file is not None:
-        _tell(metrics_file, len(failures), seconds)
     if failures:
         raise typer.Exit(REFUSED)
-
-
-def _tell(file: Path, failed: int, seconds: float) -> None:
-    from creditledger.ops.verify_metrics import write
-
-    try:
-        write(file, failed=failed, seconds=seconds)
-    except OSError as error:
-        fail(f"{file}: {error.strerror or error}.", REFUSED)
 
 
 def _record(config: Config, failed_checks: list[str]) -> None:

@@ -80,7 +80,7 @@ class OperatorService(Service, operator_service_pb2_grpc.OperatorServiceServicer
                 due=0 if webhooks is None else webhooks.due,
                 oldest_at=None if webhooks is None else time.text(webhooks.oldest_at),
             ),
-            last_verification=found.verification and _verification(found.verification),
+            last_verification=found.whole.verification and _verification(found.whole.verification),
         )
 
     @rpc(_failed_checks, scope=Scope.ADMIN, shared=True)
