@@ -400,13 +400,13 @@ class _RpcCall:
         self.caller: Caller | None = None  #: Once let in.
         self.answering = False  #: Whether a part of the answer has left: headers, or a message.
         self.asked: tuple[MethodDescriptor, Message] | None = None  #: Once read.
-        self._span: spans.TraceSpan | None = None
-        if traces is None:
-            spans.begin(spans.UnderWay(self.request_id))
-        else:
-            span = traces.call(method, self.metadata, self.request_id)
-            self._span = span if span.is_sent else None
-            spans.begin(spans.UnderWay(self.request_id, span.trace_id, self._span))
+        work = (
+            spans.UnderWay(self.request_id)
+            if traces is None
+            else traces.call(method, self.metadata, self.request_id)
+        )
+        spans.begin(work)
+        self._span = work.span
         _call.set(self)
 
     def check_names(self, message: Descriptor) -> list[str]:

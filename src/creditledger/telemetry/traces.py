@@ -5,6 +5,8 @@ The trace of a call is the one that its `traceparent` names, else a new one. The
 """
 
 import asyncio
+import random
+import re
 import threading
 from collections.abc import Iterable, Sequence
 
@@ -13,17 +15,24 @@ from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExport
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode, Tracer
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from creditledger import __version__
+from creditledger.telemetry.spans import UnderWay
 
 #: How long one attempt to send spans may take, and all of them at the end.
 SEND_SECONDS_MAX = 3.0
 
 _propagator = TraceContextTextMapPropagator()
 _CARRIED = ("traceparent", "tracestate")
+#: As the W3C spells it; later versions may say more at the end.
+_TRACEPARENT = re.compile(
+    r"[0-9a-f]{2}-(?P<trace_id>[0-9a-f]{32})-[0-9a-f]{16}-(?P<flags>[0-9a-f]{2})(-.*)?"
+)
+_SENT = 1  #: The flag of a trace that is sent.
+_chances = random.Random()  # noqa: S311 # which calls are traced is no secret
 
 
 class RecordedSpan:
@@ -38,11 +47,6 @@ class RecordedSpan:
     def trace_id(self) -> str:
         """See TraceSpan."""
         return trace.format_trace_id(self._span.get_span_context().trace_id)
-
-    @property
-    def is_sent(self) -> bool:
-        """Whether the sampler has chosen its trace."""
-        return self._span.is_recording()
 
     def part(self, name: str, *, links: Sequence["RecordedSpan"] = ()) -> "RecordedSpan":
         """See TraceSpan."""
@@ -71,19 +75,26 @@ class Traces:
         """
         named = {"service.name": "creditledger", "service.version": __version__}
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            sampler=ALWAYS_ON,  # `call` has chosen
             resource=Resource.create(named),
             shutdown_on_exit=False,
         )
         exporter = OTLPSpanExporter(endpoint=endpoint, timeout=SEND_SECONDS_MAX)
         self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("creditledger")
+        self._ratio = ratio
 
-    def call(
-        self, method: str, metadata: Iterable[tuple[str, str]], request_id: str
-    ) -> RecordedSpan:
-        """The span of a call of this method, which begins now. `method`: /package.Service/Name."""
+    def call(self, method: str, metadata: Iterable[tuple[str, str]], request_id: str) -> UnderWay:
+        """A call of this method, which begins now. `method`: /package.Service/Name.
+
+        A call that is not sent costs a look at its metadata: OpenTelemetry hears nothing of it.
+        """
         carried = {name: value for name, value in metadata if name in _CARRIED}
+        caller = _TRACEPARENT.fullmatch(carried.get("traceparent", ""))
+        if caller is not None and not int(caller["flags"], 16) & _SENT:
+            return UnderWay(request_id, caller["trace_id"])
+        if caller is None and _chances.random() >= self._ratio:
+            return UnderWay(request_id)
         service, _, name = method[1:].partition("/")
         span = self._tracer.start_span(
             method[1:],
@@ -96,7 +107,8 @@ class Traces:
                 "creditledger.request_id": request_id,
             },
         )
-        return RecordedSpan(self._tracer, span)
+        recorded = RecordedSpan(self._tracer, span)
+        return UnderWay(request_id, recorded.trace_id, recorded)
 
     async def close(self) -> None:
         """Send what is left, as far as the collector takes it in time."""
