@@ -422,6 +422,12 @@ TABLE: dict[str, tuple[Message, tuple[str, ...]]] = {
         FROM_ADMIN,
     ),
     "OperatorService.Overview": (operator_pb.OverviewRequest(), FROM_SERVICE),
+    "OperatorService.Reconcile": (
+        operator_pb.ReconcileRequest(
+            file=b"id,created,amount,currency\nch_1,1790000000,1,usd\n",
+        ),
+        FROM_SERVICE,
+    ),
     "OperatorService.RecordVerification": (
         operator_pb.RecordVerificationRequest(),
         FROM_ADMIN_SHARED,

@@ -179,6 +179,7 @@ ROUTES = {
     "OperatorService.Overview": "get /v1/overview",
     "OperatorService.RecordVerification": "",
     "ApiKeyService.RotateApiKey": "post /v1/api-keys/{id}:rotate *",
+    "OperatorService.Reconcile": "",
     "ApiKeyService.CreateSessionCode": "post /v1/session-codes *",
     "ApiKeyService.OpenSession": "post /v1/sessions *",
     "WebhookService.CreateWebhookEndpoint": "post /v1/webhook-endpoints *",

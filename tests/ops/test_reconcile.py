@@ -1,7 +1,7 @@
 """`creditledger reconcile`: each receipt and each top-up is told apart rightly, or it says why not.
 
-The rules are held against naive ones, the files against what their writers mean by them, and the
-command against a ledger that has one of each.
+The rules are held against naive ones, the files against what their writers mean by them, the
+command against a ledger that has one of each, and a server against the command.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
+import grpc
 import pytest
 from credit.v1 import credit_grant_service_pb2 as grants_pb
+from credit.v1 import operator_service_pb2 as operator_pb
+from credit.v1 import registry_service_pb2 as registry_pb
 from credit.v1 import wallet_service_pb2 as pb
 from credit.v1.credit_transaction_pb2 import TransactionSource
+from credit.v1.operator_service_pb2_grpc import OperatorServiceStub
+from google.protobuf.json_format import MessageToDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -32,15 +37,18 @@ from creditledger.domain.reconciliation import (
     ReportedReceipt,
     TakenBack,
     TopUp,
+    missing_top_up,
     window_of,
 )
 from creditledger.domain.views import WalletPlace
-from creditledger.ops import receipt_files
-from creditledger.ops import reconcile as walking
 from creditledger.ops.cli.app import app
-from creditledger.ops.receipt_files import Receipts, Spelling
+from creditledger.outlets import receipt_files
+from creditledger.outlets import reconcile as walking
+from creditledger.outlets.receipt_files import Receipts, Spelling
 from creditledger.store.read import topups
+from creditledger.surfaces.native import reconciliations
 from tests.support.commands import creditledger
+from tests.support.refusals import refusal
 from tests.support.server import Services, adjust, consume, grant, post, running
 from tests.support.setup import START, Clock, finished
 
@@ -843,3 +851,162 @@ def test_what_cannot_be_compared_is_exit_code_2(tmp_path: Path) -> None:
         assert done.stderr.startswith("creditledger: ")
         assert says in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+# --- the service ----------------------------------------------------------------------------------
+
+
+async def asked(
+    url: str, content: bytes, *, livemode: bool = True, **fields: Any
+) -> operator_pb.ReconcileResponse:
+    """What a server answers to a service key of the mode."""
+    async with running(url, Clock(START + 12 * HOUR)) as started:
+        key = await started.local.key("service", livemode=livemode)
+        request = operator_pb.ReconcileRequest(file=content, **fields)
+        return await OperatorServiceStub(started.network.channel).Reconcile(request, metadata=key)
+
+
+def test_a_server_answers_what_the_command_prints(books: tuple[str, Path]) -> None:
+    """Window, counts and findings, in the mode of the key; the missing one with what to post."""
+    url, file = books
+    printed = told(url, file)
+
+    found = finished(asked(url, file.read_bytes()))
+    test = finished(asked(url, file.read_bytes(), livemode=False))
+
+    assert (found.livemode, found.start, found.end) == (True, printed["start"], printed["end"])
+    assert {one.outcome: one.count for one in found.counts} == {
+        outcome.value: printed[outcome.value] for outcome in Outcome
+    }
+    assert [plain(one) for one in found.findings] == printed["findings"]
+    assert found.findings_left_out == 0
+    (missing,) = [one for one in found.findings if one.outcome == "missing"]
+    assert missing.missing_top_up == operator_pb.MissingTopUp(
+        wallet_id="wal_acme", amount="15.00", currency_id="USD"
+    )
+    assert test.livemode is False
+    assert {one.outcome: one.count for one in test.counts}["matched"] == 1
+
+
+def plain(one: operator_pb.ReconcileFinding) -> dict[str, Any]:
+    """A finding as the command prints it."""
+    fields = MessageToDict(
+        one, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
+    fields.pop("missing_top_up", None)
+    for up in fields["top_ups"]:
+        up["id"], up["currency"] = up.pop("transaction_id"), up.pop("currency_id")
+    return fields
+
+
+def test_what_is_missing_is_posted_once(books: tuple[str, Path]) -> None:
+    """What the answer says to post makes the receipt a matched one, at a rate as well."""
+    url, _ = books
+    content = "\n".join([HEADER, LINES[2], LINES[2].replace("ch_missing,", "ch_price,"), ""])
+
+    async def posted() -> list[str]:
+        async with running(url, Clock(START + 12 * HOUR)) as started:
+            local = started.local
+            await local.registry.CreateCurrency(
+                registry_pb.CreateCurrencyRequest(id="POINT", name="Point", scale=1)
+            )
+            await local.registry.CreateCustomer(
+                registry_pb.CreateCustomerRequest(
+                    id="cus_price", name="Price", email="price@example.com"
+                )
+            )
+            await local.wallets.CreateWallet(
+                pb.CreateWalletRequest(id="wal_price", customer_id="cus_price", currency="POINT")
+            )
+            stub = OperatorServiceStub(started.network.channel)
+            key = await local.key("service")
+            head, missing, price = content.splitlines()
+            request = operator_pb.ReconcileRequest(
+                file="\n".join([head, missing, price.replace("cus_acme", "cus_price")]).encode(),
+                rates=["POINT/USD=10.13"],
+            )
+            first = await stub.Reconcile(request, metadata=key)
+            missed = [one for one in first.findings if one.outcome == "missing"]
+            for one in missed:
+                source = TransactionSource(provider="stripe", receipt_id=one.receipt_id)
+                what = one.missing_top_up
+                await local.wallets.Post(
+                    post(one.receipt_id, what.wallet_id, **grant(what.amount, source=source))
+                )
+            second = await stub.Reconcile(request, metadata=key)
+            assert [one for one in second.findings if one.HasField("receipt")] == []
+            return [one.missing_top_up.amount for one in missed]
+
+    assert finished(posted()) == ["15.00", "151.9"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 1000),
+        ({"refunded": ONE // 2}, None),
+        ({"currency": "EUR"}, None),
+        ({"amount": ONE // 1000}, None),
+        ({"amount": 10 * ONE + ONE // 1000}, None),
+    ],
+)
+def test_what_is_missing_is_said_where_it_is_clear(
+    changes: dict[str, int | str], expected: int | None
+) -> None:
+    """Not of a refunded payment, without a wallet, and not of more digits than the wallet has."""
+    one = receipt(**{"amount": 10 * ONE, **changes})
+
+    found = missing_top_up(one, [PLACES[1], PLACES[3]], {})
+
+    assert (found and found.units) == expected
+    assert missing_top_up(one, [PLACES[1], PLACES[2]], {}) is None
+    assert missing_top_up(one, [], {}) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "param", "says"),
+    [
+        (b"", {}, "file", "required"),
+        (b"x" * 4_000_001, {}, "file", "4000001 bytes"),
+        (b"Name,Total\nacme,5\n", {}, "file", "columns.id"),
+        (b"id,created,amount,currency\n", {}, "file", "say start and end"),
+        (b"id,created,amount,currency\nch_1,1790000000,1,5,usd\n", {}, "file", "line 2"),
+        (b'id,created,amount,currency\nch_1,1790000000,"1,5",usd\n', {}, "file", "decimal_comma"),
+        (b"\xff", {}, "file", "UTF-8"),
+        (b"id", {"columns": {"fee": "Fee"}}, "columns", "nothing else"),
+        (b"id", {"rates": ["CREDIT"]}, "rates", "rates must be like"),
+        (b"id", {"time_zone": "Mars/Base"}, "time_zone", ""),
+        (b"id", {"start": "yesterday"}, "start", ""),
+    ],
+)
+def test_what_a_server_cannot_compare_is_refused(
+    database_url: str, content: bytes, fields: dict[str, Any], param: str, says: str
+) -> None:
+    """By the field, in the words of the request."""
+
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        finished(asked(database_url, content, **fields))
+
+    failed, text = refusal(caught.value), caught.value.details() or ""
+    reason = "INVALID_FIELD" if content else "MISSING_FIELD"
+    assert (failed.reason, failed.param) == (reason, param)
+    assert says in text
+    assert "--" not in text
+
+
+def test_a_server_keeps_no_more_than_it_can(
+    books: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Findings and top-ups of an answer, and top-ups that the file does not explain."""
+    url, file = books
+    monkeypatch.setattr(walking, "FINDINGS_MAX", 2)
+    monkeypatch.setattr(reconciliations, "TOP_UPS_MAX", 1)
+    found = finished(asked(url, file.read_bytes()))
+
+    assert [one.receipt_id for one in found.findings] == ["ch_missing", "ch_amount"]
+    assert found.findings_left_out == 7
+
+    monkeypatch.setattr(walking, "UNEXPLAINED_MAX", 1)
+
+    with pytest.raises(grpc.aio.AioRpcError, match="More than 1 top-ups"):
+        finished(asked(url, file.read_bytes()))

@@ -104,7 +104,7 @@ async def test_what_no_customer_becomes(served: Served) -> None:
 
 
 async def test_customers_are_searched(served: Served) -> None:
-    """Customers are found by whole e-mail address and by part of name or address."""
+    """Customers are found by whole e-mail address and by part of id, name or address."""
     key = await served.key("service")
     await served.customer("cus_beta", name="Beta 100% GmbH", email="pay@beta.example.com")
     await served.customer("cus_gamma", name="Gamma Ärzte", email="billing@gamma.example.com")
@@ -118,6 +118,7 @@ async def test_customers_are_searched(served: Served) -> None:
     assert await ids(q="BILLING") == ["cus_acme", "cus_gamma"]
     assert await ids(q="0%") == ["cus_beta"]
     assert await ids(q="%beta%") == []
+    assert await ids(q="CUS_GAM") == ["cus_gamma"]
     assert await ids(q="Ärzte", email="billing@gamma.example.com") == ["cus_gamma"]
     first = await served.body(CUSTOMERS, key, q="billing", page_size=1)
     token = first["next_page_token"]

@@ -307,3 +307,432 @@ class LastVerification(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LastVerification: _TypeAlias = LastVerification  # noqa: Y015
+
+@_typing.final
+class ReconcileRequest(_message.Message):
+    """A file of payments, and how to read it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ColumnsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    FILE_FIELD_NUMBER: _builtins.int
+    PROVIDER_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    RATES_FIELD_NUMBER: _builtins.int
+    COMPARE_CUSTOMERS_FIELD_NUMBER: _builtins.int
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    MINOR_UNITS_FIELD_NUMBER: _builtins.int
+    DECIMAL_COMMA_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    PAID_STATUSES_FIELD_NUMBER: _builtins.int
+    file: _builtins.bytes
+    """The file: CSV in UTF-8, 1 to 4,000,000 bytes."""
+    provider: _builtins.str
+    """source.provider of the top-ups. Absent means `stripe`."""
+    start: _builtins.str
+    """First moment: RFC 3339. Absent means the file's first payment."""
+    end: _builtins.str
+    """First moment without it: RFC 3339. Absent means after the file's last payment."""
+    livemode: _builtins.bool
+    """Mode: true live, false test. Absent means that of the key that asks; the other one is
+    MODE_MISMATCH.
+    """
+    compare_customers: _builtins.bool
+    """Whether the file's customer must be the wallet's customer_id. Absent means false."""
+    minor_units: _builtins.bool
+    """Whether amounts are whole numbers of smallest units: 1250 is 12.50 USD. Absent means false."""
+    decimal_comma: _builtins.bool
+    """Whether 1.250,00 is 1,250.00. Absent means false."""
+    time_zone: _builtins.str
+    """IANA zone of times that name none. Absent means `UTC`."""
+    paid_statuses: _builtins.str
+    """Statuses of what was paid, with commas between. Absent means those of Stripe."""
+    @_builtins.property
+    def rates(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What one unit of a payment's currency buys of a wallet's: `CREDIT/USD=1000`, or
+        `CREDIT/USD=any` to compare only whether it was credited. Up to 50.
+        """
+
+    @_builtins.property
+    def columns(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The file's names of columns that are not found by themselves. Keys: `id`, `amount`, `refunded`,
+        `currency`, `created`, `status`, `customer`.
+        """
+
+    def __init__(
+        self,
+        *,
+        file: _builtins.bytes | None = ...,
+        provider: _builtins.str | None = ...,
+        start: _builtins.str | None = ...,
+        end: _builtins.str | None = ...,
+        livemode: _builtins.bool | None = ...,
+        rates: _abc.Iterable[_builtins.str] | None = ...,
+        compare_customers: _builtins.bool | None = ...,
+        columns: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        minor_units: _builtins.bool | None = ...,
+        decimal_comma: _builtins.bool | None = ...,
+        time_zone: _builtins.str | None = ...,
+        paid_statuses: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_compare_customers", b"_compare_customers", "_decimal_comma", b"_decimal_comma", "_end", b"_end", "_file", b"_file", "_livemode", b"_livemode", "_minor_units", b"_minor_units", "_paid_statuses", b"_paid_statuses", "_provider", b"_provider", "_start", b"_start", "_time_zone", b"_time_zone", "compare_customers", b"compare_customers", "decimal_comma", b"decimal_comma", "end", b"end", "file", b"file", "livemode", b"livemode", "minor_units", b"minor_units", "paid_statuses", b"paid_statuses", "provider", b"provider", "start", b"start", "time_zone", b"time_zone"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_compare_customers", b"_compare_customers", "_decimal_comma", b"_decimal_comma", "_end", b"_end", "_file", b"_file", "_livemode", b"_livemode", "_minor_units", b"_minor_units", "_paid_statuses", b"_paid_statuses", "_provider", b"_provider", "_start", b"_start", "_time_zone", b"_time_zone", "columns", b"columns", "compare_customers", b"compare_customers", "decimal_comma", b"decimal_comma", "end", b"end", "file", b"file", "livemode", b"livemode", "minor_units", b"minor_units", "paid_statuses", b"paid_statuses", "provider", b"provider", "rates", b"rates", "start", b"start", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__compare_customers: _TypeAlias = _typing.Literal["compare_customers"]  # noqa: Y015
+    _WhichOneofArgType__compare_customers: _TypeAlias = _typing.Literal["_compare_customers", b"_compare_customers"]  # noqa: Y015
+    _WhichOneofReturnType__decimal_comma: _TypeAlias = _typing.Literal["decimal_comma"]  # noqa: Y015
+    _WhichOneofArgType__decimal_comma: _TypeAlias = _typing.Literal["_decimal_comma", b"_decimal_comma"]  # noqa: Y015
+    _WhichOneofReturnType__end: _TypeAlias = _typing.Literal["end"]  # noqa: Y015
+    _WhichOneofArgType__end: _TypeAlias = _typing.Literal["_end", b"_end"]  # noqa: Y015
+    _WhichOneofReturnType__file: _TypeAlias = _typing.Literal["file"]  # noqa: Y015
+    _WhichOneofArgType__file: _TypeAlias = _typing.Literal["_file", b"_file"]  # noqa: Y015
+    _WhichOneofReturnType__livemode: _TypeAlias = _typing.Literal["livemode"]  # noqa: Y015
+    _WhichOneofArgType__livemode: _TypeAlias = _typing.Literal["_livemode", b"_livemode"]  # noqa: Y015
+    _WhichOneofReturnType__minor_units: _TypeAlias = _typing.Literal["minor_units"]  # noqa: Y015
+    _WhichOneofArgType__minor_units: _TypeAlias = _typing.Literal["_minor_units", b"_minor_units"]  # noqa: Y015
+    _WhichOneofReturnType__paid_statuses: _TypeAlias = _typing.Literal["paid_statuses"]  # noqa: Y015
+    _WhichOneofArgType__paid_statuses: _TypeAlias = _typing.Literal["_paid_statuses", b"_paid_statuses"]  # noqa: Y015
+    _WhichOneofReturnType__provider: _TypeAlias = _typing.Literal["provider"]  # noqa: Y015
+    _WhichOneofArgType__provider: _TypeAlias = _typing.Literal["_provider", b"_provider"]  # noqa: Y015
+    _WhichOneofReturnType__start: _TypeAlias = _typing.Literal["start"]  # noqa: Y015
+    _WhichOneofArgType__start: _TypeAlias = _typing.Literal["_start", b"_start"]  # noqa: Y015
+    _WhichOneofReturnType__time_zone: _TypeAlias = _typing.Literal["time_zone"]  # noqa: Y015
+    _WhichOneofArgType__time_zone: _TypeAlias = _typing.Literal["_time_zone", b"_time_zone"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__compare_customers) -> _WhichOneofReturnType__compare_customers | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decimal_comma) -> _WhichOneofReturnType__decimal_comma | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__end) -> _WhichOneofReturnType__end | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__file) -> _WhichOneofReturnType__file | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__livemode) -> _WhichOneofReturnType__livemode | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__minor_units) -> _WhichOneofReturnType__minor_units | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paid_statuses) -> _WhichOneofReturnType__paid_statuses | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__provider) -> _WhichOneofReturnType__provider | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__start) -> _WhichOneofReturnType__start | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__time_zone) -> _WhichOneofReturnType__time_zone | None: ...
+
+Global___ReconcileRequest: _TypeAlias = ReconcileRequest  # noqa: Y015
+
+@_typing.final
+class ReconcileResponse(_message.Message):
+    """What was found. Amounts are decimal strings."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LIVEMODE_FIELD_NUMBER: _builtins.int
+    START_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    FINDINGS_LEFT_OUT_FIELD_NUMBER: _builtins.int
+    RETURNS_ELSEWHERE_FIELD_NUMBER: _builtins.int
+    livemode: _builtins.bool
+    """The mode: true live, false test."""
+    start: _builtins.str
+    """First moment that was compared: RFC 3339 in UTC with three fraction digits."""
+    end: _builtins.str
+    """First moment behind it."""
+    findings_left_out: _builtins.int
+    """Findings beyond those."""
+    returns_elsewhere: _builtins.int
+    """Refunds and disputes of payments that are not in the file."""
+    @_builtins.property
+    def counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutcomeCount]:
+        """How many receipts have which outcome: `matched`, `missing`, `unknown`, `different`, `duplicate`
+        and `unpaid`, each of them.
+        """
+
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReconcileFinding]:
+        """What is neither matched nor unpaid: of the file in its order, then what it does not have by
+        time. At most 500.
+        """
+
+    def __init__(
+        self,
+        *,
+        livemode: _builtins.bool = ...,
+        start: _builtins.str = ...,
+        end: _builtins.str = ...,
+        counts: _abc.Iterable[Global___OutcomeCount] | None = ...,
+        findings: _abc.Iterable[Global___ReconcileFinding] | None = ...,
+        findings_left_out: _builtins.int = ...,
+        returns_elsewhere: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "end", b"end", "findings", b"findings", "findings_left_out", b"findings_left_out", "livemode", b"livemode", "returns_elsewhere", b"returns_elsewhere", "start", b"start"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReconcileResponse: _TypeAlias = ReconcileResponse  # noqa: Y015
+
+@_typing.final
+class OutcomeCount(_message.Message):
+    """How many receipts have an outcome."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    outcome: _builtins.str
+    """The outcome."""
+    count: _builtins.int
+    """How many there are."""
+    def __init__(
+        self,
+        *,
+        outcome: _builtins.str = ...,
+        count: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "outcome", b"outcome"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OutcomeCount: _TypeAlias = OutcomeCount  # noqa: Y015
+
+@_typing.final
+class ReconcileFinding(_message.Message):
+    """A receipt that is not as it should be, or top-ups that the file does not explain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    RECEIPT_ID_FIELD_NUMBER: _builtins.int
+    RECEIPT_FIELD_NUMBER: _builtins.int
+    TOP_UPS_FIELD_NUMBER: _builtins.int
+    TAKEN_BACK_FIELD_NUMBER: _builtins.int
+    DIFFERENCES_FIELD_NUMBER: _builtins.int
+    MISSING_TOP_UP_FIELD_NUMBER: _builtins.int
+    outcome: _builtins.str
+    """`missing`: paid, and never credited. `unknown`: credited, and not in the file. `different`:
+    both, and not the same. `duplicate`: more than once.
+    """
+    receipt_id: _builtins.str
+    """Id of the receipt. Empty for a top-up that names none."""
+    taken_back: _builtins.str
+    """What was taken back of them, in the currency of the first."""
+    @_builtins.property
+    def receipt(self) -> Global___FiledReceipt:
+        """What the file says. Absent where it does not have the receipt."""
+
+    @_builtins.property
+    def top_ups(self) -> _containers.RepeatedCompositeFieldContainer[Global___CreditedReceipt]:
+        """The top-ups that name the receipt, up to 10."""
+
+    @_builtins.property
+    def differences(self) -> _containers.RepeatedCompositeFieldContainer[Global___ReceiptDifference]:
+        """On what the file and the ledger differ."""
+
+    @_builtins.property
+    def missing_top_up(self) -> Global___MissingTopUp:
+        """What to post for a missing one. Absent where that is not clear: something of it was refunded,
+        its customer has no open wallet of the payment's currency or of one with a rate, or several, or
+        the amount has too many digits.
+        """
+
+    def __init__(
+        self,
+        *,
+        outcome: _builtins.str = ...,
+        receipt_id: _builtins.str = ...,
+        receipt: Global___FiledReceipt | None = ...,
+        top_ups: _abc.Iterable[Global___CreditedReceipt] | None = ...,
+        taken_back: _builtins.str = ...,
+        differences: _abc.Iterable[Global___ReceiptDifference] | None = ...,
+        missing_top_up: Global___MissingTopUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_missing_top_up", b"_missing_top_up", "_receipt", b"_receipt", "missing_top_up", b"missing_top_up", "receipt", b"receipt"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_missing_top_up", b"_missing_top_up", "_receipt", b"_receipt", "differences", b"differences", "missing_top_up", b"missing_top_up", "outcome", b"outcome", "receipt", b"receipt", "receipt_id", b"receipt_id", "taken_back", b"taken_back", "top_ups", b"top_ups"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__missing_top_up: _TypeAlias = _typing.Literal["missing_top_up"]  # noqa: Y015
+    _WhichOneofArgType__missing_top_up: _TypeAlias = _typing.Literal["_missing_top_up", b"_missing_top_up"]  # noqa: Y015
+    _WhichOneofReturnType__receipt: _TypeAlias = _typing.Literal["receipt"]  # noqa: Y015
+    _WhichOneofArgType__receipt: _TypeAlias = _typing.Literal["_receipt", b"_receipt"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__missing_top_up) -> _WhichOneofReturnType__missing_top_up | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__receipt) -> _WhichOneofReturnType__receipt | None: ...
+
+Global___ReconcileFinding: _TypeAlias = ReconcileFinding  # noqa: Y015
+
+@_typing.final
+class FiledReceipt(_message.Message):
+    """A payment as the file has it, all its lines together. Texts are cut after 200 characters."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINE_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    REFUNDED_FIELD_NUMBER: _builtins.int
+    CURRENCY_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    CUSTOMER_FIELD_NUMBER: _builtins.int
+    line: _builtins.int
+    """The first of its lines; the header is line 1."""
+    created_at: _builtins.str
+    """When it was made: RFC 3339 in UTC with three fraction digits."""
+    amount: _builtins.str
+    """What was paid."""
+    refunded: _builtins.str
+    """What of it was refunded."""
+    currency: _builtins.str
+    """Currency, in upper case."""
+    status: _builtins.str
+    """The file's word for its status."""
+    customer: _builtins.str
+    """The file's customer."""
+    def __init__(
+        self,
+        *,
+        line: _builtins.int = ...,
+        created_at: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        refunded: _builtins.str = ...,
+        currency: _builtins.str = ...,
+        status: _builtins.str = ...,
+        customer: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "currency", b"currency", "customer", b"customer", "line", b"line", "refunded", b"refunded", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___FiledReceipt: _TypeAlias = FiledReceipt  # noqa: Y015
+
+@_typing.final
+class CreditedReceipt(_message.Message):
+    """A top-up as the ledger has it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRANSACTION_ID_FIELD_NUMBER: _builtins.int
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    CUSTOMER_ID_FIELD_NUMBER: _builtins.int
+    CREATED_AT_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    transaction_id: _builtins.str
+    """Id of the credit transaction."""
+    wallet_id: _builtins.str
+    """Id of the wallet."""
+    customer_id: _builtins.str
+    """Id of the wallet's customer."""
+    created_at: _builtins.str
+    """When it was written: RFC 3339 in UTC with three fraction digits."""
+    amount: _builtins.str
+    """What was credited."""
+    currency_id: _builtins.str
+    """Id of the wallet's currency."""
+    def __init__(
+        self,
+        *,
+        transaction_id: _builtins.str = ...,
+        wallet_id: _builtins.str = ...,
+        customer_id: _builtins.str = ...,
+        created_at: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        currency_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "created_at", b"created_at", "currency_id", b"currency_id", "customer_id", b"customer_id", "transaction_id", b"transaction_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CreditedReceipt: _TypeAlias = CreditedReceipt  # noqa: Y015
+
+@_typing.final
+class ReceiptDifference(_message.Message):
+    """A fact on which the file and the ledger differ."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WHAT_FIELD_NUMBER: _builtins.int
+    FILE_FIELD_NUMBER: _builtins.int
+    LEDGER_FIELD_NUMBER: _builtins.int
+    what: _builtins.str
+    """What differs: `times`, `status`, `currency`, `amount`, `customer` or `refunded`."""
+    file: _builtins.str
+    """What the file says."""
+    ledger: _builtins.str
+    """What the ledger says."""
+    def __init__(
+        self,
+        *,
+        what: _builtins.str = ...,
+        file: _builtins.str = ...,
+        ledger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file", b"file", "ledger", b"ledger", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceiptDifference: _TypeAlias = ReceiptDifference  # noqa: Y015
+
+@_typing.final
+class MissingTopUp(_message.Message):
+    """A grant that would credit a receipt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WALLET_ID_FIELD_NUMBER: _builtins.int
+    AMOUNT_FIELD_NUMBER: _builtins.int
+    CURRENCY_ID_FIELD_NUMBER: _builtins.int
+    wallet_id: _builtins.str
+    """Id of the wallet."""
+    amount: _builtins.str
+    """The amount, in the wallet's currency."""
+    currency_id: _builtins.str
+    """Id of the wallet's currency."""
+    def __init__(
+        self,
+        *,
+        wallet_id: _builtins.str = ...,
+        amount: _builtins.str = ...,
+        currency_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["amount", b"amount", "currency_id", b"currency_id", "wallet_id", b"wallet_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___MissingTopUp: _TypeAlias = MissingTopUp  # noqa: Y015

@@ -45,6 +45,11 @@ class OperatorServiceStub:
                 request_serializer=credit_dot_v1_dot_operator__service__pb2.RecordVerificationRequest.SerializeToString,
                 response_deserializer=credit_dot_v1_dot_operator__service__pb2.LastVerification.FromString,
                 _registered_method=True)
+        self.Reconcile = channel.unary_unary(
+                '/credit.v1.OperatorService/Reconcile',
+                request_serializer=credit_dot_v1_dot_operator__service__pb2.ReconcileRequest.SerializeToString,
+                response_deserializer=credit_dot_v1_dot_operator__service__pb2.ReconcileResponse.FromString,
+                _registered_method=True)
 
 
 class OperatorServiceServicer:
@@ -67,6 +72,14 @@ class OperatorServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Reconcile(self, request, context):
+        """Compares a payment provider's file of payments with the top-ups that name them, as
+        `creditledger reconcile` does. It changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OperatorServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +92,11 @@ def add_OperatorServiceServicer_to_server(servicer, server):
                     servicer.RecordVerification,
                     request_deserializer=credit_dot_v1_dot_operator__service__pb2.RecordVerificationRequest.FromString,
                     response_serializer=credit_dot_v1_dot_operator__service__pb2.LastVerification.SerializeToString,
+            ),
+            'Reconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.Reconcile,
+                    request_deserializer=credit_dot_v1_dot_operator__service__pb2.ReconcileRequest.FromString,
+                    response_serializer=credit_dot_v1_dot_operator__service__pb2.ReconcileResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +154,33 @@ class OperatorService:
             '/credit.v1.OperatorService/RecordVerification',
             credit_dot_v1_dot_operator__service__pb2.RecordVerificationRequest.SerializeToString,
             credit_dot_v1_dot_operator__service__pb2.LastVerification.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Reconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/credit.v1.OperatorService/Reconcile',
+            credit_dot_v1_dot_operator__service__pb2.ReconcileRequest.SerializeToString,
+            credit_dot_v1_dot_operator__service__pb2.ReconcileResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -24,6 +24,10 @@ class OperatorServiceStub:
     """Writes down how a verification of the whole ledger ended, for Overview. `creditledger verify`
     calls it. It needs a live key.
     """
+    Reconcile: _aio.UnaryUnaryMultiCallable[_operator_service_pb2.ReconcileRequest, _operator_service_pb2.ReconcileResponse]
+    """Compares a payment provider's file of payments with the top-ups that name them, as
+    `creditledger reconcile` does. It changes nothing.
+    """
 
 class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     """Figures of the whole ledger, for operators."""
@@ -46,6 +50,16 @@ class OperatorServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _abc.Awaitable[_operator_service_pb2.LastVerification]:
         """Writes down how a verification of the whole ledger ended, for Overview. `creditledger verify`
         calls it. It needs a live key.
+        """
+
+    @_abc_1.abstractmethod
+    def Reconcile(
+        self,
+        request: _operator_service_pb2.ReconcileRequest,
+        context: _aio.ServicerContext[_operator_service_pb2.ReconcileRequest, _abc.Awaitable[_operator_service_pb2.ReconcileResponse]],
+    ) -> _abc.Awaitable[_operator_service_pb2.ReconcileResponse]:
+        """Compares a payment provider's file of payments with the top-ups that name them, as
+        `creditledger reconcile` does. It changes nothing.
         """
 
 def add_OperatorServiceServicer_to_server(servicer: OperatorServiceServicer, server: _aio.Server) -> None: ...

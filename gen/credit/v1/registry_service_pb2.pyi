@@ -371,9 +371,9 @@ class ListCustomersRequest(_message.Message):
     characters. Absent means all.
     """
     q: _builtins.str
-    """Only customers with this text, whatever the case of ASCII letters, in name or e-mail address; 1
-    to 256 characters, `%` and `_` literal. A search that takes too long is a QUERY_TOO_BROAD.
-    Absent means all.
+    """Only customers with this text, whatever the case of ASCII letters, in id, name or e-mail
+    address; 1 to 256 characters, `%` and `_` literal. A search that takes too long is a
+    QUERY_TOO_BROAD. Absent means all.
     """
     include_archived: _builtins.bool
     """Whether archived customers are shown too. Absent means false."""

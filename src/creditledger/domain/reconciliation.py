@@ -1,8 +1,8 @@
 """The rules that compare receipts of a payment provider with the top-ups of the ledger.
 
-The lines of a file (ops/receipt_files.py) and the booked rows (store/read/topups.py) come in, and
-findings come out. Amounts are integers of 10^-9 of their currency, the finest scale, so amounts of
-a file and of any wallet compare exactly.
+The lines of a file (outlets/receipt_files.py) and the booked rows (store/read/topups.py) come in,
+and findings come out. Amounts are integers of 10^-9 of their currency, the finest scale, so amounts
+of a file and of any wallet compare exactly.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -134,6 +134,34 @@ class ReceiptFinding(NamedTuple):
 Rates = Mapping[tuple[str, str], Fraction | None]
 
 
+class MissingTopUp(NamedTuple):
+    """A grant that would credit a receipt."""
+
+    place: WalletPlace
+    units: int  #: Smallest units of the wallet's currency.
+
+
+def missing_top_up(
+    receipt: ReportedReceipt, wallets: Iterable[WalletPlace], rates: Rates
+) -> MissingTopUp | None:
+    """What credits a missing receipt, if the open wallets of its customer leave one choice.
+
+    Once it is posted, the receipt is matched. Of one that is refunded in part a person decides.
+    """
+    if receipt.refunded:
+        return None
+    found = []
+    for place in wallets:
+        is_same = place.currency == receipt.currency
+        rate = Fraction(1) if is_same else rates.get((place.currency, receipt.currency))
+        if rate is not None:
+            exact = receipt.amount * rate / POWERS[money.SCALE_MAX - place.scale]
+            # A price may be rounded, but what is paid in the wallet's own currency may not.
+            units = 0 if is_same and exact.denominator != 1 else exact.__floor__()
+            found.append(MissingTopUp(place, units))
+    return found[0] if len(found) == 1 and found[0].units else None
+
+
 def window_of(
     receipts: Iterable[ReportedReceipt], start: int | None, end: int | None
 ) -> ReconciledTime:
@@ -162,6 +190,8 @@ class Reconciliation:
     window: ReconciledTime
     rates: Rates = field(default_factory=dict)
     with_customers: bool = False  #: Whether customers are the same by their ids.
+    #: Top-ups that the file does not explain, and that can be kept.
+    unexplained_max: int = field(default_factory=lambda: RECEIPTS_MAX)
     _credited: dict[str, tuple[TopUp, ...]] = field(default_factory=dict)
     _unexplained: int = 0
     _nameless: list[TopUp] = field(default_factory=list)
@@ -176,10 +206,10 @@ class Reconciliation:
             if not self.window.has(top_up.created_at):
                 return
             self._unexplained += 1
-            if self._unexplained > RECEIPTS_MAX:
+            if self._unexplained > self.unexplained_max:
                 raise CannotReconcile(
-                    f"More than {RECEIPTS_MAX} top-ups are not in the file; a shorter time from"
-                    " --start to --end has fewer."
+                    f"More than {self.unexplained_max} top-ups are not in the file; a shorter time"
+                    " from --start to --end has fewer."
                 )
         if name:
             self._credited[name] = (*self._credited.get(name, ()), top_up)

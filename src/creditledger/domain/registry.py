@@ -45,7 +45,7 @@ class CustomerFilters:
 
     customer_id: str | None = None
     email: str | None = None  #: Whatever the case of ASCII letters.
-    q: str | None = None  #: What name or e-mail address holds, whatever the case of ASCII letters.
+    q: str | None = None  #: What id, name or e-mail address holds, whatever the case.
     archived: bool = False  #: Archived ones too.
 
 

@@ -5,6 +5,7 @@ or not. Findings are printed as they are made.
 """
 
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -96,10 +97,11 @@ def reconcile(
         Reconciliation,
         window_of,
     )
-    from creditledger.ops import receipt_files
-    from creditledger.ops import reconcile as work
     from creditledger.ops.cli.reconcile_report import PRINTED, heading
+    from creditledger.ops.database import look, require_schema
     from creditledger.ops.process import run
+    from creditledger.outlets import receipt_files
+    from creditledger.outlets import reconcile as work
 
     if output not in PRINTED:
         raise CannotReconcile(f"--format must be one of {', '.join(PRINTED)}, not {echo(output)}.")
@@ -129,11 +131,19 @@ def reconcile(
         window = window_of(found.by_id.values(), first, end_)
         compared = Reconciliation(found.by_id, window, rates, compare_customers)
         on_progress = progress_task(progress, "top-ups")
-        walk = work.walk(
-            config, compared, provider=provider, livemode=mode == "live", on_progress=on_progress
-        )
+
+        async def walk() -> None:
+            await require_schema(config)
+            await work.walk(
+                partial(look, config),
+                compared,
+                provider=provider,
+                livemode=mode == "live",
+                on_progress=on_progress,
+            )
+
         try:
-            run(walk)
+            run(walk())
         except CannotStart as error:
             raise CannotReconcile(str(error)) from None
     counts = Counter(one.outcome for one in compared.findings())

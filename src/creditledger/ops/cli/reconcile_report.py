@@ -16,8 +16,8 @@ from creditledger.domain.reconciliation import (
     text,
 )
 from creditledger.ops.cli.console import print_table, say
-from creditledger.ops.receipt_files import Receipts
 from creditledger.outlets.exports.files import safe
+from creditledger.outlets.receipt_files import Receipts
 
 #: Findings shown to people; programs get all of them.
 SHOWN_MAX = 200

@@ -24,9 +24,11 @@ from sqlalchemy import (
 
 from creditledger.domain.model import Kind
 from creditledger.domain.reconciliation import TakenBack, TopUp
+from creditledger.domain.views import WalletPlace
 from creditledger.store import schema
 from creditledger.store.read import export_walk
 from creditledger.store.read.transaction_reads import OF_POSTING
+from creditledger.store.write.columns import PLACE
 
 t, p, w = schema.transactions.c, schema.postings.c, schema.wallets.c
 
@@ -118,3 +120,15 @@ def taken_back(connection: Connection, wallets: Sequence[int]) -> list[TakenBack
         TakenBack(wallet, grant, -amount, json.loads(metadata or "{}").get("receipt_id"))
         for wallet, grant, amount, metadata in connection.execute(query)
     ]
+
+
+def open_wallets(
+    connection: Connection, customers: Sequence[str], *, livemode: bool
+) -> list[WalletPlace]:
+    """The wallets of these customers that are not closed."""
+    query = (
+        select(*PLACE)
+        .join_from(schema.wallets, schema.currencies, schema.currencies.c.code == w.currency)
+        .where(w.customer_id.in_(customers), w.livemode == livemode, w.closed_at.is_(None))
+    )
+    return [WalletPlace(*row) for row in connection.execute(query)]

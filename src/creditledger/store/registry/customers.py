@@ -32,8 +32,10 @@ def page(connection: Connection, after: str, size: int, filters: CustomerFilters
     if filters.email is not None:
         query = query.where(func.lower(table.c.email) == lower_ascii(filters.email))
     if filters.q is not None:
-        texts = (func.lower(table.c.name), func.lower(table.c.email))
-        query = query.where(or_(*(contains(one, lower_ascii(filters.q)) for one in texts)))
+        texts = (table.c.id, table.c.name, table.c.email)
+        query = query.where(
+            or_(*(contains(func.lower(one), lower_ascii(filters.q)) for one in texts))
+        )
     query = query.where(table.c.id > after).order_by(table.c.id).limit(size + 1)
     return [records.customer_value(row) for row in connection.execute(query)]
 

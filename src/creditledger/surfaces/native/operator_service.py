@@ -15,10 +15,14 @@ from creditledger.domain import clock as time
 from creditledger.domain import money
 from creditledger.domain.errors import InvalidField
 from creditledger.domain.model import Category
+from creditledger.domain.reconciliation import CannotReconcile
 from creditledger.domain.registry import Scope
+from creditledger.outlets.reconcile import Reconciler
 from creditledger.store import Store, last_verification
 from creditledger.store.last_verification import VerificationOutcome
 from creditledger.store.whole_ledger import LedgerOverview, Mode, overview
+from creditledger.surfaces.native import reconciliations
+from creditledger.surfaces.native.reconciliations import ReconcileAsked
 from creditledger.telemetry.measures import Measures
 
 #: A server reads the figures anew when they are older than this.
@@ -52,6 +56,7 @@ class OperatorService(Service, operator_service_pb2_grpc.OperatorServiceServicer
     ) -> None:
         super().__init__(store=store, callers=callers, clock=clock)
         self._measures = measures
+        self._reconciler = Reconciler(store)
         self._started_at = clock()
         self._last: LedgerOverview | None = None
         self._reading: asyncio.Task[LedgerOverview] | None = None
@@ -92,6 +97,18 @@ class OperatorService(Service, operator_service_pb2_grpc.OperatorServiceServicer
         await self._store.write(lambda connection: last_verification.write(connection, ended))
         self._last = None
         return _verification(ended)
+
+    @rpc(reconciliations.asked, scope=Scope.SERVICE)
+    async def Reconcile(  # noqa: N802
+        self, asked: ReconcileAsked, caller: Caller
+    ) -> pb.ReconcileResponse:
+        """Raises InvalidField where nothing can be compared, ModeMismatch, Overloaded."""
+        livemode = caller.mode(asked.livemode)
+        try:
+            report = await self._reconciler.reconcile(asked.job, livemode=livemode)
+        except CannotReconcile as error:
+            raise reconciliations.refusal(error) from None
+        return reconciliations.answered(report, livemode=livemode)
 
     async def _figures(self) -> LedgerOverview:
         """The last figures, or new ones; calls at the same time share one read."""

@@ -13,7 +13,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file credit/v1/operator_service.proto.
  */
 export const file_credit_v1_operator_service: GenFile = /*@__PURE__*/
-  fileDesc("CiBjcmVkaXQvdjEvb3BlcmF0b3Jfc2VydmljZS5wcm90bxIJY3JlZGl0LnYxIjUKD092ZXJ2aWV3UmVxdWVzdBIVCghsaXZlbW9kZRgBIAEoCEgAiAEBQgsKCV9saXZlbW9kZSKMAwoQT3ZlcnZpZXdSZXNwb25zZRIQCghsaXZlbW9kZRgBIAEoCBIUCgVhc19vZhgCIAEoCVIFYXNfb2YSLwoKY3VycmVuY2llcxgDIAMoCzIbLmNyZWRpdC52MS5DdXJyZW5jeU92ZXJ2aWV3EhEKCWN1c3RvbWVycxgEIAEoBRJLChRyZWZ1c2Fsc19zaW5jZV9zdGFydBgFIAMoCzIXLmNyZWRpdC52MS5SZWZ1c2FsQ291bnRSFHJlZnVzYWxzX3NpbmNlX3N0YXJ0EiwKEXNlcnZlcl9zdGFydGVkX2F0GAYgASgJUhFzZXJ2ZXJfc3RhcnRlZF9hdBIrCgh3ZWJob29rcxgHIAEoCzIZLmNyZWRpdC52MS5XZWJob29rQmFja2xvZxJOChFsYXN0X3ZlcmlmaWNhdGlvbhgIIAEoCzIbLmNyZWRpdC52MS5MYXN0VmVyaWZpY2F0aW9uSABSEWxhc3RfdmVyaWZpY2F0aW9uiAEBQhQKEl9sYXN0X3ZlcmlmaWNhdGlvbiKlAgoQQ3VycmVuY3lPdmVydmlldxIgCgtjdXJyZW5jeV9pZBgBIAEoCVILY3VycmVuY3lfaWQSDwoHd2FsbGV0cxgCIAEoBRIRCglsaWFiaWxpdHkYAyABKAkSPgoLYnlfY2F0ZWdvcnkYBCADKAsyHC5jcmVkaXQudjEuQ2F0ZWdvcnlMaWFiaWxpdHlSC2J5X2NhdGVnb3J5EhAKCGV4cGlyaW5nGAUgASgJEhoKCGluX3RvZGF5GAYgASgJUghpbl90b2RheRIcCglvdXRfdG9kYXkYByABKAlSCW91dF90b2RheRIeCgpvcGVuX2hvbGRzGAggASgFUgpvcGVuX2hvbGRzEgwKBGhlbGQYCSABKAkSEQoJb3ZlcmRyYWZ0GAogASgJIkoKEUNhdGVnb3J5TGlhYmlsaXR5EhAKCGNhdGVnb3J5GAEgASgJEhEKCWxpYWJpbGl0eRgCIAEoCRIQCghleHBpcmluZxgDIAEoCSI/CgxSZWZ1c2FsQ291bnQSDgoGcmVhc29uGAEgASgJEg0KBWNhbGxzGAIgASgDEhAKCHBvc3RpbmdzGAMgASgDIk4KDldlYmhvb2tCYWNrbG9nEgsKA2R1ZRgBIAEoBRIhCglvbGRlc3RfYXQYAiABKAlIAFIJb2xkZXN0X2F0iAEBQgwKCl9vbGRlc3RfYXQiQQoZUmVjb3JkVmVyaWZpY2F0aW9uUmVxdWVzdBIkCg1mYWlsZWRfY2hlY2tzGAEgAygJUg1mYWlsZWRfY2hlY2tzIloKEExhc3RWZXJpZmljYXRpb24SIAoLZmluaXNoZWRfYXQYASABKAlSC2ZpbmlzaGVkX2F0EiQKDWZhaWxlZF9jaGVja3MYAiADKAlSDWZhaWxlZF9jaGVja3MyxQEKD09wZXJhdG9yU2VydmljZRJZCghPdmVydmlldxIaLmNyZWRpdC52MS5PdmVydmlld1JlcXVlc3QaGy5jcmVkaXQudjEuT3ZlcnZpZXdSZXNwb25zZSIUgtPkkwIOEgwvdjEvb3ZlcnZpZXcSVwoSUmVjb3JkVmVyaWZpY2F0aW9uEiQuY3JlZGl0LnYxLlJlY29yZFZlcmlmaWNhdGlvblJlcXVlc3QaGy5jcmVkaXQudjEuTGFzdFZlcmlmaWNhdGlvbkI7ChZjcmVkaXRsZWRnZXIuY3JlZGl0LnYxUAFaH2NyZWRpdGxlZGdlci9jcmVkaXQvdjE7Y3JlZGl0djFiBnByb3RvMw", [file_google_api_annotations]);
+  fileDesc("CiBjcmVkaXQvdjEvb3BlcmF0b3Jfc2VydmljZS5wcm90bxIJY3JlZGl0LnYxIjUKD092ZXJ2aWV3UmVxdWVzdBIVCghsaXZlbW9kZRgBIAEoCEgAiAEBQgsKCV9saXZlbW9kZSKMAwoQT3ZlcnZpZXdSZXNwb25zZRIQCghsaXZlbW9kZRgBIAEoCBIUCgVhc19vZhgCIAEoCVIFYXNfb2YSLwoKY3VycmVuY2llcxgDIAMoCzIbLmNyZWRpdC52MS5DdXJyZW5jeU92ZXJ2aWV3EhEKCWN1c3RvbWVycxgEIAEoBRJLChRyZWZ1c2Fsc19zaW5jZV9zdGFydBgFIAMoCzIXLmNyZWRpdC52MS5SZWZ1c2FsQ291bnRSFHJlZnVzYWxzX3NpbmNlX3N0YXJ0EiwKEXNlcnZlcl9zdGFydGVkX2F0GAYgASgJUhFzZXJ2ZXJfc3RhcnRlZF9hdBIrCgh3ZWJob29rcxgHIAEoCzIZLmNyZWRpdC52MS5XZWJob29rQmFja2xvZxJOChFsYXN0X3ZlcmlmaWNhdGlvbhgIIAEoCzIbLmNyZWRpdC52MS5MYXN0VmVyaWZpY2F0aW9uSABSEWxhc3RfdmVyaWZpY2F0aW9uiAEBQhQKEl9sYXN0X3ZlcmlmaWNhdGlvbiKlAgoQQ3VycmVuY3lPdmVydmlldxIgCgtjdXJyZW5jeV9pZBgBIAEoCVILY3VycmVuY3lfaWQSDwoHd2FsbGV0cxgCIAEoBRIRCglsaWFiaWxpdHkYAyABKAkSPgoLYnlfY2F0ZWdvcnkYBCADKAsyHC5jcmVkaXQudjEuQ2F0ZWdvcnlMaWFiaWxpdHlSC2J5X2NhdGVnb3J5EhAKCGV4cGlyaW5nGAUgASgJEhoKCGluX3RvZGF5GAYgASgJUghpbl90b2RheRIcCglvdXRfdG9kYXkYByABKAlSCW91dF90b2RheRIeCgpvcGVuX2hvbGRzGAggASgFUgpvcGVuX2hvbGRzEgwKBGhlbGQYCSABKAkSEQoJb3ZlcmRyYWZ0GAogASgJIkoKEUNhdGVnb3J5TGlhYmlsaXR5EhAKCGNhdGVnb3J5GAEgASgJEhEKCWxpYWJpbGl0eRgCIAEoCRIQCghleHBpcmluZxgDIAEoCSI/CgxSZWZ1c2FsQ291bnQSDgoGcmVhc29uGAEgASgJEg0KBWNhbGxzGAIgASgDEhAKCHBvc3RpbmdzGAMgASgDIk4KDldlYmhvb2tCYWNrbG9nEgsKA2R1ZRgBIAEoBRIhCglvbGRlc3RfYXQYAiABKAlIAFIJb2xkZXN0X2F0iAEBQgwKCl9vbGRlc3RfYXQiQQoZUmVjb3JkVmVyaWZpY2F0aW9uUmVxdWVzdBIkCg1mYWlsZWRfY2hlY2tzGAEgAygJUg1mYWlsZWRfY2hlY2tzIloKEExhc3RWZXJpZmljYXRpb24SIAoLZmluaXNoZWRfYXQYASABKAlSC2ZpbmlzaGVkX2F0EiQKDWZhaWxlZF9jaGVja3MYAiADKAlSDWZhaWxlZF9jaGVja3Mi0wQKEFJlY29uY2lsZVJlcXVlc3QSEQoEZmlsZRgBIAEoDEgAiAEBEhUKCHByb3ZpZGVyGAIgASgJSAGIAQESEgoFc3RhcnQYAyABKAlIAogBARIQCgNlbmQYBCABKAlIA4gBARIVCghsaXZlbW9kZRgFIAEoCEgEiAEBEg0KBXJhdGVzGAYgAygJEjEKEWNvbXBhcmVfY3VzdG9tZXJzGAcgASgISAVSEWNvbXBhcmVfY3VzdG9tZXJziAEBEjkKB2NvbHVtbnMYCCADKAsyKC5jcmVkaXQudjEuUmVjb25jaWxlUmVxdWVzdC5Db2x1bW5zRW50cnkSJQoLbWlub3JfdW5pdHMYCSABKAhIBlILbWlub3JfdW5pdHOIAQESKQoNZGVjaW1hbF9jb21tYRgKIAEoCEgHUg1kZWNpbWFsX2NvbW1hiAEBEiEKCXRpbWVfem9uZRgLIAEoCUgIUgl0aW1lX3pvbmWIAQESKQoNcGFpZF9zdGF0dXNlcxgMIAEoCUgJUg1wYWlkX3N0YXR1c2VziAEBGi4KDENvbHVtbnNFbnRyeRILCgNrZXkYASABKAkSDQoFdmFsdWUYAiABKAk6AjgBQgcKBV9maWxlQgsKCV9wcm92aWRlckIICgZfc3RhcnRCBgoEX2VuZEILCglfbGl2ZW1vZGVCFAoSX2NvbXBhcmVfY3VzdG9tZXJzQg4KDF9taW5vcl91bml0c0IQCg5fZGVjaW1hbF9jb21tYUIMCgpfdGltZV96b25lQhAKDl9wYWlkX3N0YXR1c2VzIvUBChFSZWNvbmNpbGVSZXNwb25zZRIQCghsaXZlbW9kZRgBIAEoCBINCgVzdGFydBgCIAEoCRILCgNlbmQYAyABKAkSJwoGY291bnRzGAQgAygLMhcuY3JlZGl0LnYxLk91dGNvbWVDb3VudBItCghmaW5kaW5ncxgFIAMoCzIbLmNyZWRpdC52MS5SZWNvbmNpbGVGaW5kaW5nEiwKEWZpbmRpbmdzX2xlZnRfb3V0GAYgASgFUhFmaW5kaW5nc19sZWZ0X291dBIsChFyZXR1cm5zX2Vsc2V3aGVyZRgHIAEoBVIRcmV0dXJuc19lbHNld2hlcmUiLgoMT3V0Y29tZUNvdW50Eg8KB291dGNvbWUYASABKAkSDQoFY291bnQYAiABKAUi4AIKEFJlY29uY2lsZUZpbmRpbmcSDwoHb3V0Y29tZRgBIAEoCRIeCgpyZWNlaXB0X2lkGAIgASgJUgpyZWNlaXB0X2lkEi0KB3JlY2VpcHQYAyABKAsyFy5jcmVkaXQudjEuRmlsZWRSZWNlaXB0SACIAQESNAoHdG9wX3VwcxgEIAMoCzIaLmNyZWRpdC52MS5DcmVkaXRlZFJlY2VpcHRSB3RvcF91cHMSHgoKdGFrZW5fYmFjaxgFIAEoCVIKdGFrZW5fYmFjaxIxCgtkaWZmZXJlbmNlcxgGIAMoCzIcLmNyZWRpdC52MS5SZWNlaXB0RGlmZmVyZW5jZRJECg5taXNzaW5nX3RvcF91cBgHIAEoCzIXLmNyZWRpdC52MS5NaXNzaW5nVG9wVXBIAVIObWlzc2luZ190b3BfdXCIAQFCCgoIX3JlY2VpcHRCEQoPX21pc3NpbmdfdG9wX3VwIpIBCgxGaWxlZFJlY2VpcHQSDAoEbGluZRgBIAEoBRIeCgpjcmVhdGVkX2F0GAIgASgJUgpjcmVhdGVkX2F0Eg4KBmFtb3VudBgDIAEoCRIQCghyZWZ1bmRlZBgEIAEoCRIQCghjdXJyZW5jeRgFIAEoCRIOCgZzdGF0dXMYBiABKAkSEAoIY3VzdG9tZXIYByABKAkiywEKD0NyZWRpdGVkUmVjZWlwdBImCg50cmFuc2FjdGlvbl9pZBgBIAEoCVIOdHJhbnNhY3Rpb25faWQSHAoJd2FsbGV0X2lkGAIgASgJUgl3YWxsZXRfaWQSIAoLY3VzdG9tZXJfaWQYAyABKAlSC2N1c3RvbWVyX2lkEh4KCmNyZWF0ZWRfYXQYBCABKAlSCmNyZWF0ZWRfYXQSDgoGYW1vdW50GAUgASgJEiAKC2N1cnJlbmN5X2lkGAYgASgJUgtjdXJyZW5jeV9pZCI/ChFSZWNlaXB0RGlmZmVyZW5jZRIMCgR3aGF0GAEgASgJEgwKBGZpbGUYAiABKAkSDgoGbGVkZ2VyGAMgASgJIl4KDE1pc3NpbmdUb3BVcBIcCgl3YWxsZXRfaWQYASABKAlSCXdhbGxldF9pZBIOCgZhbW91bnQYAiABKAkSIAoLY3VycmVuY3lfaWQYAyABKAlSC2N1cnJlbmN5X2lkMo0CCg9PcGVyYXRvclNlcnZpY2USWQoIT3ZlcnZpZXcSGi5jcmVkaXQudjEuT3ZlcnZpZXdSZXF1ZXN0GhsuY3JlZGl0LnYxLk92ZXJ2aWV3UmVzcG9uc2UiFILT5JMCDhIML3YxL292ZXJ2aWV3ElcKElJlY29yZFZlcmlmaWNhdGlvbhIkLmNyZWRpdC52MS5SZWNvcmRWZXJpZmljYXRpb25SZXF1ZXN0GhsuY3JlZGl0LnYxLkxhc3RWZXJpZmljYXRpb24SRgoJUmVjb25jaWxlEhsuY3JlZGl0LnYxLlJlY29uY2lsZVJlcXVlc3QaHC5jcmVkaXQudjEuUmVjb25jaWxlUmVzcG9uc2VCOwoWY3JlZGl0bGVkZ2VyLmNyZWRpdC52MVABWh9jcmVkaXRsZWRnZXIvY3JlZGl0L3YxO2NyZWRpdHYxYgZwcm90bzM", [file_google_api_annotations]);
 
 /**
  * Names a mode.
@@ -341,6 +341,455 @@ export const LastVerificationSchema: GenMessage<LastVerification> = /*@__PURE__*
   messageDesc(file_credit_v1_operator_service, 7);
 
 /**
+ * A file of payments, and how to read it.
+ *
+ * @generated from message credit.v1.ReconcileRequest
+ */
+export type ReconcileRequest = Message<"credit.v1.ReconcileRequest"> & {
+  /**
+   * The file: CSV in UTF-8, 1 to 4,000,000 bytes.
+   *
+   * @generated from field: optional bytes file = 1;
+   */
+  file?: Uint8Array | undefined;
+
+  /**
+   * source.provider of the top-ups. Absent means `stripe`.
+   *
+   * @generated from field: optional string provider = 2;
+   */
+  provider?: string | undefined;
+
+  /**
+   * First moment: RFC 3339. Absent means the file's first payment.
+   *
+   * @generated from field: optional string start = 3;
+   */
+  start?: string | undefined;
+
+  /**
+   * First moment without it: RFC 3339. Absent means after the file's last payment.
+   *
+   * @generated from field: optional string end = 4;
+   */
+  end?: string | undefined;
+
+  /**
+   * Mode: true live, false test. Absent means that of the key that asks; the other one is
+   * MODE_MISMATCH.
+   *
+   * @generated from field: optional bool livemode = 5;
+   */
+  livemode?: boolean | undefined;
+
+  /**
+   * What one unit of a payment's currency buys of a wallet's: `CREDIT/USD=1000`, or
+   * `CREDIT/USD=any` to compare only whether it was credited. Up to 50.
+   *
+   * @generated from field: repeated string rates = 6;
+   */
+  rates: string[];
+
+  /**
+   * Whether the file's customer must be the wallet's customer_id. Absent means false.
+   *
+   * @generated from field: optional bool compare_customers = 7 [json_name = "compare_customers"];
+   */
+  compareCustomers?: boolean | undefined;
+
+  /**
+   * The file's names of columns that are not found by themselves. Keys: `id`, `amount`, `refunded`,
+   * `currency`, `created`, `status`, `customer`.
+   *
+   * @generated from field: map<string, string> columns = 8;
+   */
+  columns: { [key: string]: string };
+
+  /**
+   * Whether amounts are whole numbers of smallest units: 1250 is 12.50 USD. Absent means false.
+   *
+   * @generated from field: optional bool minor_units = 9 [json_name = "minor_units"];
+   */
+  minorUnits?: boolean | undefined;
+
+  /**
+   * Whether 1.250,00 is 1,250.00. Absent means false.
+   *
+   * @generated from field: optional bool decimal_comma = 10 [json_name = "decimal_comma"];
+   */
+  decimalComma?: boolean | undefined;
+
+  /**
+   * IANA zone of times that name none. Absent means `UTC`.
+   *
+   * @generated from field: optional string time_zone = 11 [json_name = "time_zone"];
+   */
+  timeZone?: string | undefined;
+
+  /**
+   * Statuses of what was paid, with commas between. Absent means those of Stripe.
+   *
+   * @generated from field: optional string paid_statuses = 12 [json_name = "paid_statuses"];
+   */
+  paidStatuses?: string | undefined;
+};
+
+/**
+ * Describes the message credit.v1.ReconcileRequest.
+ * Use `create(ReconcileRequestSchema)` to create a new message.
+ */
+export const ReconcileRequestSchema: GenMessage<ReconcileRequest> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 8);
+
+/**
+ * What was found. Amounts are decimal strings.
+ *
+ * @generated from message credit.v1.ReconcileResponse
+ */
+export type ReconcileResponse = Message<"credit.v1.ReconcileResponse"> & {
+  /**
+   * The mode: true live, false test.
+   *
+   * @generated from field: bool livemode = 1;
+   */
+  livemode: boolean;
+
+  /**
+   * First moment that was compared: RFC 3339 in UTC with three fraction digits.
+   *
+   * @generated from field: string start = 2;
+   */
+  start: string;
+
+  /**
+   * First moment behind it.
+   *
+   * @generated from field: string end = 3;
+   */
+  end: string;
+
+  /**
+   * How many receipts have which outcome: `matched`, `missing`, `unknown`, `different`, `duplicate`
+   * and `unpaid`, each of them.
+   *
+   * @generated from field: repeated credit.v1.OutcomeCount counts = 4;
+   */
+  counts: OutcomeCount[];
+
+  /**
+   * What is neither matched nor unpaid: of the file in its order, then what it does not have by
+   * time. At most 500.
+   *
+   * @generated from field: repeated credit.v1.ReconcileFinding findings = 5;
+   */
+  findings: ReconcileFinding[];
+
+  /**
+   * Findings beyond those.
+   *
+   * @generated from field: int32 findings_left_out = 6 [json_name = "findings_left_out"];
+   */
+  findingsLeftOut: number;
+
+  /**
+   * Refunds and disputes of payments that are not in the file.
+   *
+   * @generated from field: int32 returns_elsewhere = 7 [json_name = "returns_elsewhere"];
+   */
+  returnsElsewhere: number;
+};
+
+/**
+ * Describes the message credit.v1.ReconcileResponse.
+ * Use `create(ReconcileResponseSchema)` to create a new message.
+ */
+export const ReconcileResponseSchema: GenMessage<ReconcileResponse> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 9);
+
+/**
+ * How many receipts have an outcome.
+ *
+ * @generated from message credit.v1.OutcomeCount
+ */
+export type OutcomeCount = Message<"credit.v1.OutcomeCount"> & {
+  /**
+   * The outcome.
+   *
+   * @generated from field: string outcome = 1;
+   */
+  outcome: string;
+
+  /**
+   * How many there are.
+   *
+   * @generated from field: int32 count = 2;
+   */
+  count: number;
+};
+
+/**
+ * Describes the message credit.v1.OutcomeCount.
+ * Use `create(OutcomeCountSchema)` to create a new message.
+ */
+export const OutcomeCountSchema: GenMessage<OutcomeCount> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 10);
+
+/**
+ * A receipt that is not as it should be, or top-ups that the file does not explain.
+ *
+ * @generated from message credit.v1.ReconcileFinding
+ */
+export type ReconcileFinding = Message<"credit.v1.ReconcileFinding"> & {
+  /**
+   * `missing`: paid, and never credited. `unknown`: credited, and not in the file. `different`:
+   * both, and not the same. `duplicate`: more than once.
+   *
+   * @generated from field: string outcome = 1;
+   */
+  outcome: string;
+
+  /**
+   * Id of the receipt. Empty for a top-up that names none.
+   *
+   * @generated from field: string receipt_id = 2 [json_name = "receipt_id"];
+   */
+  receiptId: string;
+
+  /**
+   * What the file says. Absent where it does not have the receipt.
+   *
+   * @generated from field: optional credit.v1.FiledReceipt receipt = 3;
+   */
+  receipt?: FiledReceipt | undefined;
+
+  /**
+   * The top-ups that name the receipt, up to 10.
+   *
+   * @generated from field: repeated credit.v1.CreditedReceipt top_ups = 4 [json_name = "top_ups"];
+   */
+  topUps: CreditedReceipt[];
+
+  /**
+   * What was taken back of them, in the currency of the first.
+   *
+   * @generated from field: string taken_back = 5 [json_name = "taken_back"];
+   */
+  takenBack: string;
+
+  /**
+   * On what the file and the ledger differ.
+   *
+   * @generated from field: repeated credit.v1.ReceiptDifference differences = 6;
+   */
+  differences: ReceiptDifference[];
+
+  /**
+   * What to post for a missing one. Absent where that is not clear: something of it was refunded,
+   * its customer has no open wallet of the payment's currency or of one with a rate, or several, or
+   * the amount has too many digits.
+   *
+   * @generated from field: optional credit.v1.MissingTopUp missing_top_up = 7 [json_name = "missing_top_up"];
+   */
+  missingTopUp?: MissingTopUp | undefined;
+};
+
+/**
+ * Describes the message credit.v1.ReconcileFinding.
+ * Use `create(ReconcileFindingSchema)` to create a new message.
+ */
+export const ReconcileFindingSchema: GenMessage<ReconcileFinding> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 11);
+
+/**
+ * A payment as the file has it, all its lines together. Texts are cut after 200 characters.
+ *
+ * @generated from message credit.v1.FiledReceipt
+ */
+export type FiledReceipt = Message<"credit.v1.FiledReceipt"> & {
+  /**
+   * The first of its lines; the header is line 1.
+   *
+   * @generated from field: int32 line = 1;
+   */
+  line: number;
+
+  /**
+   * When it was made: RFC 3339 in UTC with three fraction digits.
+   *
+   * @generated from field: string created_at = 2 [json_name = "created_at"];
+   */
+  createdAt: string;
+
+  /**
+   * What was paid.
+   *
+   * @generated from field: string amount = 3;
+   */
+  amount: string;
+
+  /**
+   * What of it was refunded.
+   *
+   * @generated from field: string refunded = 4;
+   */
+  refunded: string;
+
+  /**
+   * Currency, in upper case.
+   *
+   * @generated from field: string currency = 5;
+   */
+  currency: string;
+
+  /**
+   * The file's word for its status.
+   *
+   * @generated from field: string status = 6;
+   */
+  status: string;
+
+  /**
+   * The file's customer.
+   *
+   * @generated from field: string customer = 7;
+   */
+  customer: string;
+};
+
+/**
+ * Describes the message credit.v1.FiledReceipt.
+ * Use `create(FiledReceiptSchema)` to create a new message.
+ */
+export const FiledReceiptSchema: GenMessage<FiledReceipt> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 12);
+
+/**
+ * A top-up as the ledger has it.
+ *
+ * @generated from message credit.v1.CreditedReceipt
+ */
+export type CreditedReceipt = Message<"credit.v1.CreditedReceipt"> & {
+  /**
+   * Id of the credit transaction.
+   *
+   * @generated from field: string transaction_id = 1 [json_name = "transaction_id"];
+   */
+  transactionId: string;
+
+  /**
+   * Id of the wallet.
+   *
+   * @generated from field: string wallet_id = 2 [json_name = "wallet_id"];
+   */
+  walletId: string;
+
+  /**
+   * Id of the wallet's customer.
+   *
+   * @generated from field: string customer_id = 3 [json_name = "customer_id"];
+   */
+  customerId: string;
+
+  /**
+   * When it was written: RFC 3339 in UTC with three fraction digits.
+   *
+   * @generated from field: string created_at = 4 [json_name = "created_at"];
+   */
+  createdAt: string;
+
+  /**
+   * What was credited.
+   *
+   * @generated from field: string amount = 5;
+   */
+  amount: string;
+
+  /**
+   * Id of the wallet's currency.
+   *
+   * @generated from field: string currency_id = 6 [json_name = "currency_id"];
+   */
+  currencyId: string;
+};
+
+/**
+ * Describes the message credit.v1.CreditedReceipt.
+ * Use `create(CreditedReceiptSchema)` to create a new message.
+ */
+export const CreditedReceiptSchema: GenMessage<CreditedReceipt> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 13);
+
+/**
+ * A fact on which the file and the ledger differ.
+ *
+ * @generated from message credit.v1.ReceiptDifference
+ */
+export type ReceiptDifference = Message<"credit.v1.ReceiptDifference"> & {
+  /**
+   * What differs: `times`, `status`, `currency`, `amount`, `customer` or `refunded`.
+   *
+   * @generated from field: string what = 1;
+   */
+  what: string;
+
+  /**
+   * What the file says.
+   *
+   * @generated from field: string file = 2;
+   */
+  file: string;
+
+  /**
+   * What the ledger says.
+   *
+   * @generated from field: string ledger = 3;
+   */
+  ledger: string;
+};
+
+/**
+ * Describes the message credit.v1.ReceiptDifference.
+ * Use `create(ReceiptDifferenceSchema)` to create a new message.
+ */
+export const ReceiptDifferenceSchema: GenMessage<ReceiptDifference> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 14);
+
+/**
+ * A grant that would credit a receipt.
+ *
+ * @generated from message credit.v1.MissingTopUp
+ */
+export type MissingTopUp = Message<"credit.v1.MissingTopUp"> & {
+  /**
+   * Id of the wallet.
+   *
+   * @generated from field: string wallet_id = 1 [json_name = "wallet_id"];
+   */
+  walletId: string;
+
+  /**
+   * The amount, in the wallet's currency.
+   *
+   * @generated from field: string amount = 2;
+   */
+  amount: string;
+
+  /**
+   * Id of the wallet's currency.
+   *
+   * @generated from field: string currency_id = 3 [json_name = "currency_id"];
+   */
+  currencyId: string;
+};
+
+/**
+ * Describes the message credit.v1.MissingTopUp.
+ * Use `create(MissingTopUpSchema)` to create a new message.
+ */
+export const MissingTopUpSchema: GenMessage<MissingTopUp> = /*@__PURE__*/
+  messageDesc(file_credit_v1_operator_service, 15);
+
+/**
  * Figures of the whole ledger, for operators.
  *
  * @generated from service credit.v1.OperatorService
@@ -367,6 +816,17 @@ export const OperatorService: GenService<{
     methodKind: "unary";
     input: typeof RecordVerificationRequestSchema;
     output: typeof LastVerificationSchema;
+  },
+  /**
+   * Compares a payment provider's file of payments with the top-ups that name them, as
+   * `creditledger reconcile` does. It changes nothing.
+   *
+   * @generated from rpc credit.v1.OperatorService.Reconcile
+   */
+  reconcile: {
+    methodKind: "unary";
+    input: typeof ReconcileRequestSchema;
+    output: typeof ReconcileResponseSchema;
   },
 }> = /*@__PURE__*/
   serviceDesc(file_credit_v1_operator_service, 0);

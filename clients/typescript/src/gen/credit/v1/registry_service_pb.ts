@@ -293,9 +293,9 @@ export type ListCustomersRequest = Message<"credit.v1.ListCustomersRequest"> & {
   email?: string | undefined;
 
   /**
-   * Only customers with this text, whatever the case of ASCII letters, in name or e-mail address; 1
-   * to 256 characters, `%` and `_` literal. A search that takes too long is a QUERY_TOO_BROAD.
-   * Absent means all.
+   * Only customers with this text, whatever the case of ASCII letters, in id, name or e-mail
+   * address; 1 to 256 characters, `%` and `_` literal. A search that takes too long is a
+   * QUERY_TOO_BROAD. Absent means all.
    *
    * @generated from field: optional string q = 4;
    */

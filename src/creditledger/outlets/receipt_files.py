@@ -4,7 +4,7 @@ Two kinds are known by their header. In a list of payments each line is one, wit
 refunded or lost in a dispute. In a report of the balance each line is a movement, and those about
 one payment are added up; where it also says what the customer saw, in another currency than the
 balance has, that is what the receipt is of. Amounts become integers of 10^-9 of the currency, times
-milliseconds. Reads a file and nothing else.
+milliseconds. Reads files and nothing else.
 """
 
 import csv
@@ -16,6 +16,7 @@ from fractions import Fraction
 from io import TextIOWrapper
 from pathlib import Path
 from sys import intern
+from typing import BinaryIO
 from zoneinfo import ZoneInfo
 
 from creditledger.domain import clock, money
@@ -157,21 +158,31 @@ class _Wrong(Exception):
 
 
 def read(path: Path, spelling: Spelling, *, on_progress: Callable[[int, int], None]) -> Receipts:
-    """All payments of a file, read once. `on_progress(bytes done, bytes in all)`.
+    """All payments of a file, as `read_from`."""
+    try:
+        with path.open("rb") as raw:
+            size = path.stat().st_size
+            return read_from(
+                raw, str(path), spelling, on_progress=lambda done: on_progress(done, size)
+            )
+    except OSError as error:
+        raise CannotReconcile(f"{path} cannot be read: {error.strerror}.") from None
+
+
+def read_from(
+    raw: BinaryIO, name: str, spelling: Spelling, *, on_progress: Callable[[int], None]
+) -> Receipts:
+    """All payments of an open file, read once. `on_progress(bytes done)`.
 
     Raises CannotReconcile naming line and column.
     """
     found, line = Receipts(), 1
     try:
-        with (
-            path.open("rb") as raw,
-            TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file,
-        ):
-            size = path.stat().st_size
+        with TextIOWrapper(raw, encoding="utf-8-sig", newline="") as file:
             first = file.readline(_HEADER_MAX)
             file.seek(0)
             rows = csv.reader(file, delimiter=_delimiter(first), strict=True)
-            layout = _Layout.of(path, next(rows, []), spelling)
+            layout = _Layout.of(name, next(rows, []), spelling)
             while True:
                 line = rows.line_num + 1
                 values = next(rows, None)
@@ -180,15 +191,13 @@ def read(path: Path, spelling: Spelling, *, on_progress: Callable[[int, int], No
                 if values:
                     layout.take(found, line, values)
                 if line % STEP_LINES == 0:
-                    on_progress(raw.tell(), size)
-    except OSError as error:
-        raise CannotReconcile(f"{path} cannot be read: {error.strerror}.") from None
+                    on_progress(raw.tell())
     except UnicodeDecodeError:
-        raise CannotReconcile(f"{path} is no text in UTF-8, from line {line} on.") from None
+        raise CannotReconcile(f"{name} is no text in UTF-8, from line {line} on.") from None
     except csv.Error as error:
-        raise CannotReconcile(f"{path}, line {line}: it is no CSV: {error}.") from None
+        raise CannotReconcile(f"{name}, line {line}: it is no CSV: {error}.") from None
     except _Wrong as error:
-        raise CannotReconcile(f"{path}, line {line}, column {error.column}: {error}.") from None
+        raise CannotReconcile(f"{name}, line {line}, column {error.column}: {error}.") from None
     found.settle()
     return found
 
@@ -207,35 +216,35 @@ def _plain(name: str) -> str:
 class _Layout:
     """Where in a line is what."""
 
-    path: Path
+    name: str
     header: list[str]
     places: Mapping[str, tuple[int, ...]]  #: The first that is not empty counts.
     spelling: Spelling
 
     @classmethod
-    def of(cls, path: Path, header: list[str], spelling: Spelling) -> "_Layout":
-        plain = [_plain(name) for name in header]
+    def of(cls, name: str, header: list[str], spelling: Spelling) -> "_Layout":
+        plain = [_plain(one) for one in header]
         is_balance = "reporting category" in plain or {"type", "source", "net"} <= set(plain)
         known = _BALANCE if is_balance else _PAYMENTS
         for what in spelling.columns.keys() - known.keys():
             raise CannotReconcile(
-                f"--{what}-column is of lists of payments, and {path} is a report of the balance."
+                f"--{what}-column is of lists of payments, and {name} is a report of the balance."
             )
         places = {}
         for what, names in known.items():
             said = spelling.columns.get(what)
             wanted = names if said is None else (_plain(said),)
-            found = tuple(plain.index(name) for name in wanted if plain.count(name) == 1)
+            found = tuple(plain.index(one) for one in wanted if plain.count(one) == 1)
             needed = what in _REQUIRED or (what == "customer" and spelling.with_customers)
             if not found and (needed or said is not None):
-                name = echo(names[0] if said is None else said)
+                missed = echo(names[0] if said is None else said)
                 raise CannotReconcile(
-                    f"{path} has no column {name}, or several; name the one that is meant with"
+                    f"{name} has no column {missed}, or several; name the one that is meant with"
                     f" --{what}-column. Its columns are {', '.join(header)[:300] or 'none'}."
                 )
             # Of a movement the payment that it is about may be empty where it is one itself.
             places[what] = found if what == "id" else found[:1]
-        return cls(path, header, places, spelling)
+        return cls(name, header, places, spelling)
 
     def take(self, receipts: Receipts, line: int, values: list[str]) -> None:
         """What a line says. Raises _Wrong."""
