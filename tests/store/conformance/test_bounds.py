@@ -7,6 +7,7 @@ read is compared with the rows, which Python adds up.
 from __future__ import annotations
 
 import asyncio
+from base64 import b64encode
 from dataclasses import dataclass, field
 from decimal import Decimal
 from importlib import import_module
@@ -52,7 +53,11 @@ WALLETS = {
 METER = "mtr_points"
 #: So many of the largest amount pass what a wallet may ever be given, or use.
 MANY = 91
-READS = ("Get", "List", "Retrieve", "Summary", "Export", "Render", "Watch", "Overview")
+READS = ("Get", "List", "Retrieve", "Summary", "Export", "Render", "Watch", "Overview", "Reconcile")
+#: A payment of an amount that no wallet holds, as bytes are written in JSON.
+RECEIPTS = b64encode(
+    b"id,created,amount,currency,customer\nch_1,4000000000,999999999999999999.99,usd,cus_wal_usd\n"
+).decode()
 LAST_DAY = time.text(START - START % time.DAY), time.text(START + 2 * time.DAY)
 
 
@@ -187,6 +192,7 @@ class World:
             "ApiKeyService.GetCurrentApiKey": [],
             "ApiKeyService.ListApiKeys": [{}],
             "OperatorService.Overview": [{}],
+            "OperatorService.Reconcile": [{"file": RECEIPTS, "start": LAST_DAY[0]}],
             "BillingService.ListTransactions": [{}, {"kind": "usage", "livemode": True}],
             "BillingService.ExportTransactions": [{}],
             "BillingService.GetMyUsage": [{**period_of_usage(), **one} for one in grouped],
@@ -286,8 +292,8 @@ def period_of_usage() -> dict[str, Any]:
 def read_methods() -> set[str]:
     """The RPCs that only read, by their names."""
     found = set()
-    for stub in ("api_key", "billing", "credit_grant", "credit_transaction", "payment_kit",
-                 "registry", "statement", "wallet", "webhook"):  # fmt: skip
+    for stub in ("api_key", "billing", "credit_grant", "credit_transaction", "operator",
+                 "payment_kit", "registry", "statement", "wallet", "webhook"):  # fmt: skip
         module = import_module(f"credit.v1.{stub}_service_pb2")
         for service in module.DESCRIPTOR.services_by_name.values():
             names = [method.name for method in service.methods if method.name.startswith(READS)]
