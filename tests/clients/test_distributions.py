@@ -10,7 +10,11 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = {"creditledger": ROOT, "creditledger_stubs": ROOT / "gen"}
+FOLDERS = {
+    "creditledger": ROOT,
+    "creditledger_client": ROOT / "clients" / "python",
+    "creditledger_stubs": ROOT / "gen",
+}
 
 
 @pytest.fixture(scope="module")
