@@ -24,6 +24,7 @@ import {
   type ListCustomersRequestSchema,
   type ListHoldsRequestSchema,
   type ListWalletsRequestSchema,
+  OperatorService,
   PaymentKitService,
   type Posting,
   type PostRequestSchema,
@@ -51,6 +52,7 @@ export class LedgerClient {
   readonly billing: Client<typeof BillingService>;
   readonly clock: Client<typeof ClockService>;
   readonly grants: Client<typeof CreditGrantService>;
+  readonly operators: Client<typeof OperatorService>;
   readonly paymentKit: Client<typeof PaymentKitService>;
   readonly registry: Client<typeof RegistryService>;
   readonly statements: Client<typeof StatementService>;
@@ -66,6 +68,7 @@ export class LedgerClient {
     this.billing = createClient(BillingService, this.transport);
     this.clock = createClient(ClockService, this.transport);
     this.grants = createClient(CreditGrantService, this.transport);
+    this.operators = createClient(OperatorService, this.transport);
     this.paymentKit = createClient(PaymentKitService, this.transport);
     this.registry = createClient(RegistryService, this.transport);
     this.statements = createClient(StatementService, this.transport);

@@ -34,6 +34,7 @@ class AsyncClient:
     billing: Any
     clock: Any
     grants: Any
+    operators: Any
     payment_kit: Any
     registry: Any
     statements: Any

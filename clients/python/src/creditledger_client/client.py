@@ -31,15 +31,16 @@ if TYPE_CHECKING:
 class Client:
     """A ledger, under one API key. Threads may share it.
 
-    The stubs of the services are `api_keys`, `billing`, `clock`, `grants`, `payment_kit`,
-    `registry`, `statements`, `transactions`, `wallets` and `webhooks`. Every call raises
-    LedgerError.
+    The stubs of the services are `api_keys`, `billing`, `clock`, `grants`, `operators`,
+    `payment_kit`, `registry`, `statements`, `transactions`, `wallets` and `webhooks`. Every call
+    raises LedgerError.
     """
 
     api_keys: Any
     billing: Any
     clock: Any
     grants: Any
+    operators: Any
     payment_kit: Any
     registry: Any
     statements: Any
