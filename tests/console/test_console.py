@@ -444,6 +444,59 @@ async def test_a_key_is_made_and_revoked(console: Console) -> None:
     assert await served.refusal("/v1/api-keys/current", secret) == Failure(401, "KEY_INVALID")
 
 
+async def test_a_key_is_rotated(console: Console) -> None:
+    """Both are good for the chosen time; the new secret is shown once."""
+    served = console.served
+    key = await served.key("admin")
+    old = await served.key("service", name="Old job")
+    async with console.page(key, path="keys") as page:
+        row = page.get_by_role("row").filter(has_text="Old job")
+        await row.get_by_role("button", name="Rotate").click()
+        dialog = page.get_by_role("dialog")
+        await dialog.get_by_label("The old key is good for").select_option("hour")
+        await dialog.get_by_role("button", name="Rotate").click()
+        secret = await page.locator("pre").inner_text()
+    for one in (old, secret):
+        assert (await served.body("/v1/api-keys/current", one))["name"] == "Old job"
+    served.clock.advance(time.HOUR + time.MINUTE)
+    assert await served.refusal("/v1/api-keys/current", old) == Failure(401, "KEY_INVALID")
+    assert (await served.body("/v1/api-keys/current", secret))["name"] == "Old job"
+
+
+async def test_receipts_are_reconciled(console: Console, tmp_path: Path) -> None:
+    """One that was never credited is shown, credited once, and agrees afterwards."""
+    served = console.served
+    customer = await served.customer(id_="cus_reconciled")
+    wallet = await served.wallet(customer)
+    source = {"provider": "stripe", "receipt_id": "ch_1"}
+    await served.post(wallet, {"grant": {"amount": "10", "source": source}})
+    made = time.text(served.clock.now)[:19].replace("T", " ")
+    receipts = tmp_path / "receipts.csv"
+    receipts.write_text(
+        "id,Created (UTC),Amount,Amount Refunded,Currency,Status,Customer ID\n"
+        f"ch_1,{made},10.00,0.00,usd,Paid,{customer}\n"
+        f"ch_2,{made},25.00,0.00,usd,Paid,{customer}\n"
+    )
+    served.clock.advance(time.MINUTE)
+    key = await served.key("service")
+    async with console.page(key, path="reconcile") as page:
+        await page.get_by_label("File").set_input_files(receipts)
+        await page.get_by_role("button", name="Compare").click()
+        row = page.get_by_role("row").filter(has_text="ch_2")
+        await row.get_by_text("paid, and never credited").wait_for()
+        assert len(await walk(served, key, wallet_id=wallet)) == 1
+        await row.get_by_role("button", name="Credit it").click()
+        await page.get_by_role("dialog").get_by_role("button", name="Credit 25.00 USD").click()
+        await row.get_by_text("✓ credited").wait_for()
+        await page.get_by_role("button", name="Compare").click()
+        await page.get_by_text("The file and the ledger agree.").wait_for()
+    rows = await walk(served, key, wallet_id=wallet)
+    assert [(one["amount"], one["source"]["receipt_id"]) for one in rows] == [
+        ("25.00", "ch_2"),
+        ("10.00", "ch_1"),
+    ]
+
+
 async def test_customers_are_found(console: Console) -> None:
     """By name, by e-mail address and by id; a name is text, whatever it looks like."""
     served = console.served
@@ -558,7 +611,7 @@ async def test_every_screen(console: Console, language: str, dark: bool, width: 
             f"wallets/{wallet}/statements",
             f"transactions/{rows[0]['id']}",
         ),
-        *("keys", "webhooks", "nowhere"),
+        *("keys", "webhooks", "reconcile", "nowhere"),
     ]
     async with console.page(None, language=language, dark=dark, width=width) as page:
         await page.locator("form").wait_for()
