@@ -17,12 +17,13 @@ def posting_request(
 ) -> pb.PostRequest:
     """A posting; each further field goes where the contract has it."""
     request = pb.PostRequest(wallet_id=wallet_id, idempotency_key=key or policy.new_key())
-    names = request.DESCRIPTOR.fields_by_name[operation].message_type.fields_by_name
+    described = request.DESCRIPTOR.fields_by_name[operation].message_type
+    assert described is not None, "an operation is a message"
+    names = described.fields_by_name
     inner = {name: value for name, value in more.items() if name in names}
     outer = {name: value for name, value in more.items() if name not in names}
-    request.MergeFrom(
-        pb.PostRequest(**{operation: {"amount": policy.amount_text(amount), **inner}}, **outer)
-    )
+    whole: dict[str, Any] = {operation: {"amount": policy.amount_text(amount), **inner}}
+    request.MergeFrom(pb.PostRequest(**whole, **outer))
     return request
 
 
