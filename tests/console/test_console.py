@@ -19,7 +19,7 @@ from tests.support.rest import TRANSACTIONS, Failure, walk
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.async_api import Page
+    from playwright.async_api import Locator, Page
 
     from tests.console.conftest import Console
     from tests.support.rest import Served
@@ -66,6 +66,19 @@ async def texts(page: Page, selector: str) -> list[str]:
     return [
         re.sub(r"\s+", " ", one).strip() for one in await page.locator(selector).all_inner_texts()
     ]
+
+
+async def row_of(page: Page, text: str) -> Locator:
+    """The row of a long list with this text: the list is scrolled until it is in view."""
+    row = page.get_by_role("row").filter(has_text=text)
+    box = page.locator(".rows")
+    await box.wait_for()
+    for _ in range(100):
+        if await row.count():
+            return row
+        await box.evaluate("box => { box.scrollTop += 300 }")
+        await page.wait_for_timeout(50)
+    raise AssertionError(f"no row has {text}")
 
 
 # --- sign in ------------------------------------------------------------------------------------
@@ -433,14 +446,14 @@ async def test_a_key_is_made_and_revoked(console: Console) -> None:
         assert (await served.get("/v1/api-keys/current", secret)).json()["name"] == "Night job"
         await page.get_by_role("button", name="I have kept it").click()
         assert secret not in await page.content()
-        row = page.get_by_role("row").filter(has_text="Night job")
+        row = await row_of(page, "Night job")
         await row.get_by_role("button", name="Revoke").click()
         await (
             page.get_by_role("dialog", name="Revoke Night job")
             .get_by_role("button", name="Revoke")
             .click()
         )
-        await row.get_by_text("revoked").wait_for()
+        await (await row_of(page, "Night job")).get_by_text("revoked").wait_for()
     assert await served.refusal("/v1/api-keys/current", secret) == Failure(401, "KEY_INVALID")
 
 
@@ -450,7 +463,7 @@ async def test_a_key_is_rotated(console: Console) -> None:
     key = await served.key("admin")
     old = await served.key("service", name="Old job")
     async with console.page(key, path="keys") as page:
-        row = page.get_by_role("row").filter(has_text="Old job")
+        row = await row_of(page, "Old job")
         await row.get_by_role("button", name="Rotate").click()
         dialog = page.get_by_role("dialog")
         await dialog.get_by_label("The old key is good for").select_option("hour")
