@@ -14,7 +14,7 @@ from credit.v1 import wallet_service_pb2 as pb
 from playwright.async_api import expect
 
 from creditledger.domain import clock as time
-from tests.support.rest import TRANSACTIONS, Failure, walk
+from tests.support.rest import BILLS, TRANSACTIONS, Failure, walk
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,9 +34,9 @@ NAMES = ["<script>alert(1)</script>", "深度学习有限公司", "شركة ال
 THIN_SPACE = "\u202f"
 
 
-async def shop(served: Served) -> str:
+async def shop(served: Served, customer: str | None = None) -> str:
     """A wallet with a promotional and a paid grant, usage of both, a hold and a limit."""
-    wallet = await served.wallet(overdraft_limit="5")
+    wallet = await served.wallet(customer, overdraft_limit="5")
     now = served.clock.now
     usage = {
         "api_key_id": "apk_gateway",
@@ -316,6 +316,39 @@ async def test_usage_agrees_with_the_statement(console: Console) -> None:
         day = time.text(served.clock.now)[:10]
         row = page.get_by_role("row").filter(has=page.get_by_role("cell", name=day))
         assert (await row.inner_text()).split() == [day, "-4.00", "2", "1", "500"]
+
+
+async def test_a_customer_sees_its_bills(console: Console) -> None:
+    """By day, key and product, with what promotional credit paid; the figures are the API's."""
+    served = console.served
+    customer = await served.customer()
+    wallet = await shop(served, customer)
+    key = await served.key("customer", customer)
+    start = served.clock.now // 1000 - 86_400
+    bills = await served.body(
+        BILLS, key, cycleType="Day", startTime=start, endTime=start + 2 * 86_400
+    )
+    (bill,) = bills["bills"]
+    async with console.page(key, path=f"wallets/{wallet}/usage") as page:
+        row = page.get_by_role("region", name="Bills").locator("tbody tr").first
+        await row.get_by_text("Chat", exact=True).wait_for()
+        cells = [one.replace(THIN_SPACE, "") for one in await row.locator("td").all_inner_texts()]
+        assert cells[3:] == [
+            "1200 · 300",
+            bill["voucherAmountDecimal"],
+            bill["payAmountDecimal"],
+            bill["amountDecimal"],
+        ]
+        await page.get_by_label("Period").select_option("Month")
+        await row.get_by_text("not over").wait_for()
+        await page.get_by_label("Product").fill("nothing")
+        await (
+            page.get_by_role("region", name="Bills")
+            .locator("..")
+            .get_by_role("button", name="Search")
+            .click()
+        )
+        await page.get_by_text("There is no bill in this month.").wait_for()
 
 
 async def test_a_month_is_closed(console: Console) -> None:
