@@ -159,6 +159,54 @@ async def test_a_test_key_has_a_banner(console: Console) -> None:
         await page.get_by_text("Test mode").wait_for()
 
 
+async def test_all_of_it_by_keyboard(console: Console) -> None:
+    """Sign in, skip to the content, open a wallet, give credit, leave a form by Escape."""
+    served = console.served
+    customer = await served.customer()
+    wallet = await served.wallet(customer)
+    key = await served.key("service")
+
+    async def to(page: Page, name: str) -> None:
+        """Tab until the thing of this name has the focus."""
+        for _ in range(60):
+            focused = await page.evaluate("document.activeElement.innerText || ''")
+            if focused.strip() == name:
+                return
+            await page.keyboard.press("Tab")
+        raise AssertionError(f"Tab does not come to {name}")
+
+    async with console.page(None) as page:
+        await page.get_by_label("API key").focus()
+        await page.keyboard.type(key)
+        await page.keyboard.press("Enter")
+        await page.locator("header nav").wait_for()
+        await page.evaluate("document.activeElement.blur()")
+        await page.keyboard.press("Tab")
+        await to(page, "Skip to the content")
+        await page.keyboard.press("Enter")
+        assert await page.evaluate("document.activeElement.id") == "main"
+        await page.goto(f"{served.url}/console#/customers/{customer}")
+        await page.get_by_role("link", name=wallet, exact=True).wait_for()
+        await to(page, wallet)
+        await page.keyboard.press("Enter")
+        await page.locator(".total").wait_for()
+        await to(page, "Give credit")
+        await page.keyboard.press("Enter")
+        await page.get_by_role("dialog").wait_for()
+        await page.keyboard.press("Escape")
+        await page.get_by_role("dialog").wait_for(state="hidden")
+        await page.keyboard.press("Enter")
+        await page.keyboard.type("4")
+        await page.keyboard.press("Tab")
+        for _ in range(8):  # the parts of a date and its button
+            if await page.evaluate("document.activeElement.maxLength === 512"):
+                break
+            await page.keyboard.press("Tab")
+        await page.keyboard.type("By keyboard")
+        await page.keyboard.press("Enter")
+        await page.locator(".total", has_text="4.00").wait_for()
+
+
 # --- a wallet -----------------------------------------------------------------------------------
 
 
