@@ -7,6 +7,15 @@ import { session } from "./session.svelte.js";
 /** Reasons after which every further call would be refused as well. */
 const KEY_IS_GONE = new Set(["KEY_INVALID", "KEY_MISSING"]);
 
+/** The error of a call; the session learns from it that its key is gone. */
+function noticed(thrown: unknown): LedgerError {
+  const error = ledgerError(thrown);
+  if (KEY_IS_GONE.has(error.reason)) {
+    session.lost();
+  }
+  return error;
+}
+
 export class Loaded<T> {
   value = $state.raw<T>();
   error = $state.raw<LedgerError>();
@@ -25,10 +34,7 @@ export class Loaded<T> {
       }
       return value;
     } catch (thrown) {
-      const error = ledgerError(thrown);
-      if (KEY_IS_GONE.has(error.reason)) {
-        session.lost();
-      }
+      const error = noticed(thrown);
       if (turn === this.#turn) {
         this.error = error;
       }
@@ -79,10 +85,7 @@ export class Pages<T> {
         this.error = undefined;
       }
     } catch (thrown) {
-      const error = ledgerError(thrown);
-      if (KEY_IS_GONE.has(error.reason)) {
-        session.lost();
-      }
+      const error = noticed(thrown);
       if (turn === this.#turn) {
         this.error = error;
         if (first) {

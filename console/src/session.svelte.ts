@@ -21,10 +21,6 @@ class Session {
     return this.key?.scope === "admin";
   }
 
-  get mayPost(): boolean {
-    return this.isOperator;
-  }
-
   /** Begin with a secret. Throws the LedgerError of a secret that is none. */
   async begin(secret: string): Promise<void> {
     const ledger = connect({ url: location.origin, apiKey: secret });

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections import Counter
 from contextlib import asynccontextmanager
 from decimal import Decimal
@@ -108,6 +109,21 @@ async def test_three_lines(shared: Served) -> None:
             assert ledger.get_balance(wallet).balance == "10.00"
 
     await asyncio.to_thread(run)
+
+
+async def test_it_needs_nothing_of_the_server() -> None:
+    """Neither the package nor what it stands on."""
+    code = (
+        "import sys, creditledger_client; print(*(name.partition('.')[0] for name in sys.modules))"
+    )
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", code), stdout=asyncio.subprocess.PIPE
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0
+    loaded = set(said.decode().split())
+    assert {"creditledger_client", "credit", "grpc", "google"} <= loaded
+    assert not loaded & {"creditledger", "sqlalchemy", "pydantic", "typer"}
 
 
 async def test_refusals(shared: Served) -> None:
