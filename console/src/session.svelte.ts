@@ -70,6 +70,7 @@ export function codeOfLink(): string | undefined {
   const code = /^#code=([\w-]+)$/.exec(location.hash)?.[1];
   if (code !== undefined) {
     history.replaceState(null, "", location.pathname);
+    dispatchEvent(new HashChangeEvent("hashchange")); // which replaceState does not cause
   }
   return code;
 }

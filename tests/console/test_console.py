@@ -111,6 +111,7 @@ async def test_a_link_opens_a_session_once(console: Console) -> None:
         await page.goto("about:blank")
         await page.goto(f"{served.url}/console#code={code}")
         await page.get_by_role("link", name="API keys").wait_for()
+        await page.get_by_role("heading", name="The ledger").wait_for()
         assert code not in page.url
         secret = await page.evaluate("sessionStorage.getItem('creditledger.key')")
         assert (await served.body("/v1/api-keys/current", secret))["session"] is True
