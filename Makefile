@@ -104,7 +104,7 @@ lock: | $(BIN)/python
 	$(COMPILE) --all-extras --output-file requirements/dev.lock
 
 clean:
-	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache .schemathesis
 	find src gen tests scripts bench -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -32,7 +32,9 @@ SECONDS_MAX = 300
 @pytest.mark.parametrize(
     "scope", ["admin", pytest.param("customer", marks=pytest.mark.only("sqlite"))]
 )
-async def test_no_request_is_a_fault(new_database: Callable[[], str], scope: str) -> None:
+async def test_no_request_is_a_fault(
+    new_database: Callable[[], str], tmp_path: Path, scope: str
+) -> None:
     """Every operation, by examples, edges and chance."""
     async with serving(new_database(), webhook_connections=0) as served:
         customer = await served.customer("cus_acme")
@@ -44,6 +46,7 @@ async def test_no_request_is_a_fault(new_database: Callable[[], str], scope: str
             *("--header", f"Authorization: Bearer {key}", "--checks", CHECKS),
             *("--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES)),
             *("--exclude-path-regex", WITHOUT, "--workers", "2", "--no-color"),
+            cwd=tmp_path,  # where it keeps what it finds
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
         )
