@@ -313,6 +313,27 @@ async def test_a_batcher_answers_each_posting(shared: Served) -> None:
     assert (await shared.body(f"/v1/wallets/{wallet}", key))["balance"] == "0.00"
 
 
+async def test_a_canceled_answer_takes_none_from_others(shared: Served) -> None:
+    """What is canceled before it is sent is not charged, and the batcher goes on."""
+    wallet, key = await stocked(shared)
+
+    def run() -> int:
+        with Client(shared.url, key) as ledger, Batcher(ledger) as batcher:
+            answers = [batcher.consume(wallet, "0.01") for _ in range(300)]
+            canceled = sum(answer.cancel() for answer in answers[::3])
+        assert all(answer.done() for answer in answers)
+        return len(answers) - canceled
+
+    charged = await asyncio.to_thread(run)
+    balance = (await shared.body(f"/v1/wallets/{wallet}", key))["balance"]
+    assert Decimal(balance) == 10 - charged * Decimal("0.01")
+
+
+async def test_a_pause_has_an_end() -> None:
+    """However often something has failed."""
+    assert policy.pause(10_000) <= policy.WAIT_S_MAX
+
+
 async def test_a_full_batcher_says_so(shared: Served) -> None:
     """What is not taken is not charged."""
     wallet, key = await stocked(shared)

@@ -107,10 +107,14 @@ class Batcher:
                 return
 
     def _answer(self, batch: list[tuple[pb.PostRequest, Future[pb.BriefPosting]]]) -> None:
+        # What nobody waits for any more is not sent; what is sent cannot be canceled.
+        batch = [one for one in batch if one[1].set_running_or_notify_cancel()]
+        if not batch:
+            return
         request = pb.BatchPostRequest(postings=[one for one, _ in batch], view="BRIEF")
         try:
             results = self._client.wallets.BatchPost(request).results
-        except LedgerError as error:
+        except Exception as error:  # each caller gets it, and the sender goes on
             for _, answer in batch:
                 answer.set_exception(error)
             return

@@ -43,7 +43,7 @@ class Policy:
 
 def pause(attempt: int) -> float:
     """Twice as long each time, and never in step with others."""
-    most = min(WAIT_S_MAX, WAIT_S * 2.0 ** (attempt - 1))
+    most = min(WAIT_S_MAX, WAIT_S * 2.0 ** min(attempt - 1, 16))
     return most * (0.5 + random.random() / 2)  # noqa: S311 # not a secret
 
 
